@@ -1,0 +1,146 @@
+"""The closed vocabularies of a run: model, optimizer, decoding and run-level keys.
+
+Plain dataclasses that check themselves. `train.py` registers them as Hydra schemas, so a typo in any of
+these keys fails before anything starts; below `train.py` they are ordinary typed arguments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+class UserError(Exception):
+    """Something the user can mend: the message names the file or key, the value and the cure.
+
+    `train.py` and the `plato2` command print it as one line, without a traceback.
+    """
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass
+class ModelConfig:
+    """The geometry of the backbone (spec section 4); the defaults are the paper's 93M model.
+
+    Raises:
+        UserError: a value that no model can have.
+    """
+
+    n_layer: int = 12
+    n_head: int = 12
+    hidden_size: int = 768
+    vocab_size: int = 8001
+    """Rows of the word table, [MASK] included (8,000 pieces + 1)."""
+    max_position: int = 256
+    """Positions in one sample: 128 of context + 128 of response."""
+    n_type: int = 2
+    """Token types: 0 context, 1 response."""
+    n_role: int = 0
+    """Role embeddings; 0 = none (PLATO-2 has none)."""
+    n_latent: int = 20
+    """K, the number of latent speech acts z."""
+    dropout: float = 0.1
+    """On embeddings, attention weights and both residual branches (spec section 4)."""
+    checkpoint_activations: bool = False
+    """Recompute each block in the backward pass: about 1.3x the time for a fraction of the memory."""
+
+    def __post_init__(self) -> None:
+        for key in ("n_layer", "n_head", "hidden_size", "vocab_size", "max_position", "n_type", "n_latent"):
+            value = getattr(self, key)
+            _require(value >= 1, f"model.{key}={value}: must be at least 1")
+        _require(
+            self.hidden_size % self.n_head == 0,
+            f"model.hidden_size={self.hidden_size} is not a multiple of model.n_head={self.n_head}",
+        )
+        _require(self.n_role >= 0, f"model.n_role={self.n_role}: use 0 for no role embeddings")
+        _require(0.0 <= self.dropout < 1.0, f"model.dropout={self.dropout}: must be in [0, 1)")
+
+    @property
+    def mask_id(self) -> int:
+        """The id of [MASK]: the last row of the word table (spec section 1)."""
+        return self.vocab_size - 1
+
+
+@dataclass
+class OptimConfig:
+    """AdamW with linear warmup and inverse square root decay (spec section 8).
+
+    Raises:
+        UserError: a value the optimizer cannot use.
+    """
+
+    lr: float = 1e-3
+    """Peak learning rate, reached at step `warmup_steps`."""
+    warmup_steps: int = 4000
+    """Steps of linear warmup; 0 = constant learning rate."""
+    batch_tokens: int = 65536
+    """Tokens in one optimizer step over all ranks, padding included; accumulation follows from it."""
+    weight_decay: float = 0.01
+    """On everything but biases and layer norms."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip_norm: float = 0.1
+    """Global gradient norm; Knover's value, small on purpose (spec section 8). 0 = no clipping."""
+
+    def __post_init__(self) -> None:
+        self.betas = (float(self.betas[0]), float(self.betas[1]))
+        _require(self.lr > 0, f"optim.lr={self.lr}: must be positive")
+        _require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps}: must be 0 or more")
+        _require(self.batch_tokens >= 1, f"optim.batch_tokens={self.batch_tokens}: must be at least 1")
+        _require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay}: must be 0 or more")
+        _require(self.clip_norm >= 0, f"optim.clip_norm={self.clip_norm}: must be 0 (off) or more")
+
+
+@dataclass
+class DecodeConfig:
+    """Top-k sampling of one candidate for each latent (spec section 9).
+
+    Raises:
+        UserError: a value decoding cannot use.
+    """
+
+    top_k: int = 10
+    """Sample among the k most probable tokens; 1 = greedy."""
+    temperature: float = 1.0
+    max_tokens: int = 64
+    """Longest candidate, the end token included."""
+    min_tokens: int = 1
+    """No end token before this many tokens."""
+    n_candidates: int = 20
+    """Samples of a stage-1 model, which has no latents; other models give one for each latent."""
+    seed: int = 11
+
+    def __post_init__(self) -> None:
+        _require(self.top_k >= 1, f"top_k={self.top_k}: must be at least 1 (1 = greedy)")
+        _require(self.temperature > 0, f"temperature={self.temperature}: must be positive")
+        _require(self.max_tokens >= 1, f"max_tokens={self.max_tokens}: must be at least 1")
+        _require(
+            0 <= self.min_tokens <= self.max_tokens,
+            f"min_tokens={self.min_tokens}: must be between 0 and max_tokens={self.max_tokens}",
+        )
+        _require(self.n_candidates >= 1, f"n_candidates={self.n_candidates}: must be at least 1")
+
+
+@dataclass
+class RunConfig:
+    """Run-level keys of `train.py` (they stand at the top level of the command line)."""
+
+    seed: int = 11
+    """Seeds the weights, the order of the samples, dropout, masks, negatives and Gumbel noise."""
+    init_from: str | None = None
+    """Weights to start from: a run folder, a checkpoint, `auto` (newest finished stage-1 run) or `scratch`."""
+    resume: str = "auto"
+    """`auto` goes on with an unfinished run of the same config, `never` starts anew, or a run folder."""
+    run_id: str | None = None
+    """Name of the run folder; else RUN_ID, else SLURM_JOB_ID, else the time."""
+    output_dir: str = "outputs"
+    """Runs are written to `<output_dir>/<model>-<stage>/<run_id>/`."""
+    plan: bool = False
+    """Print what the run will need (parameters, memory, steps) and train nothing."""
+    sweep_metric: str | None = None
+    """Metric returned to a Hydra sweeper; the stage's own monitor when not given."""
+    tags: list[str] = field(default_factory=list)
+    """Free words stored with the run and sent to W&B."""
