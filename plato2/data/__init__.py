@@ -1,0 +1,1 @@
+"""Text in, batches out: corpora, cleaning, tokenizer, samples, shards, order, packing, batches."""

@@ -1,0 +1,121 @@
+"""Dialogue turns to the ids of one sample (spec section 2).
+
+context   c = [CLS] turn [SEP] turn [SEP] ...     type 0, whole turns kept from the right, <= max_context ids
+response  r = [CLS] ids [SEP]                     type 1, cut on the right to max_response ids
+
+A record is c + r in one list; `context_len` says where r starts. A response that is too long loses its
+[SEP]: the model is not taught to stop in the middle of a sentence. The functions work on ids, so that
+preparing data and talking to the model share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from plato2.data.tokenizer import BOS_ID, EOS_ID
+
+Positions = Literal["continuous", "relative"]
+
+
+@dataclass
+class Turn:
+    """One message of a dialogue."""
+
+    text: str
+    speaker: str | None = None
+    time: float | None = None
+    """Seconds since 1970, UTC."""
+    knowledge: list[str] = field(default_factory=list)
+    """Texts this turn was written with."""
+
+
+@dataclass
+class Dialogue:
+    """One conversation, as a corpus reader yields it."""
+
+    turns: list[Turn]
+    persona: dict[str | None, list[str]] = field(default_factory=dict)
+    """Profile sentences by speaker; under None: of whoever responds."""
+    id: str | None = None
+
+
+def encode_context(
+    turns: Sequence[Sequence[int]],
+    max_context: int = 128,
+    *,
+    cut_turn: bool = False,
+    truncate_first_turn: bool = False,
+) -> list[int] | None:
+    """Context ids [CLS] (turn [SEP])*, at most `max_context` of them.
+
+    Whole turns are kept from the right; the older ones are dropped. None when not even the last turn fits.
+
+    Args:
+        turns: ids of each turn, oldest first, without special ids. A turn may be empty.
+        max_context: ids kept, [CLS] and every [SEP] included.
+        cut_turn: when the last turn alone is too long, keep its end instead of losing the sample.
+        truncate_first_turn: Knover's option: when the oldest turn is the one that overflows, keep its
+            beginning, as much as fits (its last kept id gives way to [SEP]).
+    """
+    first_kept, total = len(turns), 1
+    while first_kept > 0 and total + len(turns[first_kept - 1]) + 1 <= max_context:
+        first_kept -= 1
+        total += len(turns[first_kept]) + 1
+    ids = [BOS_ID]
+    room = max_context - total
+    if truncate_first_turn and first_kept == 1 and room > 0:
+        ids += [*turns[0][: room - 1], EOS_ID]
+    elif first_kept == len(turns):
+        if not (cut_turn and turns and max_context > 2):
+            return None
+        return [BOS_ID, *turns[-1][-(max_context - 2) :], EOS_ID]
+    for turn in turns[first_kept:]:
+        ids += turn
+        ids.append(EOS_ID)
+    return ids
+
+
+def encode_response(ids: Sequence[int], max_response: int = 128) -> list[int]:
+    """Response ids [CLS] ids [SEP], cut on the right: a long response has no [SEP]."""
+    return [BOS_ID, *ids, EOS_ID][:max_response]
+
+
+def encode_prefix(ids: Sequence[int] = (), max_response: int = 128) -> list[int]:
+    """What a decoder starts from: [CLS], or [CLS] and the beginning of a response; no [SEP]."""
+    return [BOS_ID, *ids][:max_response]
+
+
+def type_ids(context_len: int, length: int) -> np.ndarray:
+    """Token types (length,): 0 for the context, 1 for the response."""
+    return (np.arange(length) >= context_len).astype(np.int64)
+
+
+def position_ids(
+    context_len: int, length: int, style: Positions = "continuous", max_response: int = 128
+) -> np.ndarray:
+    """Positions (length,) of a record.
+
+    `continuous` (PLATO-2): 0..length-1 over context and response together. `relative` (PLATO-XL): the
+    context counts down to the response, max_response + context_len - 1 - i; the response counts from 0.
+    """
+    index = np.arange(length)
+    if style == "continuous":
+        return index
+    return np.where(index < context_len, max_response + context_len - 1 - index, index - context_len)
+
+
+def role_ids(context_ids: Sequence[int] | np.ndarray, length: int) -> np.ndarray:
+    """Roles (length,) of a record: turn i of n gets (n - i) % 2, so the last context turn has 1.
+
+    [CLS] and the response have 0. `context_ids` are the context's own ids; its turns end with [SEP].
+    """
+    context = np.asarray(context_ids)
+    roles = np.zeros(length, dtype=np.int64)
+    ends = context == EOS_ID
+    turn_from_last = ends[::-1].cumsum()[::-1]  # n - i of the turn each token belongs to, its [SEP] included
+    roles[1 : len(context)] = turn_from_last[1:] % 2
+    return roles

@@ -1,0 +1,285 @@
+"""Text to ids and back: SentencePiece behind Knover's text path (spec section 1).
+
+A tokenizer is a folder with two files, the same two that Knover publishes:
+
+- `spm.model`: a SentencePiece model with the pieces 0 `<unk>`, 1 `<s>`, 2 `</s>`, 3 ...;
+- `vocab.txt`: `token TAB id` for every piece, `[MASK]` with the id after the last piece, and the aliases
+  `[UNK]` 0, `[PAD]` 0, `[CLS]` 1, `[SEP]` 2.
+
+Ours add `text.json` with the one choice the two files cannot hold: whether text is lower-cased.
+Padding and unknown share id 0, as in Knover; an unknown character is therefore printed as `[PAD]`.
+Text never yields a special id: `[SEP]` or `</s>` typed by a person is ordinary text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import sentencepiece
+
+from plato2.config import UserError
+
+PAD_ID = UNK_ID = 0
+BOS_ID = 1
+EOS_ID = 2
+WORD_START = "\u2581"
+
+_ALIASES = (("[UNK]", UNK_ID), ("[PAD]", PAD_ID), ("[CLS]", BOS_ID), ("[SEP]", EOS_ID))
+_QUOTES = {"\u201c": '"', "\u201d": '"', "\u2018": "'", "\u2019": "'", "\u2014": "-"}
+_CURE = "give a folder with spm.model and vocab.txt (plato2 tokenizer train writes one)"
+
+
+class _MarkTable(dict[int, str | None]):
+    """`str.translate` table that drops combining marks; filled as characters are seen."""
+
+    def __missing__(self, code: int) -> str | None:
+        self[code] = None if unicodedata.combining(chr(code)) else chr(code)
+        return self[code]
+
+
+class _CleanTable(dict[int, str | None]):
+    """`str.translate` table: quotes and dash to ASCII, control characters dropped, spaces to a blank."""
+
+    def __missing__(self, code: int) -> str | None:
+        char = chr(code)
+        category = unicodedata.category(char)
+        clean: str | None = _QUOTES.get(char, char)
+        if category == "Zs":
+            clean = " "
+        elif category.startswith("C"):
+            clean = None
+        self[code] = clean
+        return clean
+
+
+_MARKS = _MarkTable()
+_CLEAN = _CleanTable()
+
+
+def preprocess(text: str, lower_case: bool = False) -> str:
+    """White space collapsed, NFKD, combining marks dropped, optionally lower case (spec section 1)."""
+    text = " ".join(text.split())
+    if not text.isascii():
+        text = unicodedata.normalize("NFKD", text).translate(_MARKS)
+    return text.lower() if lower_case else text
+
+
+def normalize(text: str, lower_case: bool = False) -> str:
+    """The text that SentencePiece sees: `preprocess`, then quotes, dash, control characters and spaces."""
+    text = preprocess(text, lower_case)
+    if text.isascii() and text.isprintable():
+        return text  # nothing left to map: most English text, much faster
+    return text.translate(_CLEAN)
+
+
+class Tokenizer:
+    """A SentencePiece model with the special ids of spec section 1.
+
+    `vocab_size` counts the rows a model's word table needs: every piece and [MASK] (8,000 + 1).
+    """
+
+    def __init__(self, model: bytes, vocab: bytes | None = None, lower_case: bool = False) -> None:
+        """Take the bytes of `spm.model` and `vocab.txt`; without `vocab` the list of the model is used.
+
+        Raises:
+            UserError: the model cannot be read or the two do not belong together.
+        """
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except (RuntimeError, OSError) as error:
+            raise UserError(f"spm.model is not a readable SentencePiece model; {_CURE}") from error
+        self.lower_case = lower_case
+        self._model = model
+        self._pieces: list[str] = self._processor.id_to_piece(list(range(self._processor.get_piece_size())))
+        own = "".join(f"{token}\t{index}\n" for token, index in self._vocabulary()).encode()
+        self._vocab = own if vocab is None else vocab
+        if vocab is not None and vocab.strip(b"\n") != own.strip(b"\n"):
+            raise UserError(_vocab_difference(vocab, self._vocabulary()))
+        self._processor_ids = (self._processor.unk_id(), self._processor.bos_id(), self._processor.eos_id())
+        if self._processor_ids != (UNK_ID, BOS_ID, EOS_ID):
+            raise UserError(
+                f"spm.model has the ids (unk, bos, eos) = {self._processor_ids}, plato2 needs "
+                f"{(UNK_ID, BOS_ID, EOS_ID)}; train one with plato2 tokenizer train"
+            )
+
+    def _vocabulary(self) -> list[tuple[str, int]]:
+        tokens = [(piece, index) for index, piece in enumerate(self._pieces)]
+        return [*tokens, ("[MASK]", len(self._pieces)), *_ALIASES]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Read a tokenizer from its folder, or from the path of its `spm.model`.
+
+        Raises:
+            UserError: a file is missing, unreadable, or `vocab.txt` does not match the model.
+        """
+        folder = Path(path)
+        if folder.suffix == ".model":
+            folder = folder.parent
+        for name in ("spm.model", "vocab.txt"):
+            if not (folder / name).is_file():
+                raise UserError(f"no tokenizer at {path}: {folder / name} is missing; {_CURE}")
+        lower_case = False
+        if (folder / "text.json").is_file():
+            lower_case = _read_lower_case(folder / "text.json")
+        try:
+            return cls((folder / "spm.model").read_bytes(), (folder / "vocab.txt").read_bytes(), lower_case)
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from error
+
+    def save(self, folder: str | Path) -> None:
+        """Write `spm.model`, `vocab.txt` and `text.json` into `folder`, made when missing."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "spm.model").write_bytes(self._model)
+        (folder / "vocab.txt").write_bytes(self._vocab)
+        (folder / "text.json").write_text(json.dumps({"lower_case": self.lower_case}) + "\n")
+
+    @property
+    def n_pieces(self) -> int:
+        """Pieces of the SentencePiece model, its three special ones included."""
+        return len(self._pieces)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the word table: the pieces and [MASK]."""
+        return len(self._pieces) + 1
+
+    @property
+    def mask_id(self) -> int:
+        """The id of [MASK], the last row of the word table."""
+        return len(self._pieces)
+
+    pad_id = PAD_ID
+    unk_id = UNK_ID
+    bos_id = BOS_ID
+    eos_id = EOS_ID
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of `spm.model` and `vocab.txt` (and of the lower-casing, when it is on)."""
+        return hashlib.sha256(self._model + self._vocab + b"lower_case" * self.lower_case).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of one text, without special ids."""
+        ids: list[int] = self._processor.encode(normalize(text, self.lower_case), out_type=int)
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of many texts: the same as `encode` for each, several times faster."""
+        normalized = [normalize(text, self.lower_case) for text in texts]
+        ids: list[list[int]] = self._processor.encode(normalized, out_type=int)
+        return ids
+
+    def pieces(self, text: str) -> list[str]:
+        """The pieces `text` is cut into; an unknown run of characters stands as itself."""
+        found: list[str] = self._processor.encode(normalize(text, self.lower_case), out_type=str)
+        return found
+
+    def token(self, index: int) -> str:
+        """The token of an id by its last alias: 0 is [PAD], 1 [CLS], 2 [SEP].
+
+        Raises:
+            ValueError: no such id.
+        """
+        if not 0 <= index <= self.mask_id:
+            raise ValueError(f"token id {index} is not in 0..{self.mask_id}")
+        special = {PAD_ID: "[PAD]", BOS_ID: "[CLS]", EOS_ID: "[SEP]", self.mask_id: "[MASK]"}
+        return special.get(index) or self._pieces[index]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`: a piece that starts with U+2581 opens a word, the others are glued to it."""
+        words: list[str] = []
+        for index in ids:
+            token = self.token(int(index))
+            if token.startswith(WORD_START):
+                words.append(token[1:])
+            elif words:
+                words[-1] += token
+            else:
+                words.append(token)
+        return " ".join(word for word in words if word)
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    n_pieces: int = 8000,
+    *,
+    character_coverage: float = 0.9995,
+    lower_case: bool = False,
+) -> Tokenizer:
+    """Train a BPE tokenizer; the same texts in the same order give the same bytes.
+
+    Args:
+        texts: one message each; read once, never all held here.
+        n_pieces: pieces of the model, three special ones included (the paper: 8,000; Chinese: 30,000).
+        character_coverage: share of the characters that get a piece; the rest become unknown.
+        lower_case: lower-case all text, now and whenever this tokenizer is used.
+
+    Raises:
+        UserError: no text, or a vocabulary the texts cannot give (the message says what is possible).
+    """
+    if n_pieces < 4:
+        raise UserError(f"vocab_pieces={n_pieces}: at least 4 (three are special); the paper uses 8000")
+    if not 0.9 <= character_coverage <= 1.0:
+        raise UserError(f"character_coverage={character_coverage}: must be in [0.9, 1.0]; 0.9995 is usual")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=(normalize(text, lower_case) for text in texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=n_pieces,
+            character_coverage=character_coverage,
+            unk_id=UNK_ID,
+            bos_id=BOS_ID,
+            eos_id=EOS_ID,
+            pad_id=-1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(_training_problem(str(error), n_pieces)) from error
+    return Tokenizer(model.getvalue(), lower_case=lower_case)
+
+
+def _training_problem(message: str, n_pieces: int) -> str:
+    """SentencePiece's failure in words that say what to change."""
+    if largest := re.search(r"value <= (\d+)", message):
+        return f"vocab_pieces={n_pieces}: the corpus gives at most {largest[1]} pieces; use that or fewer"
+    if smallest := re.search(r"required_chars\. \d+ vs (\d+)", message):
+        return (
+            f"vocab_pieces={n_pieces}: the characters of the corpus alone need {smallest[1]} pieces; use more"
+            " pieces or a lower character_coverage"
+        )
+    if "sentences_.empty()" in message:
+        return "there is no text to train a tokenizer on: the corpus is empty"
+    return f"the tokenizer could not be trained with vocab_pieces={n_pieces}: {message}"
+
+
+def _read_lower_case(path: Path) -> bool:
+    try:
+        value = json.loads(path.read_text())["lower_case"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{path} must hold {{"lower_case": true|false}}: mend it or delete it') from error
+    return bool(value)
+
+
+def _vocab_difference(vocab: bytes, expected: list[tuple[str, int]]) -> str:
+    """Where `vocab.txt` and the model part ways."""
+    lines = vocab.decode("utf-8", errors="replace").strip("\n").split("\n")
+    for number, (token, index) in enumerate(expected, start=1):
+        found = lines[number - 1] if number <= len(lines) else "nothing"
+        if found.rstrip("\r") != f"{token}\t{index}":
+            return (
+                f"vocab.txt does not match spm.model: line {number} is {found!r} instead of {token!r} TAB "
+                f"{index}; take both files from the same place"
+            )
+    return f"vocab.txt has {len(lines)} lines, not {len(expected)}; take both files from the same place"
