@@ -1,0 +1,182 @@
+"""Which sample when: a pure function of (shard index, seed, epoch, window, batching options).
+
+An *epoch* visits the shards of a split in a permuted order. Consecutive shards form *windows* of about
+`window_samples` samples, the only part of a corpus that is in memory; the items of a window are permuted,
+laid out in rows and grouped into *units* of a fixed token budget. The place in this endless sequence of
+units is one `Position` (epoch, window, unit). Step s takes G = batch_tokens / unit_tokens units in a row,
+which the ranks share out: how many ranks or workers there are changes who computes a sample, never when.
+(Samples are shuffled over all shards when they are written, so a window mixes like the whole corpus.)
+
+All randomness is counter-based: a hash of what is drawn for, not a generator with a state to save.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from plato2.config import UserError
+from plato2.data.packing import Layout, grouped, packed
+from plato2.data.shards import SplitIndex
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_WORD = (1 << 64) - 1
+
+
+class Position(NamedTuple):
+    """The next unit to compute."""
+
+    epoch: int = 0
+    window: int = 0
+    unit: int = 0
+
+
+class Draw(IntEnum):
+    """What random numbers are drawn for; part of their key, so that no two uses share a number."""
+
+    SHARDS = 1
+    ITEMS = 2
+    ROWS = 3
+    NEGATIVES = 4
+    NOISE = 5
+    MASKS = 6
+
+
+# ---------------------------------------------------------------------------------- counter-based randomness
+
+
+def draw_key(*parts: int) -> int:
+    """One 64-bit key of several integers, e.g. `draw_key(Draw.MASKS, seed, epoch)`."""
+    key = 0
+    for part in parts:
+        key = (key + part + _GOLDEN) & _WORD
+        key = ((key ^ (key >> 30)) * _MIX_1) & _WORD
+        key = ((key ^ (key >> 27)) * _MIX_2) & _WORD
+        key ^= key >> 31
+    return key
+
+
+def draw(key: int | np.ndarray, counters: np.ndarray) -> np.ndarray:
+    """Random 64-bit words (n,) uint64: splitmix64 of a key (or one key each) at the given counters."""
+    words = counters.astype(np.uint64)
+    words *= np.uint64(_GOLDEN)
+    words += np.uint64(key) if isinstance(key, int) else key
+    words ^= words >> np.uint64(30)
+    words *= np.uint64(_MIX_1)
+    words ^= words >> np.uint64(27)
+    words *= np.uint64(_MIX_2)
+    words ^= words >> np.uint64(31)
+    return words
+
+
+def permutation(n: int, key: int) -> np.ndarray:
+    """A random order (n,) of 0..n-1."""
+    return np.argsort(draw(key, np.arange(n)), kind="stable")
+
+
+# ---------------------------------------------------------------------------------------------- batching
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How items become units.
+
+    Raises:
+        UserError: values that cannot be, or (in `check`) that do not fit the corpus.
+    """
+
+    mode: Literal["packed", "buckets", "padded"] = "packed"
+    """`packed`: several samples a row; `buckets`: one, rows alike in length; `padded`: one, any length."""
+    unit_tokens: int = 8192
+    """Slots of a unit, padding included: what one rank computes at once."""
+    row_length: int = 512
+    """Slots of a packed row; the other modes ignore it."""
+    pool_samples: int = 4096
+    """Rows are filled from so many samples at a time: more means less padding and longer planning."""
+    window_samples: int = 65536
+    """At least so many samples are in memory and shuffled together; also the pool of negatives."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be."""
+        if self.mode not in ("packed", "buckets", "padded"):
+            raise UserError(f"data.mode={self.mode!r}: choose packed, buckets or padded")
+        for name in ("unit_tokens", "row_length", "pool_samples", "window_samples"):
+            if getattr(self, name) < 1:
+                raise UserError(f"data.{name}={getattr(self, name)}: must be at least 1")
+        if self.mode == "packed" and self.unit_tokens % self.row_length:
+            below = self.unit_tokens // self.row_length * self.row_length
+            nearest = [str(n) for n in (below, below + self.row_length) if n]
+            raise UserError(
+                f"data.unit_tokens={self.unit_tokens} is not a multiple of "
+                f"data.row_length={self.row_length}: use data.unit_tokens={' or '.join(nearest)}"
+            )
+
+    @property
+    def rows_per_unit(self) -> int:
+        """Rows of a packed unit."""
+        return self.unit_tokens // self.row_length
+
+    def check_longest(self, longest: int) -> None:
+        """Refuse budgets that the longest possible item of a corpus does not fit in."""
+        name = "row_length" if self.mode == "packed" else "unit_tokens"
+        if getattr(self, name) < longest:
+            raise UserError(
+                f"data.{name}={getattr(self, name)} is shorter than the longest sample of the corpus, "
+                f"{longest} tokens: use data.{name}={longest} or more"
+            )
+
+
+def lay_out(slots: np.ndarray, batching: Batching, key: int, shuffle: bool) -> Layout:
+    """The units of a window.
+
+    Args:
+        slots: (n,) slots each item needs, n >= 1.
+        batching: the options.
+        key: of the window, from `draw_key`.
+        shuffle: permute the items; otherwise they stay in stored order up to their pool. Rows (units where
+            there is one item a row) are always shuffled, so that a part of the units is a fair sample.
+    """
+    items = permutation(len(slots), draw_key(Draw.ITEMS, key)) if shuffle else np.arange(len(slots))
+    pools = np.array_split(items, -(-len(items) // batching.pool_samples))
+    rank = draw(draw_key(Draw.ROWS, key), np.arange(len(items)))
+    if batching.mode == "packed":
+        return packed(slots, pools, batching.row_length, batching.rows_per_unit, rank)
+    return grouped(slots, pools, batching.unit_tokens, rank, sort=batching.mode == "buckets")
+
+
+# ------------------------------------------------------------------------------------------------ windows
+
+
+def epoch_windows(
+    split: SplitIndex, window_samples: int, seed: int, epoch: int, shuffle: bool
+) -> list[list[int]]:
+    """The shard numbers of every window of an epoch.
+
+    A window takes shards until it has `window_samples` samples. A last one of less than half of that joins
+    the window before it: a handful of samples would be a poor pool to shuffle, pack and draw negatives from.
+    """
+    sizes = [shard.samples for shard in split.shards]
+    order = np.arange(len(sizes))
+    if shuffle:
+        order = permutation(len(sizes), draw_key(Draw.SHARDS, seed, epoch))
+    windows: list[list[int]] = []
+    n_samples = window_samples
+    for shard in order.tolist():
+        if n_samples >= window_samples:
+            windows.append([])
+            n_samples = 0
+        windows[-1].append(shard)
+        n_samples += sizes[shard]
+    if len(windows) > 1 and n_samples < window_samples / 2:
+        small = windows.pop()
+        windows[-1] += small
+    return windows
+
+
+def rank_units(units_per_step: int, rank: int, world_size: int) -> range:
+    """Which of a step's units belong to a rank: r, R + r, 2 R + r, ..."""
+    return range(rank, units_per_step, world_size)
