@@ -1,0 +1,180 @@
+"""The transformer all stages share: one network, which masks turn into a prefix language model or an encoder.
+
+Top to bottom: cache, self-attention, block, backbone (embeddings, blocks, final norm, tied LM head). The
+exact model is Knover's (spec section 4): pre-norm blocks, erf GELU, no layer norm after the embeddings, and a
+front slot (latent or [MASK]) that has neither a type nor a position. There are no stage branches here: stages
+differ by masks, heads, losses and batch.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from plato2.config import ModelConfig
+from plato2.model.attention import attention
+
+INIT_STD = 0.02
+LAYER_NORM_EPS = 1e-5
+
+
+def initialize(module: nn.Module) -> None:
+    """Knover's initialisation: matrices and tables normal(0, 0.02) cut at 2 sigma, biases 0, norms 1/0."""
+    for name, parameter in module.named_parameters():
+        if parameter.ndim >= 2:
+            nn.init.trunc_normal_(parameter, std=INIT_STD, a=-2 * INIT_STD, b=2 * INIT_STD)
+        elif name.endswith("norm.weight"):
+            nn.init.ones_(parameter)
+        else:
+            nn.init.zeros_(parameter)
+
+
+def put_front(x: Tensor, sample_index: Tensor, vectors: Tensor) -> Tensor:
+    """Puts one vector for each sample into its front slot, in place of word + type + position.
+
+    Args:
+        x: (B, T, H) embedded rows.
+        sample_index: (N,) flat index b * T + t of each front slot.
+        vectors: (N, H).
+
+    Returns:
+        (B, T, H), a new tensor.
+    """
+    return x.flatten(0, 1).index_copy(0, sample_index, vectors.to(x.dtype)).view_as(x)
+
+
+def read_slots(x: Tensor, index: Tensor) -> Tensor:
+    """The vectors at flat slots b * T + t: (B, T, H), (M,) -> (M, H)."""
+    return x.flatten(0, 1).index_select(0, index)
+
+
+class KeyValueCache:
+    """Keys and values of all layers for decoding, allocated once: (L, B, heads, max_length, d)."""
+
+    def __init__(
+        self, config: ModelConfig, batch: int, max_length: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        shape = (config.n_layer, batch, config.n_head, max_length, config.hidden_size // config.n_head)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0
+        """Slots filled so far; `Backbone.encode` moves it on."""
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores (B, heads, Q, d) after the filled slots; returns all of the layer's, (B, heads, K, d)."""
+        end = self.length + key.shape[2]
+        self.keys[layer, :, :, self.length : end] = key
+        self.values[layer, :, :, self.length : end] = value
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def keep(self, rows: Tensor) -> None:
+        """Keeps only some rows of the batch, e.g. those that are not finished: (B',) indices."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; query, key, value and output have biases."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.n_head, self.dropout, self.layer = config.n_head, config.dropout, layer
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, bias: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """(B, Q, H), bias (B, 1, Q, K) -> (B, Q, H)."""
+        batch, n_query, hidden_size = x.shape
+
+        def heads(projection: nn.Linear) -> Tensor:  # (B, Q, H) -> (B, heads, Q, d)
+            return projection(x).view(batch, n_query, self.n_head, -1).transpose(1, 2)
+
+        query, key, value = heads(self.query), heads(self.key), heads(self.value)
+        if cache is not None:
+            key, value = cache.append(self.layer, key, value)
+        context = attention(query, key, value, bias.to(query.dtype), self.dropout if self.training else 0.0)
+        return self.output(context.transpose(1, 2).reshape(batch, n_query, hidden_size))
+
+
+class Block(nn.Module):
+    """x += drop(Attn(LN x)); x += drop(W2 gelu(W1 LN x)). No dropout inside the feed-forward part."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)
+        self.attention = SelfAttention(config, layer)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)
+        self.feed_forward_in = nn.Linear(config.hidden_size, 4 * config.hidden_size)
+        self.feed_forward_out = nn.Linear(4 * config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, bias: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """(B, Q, H), bias (B, 1, Q, K) -> (B, Q, H)."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), bias, cache))
+        inner = F.gelu(self.feed_forward_in(self.feed_forward_norm(x)))  # erf, not tanh (spec section 4)
+        return x + self.dropout(self.feed_forward_out(inner))
+
+
+class TokenTransform(nn.Module):
+    """LN(gelu(W h + b)): what stands before the word table in the LM and bag-of-words heads."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(M, H) -> (M, H)."""
+        return self.norm(F.gelu(self.linear(h)))
+
+
+class Backbone(nn.Module):
+    """Embeddings, blocks, final norm and the LM head, which is tied to the word table (spec section 4)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.word = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position = nn.Embedding(config.max_position, config.hidden_size)
+        self.token_type = nn.Embedding(config.n_type, config.hidden_size)
+        self.role = nn.Embedding(config.n_role, config.hidden_size) if config.n_role else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.final_norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)
+        self.lm_transform = TokenTransform(config.hidden_size)
+        self.lm_bias = nn.Parameter(torch.empty(config.vocab_size))
+
+    def embed(
+        self, token_ids: Tensor, type_ids: Tensor, pos_ids: Tensor, role_ids: Tensor | None = None
+    ) -> Tensor:
+        """word + type + position (+ role): four (B, T) -> (B, T, H)."""
+        x = self.word(token_ids) + self.token_type(type_ids) + self.position(pos_ids)
+        if self.role is not None and role_ids is not None:
+            x = x + self.role(role_ids)
+        return x
+
+    def encode(self, x: Tensor, bias: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """All blocks and the final norm.
+
+        Args:
+            x: (B, Q, H) embedded rows, front slots filled.
+            bias: (B, 1, Q, K) from `masks.additive`; K = Q, or the cache's length + Q.
+            cache: keys and values of the slots before, to decode on from.
+
+        Returns:
+            (B, Q, H).
+        """
+        x = self.dropout(x)
+        for block in self.blocks:
+            if self.config.checkpoint_activations and torch.is_grad_enabled():
+                x = checkpoint(block, x, bias, use_reentrant=False)
+            else:
+                x = block(x, bias, cache)
+        if cache is not None:
+            cache.length += x.shape[1]
+        return self.final_norm(x)
+
+    def lm_logits(self, h: Tensor) -> Tensor:
+        """Word logits of gathered slots only, never of a whole (B, T, V): (M, H) -> (M, V)."""
+        return F.linear(self.lm_transform(h), self.word.weight, self.lm_bias)

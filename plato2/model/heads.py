@@ -1,0 +1,74 @@
+"""What stages 2.1 and 2.2 add to the backbone: latent and recognition, bag of words, coherence."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from plato2.config import ModelConfig
+from plato2.model.backbone import TokenTransform
+
+
+class Recognition(nn.Module):
+    """The K latent vectors z and their recognition p(z|c,r) from the [MASK] slot (equation 3).
+
+    `head="tied"` is Knover: logits = tanh(h W + b) Z + b_z, where the classifier Z is the latent table itself
+    (spec section 5). `head="linear"` is the paper's text: logits = W1 h + b1, with a latent table of its own.
+    """
+
+    def __init__(self, config: ModelConfig, head: Literal["tied", "linear"] = "tied") -> None:
+        super().__init__()
+        self.latent_embedding = nn.Parameter(torch.empty(config.hidden_size, config.n_latent))
+        self.transform = nn.Linear(config.hidden_size, config.hidden_size) if head == "tied" else None
+        self.classifier = (
+            nn.Linear(config.hidden_size, config.n_latent, bias=False) if head == "linear" else None
+        )
+        self.bias = nn.Parameter(torch.empty(config.n_latent))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Posterior logits: (N, H) -> (N, K)."""
+        if self.transform is not None:
+            return F.linear(torch.tanh(self.transform(h)), self.latent_embedding.t(), self.bias)
+        assert self.classifier is not None
+        return self.classifier(h) + self.bias
+
+    def latent(self, weights: Tensor) -> Tensor:
+        """The vectors for the front slots, y Z^T: weights (N, K), soft or one-hot -> (N, H)."""
+        return weights @ self.latent_embedding.t()
+
+
+class BagOfWords(nn.Module):
+    """Predicts every word of the response from the latent's slot alone (equation 5): one row per sample.
+
+    `head="tied"` is Knover: a transform, the word table and a bias; `head="linear"` is the paper's text,
+    f = W2 h_z + b2.
+    """
+
+    def __init__(self, config: ModelConfig, head: Literal["tied", "linear"] = "tied") -> None:
+        super().__init__()
+        self.transform = TokenTransform(config.hidden_size) if head == "tied" else None
+        self.classifier = (
+            nn.Linear(config.hidden_size, config.vocab_size, bias=False) if head == "linear" else None
+        )
+        self.bias = nn.Parameter(torch.empty(config.vocab_size))
+
+    def forward(self, h: Tensor, word_table: Tensor) -> Tensor:
+        """(N, H), (V, H) -> logits (N, V)."""
+        if self.transform is not None:
+            return F.linear(self.transform(h), word_table, self.bias)
+        assert self.classifier is not None
+        return self.classifier(h) + self.bias
+
+
+class Coherence(nn.Module):
+    """p(l|c,r) from the first slot (equation 8): tanh pooling, then two classes; class 1 = coherent."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.pool = nn.Linear(config.hidden_size, config.hidden_size)
+        self.classifier = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(N, H) -> logits (N, 2)."""
+        return self.classifier(torch.tanh(self.pool(h)))

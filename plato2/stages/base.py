@@ -1,0 +1,184 @@
+"""What the stages of the curriculum have in common: one optimizer step, validation, AdamW, and no more.
+
+One Lightning batch is one optimizer step: the loader hands a rank all the units it computes in that step, and
+`training_step` accumulates their gradients by hand. So the totals a loss is divided by are known before the
+first backward, a checkpoint can only fall between steps, and Lightning's counters mean the same on any number
+of ranks.
+"""
+
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.strategies import ParallelStrategy
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from plato2.config import ModelConfig, OptimConfig
+from plato2.model.backbone import Backbone, initialize
+from plato2.training.optim import adamw, noam
+from plato2.training.parallel import shard_fully
+
+Unit = dict[str, Tensor]
+"""A fixed budget of packed rows, see data/collate.py; (R, T) ids and flat indices into them."""
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or the gradient norm of a step is NaN or infinite; the weights are still those before it."""
+
+    def __init__(self, step: int, loss: float, grad_norm: float | None, sample_ids: list[int]) -> None:
+        norm = "" if grad_norm is None else f", gradient norm {grad_norm}"
+        shown = ", ".join(map(str, sample_ids[:16])) + (", ..." if len(sample_ids) > 16 else "")
+        super().__init__(f"step {step}: loss {loss}{norm} on samples {shown}")
+
+
+class Stage(pl.LightningModule):
+    """A stage: the shared backbone, the heads it trains, and `losses(unit)`.
+
+    A subclass names its terms and says over what each is averaged: `targets` (tokens to predict) or
+    `samples`. `loss_terms` are summed into the loss, `metric_terms` only reported.
+    """
+
+    name: ClassVar[str]
+    loss_terms: ClassVar[dict[str, str]]
+    metric_terms: ClassVar[dict[str, str]] = {}
+    warm_starts_from: ClassVar[tuple[str, ...]]
+    """Stages whose weights this one can start from."""
+    monitor: ClassVar[tuple[str, str]] = ("val/loss", "min")
+    """The validation metric that picks the best checkpoint, and its direction."""
+    passes: ClassVar[int] = 1
+    """Passes through the backbone for each sample (for FLOP counts)."""
+
+    def __init__(
+        self,
+        model: ModelConfig | dict[str, Any],
+        optim: OptimConfig | dict[str, Any] | None = None,
+        seed: int = 11,
+    ) -> None:
+        super().__init__()
+        self.model_config = ModelConfig(**model) if isinstance(model, dict) else model
+        self.optim_config = OptimConfig(**(optim or {})) if not isinstance(optim, OptimConfig) else optim
+        self.seed = seed
+        self.automatic_optimization = False
+        self.backbone = Backbone(self.model_config)
+        terms = [*self.loss_terms, *self.metric_terms]
+        self.validation_means = nn.ModuleDict({term: MeanMetric(nan_strategy="disable") for term in terms})
+
+    def finish_init(self, **arguments: Any) -> None:
+        """Called last by each stage's constructor: initial weights, and primitives for the checkpoint."""
+        optim = asdict(self.optim_config) | {"betas": list(self.optim_config.betas)}
+        primitives = {"model": asdict(self.model_config), "optim": optim, "seed": self.seed}
+        self.save_hyperparameters(primitives | arguments, logger=False)
+        if not self.backbone.lm_bias.is_meta:
+            with torch.random.fork_rng(devices=[]):  # every rank builds the same weights
+                torch.manual_seed(self.seed)
+                initialize(self)
+
+    def losses(self, unit: Unit) -> dict[str, Tensor]:
+        """All terms of one unit, a value for each target (M,) or each sample (N,)."""
+        raise NotImplementedError
+
+    def configure_model(self) -> None:
+        """Shards the parameters when the strategy asks for it (FSDP2); otherwise nothing is left to do."""
+        shard_fully(self, self.backbone.blocks, self.trainer.strategy)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW and the warmup + inverse square root schedule, stepped by `training_step`."""
+        optimizer = adamw(self, self.optim_config)
+        return OptimizerLRSchedulerConfig(
+            optimizer=optimizer, lr_scheduler=noam(optimizer, self.optim_config.warmup_steps)
+        )
+
+    def training_step(self, step: dict[str, Any], step_number: int) -> None:
+        """One optimizer step over this rank's units.
+
+        The gradient is that of sum(term) / total of the step over all ranks and units; `world_size` undoes
+        the mean that data-parallel strategies take over ranks.
+        """
+        units: list[Unit] = step["units"]
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, pl.core.optimizer.LightningOptimizer)
+        torch.manual_seed(self._dropout_seed())
+        parts: list[Tensor] = []
+        for number, unit in enumerate(units):
+            with self._gradient_sync(number == len(units) - 1):
+                values = self.losses(unit)
+                terms = [  # each unit's share of the step's mean
+                    values[term].sum() / unit[f"step_{counted}"].clamp(min=1)
+                    for term, counted in (self.loss_terms | self.metric_terms).items()
+                ]
+                loss = torch.stack(terms[: len(self.loss_terms)]).sum()
+                self.manual_backward(loss * self.trainer.world_size)
+            parts.append(torch.stack([loss, *terms]).detach())
+        total = self._over_ranks(torch.stack(parts).sum(dim=0))
+        means = dict(zip(["loss", *self.loss_terms, *self.metric_terms], total, strict=True))
+        self._refuse_non_finite(means["loss"], None, units)
+        grad_norm = self._clip()
+        self._refuse_non_finite(means["loss"], grad_norm, units)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule = self.lr_schedulers()
+        assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
+        rate = schedule.get_last_lr()[0]
+        schedule.step()
+        logged: dict[str, Any] = {f"train/{term}": value for term, value in means.items()}
+        self.log_dict(logged | {"train/grad_norm": grad_norm, "train/lr": rate}, batch_size=1)
+
+    def validation_step(self, batch: dict[str, Any], batch_number: int) -> None:
+        """Adds one unit's terms to the means of this validation."""
+        for unit in batch["units"]:
+            for term, value in self.losses(unit).items():
+                if value.numel():
+                    mean = self.validation_means[term]
+                    assert isinstance(mean, MeanMetric)
+                    mean.update(value.float().mean(), weight=value.numel())
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs `val/<term>`, `val/loss` and, where there is an NLL, `val/ppl`."""
+        means: dict[str, Tensor] = {}
+        for term, mean in self.validation_means.items():
+            assert isinstance(mean, MeanMetric)
+            means[f"val/{term}"] = mean.compute()
+            mean.reset()
+        means["val/loss"] = torch.stack([means[f"val/{term}"] for term in self.loss_terms]).sum()
+        if "val/nll" in means:
+            means["val/ppl"] = means["val/nll"].exp()
+        self.log_dict(means)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Names the stage in the checkpoint, so that it can be refused where it does not fit."""
+        checkpoint["stage"] = self.name
+
+    def _dropout_seed(self) -> int:
+        """Dropout as a pure function of seed, step and rank: nothing to save, exact after any kill."""
+        return (self.seed * 1_000_003 + self.global_step) * 65_537 + self.global_rank
+
+    def _gradient_sync(self, last: bool) -> Any:
+        """Ranks exchange gradients only in the last backward of a step."""
+        strategy = self.trainer.strategy
+        return (
+            nullcontext()
+            if last or not isinstance(strategy, ParallelStrategy)
+            else strategy.block_backward_sync()
+        )
+
+    def _over_ranks(self, sums: Tensor) -> Tensor:
+        reduced = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        assert isinstance(reduced, Tensor)
+        return reduced
+
+    def _clip(self) -> Tensor:
+        """Clips the global gradient norm; returns the norm before clipping."""
+        limit = self.optim_config.clip_norm or float("inf")
+        norm = nn.utils.clip_grad_norm_(self.parameters(), limit)
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+    def _refuse_non_finite(self, loss: Tensor, grad_norm: Tensor | None, units: list[Unit]) -> None:
+        if torch.isfinite(loss if grad_norm is None else grad_norm):
+            return
+        samples = [int(sample) for unit in units for sample in unit["sample_ids"]]
+        norm = None if grad_norm is None else float(grad_norm)
+        raise NonFiniteLoss(self.global_step + 1, float(loss), norm, samples)

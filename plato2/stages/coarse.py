@@ -1,0 +1,41 @@
+"""Stage 1, coarse-grained generation: one response for one context, p(r|c) (section 2.1, equation 1)."""
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from plato2.config import ModelConfig, OptimConfig
+from plato2.model import losses, masks
+from plato2.model.backbone import read_slots
+from plato2.stages.base import Stage, Unit
+
+
+class CoarseGeneration(Stage):
+    """L_NLL = -sum_t log p(r_t | c, r_<t), the mean over all target tokens of a step (equation 1)."""
+
+    name = "1_coarse"
+    loss_terms: ClassVar[dict[str, str]] = {"nll": "targets"}
+    metric_terms: ClassVar[dict[str, str]] = {"acc": "targets"}
+    warm_starts_from = ("1_coarse",)
+
+    def __init__(
+        self,
+        model: ModelConfig | dict[str, Any],
+        optim: OptimConfig | dict[str, Any] | None = None,
+        seed: int = 11,
+    ) -> None:
+        super().__init__(model, optim, seed)
+        self.finish_init()
+
+    def losses(self, unit: Unit) -> dict[str, Tensor]:
+        """nll and top-1 accuracy of each target: (M,)."""
+        x = self.backbone.embed(
+            unit["token_ids"], unit["type_ids"], unit["pos_ids"], unit.get("role_ids")
+        )  # (B, T, H)
+        mask = masks.prefix_lm(unit["segment_ids"], unit["type_ids"])  # (B, T, T)
+        h = self.backbone.encode(x, masks.additive(mask, x.dtype))  # (B, T, H)
+        logits = self.backbone.lm_logits(read_slots(h, unit["target_index"]))  # (M, V)
+        return {
+            "nll": losses.nll(logits, unit["target_ids"]),
+            "acc": (logits.detach().argmax(dim=-1) == unit["target_ids"]).float(),
+        }

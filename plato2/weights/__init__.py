@@ -1,0 +1,1 @@
+"""Models in and out: runs and checkpoints of ours, and Knover's parameter names."""
