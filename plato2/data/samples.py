@@ -41,6 +41,8 @@ class Dialogue:
     persona: dict[str | None, list[str]] = field(default_factory=dict)
     """Profile sentences by speaker; under None: of whoever responds."""
     id: str | None = None
+    first_response: int = 1
+    """The first turn that may be a response; the turns before it are context only."""
 
 
 def encode_context(
