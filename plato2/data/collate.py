@@ -1,0 +1,332 @@
+"""Batch makers: what the items of a window are, and one unit of them as the tensors a stage reads.
+
+A stage's configuration names its batch maker: `GenerationBatch` for stages 1 and 2.1 (spec sections 3, 5),
+`CoherenceBatch` for stage 2.2 (section 6). Both gather straight from the window's flat token array; there is
+no Python loop over samples or tokens.
+
+A unit of R rows x T slots is a dict of int64 tensors:
+
+- `token_ids type_ids pos_ids segment_ids` (R, T), with `roles` also `role_ids`; segment 0 is padding, 1..n
+  are the samples of a row; padding is 0 everywhere; positions restart in each sample;
+- `sample_index` (N,) flat index of the first slot of each sample: the latent slot, else [CLS];
+- `target_index target_ids target_sample` (M,) flat index whose output predicts, the true id, the sample;
+- `sample_ids sample_key` (N,) global id of the context's sample, random key for noise drawn on the device;
+- `coherence_labels` (N,), `CoherenceBatch` only: 1 = true response, 0 = negative.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plato2.config import UserError
+from plato2.data.order import Draw, draw, draw_key, permutation
+from plato2.data.packing import UnitLayout
+from plato2.data.samples import Positions
+from plato2.data.shards import Samples, ShardIndex
+from plato2.data.tokenizer import BOS_ID, EOS_ID
+
+Unit = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Window:
+    """The samples in memory and what their random numbers depend on."""
+
+    samples: Samples
+    seed: int
+    epoch: int
+    number: int
+    mask_id: int
+    max_response: int
+
+    @property
+    def response_len(self) -> np.ndarray:
+        """(n,) ids of each response, [CLS] included."""
+        return np.diff(self.samples.offsets) - self.samples.context_len
+
+
+@dataclass(frozen=True)
+class Items:
+    """What a window is laid out from: a context and a response, each given by its row in the window."""
+
+    contexts: np.ndarray
+    responses: np.ndarray
+    labels: np.ndarray
+    """1 where the response is the context's own."""
+    slots: np.ndarray
+    """Slots each item takes in a row."""
+
+    def __len__(self) -> int:
+        """Number of items."""
+        return len(self.contexts)
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """Every token of a unit, sample by sample: flat arrays (S,)."""
+
+    token_ids: np.ndarray
+    slot: np.ndarray
+    """Flat index row * T + column."""
+    is_response: np.ndarray
+    item: np.ndarray
+    """Which of the unit's N samples."""
+    place: np.ndarray
+    """0, 1, ... in the sample, front slot not counted."""
+
+
+@dataclass(frozen=True)
+class GenerationBatch:
+    """p(r|c) and p(r|c,z): the inputs lack the record's last id; the targets are the response after [CLS]."""
+
+    latent_slot: bool = False
+    """A front slot before each sample ([MASK] as placeholder, type 0, position 0) for the latent z."""
+    keep_eos: bool = False
+    """Keep the record's last id as an input (spec section 5, recognition_sees_eos); it predicts nothing."""
+    roles: bool = False
+    positions: Positions = "continuous"
+
+    def longest(self, index: ShardIndex) -> int:
+        """Slots of the longest item the corpus may hold."""
+        return index.max_context + index.max_response + self.latent_slot - (not self.keep_eos)
+
+    def items(self, window: Window) -> Items:
+        """One item for each sample."""
+        rows = np.arange(len(window.samples))
+        slots = np.diff(window.samples.offsets) + int(self.latent_slot) - int(not self.keep_eos)
+        return Items(rows, rows, np.ones_like(rows), slots)
+
+    def count_targets(self, window: Window, items: Items, chosen: np.ndarray) -> int:
+        """Targets of the chosen items: every response id but [CLS]."""
+        return int((window.response_len[items.responses[chosen]] - 1).sum())
+
+    def unit(self, window: Window, items: Items, layout: UnitLayout) -> Unit:
+        """The tensors of one unit (see the module's docstring)."""
+        chosen, front = layout.items, int(self.latent_slot)
+        slots = _gather(window, items, layout, front, drop_last=not self.keep_eos)
+        unit = _inputs(window, layout, slots, slots.token_ids, self.positions, self.roles)
+        unit |= _samples(window, items, layout)
+        if self.latent_slot:
+            _mark_front_slots(unit, window.mask_id)
+        # Record place p predicts the id at p + 1, from the response's [CLS] to the last but one id.
+        samples, rows = window.samples, items.responses[chosen]
+        n_context, n_target = samples.context_len[items.contexts[chosen]], window.response_len[rows] - 1
+        first_slot = layout.rows * layout.row_length + layout.columns + front + n_context
+        first_id = samples.offsets[rows] + samples.context_len[rows] + 1
+        unit["target_index"] = torch.from_numpy(_ranges(first_slot, n_target))
+        unit["target_ids"] = torch.from_numpy(samples.token_ids[_ranges(first_id, n_target)].astype(np.int64))
+        unit["target_sample"] = torch.from_numpy(np.repeat(np.arange(len(chosen)), n_target))
+        return unit
+
+
+@dataclass(frozen=True)
+class CoherenceBatch:
+    """RCE + MLM: each context with its own response and with another one, both masked.
+
+    The negative of a context is the response of the next sample in a permutation of the window whose text
+    differs from the true one. A token that is not [CLS] or [SEP] is chosen with `mask_prob`; of the chosen
+    80 % become [MASK], 10 % a random id, 10 % stay. Masks hang on (seed, epoch, sample, label, place) only.
+
+    Raises:
+        UserError: mask_prob is not a probability.
+    """
+
+    mask_prob: float = 0.15
+    roles: bool = False
+    positions: Positions = "continuous"
+    reject_identical: bool = True
+    """False: Knover's negatives, which may be the true response again."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a probability."""
+        if not 0.0 <= self.mask_prob <= 1.0:
+            raise UserError(f"batch.mask_prob={self.mask_prob}: must be between 0 and 1")
+
+    def longest(self, index: ShardIndex) -> int:
+        """Slots of the longest item the corpus may hold."""
+        return index.max_context + index.max_response
+
+    def items(self, window: Window) -> Items:
+        """Two items for each sample: all positives, then all negatives.
+
+        Raises:
+            UserError: all responses of the window are equal, so that there is no negative.
+        """
+        rows = np.arange(len(window.samples))
+        others = self._negatives(window)
+        contexts, responses = np.tile(rows, 2), np.concatenate([rows, others])
+        slots = window.samples.context_len[contexts] + window.response_len[responses]
+        return Items(contexts, responses, (np.arange(2 * len(rows)) < len(rows)).astype(np.int64), slots)
+
+    def count_targets(self, window: Window, items: Items, chosen: np.ndarray) -> int:
+        """Masked tokens of the chosen items."""
+        n = len(chosen)
+        line = UnitLayout(chosen, np.zeros(n, np.int64), np.zeros(n, np.int64), 1, 0)
+        slots = _gather(window, items, line, front=0, drop_last=False)
+        return int(self._masked(slots, self._draw(window, items, chosen, slots)).sum())
+
+    def unit(self, window: Window, items: Items, layout: UnitLayout) -> Unit:
+        """The tensors of one unit (see the module's docstring); the record keeps its last id."""
+        slots = _gather(window, items, layout, front=0, drop_last=False)
+        bits = self._draw(window, items, layout.items, slots)
+        masked = self._masked(slots, bits)
+        choice = bits >> np.uint64(32)
+        low = bits & np.uint64(2**32 - 1)
+        random_ids = 3 + (low * np.uint64(window.mask_id - 3) >> np.uint64(32)).astype(np.int64)
+        token_ids = np.where(masked & (choice < self._threshold(0.9)), random_ids, slots.token_ids)
+        token_ids[masked & (choice < self._threshold(0.8))] = window.mask_id
+        unit = _inputs(window, layout, slots, token_ids, self.positions, self.roles)
+        unit |= _samples(window, items, layout)
+        unit["target_index"] = torch.from_numpy(slots.slot[masked])
+        unit["target_ids"] = torch.from_numpy(slots.token_ids[masked])
+        unit["target_sample"] = torch.from_numpy(slots.item[masked])
+        unit["coherence_labels"] = torch.from_numpy(items.labels[layout.items])
+        return unit
+
+    def _negatives(self, window: Window) -> np.ndarray:
+        """For each sample the row (n,) of another one's response."""
+        n = len(window.samples)
+        order = permutation(n, draw_key(Draw.NEGATIVES, window.seed, window.epoch, window.number))
+        if self.reject_identical:
+            text = _response_hash(window)[order]
+            changes = np.flatnonzero(text != np.roll(text, 1))  # where a run of equal responses begins
+            if len(changes) == 0:
+                raise UserError(
+                    f"all {n} responses of window {window.number} are equal: there is no negative for stage "
+                    "2_eval; use a larger or cleaner corpus, or a larger data.window_samples"
+                )
+            after = np.searchsorted(changes, np.arange(n), side="right") % len(changes)
+            following = order[changes[after]]
+        else:
+            following = np.roll(order, -1)
+        negatives = np.empty(n, dtype=np.int64)
+        negatives[order] = following
+        return negatives
+
+    def _draw(self, window: Window, items: Items, chosen: np.ndarray, slots: _Slots) -> np.ndarray:
+        """64 random bits (S,) for each token: the upper 32 choose what happens, the lower 32 a random id."""
+        keys = draw(draw_key(Draw.MASKS, window.seed, window.epoch), _item_counters(window, items, chosen))
+        return draw(keys[slots.item], slots.place)
+
+    def _masked(self, slots: _Slots, bits: np.ndarray) -> np.ndarray:
+        special = (slots.token_ids == BOS_ID) | (slots.token_ids == EOS_ID)
+        return (bits >> np.uint64(32) < self._threshold(1.0)) & ~special
+
+    def _threshold(self, share: float) -> int:
+        """The share of the chosen tokens, on a scale of 32 random bits."""
+        return round(share * self.mask_prob * 2**32)
+
+
+# ------------------------------------------------------------------------------------------- shared parts
+
+
+def _gather(window: Window, items: Items, layout: UnitLayout, front: int, drop_last: bool) -> _Slots:
+    """Every token of a unit; `front` slots stay free before each sample, `drop_last` omits its last id."""
+    samples = window.samples
+    contexts, responses = items.contexts[layout.items], items.responses[layout.items]
+    n = len(contexts)
+    # Each item is two spans of the token array: its context, then its response.
+    first, length = np.empty((n, 2), dtype=np.int64), np.empty((n, 2), dtype=np.int64)
+    first[:, 0] = samples.offsets[contexts]
+    first[:, 1] = samples.offsets[responses] + samples.context_len[responses]
+    length[:, 0] = samples.context_len[contexts]
+    length[:, 1] = samples.offsets[responses + 1] - first[:, 1] - drop_last
+    total = length.sum(axis=1)
+    item = np.repeat(np.arange(n), total)
+    place = np.arange(len(item)) - np.repeat(np.cumsum(total) - total, total)
+    return _Slots(
+        token_ids=samples.token_ids[_ranges(first.ravel(), length.ravel())].astype(np.int64),
+        slot=place + (layout.rows * layout.row_length + layout.columns + front)[item],
+        is_response=place >= length[:, 0][item],
+        item=item,
+        place=place,
+    )
+
+
+def _ranges(first: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """The integers first[0], first[0] + 1, ... (length[0] of them), first[1], ...: (sum of length,) int64."""
+    before = np.cumsum(length) - length
+    return np.repeat(first - before, length) + np.arange(int(length.sum()))
+
+
+def _inputs(
+    window: Window,
+    layout: UnitLayout,
+    slots: _Slots,
+    token_ids: np.ndarray,
+    positions: Positions,
+    roles: bool,
+) -> Unit:
+    """token, type, position, segment (and role) ids (R, T)."""
+    in_row = np.arange(len(layout.rows)) - np.searchsorted(layout.rows, layout.rows)
+    is_response = slots.is_response.astype(np.int64)
+    values = {
+        "token_ids": token_ids,
+        "type_ids": is_response,
+        "pos_ids": slots.place if positions == "continuous" else _relative(window, slots),
+        "segment_ids": (in_row + 1)[slots.item],
+    }
+    if roles:
+        values["role_ids"] = _roles(slots)
+    unit = {}
+    for name, value in values.items():
+        flat = np.zeros(layout.n_rows * layout.row_length, dtype=np.int64)
+        flat[slots.slot] = value
+        unit[name] = torch.from_numpy(flat.reshape(layout.n_rows, layout.row_length))
+    return unit
+
+
+def _relative(window: Window, slots: _Slots) -> np.ndarray:
+    """Positions that count down to the response and from 0 in it (spec section 2, `relative`)."""
+    n_items = int(slots.item[-1]) + 1 if len(slots.item) else 0
+    n_context = np.bincount(slots.item[~slots.is_response], minlength=n_items)[slots.item]
+    countdown = window.max_response + n_context - 1 - slots.place
+    return np.where(slots.is_response, slots.place - n_context, countdown)
+
+
+def _roles(slots: _Slots) -> np.ndarray:
+    """Roles: context turn i of n has (n - i) % 2, [CLS] and the response 0 (spec section 2, use_role)."""
+    n_items = int(slots.item[-1]) + 1 if len(slots.item) else 0
+    ends = (slots.token_ids == EOS_ID) & ~slots.is_response
+    n_before = np.cumsum(ends) - ends  # turn ends before this token, over the whole unit
+    n_upto_item = np.cumsum(np.bincount(slots.item[ends], minlength=n_items))
+    in_turn = ~slots.is_response & (slots.place > 0)
+    return np.where(in_turn, (n_upto_item[slots.item] - n_before) % 2, 0)
+
+
+def _samples(window: Window, items: Items, layout: UnitLayout) -> Unit:
+    """First slot, global id and noise key of each sample (N,)."""
+    key = draw_key(Draw.NOISE, window.seed, window.epoch)
+    noise = draw(key, _item_counters(window, items, layout.items))
+    return {
+        "sample_index": torch.from_numpy(layout.rows * layout.row_length + layout.columns),
+        "sample_ids": torch.from_numpy(window.samples.sample_ids[items.contexts[layout.items]]),
+        "sample_key": torch.from_numpy(noise.view(np.int64)),
+    }
+
+
+def _item_counters(window: Window, items: Items, chosen: np.ndarray) -> np.ndarray:
+    """One integer (n,) for each (sample, label) of the corpus."""
+    return window.samples.sample_ids[items.contexts[chosen]] * 2 + items.labels[chosen]
+
+
+def _mark_front_slots(unit: Unit, mask_id: int) -> None:
+    """The front slot belongs to its sample's segment; [MASK] holds its place (type and position stay 0)."""
+    front = unit["sample_index"]
+    segments = unit["segment_ids"].view(-1)
+    segments[front] = segments[front + 1]
+    unit["token_ids"].view(-1)[front] = mask_id
+
+
+def _response_hash(window: Window) -> np.ndarray:
+    """A 64-bit hash (n,) of each response's ids: equal texts have equal hashes."""
+    length = window.response_len
+    place = _ranges(np.zeros_like(length), length)
+    first = window.samples.offsets[:-1] + window.samples.context_len
+    ids = window.samples.token_ids[_ranges(first, length)].astype(np.int64)
+    starts = np.cumsum(length) - length
+    return np.add.reduceat(draw(0, ids * 2**20 + place + 1), starts)
