@@ -1,0 +1,258 @@
+"""The LightningDataModule: one prepared corpus for one run, and the position in it.
+
+The position lives here (`state_dict`), not in a loader: Lightning stores it with every checkpoint, whole and
+the same for every rank. It is read from the batch that is being trained on, so what workers have prepared
+ahead does not count, and it moves on only when the optimizer step is finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+
+from plato2.config import UserError
+from plato2.data.order import Batching, Position
+from plato2.data.shards import ShardIndex, has_index, read_index
+from plato2.data.stream import Batch, Corpus, Step, StepLoader, TrainStream, ValidStream
+
+
+class DialogueDataModule(pl.LightningDataModule):
+    """Shards to batches, exactly resumable. The Trainer needs `use_distributed_sampler=False`.
+
+    Args:
+        path: folder of the prepared corpus, local or an fsspec address.
+        batch: the stage's batch maker.
+        batch_tokens: tokens of one optimizer step over all ranks, padding included.
+        max_steps: optimizer steps of the run; the train loader's length.
+        seed: of order, masks, negatives and noise (validation has its own, fixed one).
+        mode: `packed`, `buckets` or `padded`; with the next four see `order.Batching`.
+        unit_tokens: what one rank computes at once; accumulation follows from it and `batch_tokens`.
+        row_length: slots of a packed row.
+        pool_samples: rows are filled from so many samples at a time.
+        window_samples: samples in memory.
+        n_workers: worker processes of the train loader; 0 = none. Changes nothing but speed.
+        valid_units: units of one validation pass over all ranks; the whole split when not given.
+        cache_dir: local copies of remote shards; `~/.cache/plato2` when not given.
+        prepare: options of `plato2 prepare` (without `out`): how to make the corpus when `path` has none.
+
+    Raises:
+        UserError: no corpus, a corpus made with other options than `prepare`, budgets that do not fit the
+            corpus or the number of ranks, a position of another corpus or batching.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        batch: Batch,
+        batch_tokens: int,
+        max_steps: int,
+        seed: int = 11,
+        mode: Literal["packed", "buckets", "padded"] = "packed",
+        unit_tokens: int = 8192,
+        row_length: int = 512,
+        pool_samples: int = 4096,
+        window_samples: int = 65536,
+        n_workers: int = 0,
+        valid_units: int | None = None,
+        cache_dir: str | None = None,
+        prepare: dict[str, Any] | None = None,
+    ) -> None:
+        """Nothing is read yet; only the options are checked."""
+        super().__init__()
+        self.prepare_data_per_node = False  # nodes share the folder: one of them prepares it
+        self.path, self.batch = str(path), batch
+        self.batching = Batching(mode, unit_tokens, row_length, pool_samples, window_samples)
+        self.batch_tokens, self.max_steps, self.seed = batch_tokens, max_steps, seed
+        self.n_workers, self.valid_units, self.cache_dir = n_workers, valid_units, cache_dir
+        self.prepare_options = prepare
+        if batch_tokens < 1 or batch_tokens % unit_tokens:
+            raise UserError(
+                f"optim.batch_tokens={batch_tokens} is not a multiple of data.unit_tokens={unit_tokens}: "
+                f"use optim.batch_tokens={_nearest(batch_tokens, unit_tokens)}"
+            )
+        for key, value in (("data.n_workers", n_workers), ("max_steps", max_steps)):
+            if value < 0:
+                raise UserError(f"{key}={value}: must be 0 or more")
+        if valid_units is not None and valid_units < 1:
+            raise UserError(
+                f"data.valid_units={valid_units}: must be at least 1, or null for the whole split"
+            )
+        self._step, self._position = 0, Position()
+        self._before = (0, Position())
+
+    # ------------------------------------------------------------------------------------------ the corpus
+
+    def prepare_data(self) -> None:
+        """Prepare the corpus when there is none and `prepare` says how; otherwise reuse it."""
+        if self.prepare_options is None:
+            return
+        from plato2.data.prepare import PrepareOptions, prepare  # slow to import, rarely needed
+
+        options = PrepareOptions.from_dict({**self.prepare_options, "out": self.path})
+        if not has_index(self.path):
+            prepare(options)
+            return
+        self._check_prepared(asdict(options))
+        samples = {name: split.samples for name, split in self.index.splits.items()}
+        print(
+            f"data: reusing {self.path} ({', '.join(f'{n:,} {name}' for name, n in samples.items())} samples)"
+        )
+
+    def _check_prepared(self, asked: dict[str, Any]) -> None:
+        stored, wanted = self.index.prepare, json.loads(json.dumps(asked, default=str))
+        differing = [
+            f"{key} is {stored[key]!r}, asked for {wanted[key]!r}"
+            for key in sorted(stored.keys() & wanted.keys() - {"out", "force"})
+            if stored[key] != wanted[key]
+        ]
+        if differing:
+            raise UserError(
+                f"{self.path} was prepared with other options: {'; '.join(differing)}; "
+                "take another data.path, or correct data.prepare, or prepare it again with `plato2 prepare`"
+            )
+
+    @cached_property
+    def index(self) -> ShardIndex:
+        """The corpus's index."""
+        return read_index(self.path)
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        """Hash of the tokenizer the shards were made with."""
+        return self.index.tokenizer_sha256
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids of the shards' tokenizer, [MASK] included."""
+        return self.index.vocab_size
+
+    @cached_property
+    def data_sha256(self) -> str:
+        """Hash of the training shards: the same samples in the same order."""
+        hashes = [shard.sha256 for shard in self._corpus("train").shards.shards]
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+    def _corpus(self, split: str) -> Corpus:
+        return Corpus(self.path, self.index, split, self.batch, self.batching, self.cache_dir)
+
+    # ------------------------------------------------------------------------------------------ the loaders
+
+    @property
+    def units_per_step(self) -> int:
+        """Units of one optimizer step over all ranks."""
+        return self.batch_tokens // self.batching.unit_tokens
+
+    def setup(self, stage: str | None = None) -> None:
+        """Check the corpus against the options before anything is computed."""
+        self._corpus("train")
+        self._corpus("valid")
+        self._check_ranks(self._world_size)
+
+    def train_dataloader(self) -> StepLoader:
+        """The steps that are left, one a batch; its length is always `max_steps`."""
+        _silence_lightning()
+        self._before = (self._step, self._position)
+        stream = TrainStream(
+            self._corpus("train"),
+            self.seed,
+            self.units_per_step,
+            self.max_steps,
+            self._rank,
+            self._world_size,
+            self._position,
+            self._step,
+        )
+        return StepLoader(stream, self.n_workers)
+
+    def val_dataloader(self) -> StepLoader:
+        """One pass over the validation split (or `valid_units` of it), one unit a batch."""
+        _silence_lightning()
+        stream = ValidStream(self._corpus("valid"), self.valid_units, self._rank, self._world_size)
+        return StepLoader(stream, min(self.n_workers, 1), persistent=True)
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    def _check_ranks(self, n_ranks: int) -> None:
+        """Refuse steps and corpora that the ranks cannot share out."""
+        unit, n_units = self.batching.unit_tokens, self.units_per_step
+        if n_units % n_ranks:
+            raise UserError(
+                f"optim.batch_tokens={self.batch_tokens} is {n_units} units of data.unit_tokens={unit}, "
+                f"which {n_ranks} ranks cannot share equally: use "
+                f"optim.batch_tokens={_nearest(self.batch_tokens, unit * n_ranks)}, "
+                "or a smaller data.unit_tokens"
+            )
+        corpus = self._corpus("train")
+        if corpus.shards.tokens >= n_ranks * unit:
+            return  # at least so many units, whatever the layout
+        windows = enumerate(corpus.windows(self.seed, 0, shuffle=True))
+        found = sum(len(corpus.load(w, self.seed, Position(0, i), True).layout) for i, w in windows)
+        if found < n_ranks:
+            raise UserError(
+                f"{self.path}: the training split fills {found} units of data.unit_tokens={unit}, fewer than "
+                f"the {n_ranks} ranks: use fewer devices, a smaller data.unit_tokens or a larger corpus"
+            )
+
+    # ----------------------------------------------------------------------------------------- the position
+
+    def on_before_batch_transfer(self, batch: Step, dataloader_idx: int) -> Step:
+        """Note where the step that begins now will end."""
+        if "position" in batch:
+            self._before = (self._step, self._position)
+            self._step, self._position = self._step + 1, Position(*batch["position"].tolist())
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position after the last finished step: plain numbers and strings, the same on every rank."""
+        step, position = self._step, self._position
+        if self.trainer and self.trainer.global_step == self._before[0]:
+            step, position = self._before  # the step at hand is not finished: it will be trained again
+        return {"step": step, **position._asdict(), "order": self._order()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved position.
+
+        Raises:
+            UserError: it belongs to other data, another seed or other batching options.
+        """
+        saved, own = state_dict["order"], self._order()
+        differing = [
+            f"{key} was {saved.get(key)!r}, is {own[key]!r}" for key in own if saved.get(key) != own[key]
+        ]
+        if differing:
+            raise UserError(
+                f"cannot go on in the middle of {self.path}: {'; '.join(differing)}; "
+                "resume with the same data and options, or start a new run with init_from"
+            )
+        self._step = state_dict["step"]
+        self._position = Position(state_dict["epoch"], state_dict["window"], state_dict["unit"])
+        self._before = (self._step, self._position)
+
+    def _order(self) -> dict[str, Any]:
+        """All that a position depends on."""
+        options = {f"data.{key}": value for key, value in asdict(self.batching).items()}
+        return {"data": self.data_sha256, "seed": self.seed, "batch": repr(self.batch), **options}
+
+
+def _nearest(value: int, step: int) -> str:
+    """The multiples of `step` around `value`, as words."""
+    below = value // step * step
+    return f"{below} or {below + step}" if below else str(step)
+
+
+def _silence_lightning() -> None:
+    """Two warnings that do not hold here: workers do share the stream out, and one is enough."""
+    warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
