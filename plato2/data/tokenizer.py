@@ -143,6 +143,10 @@ class Tokenizer:
         (folder / "vocab.txt").write_bytes(self._vocab)
         (folder / "text.json").write_text(json.dumps({"lower_case": self.lower_case}) + "\n")
 
+    def with_lower_case(self, lower_case: bool) -> Tokenizer:
+        """The same pieces with lower-casing on or off (Knover's 32L models lower-case what 24L do not)."""
+        return Tokenizer(self._model, self._vocab, lower_case)
+
     @property
     def n_pieces(self) -> int:
         """Pieces of the SentencePiece model, its three special ones included."""

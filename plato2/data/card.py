@@ -1,0 +1,176 @@
+"""The data card: what a prepared corpus is made of, beside the shards, for people.
+
+`card.md` has the funnel from dialogues to samples, the cleaning rules, lengths beside the paper's, dates,
+source and options; `lengths.png` is its histogram. The same numbers stand in `index.json` under `facts`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plato2.data.shards import ShardIndex
+from plato2.data.statistics import SplitStatistics
+
+CARD_FILES = ("card.md", "lengths.png")
+PAPER_UTTERANCES_PER_SAMPLE = 2.78
+PAPER_TOKENS_PER_UTTERANCE = 26.3
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What preparing a corpus counted."""
+
+    counts: dict[str, int]
+    """The funnel: dialogues, turns, pairs, what is lost where, samples."""
+    rules: dict[str, int]
+    """Messages hit by each cleaning rule."""
+    n_messages_judged: int
+    n_messages_failing: int
+    broken_examples: list[str]
+    skipped: dict[str, int]
+    """Records the reader left out on purpose, by reason."""
+    dates: dict[str, str]
+    split_by: str
+    """What "the latest dialogues" means: time, or order in the corpus."""
+
+
+def write_card(
+    folder: Path, index: ShardIndex, facts: CardFacts, statistics: Mapping[str, SplitStatistics]
+) -> None:
+    """Write `card.md` and `lengths.png` into the folder of the shards."""
+    _draw_lengths(folder / "lengths.png", statistics["train"])
+    parts = [
+        f"# Data card: {escape(str(index.source['corpus']))}",
+        _source(index, facts),
+        "## From dialogues to samples",
+        _table(("", "number"), _funnel(facts.counts)),
+        _broken(facts),
+        "## Cleaning rules",
+        f"{facts.n_messages_failing:,} of {facts.n_messages_judged:,} messages "
+        f"({facts.n_messages_failing / max(1, facts.n_messages_judged):.1%}) fail a rule. A message counts for "
+        f"each rule it breaks. Policy: `{index.prepare['policy']}`.",
+        _table(("rule", "messages"), [(name, f"{n:,}") for name, n in sorted(facts.rules.items())]),
+        "## Samples",
+        _samples(index, statistics),
+        "![Lengths of contexts and responses](lengths.png)",
+        "## Options",
+        f"```json\n{json.dumps(index.prepare, indent=2, ensure_ascii=False)}\n```",
+    ]
+    (folder / "card.md").write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+
+
+def escape(text: str) -> str:
+    """Text that stands in Markdown as itself: no markup, HTML, table cell or new line in it works."""
+    flat = " ".join(text.split())
+    flat = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]|~#!])", r"\\\1", flat)
+
+
+def _source(index: ShardIndex, facts: CardFacts) -> str:
+    source = index.source
+    files = ", ".join(escape(str(file)) for file in source["files"]) or "an installed package"
+    days = f"{source['first_day']} to {source['last_day']}" if "first_day" in source else "no dates given"
+    return "\n".join(
+        [
+            f"- source: {files}; {days}",
+            f"- validation: the latest dialogues by {facts.split_by}",
+            f"- prepared: {source['prepared']} with plato2 {source['plato2']}",
+            f"- tokenizer: {index.vocab_size - 1:,} pieces, sha256 `{index.tokenizer_sha256}`",
+            f"- unigram baseline on the validation responses: perplexity {index.unigram['ppl']:.1f} "
+            f"({index.unigram['nll']:.3f} nats a token)",
+        ]
+    )
+
+
+def _funnel(counts: Mapping[str, int]) -> list[tuple[str, str]]:
+    samples = counts.get("train_samples", 0) + counts.get("valid_samples", 0)
+    failing = counts.get("pairs_failing_response", 0)
+    long_turn = counts.get("pairs_long_context_turn", 0)
+    rows = [
+        ("dialogues", counts["dialogues"]),
+        ("of two or more turns", counts["dialogues_of_two_or_more_turns"]),
+        ("turns", counts["turns"]),
+        ("(context, response) pairs", counts["pairs"]),
+        ("- response fails a rule", failing),
+        ("- no context left by the policy", counts["pairs"] - failing - long_turn - samples),
+        ("- last context turn too long", long_turn),
+        ("= samples", samples),
+        ("of these: response cut, without end token", counts.get("samples_response_cut", 0)),
+        ("for training", counts.get("train_samples", 0)),
+        ("for validation", counts.get("valid_samples", 0)),
+    ]
+    table = [(name, f"{n:,}") for name, n in rows]
+    return [*table, ("samples / pairs", f"{samples / counts['pairs']:.1%}")]
+
+
+def _broken(facts: CardFacts) -> str:
+    lines = [f"{facts.counts['broken']:,} records could not be read and were left out."]
+    if facts.broken_examples:
+        lines += ["", "The first of them:", "", *(f"- {escape(text)}" for text in facts.broken_examples)]
+    for reason, n in facts.skipped.items():
+        lines += ["", f"{n:,} records were left out: {escape(reason)}."]
+    return "\n".join(lines)
+
+
+def _samples(index: ShardIndex, statistics: Mapping[str, SplitStatistics]) -> str:
+    rows: list[tuple[str, ...]] = []
+    for split, counted in statistics.items():
+        shards = index.splits[split].shards
+        rows.append(
+            (
+                split,
+                f"{counted.n_samples:,}",
+                f"{len(shards):,}",
+                f"{sum(shard.bytes for shard in shards) / 1e6:.1f} MB",
+                f"{_mean(counted.context_lengths):.1f}",
+                f"{_mean(counted.response_lengths):.1f}",
+                f"{counted.utterances_per_sample:.2f}",
+                f"{counted.tokens_per_utterance:.1f}",
+            )
+        )
+    paper = (f"{PAPER_UTTERANCES_PER_SAMPLE}", f"{PAPER_TOKENS_PER_UTTERANCE}")
+    rows.append(("paper (English, Reddit)", "684M", "", "", "", "", *paper))
+    head = (
+        "",
+        "samples",
+        "shards",
+        "size",
+        "ids/context",
+        "ids/response",
+        "utterances/sample",
+        "tokens/utterance",
+    )
+    return _table(head, rows)
+
+
+def _table(head: tuple[str, ...], rows: list[Any]) -> str:
+    lines = [head, ("---", *["---:"] * (len(head) - 1)), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _mean(histogram: np.ndarray) -> float:
+    return float((np.arange(len(histogram)) * histogram).sum() / max(1, histogram.sum()))
+
+
+def _draw_lengths(path: Path, counted: SplitStatistics) -> None:
+    """Histogram of the ids in a context and in a response."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # drawing is all that needs matplotlib
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    FigureCanvasAgg(figure)
+    histograms = {"context": counted.context_lengths, "response": counted.response_lengths}
+    for place, (name, histogram) in enumerate(histograms.items(), start=1):
+        axes = figure.add_subplot(1, 2, place)
+        axes.bar(np.arange(len(histogram)), histogram, width=1.0, color="C0" if place == 1 else "C1")
+        axes.set_title(f"{name}: mean {_mean(histogram):.1f}")
+        axes.set_xlabel("ids, special ids included")
+        axes.set_ylabel("samples")
+    figure.savefig(path, dpi=100)

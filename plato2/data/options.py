@@ -1,0 +1,117 @@
+"""Every option of `plato2 prepare` and of a data config's `prepare:` node."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from plato2.config import UserError
+from plato2.data.clean import POLICIES, CleanRules
+
+Background = Literal["ignore", "context"]
+
+
+@dataclass
+class PrepareOptions:
+    """All that decides what `prepare` writes.
+
+    Raises:
+        UserError: a value that cannot be; names the key.
+    """
+
+    corpus: str
+    """A reader of `plato2.data.corpora`, or the dotted name of a module with a `read` function."""
+    out: str
+    """The folder to write."""
+    files: list[str] = field(default_factory=list)
+    """Paths or globs, local or remote; none for a corpus that comes from a package."""
+    reader: dict[str, Any] = field(default_factory=dict)
+    """Options of the reader, such as `column` of hf_datasets."""
+    tokenizer: str | None = None
+    """Folder of a tokenizer to use; None trains one on the training dialogues."""
+    vocab_pieces: int = 8000
+    """Pieces of a tokenizer to train."""
+    character_coverage: float = 0.9995
+    """Share of the characters a trained tokenizer knows; 0.9995 also suits Chinese."""
+    lower_case: bool | None = None
+    """Lower-case all text; None: as the given tokenizer does, else no."""
+    max_context: int = 128
+    """Ids of a context, special ids included."""
+    max_response: int = 128
+    """Ids of a response, special ids included."""
+    cut_turn: bool = False
+    """Cut a last context turn that alone is too long (its end stays) instead of losing the sample."""
+    background: Background = "ignore"
+    """`context`: persona of the responding speaker and knowledge of the response come first in the context."""
+    policy: str = "split"
+    """What a failing turn does to its dialogue: split, subtree or response (plato2/data/clean.py)."""
+    clean: CleanRules = field(default_factory=CleanRules)
+    """The cleaning rules."""
+    valid_fraction: float = 0.02
+    """The latest share of the dialogues is for validation."""
+    valid_dialogues: int | None = None
+    """The number of validation dialogues, instead of a share."""
+    seed: int = 11
+    """Seeds the order of the samples."""
+    strict: bool = False
+    """Stop at the first broken record instead of counting it."""
+    force: bool = False
+    """Replace an existing prepared corpus."""
+    shard_samples: int = 16384
+    """Samples in a shard."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if "://" in self.out:
+            raise UserError(f"out={self.out}: prepare writes to a local folder; copy the folder afterwards")
+        if self.policy not in POLICIES:
+            raise UserError(f"policy={self.policy!r}: must be one of {', '.join(POLICIES)}")
+        if self.background not in get_args(Background):
+            raise UserError(f"background={self.background!r}: must be ignore or context")
+        for key, least in (
+            ("max_context", 3),
+            ("max_response", 3),
+            ("shard_samples", 1),
+            ("vocab_pieces", 4),
+        ):
+            if getattr(self, key) < least:
+                raise UserError(f"{key}={getattr(self, key)}: must be at least {least}")
+        if self.max_context > 65535:
+            raise UserError(f"max_context={self.max_context}: must be at most 65535")
+        if not 0 < self.valid_fraction < 1:
+            raise UserError(f"valid_fraction={self.valid_fraction}: must be between 0 and 1")
+        if self.valid_dialogues is not None and self.valid_dialogues < 1:
+            raise UserError(f"valid_dialogues={self.valid_dialogues}: must be at least 1")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PrepareOptions:
+        """Options from plain values (a `prepare:` node of a config file); `clean` may be a dict, too.
+
+        Raises:
+            UserError: an unknown or missing key, named.
+        """
+        values = dict(values)
+        clean = values.pop("clean", None)
+        if isinstance(clean, Mapping):
+            values["clean"] = CleanRules(**_known_keys(CleanRules, clean, "prepare.clean."))
+        elif clean is not None:
+            values["clean"] = clean
+        for key in ("corpus", "out"):
+            if key not in values:
+                raise UserError(f"prepare.{key} is missing")
+        return cls(**_known_keys(cls, values, "prepare."))
+
+    def plain(self) -> dict[str, Any]:
+        """The options that shape the samples, as plain values for the index."""
+        values = dataclasses.asdict(self)
+        return {key: value for key, value in values.items() if key not in ("out", "force", "strict")}
+
+
+def _known_keys(kind: type, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    known = [item.name for item in dataclasses.fields(kind)]
+    for key in values:
+        if key not in known:
+            raise UserError(f"{prefix}{key} is not an option; there are {', '.join(known)}")
+    return dict(values)
