@@ -54,8 +54,8 @@ def write_card(
         _broken(facts),
         "## Cleaning rules",
         f"{facts.n_messages_failing:,} of {facts.n_messages_judged:,} messages "
-        f"({facts.n_messages_failing / max(1, facts.n_messages_judged):.1%}) fail a rule. A message counts for "
-        f"each rule it breaks. Policy: `{index.prepare['policy']}`.",
+        f"({facts.n_messages_failing / max(1, facts.n_messages_judged):.1%}) fail a rule. A message "
+        f"counts for each rule it breaks. Policy: `{index.prepare['policy']}`.",
         _table(("rule", "messages"), [(name, f"{n:,}") for name, n in sorted(facts.rules.items())]),
         "## Samples",
         _samples(index, statistics),
@@ -137,17 +137,8 @@ def _samples(index: ShardIndex, statistics: Mapping[str, SplitStatistics]) -> st
         )
     paper = (f"{PAPER_UTTERANCES_PER_SAMPLE}", f"{PAPER_TOKENS_PER_UTTERANCE}")
     rows.append(("paper (English, Reddit)", "684M", "", "", "", "", *paper))
-    head = (
-        "",
-        "samples",
-        "shards",
-        "size",
-        "ids/context",
-        "ids/response",
-        "utterances/sample",
-        "tokens/utterance",
-    )
-    return _table(head, rows)
+    lengths = ("ids/context", "ids/response", "utterances/sample", "tokens/utterance")
+    return _table(("", "samples", "shards", "size", *lengths), rows)
 
 
 def _table(head: tuple[str, ...], rows: list[Any]) -> str:

@@ -44,7 +44,7 @@ class PrepareOptions:
     cut_turn: bool = False
     """Cut a last context turn that alone is too long (its end stays) instead of losing the sample."""
     background: Background = "ignore"
-    """`context`: persona of the responding speaker and knowledge of the response come first in the context."""
+    """`context`: persona of the responding speaker, then knowledge of the response, open the context."""
     policy: str = "split"
     """What a failing turn does to its dialogue: split, subtree or response (plato2/data/clean.py)."""
     clean: CleanRules = field(default_factory=CleanRules)
@@ -70,12 +70,8 @@ class PrepareOptions:
             raise UserError(f"policy={self.policy!r}: must be one of {', '.join(POLICIES)}")
         if self.background not in get_args(Background):
             raise UserError(f"background={self.background!r}: must be ignore or context")
-        for key, least in (
-            ("max_context", 3),
-            ("max_response", 3),
-            ("shard_samples", 1),
-            ("vocab_pieces", 4),
-        ):
+        at_least = {"max_context": 3, "max_response": 3, "shard_samples": 1, "vocab_pieces": 4}
+        for key, least in at_least.items():
             if getattr(self, key) < least:
                 raise UserError(f"{key}={getattr(self, key)}: must be at least {least}")
         if self.max_context > 65535:

@@ -15,12 +15,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from math import exp
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -49,6 +51,7 @@ from plato2.data.tokenizer import Tokenizer, train_tokenizer
 
 __all__ = ["PrepareOptions", "prepare"]
 
+T = TypeVar("T")
 TOKENIZER_MESSAGES = 1_000_000
 """Messages a tokenizer is trained on at most, evenly spread over the corpus: SentencePiece holds them all."""
 _ENCODE_TURNS = 4096
@@ -136,9 +139,7 @@ def _survey(options: PrepareOptions, progress: Progress) -> Survey:
         first = f"; broken: {survey.report.examples[0]}" if survey.report.examples else ""
         raise UserError(f"the corpus {options.corpus} is empty: no dialogue{where}{first}")
     if not survey.n_pairs:
-        raise UserError(
-            f"the corpus {options.corpus} has no dialogue of two or more turns: nothing to answer"
-        )
+        raise UserError(f"the corpus {options.corpus} has no dialogue of two or more turns to learn from")
     return survey
 
 
@@ -150,7 +151,18 @@ def _read(
     report: ReadReport | None = None,
 ) -> Iterator[Dialogue]:
     dialogues = read_corpus(options.corpus, options.files, report or ReadReport(), options.reader)
-    return iter(progress.track(dialogues, total=total, description=f"{verb} {options.corpus}"))
+    return _track(progress, dialogues, f"{verb} {options.corpus}", total)
+
+
+def _track(progress: Progress, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Yield the items and move a progress bar; its total is known at the end at the latest."""
+    task = progress.add_task(description, total=total)
+    n = 0
+    for n, item in enumerate(items, start=1):
+        yield item
+        if n % 64 == 0:
+            progress.update(task, completed=n)
+    progress.update(task, completed=n, total=n)
 
 
 def _tokenizer(
@@ -256,11 +268,11 @@ class _SampleWriter:
         size = (options.max_context, options.max_response, tokenizer.vocab_size)
         self.statistics = {split: SplitStatistics(*size) for split in ("train", "valid")}
         self.counts: Counter[str] = Counter()
+
+        n_expected = {"train": survey.n_pairs, "valid": round(survey.n_pairs * survey.valid_share)}
         self.shuffles = {
-            split: DiskShuffle(
-                folder / f"{split}.buckets", survey.n_pairs, options.shard_samples, [options.seed, number]
-            )
-            for number, split in enumerate(("train", "valid"))
+            split: DiskShuffle(folder / f"{split}.buckets", n, options.shard_samples, [options.seed, number])
+            for number, (split, n) in enumerate(n_expected.items())
         }
 
     def add(self, split: str, context: list[int], response: list[int]) -> None:
@@ -270,9 +282,8 @@ class _SampleWriter:
     def finish(self, split: str, progress: Progress) -> SplitIndex:
         """Write the shards of a split."""
         writer = ShardWriter(self._folder, split, self._vocab_size, self._options.shard_samples)
-        for records, context_len in progress.track(
-            self.shuffles[split].buckets(), total=None, description=f"writing {split} shards"
-        ):
+        buckets = self.shuffles[split].buckets()
+        for records, context_len in _track(progress, buckets, f"writing {split} shards"):
             self.statistics[split].add(records, context_len)
             writer.write(records, context_len)
         return SplitIndex(tuple(writer.close()))

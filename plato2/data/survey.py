@@ -26,7 +26,11 @@ class Survey:
         """Turns of each dialogue."""
         self.times = array("d")
         """Time of each dialogue, that of its first turn with one; nan without."""
+
         self.n_pairs = 0
+        self.valid_share = 0.0
+        """Share of the usable dialogues that `choose_valid` chose."""
+
         self.last_time = nan
 
     @property
@@ -63,11 +67,13 @@ class Survey:
         n_valid = options.valid_dialogues or max(1, round(options.valid_fraction * len(usable)))
         if n_valid >= len(usable):
             raise UserError(
-                f"valid_dialogues={n_valid}: the corpus {options.corpus} has only {len(usable)} dialogue(s) of two "
-                "or more turns and some must be left to train on; name fewer or add dialogues"
+                f"valid_dialogues={n_valid}: the corpus {options.corpus} has only {len(usable)} dialogue(s) of "
+                "two or more turns and some must be left to train on; name fewer or add dialogues"
             )
         if self.has_times():
             usable = usable[np.argsort(np.frombuffer(self.times)[usable], kind="stable")]
+
+        self.valid_share = n_valid / len(usable)
         is_valid = np.zeros(self.n_dialogues, dtype=bool)
         is_valid[usable[len(usable) - n_valid :]] = True
         return is_valid
