@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from plato2.config import UserError
-from plato2.data.clean import POLICIES, CleanRules
+from plato2.data.clean import POLICIES, CleanRules, Policy
 
 Background = Literal["ignore", "context"]
 
@@ -45,7 +45,7 @@ class PrepareOptions:
     """Cut a last context turn that alone is too long (its end stays) instead of losing the sample."""
     background: Background = "ignore"
     """`context`: persona of the responding speaker, then knowledge of the response, open the context."""
-    policy: str = "split"
+    policy: Policy = "split"
     """What a failing turn does to its dialogue: split, subtree or response (plato2/data/clean.py)."""
     clean: CleanRules = field(default_factory=CleanRules)
     """The cleaning rules."""

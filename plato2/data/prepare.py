@@ -16,7 +16,6 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -68,6 +67,7 @@ def prepare(options: PrepareOptions, *, show_progress: bool = True) -> Path:
     """
     out = Path(options.out)
     _check_target(out, options.force)
+    read_corpus(options.corpus, options.files, ReadReport(), options.reader)  # a wrong name fails at once
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     progress = Progress(
         *columns, TimeElapsedColumn(), console=Console(stderr=True), disable=not show_progress

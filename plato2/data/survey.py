@@ -67,7 +67,7 @@ class Survey:
         n_valid = options.valid_dialogues or max(1, round(options.valid_fraction * len(usable)))
         if n_valid >= len(usable):
             raise UserError(
-                f"valid_dialogues={n_valid}: the corpus {options.corpus} has only {len(usable)} dialogue(s) of "
+                f"valid_dialogues={n_valid}: the corpus {options.corpus} has {len(usable)} dialogue(s) of "
                 "two or more turns and some must be left to train on; name fewer or add dialogues"
             )
         if self.has_times():

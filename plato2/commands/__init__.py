@@ -1,0 +1,93 @@
+"""The command line: `plato2 VERB` = `python -m plato2 VERB`.
+
+A verb is one file in this folder that defines `app`, a Typer app with one command (or several
+sub-commands). To add one, write the file and give it a line in VERBS. Its module is imported when the verb is
+called, so that `plato2 --help` needs neither torch nor any other verb.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from plato2 import __version__
+from plato2.config import UserError
+
+VERBS = {
+    "prepare": "Turn a corpus of conversations into shards to train on.",
+    "tokenizer": "Train a tokenizer, or look at how one cuts a text.",
+}
+"""Verb -> its line in `plato2 --help`; the code is in plato2/commands/<verb>.py."""
+
+
+class LazyVerbs(TyperGroup):
+    """Lists the verbs from VERBS and imports the module of the one that is called.
+
+    Contexts and commands are of Typer's own copy of Click, which has no public name.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The verbs in the order of VERBS."""
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A verb's place in the help: its name and its line."""
+        return TyperCommand(cmd_name, help=VERBS[cmd_name]) if cmd_name in VERBS else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that is to be run."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in VERBS:
+            module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+            command = typer.main.get_command(module.app)
+        return name, command, rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a verb; what the user can mend becomes one line, Ctrl-C a quiet end."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            print_error(str(error))
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
+
+
+app = typer.Typer(
+    cls=LazyVerbs,
+    name="plato2",
+    help="PLATO-2: prepare conversations, talk to trained models, measure them. Training is [bold]python "
+    "train.py[/].",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", help="Print the version and stop.", is_eager=True),
+) -> None:
+    if version:
+        typer.echo(f"plato2 {__version__}")
+        raise typer.Exit
+
+
+def print_error(message: str) -> None:
+    """One line `error: ...` on stderr, red where the terminal has colours."""
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, soft_wrap=True).print(Text(f"error: {message}", style="red"))
+
+
+def main() -> None:
+    """The entry point of the `plato2` command."""
+    try:
+        app(prog_name="plato2")
+    except KeyboardInterrupt:  # outside of a verb, such as during its import
+        sys.exit(130)
