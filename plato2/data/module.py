@@ -12,8 +12,10 @@ import json
 import warnings
 from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
+import fsspec
 import pytorch_lightning as pl
 
 from plato2.config import UserError
@@ -85,17 +87,18 @@ class DialogueDataModule(pl.LightningDataModule):
             )
         self._step, self._position = 0, Position()
         self._before = (0, Position())
+        self._prepared = False
 
     # ------------------------------------------------------------------------------------------ the corpus
 
     def prepare_data(self) -> None:
-        """Prepare the corpus when there is none and `prepare` says how; otherwise reuse it."""
-        if self.prepare_options is None:
+        """Prepare the corpus when there is none and `prepare` says how; otherwise reuse it, and say so once."""
+        if self.prepare_options is None or self._prepared:
             return
         from plato2.data.prepare import PrepareOptions, prepare  # slow to import, rarely needed
 
         options = PrepareOptions.from_dict({**self.prepare_options, "out": self.path})
-        if not has_index(self.path):
+        if options.force or not has_index(self.path):
             prepare(options)
             return
         self._check_prepared(asdict(options))
@@ -108,7 +111,7 @@ class DialogueDataModule(pl.LightningDataModule):
         stored, wanted = self.index.prepare, json.loads(json.dumps(asked, default=str))
         differing = [
             f"{key} is {stored[key]!r}, asked for {wanted[key]!r}"
-            for key in sorted(stored.keys() & wanted.keys() - {"out", "force"})
+            for key in sorted(stored.keys() & wanted.keys())
             if stored[key] != wanted[key]
         ]
         if differing:
@@ -116,6 +119,11 @@ class DialogueDataModule(pl.LightningDataModule):
                 f"{self.path} was prepared with other options: {'; '.join(differing)}; "
                 "take another data.path, or correct data.prepare, or prepare it again with `plato2 prepare`"
             )
+
+    @property
+    def exists(self) -> bool:
+        """Whether `path` holds a prepared corpus."""
+        return has_index(self.path)
 
     @cached_property
     def index(self) -> ShardIndex:
@@ -126,6 +134,13 @@ class DialogueDataModule(pl.LightningDataModule):
     def tokenizer_sha256(self) -> str:
         """Hash of the tokenizer the shards were made with."""
         return self.index.tokenizer_sha256
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Copy the corpus's tokenizer, so that a run can be talked to without its data."""
+        files, root = fsspec.core.url_to_fs(self.path)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in files.ls(f"{root.rstrip('/')}/tokenizer", detail=False):
+            (folder / file.rsplit("/", 1)[-1]).write_bytes(files.cat_file(file))
 
     @property
     def vocab_size(self) -> int:

@@ -277,9 +277,16 @@ class StepLoader(DataLoader[Step]):
         )
 
     def __iter__(self) -> Iterator[Step]:  # type: ignore[override]
-        """The steps, put together again."""
-        batches = super().__iter__()
-        return map(_unflatten, batches) if self._is_flat else batches
+        """The steps, put together again.
+
+        Raises:
+            UserError: of a worker, without the traceback that DataLoader puts around it.
+        """
+        try:
+            for batch in super().__iter__():
+                yield _unflatten(batch) if self._is_flat else batch
+        except UserError as error:
+            raise UserError(str(error).rsplit("UserError: ", 1)[-1].strip()) from None
 
 
 def _keep(step: Step) -> Step:
