@@ -137,10 +137,25 @@ class RunConfig:
     run_id: str | None = None
     """Name of the run folder; else RUN_ID, else SLURM_JOB_ID, else the time."""
     output_dir: str = "outputs"
-    """Runs are written to `<output_dir>/<model>-<stage>/<run_id>/`."""
+    """Runs are written to `<output_dir>/<name>/<run_id>/`."""
+    name: str = "run"
+    """`<model>-<stage>`; train.yaml fills it in."""
+    model_name: str = "model"
+    """Name of the geometry; train.yaml fills it in."""
+    checkpoint_steps: int = 1000
+    """Steps between checkpoints; each validation and the last step write one too."""
+    sample_replies: int = 3
+    """Validation contexts the model answers at each validation; 0 = none."""
     plan: bool = False
     """Print what the run will need (parameters, memory, steps) and train nothing."""
+    report: bool = False
+    """Print the curriculum's closing table after a sweep over the three stages."""
     sweep_metric: str | None = None
-    """Metric returned to a Hydra sweeper; the stage's own monitor when not given."""
+    """Metric returned to a Hydra sweeper; the best value of the stage's own monitor when not given."""
     tags: list[str] = field(default_factory=list)
     """Free words stored with the run and sent to W&B."""
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, f"seed={self.seed}: must be 0 or more")
+        _require(self.checkpoint_steps >= 1, f"checkpoint_steps={self.checkpoint_steps}: must be at least 1")
+        _require(self.sample_replies >= 0, f"sample_replies={self.sample_replies}: use 0 for none")

@@ -1,0 +1,221 @@
+"""What a run shows while it trains: progress, speed, and replies of the model at each validation."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ProgressBar
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from plato2.config import ModelConfig
+from plato2.training.plan import peak_flops, step_flops
+
+
+class RunProgress(ProgressBar):
+    """One bar for a whole run: steps, loss, perplexity, tokens a second, time left.
+
+    Where the output is not a terminal (a log file), a line at every tenth of the run instead.
+    """
+
+    def __init__(self, title: str, console: Console | None = None) -> None:
+        super().__init__()
+        self.title = title
+        self.console = console or Console(stderr=True)
+        self.progress: Progress | None = None
+
+    def disable(self) -> None:
+        """Ranks other than the first show nothing."""
+        self.progress = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the bar at the step the run goes on from."""
+        if not trainer.is_global_zero or not self.console.is_terminal:
+            return
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self.progress.start()
+        self.task = self.progress.add_task(
+            self.title, total=trainer.max_steps, completed=trainer.global_step, metrics=""
+        )
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Moves the bar on."""
+        step = trainer.global_step
+        if self.progress is not None:
+            self.progress.update(self.task, completed=step, metrics=self._metrics(trainer))
+        elif trainer.is_global_zero and step % max(1, trainer.max_steps // 10) == 0:
+            self.console.print(
+                f"{self.title} step {step}/{trainer.max_steps} {self._metrics(trainer)}", highlight=False
+            )
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Says that validation is under way."""
+        if self.progress is not None:
+            self.progress.update(self.task, metrics="validating ...")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Prints the validation's numbers above the bar."""
+        if trainer.is_global_zero and trainer.state.fn == "fit":
+            values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+            shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if "usage" not in k)
+            self.console.print(f"{self.title} step {trainer.global_step}: {shown}", highlight=False)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leaves the bar as it stands, also after an error."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+    def _metrics(self, trainer: pl.Trainer) -> str:
+        metrics = trainer.callback_metrics
+        shown = [
+            f"{key} {float(metrics[f'train/{key}']):.3f}" for key in ("loss",) if f"train/{key}" in metrics
+        ]
+        if "perf/tokens_per_s" in metrics:
+            shown.append(f"{float(metrics['perf/tokens_per_s']):,.0f} tokens/s")
+        return "  ".join(shown)
+
+
+class Throughput(Callback):
+    """Logs `perf/tokens_per_s` (real tokens, no padding), `perf/step_s` and `perf/mfu` over all ranks.
+
+    Validation and checkpoints do not count. MFU is the share of the device's peak (known for NVIDIA data-centre
+    GPUs; a measured matrix product elsewhere) that the model's own arithmetic reaches, recomputation excluded.
+    """
+
+    def __init__(self, config: ModelConfig, passes: int) -> None:
+        self.config, self.passes = config, passes
+        self.seconds, self.tokens, self.flops, self.steps = 0.0, 0, 0.0, 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Finds the peak of the device."""
+        self.peak = peak_flops(pl_module.device, str(trainer.precision)) * trainer.world_size
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Starts the clock."""
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Counts the step; logs and starts over at every logging interval."""
+        self.seconds += time.perf_counter() - self.started
+        self.steps += 1
+        for unit in batch["units"]:
+            tokens, samples, targets = (
+                int((unit["segment_ids"] > 0).sum()),
+                len(unit["sample_index"]),
+                len(unit["target_index"]),
+            )
+            self.tokens += tokens
+            self.flops += step_flops(self.config, tokens, samples, targets, self.passes)
+        if trainer.global_step % trainer.log_every_n_steps and trainer.global_step != trainer.max_steps:
+            return
+        world = trainer.world_size  # every rank computes the same number of units
+        pl_module.log_dict(
+            {
+                "perf/tokens_per_s": world * self.tokens / self.seconds,
+                "perf/step_s": self.seconds / self.steps,
+                "perf/mfu": world * self.flops / self.seconds / self.peak,
+            }
+        )
+        self.seconds, self.tokens, self.flops, self.steps = 0.0, 0, 0.0, 0
+
+
+class SampleReplies(Callback):
+    """Lets the model answer a few validation contexts at each validation.
+
+    Appends them to `replies.jsonl` in the run folder and sends a table to W&B or TensorBoard.
+
+    Args:
+        path: the file to append to.
+        answer: gives one dict for each context, with `context`, `reference` and `candidates`.
+    """
+
+    def __init__(self, path: Path, answer: Callable[[pl.LightningModule], list[dict[str, Any]]]) -> None:
+        self.path, self.answer = path, answer
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Decodes and records."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        replies = self.answer(pl_module)
+        with self.path.open("a", encoding="utf-8") as file:
+            for reply in replies:
+                file.write(json.dumps({"step": trainer.global_step, **reply}, ensure_ascii=False) + "\n")
+        rows = [
+            [" / ".join(reply["context"]), reply["reference"], candidate["text"]]
+            for reply in replies
+            for candidate in reply["candidates"]
+        ]
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_table("replies", columns=["context", "human", "candidate"], data=rows)
+            elif isinstance(logger, TensorBoardLogger):
+                text = "\n".join(f"    {' | '.join(row)}" for row in rows)  # indented = shown as it is
+                logger.experiment.add_text("replies", text, trainer.global_step)
+
+
+class LatentHistogram(Callback):
+    """Sends how much each latent is used to W&B or TensorBoard as a histogram (the CSV has the numbers)."""
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Reads `val/z_usage_*` of the validation that just ended."""
+        usage = [
+            float(v) for k, v in sorted(trainer.callback_metrics.items()) if k.startswith("val/z_usage_")
+        ]
+        if not usage or trainer.sanity_checking:
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                import wandb
+
+                bins = list(range(len(usage) + 1))
+                logger.experiment.log({"latent_usage": wandb.Histogram(np_histogram=(usage, bins))})
+            elif isinstance(logger, TensorBoardLogger):
+                drawn = torch.repeat_interleave(
+                    torch.arange(len(usage)), (torch.tensor(usage) * 1000).round().long()
+                )
+                logger.experiment.add_histogram("latent_usage", drawn, trainer.global_step)
+
+
+def metrics_table(metrics: dict[str, float], title: str) -> Table:
+    """A run's closing numbers."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        if "usage" not in name:
+            table.add_row(name, f"{value:,.4g}")
+    return table

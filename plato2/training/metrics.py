@@ -1,0 +1,75 @@
+"""`metrics.csv`: every logged number of a run as a row `step,metric,value`.
+
+Tidy rows need no header that grows, so the file is only ever appended to. A resumed run first drops what was
+logged after its checkpoint: the file is that of an uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+HEADER = ("step", "metric", "value")
+
+
+class MetricsCsv(Logger):
+    """Lightning logger that appends to `metrics.csv`.
+
+    Args:
+        folder: the run folder.
+        resumed_step: rows of later steps are dropped; None = a new run.
+    """
+
+    def __init__(self, folder: Path, resumed_step: int | None = None) -> None:
+        super().__init__()
+        self.path = folder / "metrics.csv"
+        self.resumed_step = resumed_step
+        self.prepared = False
+
+    @property
+    def name(self) -> str:
+        """Lightning's name for the logger."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """Unused: a run has one file."""
+        return ""
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: `config.yaml` has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Appends one row a metric; on disk when it returns."""
+        if not self.prepared:
+            self._prepare()
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerows(
+                (step, name, repr(float(value))) for name, value in metrics.items() if name != "epoch"
+            )
+
+    def _prepare(self) -> None:
+        self.prepared = True
+        kept = []
+        if self.resumed_step is not None and self.path.exists():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                rows = [row for row in csv.reader(file) if len(row) == len(HEADER) and row[0].isdigit()]
+            kept = [row for row in rows if int(row[0]) <= self.resumed_step]
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([HEADER, *kept])
+        os.replace(temporary, self.path)
+
+
+def read_metrics(path: Path) -> list[tuple[int, str, float]]:
+    """The rows of a `metrics.csv`: (step, metric, value)."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [(int(step), name, float(value)) for step, name, value in list(csv.reader(file))[1:]]

@@ -1,0 +1,276 @@
+"""The run folder: where it is, what it descends from, whether it is finished.
+
+    outputs/<model>-<stage>/<run_id>/
+        config.yaml       the resolved configuration
+        lineage.json      stage, status, parent run and checkpoint, data, tokenizer, git state, versions
+        tokenizer/        a copy, so that the run can be talked to without its data
+        checkpoints/      last.ckpt, best.ckpt
+        metrics.csv       step, metric, value
+
+`init_from` takes weights from another run; `resume` goes on with this one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from plato2.config import UserError
+
+FORMAT = "plato2-run/1"
+PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "omegaconf", "sentencepiece", "numpy", "pyarrow")
+NOT_PART_OF_A_RUN = ("run_id", "resume", "plan", "output_dir", "tags", "sweep_metric", "report")
+"""Top-level keys that may differ between a run and its continuation."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run on disk."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of `last.ckpt` and `best.ckpt`."""
+        return self.path / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best validation; the newest when there was none."""
+        best = self.checkpoints / "best.ckpt"
+        return best if best.exists() else self.last
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of spm.model and vocab.txt."""
+        return self.path / "tokenizer"
+
+    def lineage(self) -> dict[str, Any]:
+        """What `lineage.json` says; empty when the folder is not a run."""
+        try:
+            content = json.loads((self.path / "lineage.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise UserError(
+                f"{self.path / 'lineage.json'}: cannot be read ({error}); choose another run"
+            ) from error
+        return content if isinstance(content, dict) and content.get("format") == FORMAT else {}
+
+    def write_lineage(self, **entries: Any) -> None:
+        """Merges entries into `lineage.json`, atomically."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        content = {"format": FORMAT, **self.lineage(), **entries}
+        temporary = self.path / "lineage.json.tmp"
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temporary, self.path / "lineage.json")
+
+    @property
+    def finished(self) -> bool:
+        """Whether training reached its last step."""
+        return self.lineage().get("status") == "finished"
+
+
+def runs(output_dir: Path, name: str) -> list[RunFolder]:
+    """All runs of one model and stage (`<model>-<stage>`), newest first."""
+    found = [RunFolder(path.parent) for path in (output_dir / name).glob("*/lineage.json")]
+    return sorted(found, key=lambda run: str(run.lineage().get("created", "")), reverse=True)
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """What makes two commands the same run: a hash of the resolved configuration without run-keeping keys."""
+    kept = {key: value for key, value in config.items() if key not in NOT_PART_OF_A_RUN and key != "logger"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def new_run_id() -> str:
+    """RUN_ID, else SLURM_JOB_ID (a requeued job finds its folder), else the time.
+
+    Raises:
+        UserError: several processes started from outside (torchrun) without a common name.
+    """
+    named = os.environ.get("RUN_ID") or os.environ.get("SLURM_JOB_ID")
+    if named:
+        return named
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in os.environ:
+        raise UserError(
+            f"run_id: {os.environ['WORLD_SIZE']} processes need one name for their common folder; set run_id=NAME or "
+            "the environment variable RUN_ID"
+        )
+    return now().strftime("%Y%m%d-%H%M%S")
+
+
+def now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(timezone.utc)
+
+
+def choose_run(
+    output_dir: Path, name: str, config: Mapping[str, Any], run_id: str | None, resume: str
+) -> tuple[RunFolder, Path | None, str]:
+    """Decides which folder a command writes to and which checkpoint it goes on from.
+
+    Args:
+        output_dir: the folder of all runs.
+        name: `<model>-<stage>`.
+        config: the resolved configuration of this command.
+        run_id: a name given by the user or the scheduler, or None.
+        resume: `auto`, `never` or a run folder.
+
+    Returns:
+        The run, the checkpoint to resume from (None = start at step 0), and a sentence that says so.
+    """
+    if resume not in ("auto", "never"):
+        run = RunFolder(Path(resume))
+        if not run.lineage():
+            raise UserError(
+                f"resume={resume}: not a run folder (no lineage.json); use resume=auto or a run's path"
+            )
+        return _continued(run, config)
+    named = run_id or os.environ.get("RUN_ID") or os.environ.get("SLURM_JOB_ID")
+    if named:
+        run = RunFolder(output_dir / name / named)
+        if not run.lineage():
+            return run, None, f"new run {run.path}"
+        if resume == "never":
+            raise UserError(
+                f"run_id={named}: {run.path} exists; choose another run_id or leave out resume=never"
+            )
+        return _continued(run, config)
+    if resume == "auto":
+        mark = fingerprint(config)
+        for run in runs(output_dir, name):
+            lineage = run.lineage()
+            if (
+                lineage.get("status") != "finished"
+                and lineage.get("fingerprint") == mark
+                and run.last.exists()
+            ):
+                return _continued(run, config)
+    run = RunFolder(output_dir / name / new_run_id())
+    return run, None, f"new run {run.path}"
+
+
+def _continued(run: RunFolder, config: Mapping[str, Any]) -> tuple[RunFolder, Path | None, str]:
+    before = run.lineage().get("config", {})
+    for section in ("seed", "model", "stage", "data", "optim"):
+        then, now_ = _flat(section, before.get(section)), _flat(section, config.get(section))
+        for key in sorted(then.keys() | now_.keys()):
+            if then.get(key) != now_.get(key):
+                raise UserError(
+                    f"{key}={now_.get(key)}: {run.path} was started with {key}={then.get(key)}; give the old value to go "
+                    "on with it, or another run_id (or resume=never) to start anew"
+                )
+    if not run.last.exists():
+        return run, None, f"run {run.path} has no checkpoint yet: starting it again"
+    return run, run.last, f"resuming {run.path}"
+
+
+def _flat(prefix: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return {
+            name: leaf
+            for key, child in value.items()
+            for name, leaf in _flat(f"{prefix}.{key}", child).items()
+        }
+    return {prefix: value}
+
+
+def warm_start_path(
+    init_from: str | None,
+    stage: str,
+    accepted: tuple[str, ...],
+    output_dir: Path,
+    model: str,
+    tokenizer_sha256: str,
+) -> Path | None:
+    """The checkpoint `init_from` means, or None to start from random weights.
+
+    Args:
+        init_from: a run folder, a checkpoint file, `auto`, `scratch` or None.
+        stage: the stage to be trained.
+        accepted: the stages it can start from.
+        output_dir: the folder of all runs.
+        model: name of the geometry, for `auto`.
+        tokenizer_sha256: of the data, for `auto`.
+
+    Raises:
+        UserError: stage 2 without `init_from`, nothing found, an unfinished run.
+    """
+    if init_from == "scratch" or (stage == "1_coarse" and init_from in (None, "auto")):
+        return None
+    if init_from is None:
+        raise UserError(
+            f"init_from: stage {stage} starts from a stage-1 model; use init_from=auto (the newest finished 1_coarse run "
+            f"of model={model}), init_from=RUN, or init_from=scratch to insist on random weights"
+        )
+    if init_from == "auto":
+        for run in runs(output_dir, f"{model}-1_coarse"):
+            if (
+                run.finished
+                and run.lineage().get("tokenizer_sha256") == tokenizer_sha256
+                and run.best.exists()
+            ):
+                return run.best
+        raise UserError(
+            f"init_from=auto: no finished 1_coarse run of model={model} with the tokenizer of this data under "
+            f"{output_dir}; train one first: python train.py model={model} stage=1_coarse"
+        )
+    path = Path(init_from)
+    if not path.exists():
+        raise UserError(f"init_from={init_from}: no such run folder or checkpoint")
+    run = RunFolder(path)
+    if not run.lineage():
+        return path
+    if run.lineage().get("stage") not in accepted:
+        raise UserError(
+            f"init_from={init_from}: a {run.lineage().get('stage')} run; stage {stage} starts from {' or '.join(accepted)}"
+        )
+    if not run.finished:
+        raise UserError(
+            f"init_from={init_from}: the run is not finished; start its command again to finish it, or name one of its "
+            f"checkpoints: init_from={run.last}"
+        )
+    return run.best
+
+
+def provenance() -> dict[str, Any]:
+    """Git state of the working tree, versions of what computes, and the machine."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "git": _git_state(),
+        "packages": versions,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "created": now().isoformat(),
+    }
+
+
+def _git_state() -> dict[str, Any] | None:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None  # not a git checkout, e.g. an installed package
