@@ -92,9 +92,13 @@ class DialogueDataModule(pl.LightningDataModule):
     # ------------------------------------------------------------------------------------------ the corpus
 
     def prepare_data(self) -> None:
-        """Prepare the corpus when there is none and `prepare` says how; otherwise reuse it, and say so once."""
+        """Prepare the corpus when there is none and `prepare` says how; otherwise reuse it and say so.
+
+        `train.py` calls this before it builds the model, Lightning once more: the second call does nothing.
+        """
         if self.prepare_options is None or self._prepared:
             return
+        self._prepared = True
         from plato2.data.prepare import PrepareOptions, prepare  # slow to import, rarely needed
 
         options = PrepareOptions.from_dict({**self.prepare_options, "out": self.path})
@@ -268,6 +272,6 @@ def _nearest(value: int, step: int) -> str:
 
 
 def _silence_lightning() -> None:
-    """Two warnings that do not hold here: workers do share the stream out, and one is enough."""
-    warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")
-    warnings.filterwarnings("ignore", message=".*does not have many workers")
+    """Warnings that do not hold here: workers share the stream, few are enough, and the position is saved."""
+    for message in ("Your `IterableDataset` has `__len__`", ".*not have many workers", ".*is not resumable"):
+        warnings.filterwarnings("ignore", message=message)

@@ -149,7 +149,9 @@ def test_a_large_step_needs_few_file_descriptors(corpus: Corpus) -> None:
         "Batching(unit_tokens=256, row_length=64))\n"
         "steps = list(StepLoader(TrainStream(corpus, 11, 64, 8), 2)); print(len(steps[-1]['units']))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
+    )
     assert done.stdout.strip() == "64", done.stderr
 
 
