@@ -28,6 +28,7 @@ from plato2.data.samples import Dialogue, Turn
 
 N_EXAMPLES = 5
 """Broken records whose place and reason are kept for the report; all are counted."""
+_LATEST_TIME = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 
 
 @dataclass
@@ -157,13 +158,15 @@ def parse_time(value: object) -> float | None:
     """Seconds since 1970 from a number or an ISO 8601 text (UTC when it names no zone).
 
     Raises:
-        ValueError: neither.
+        ValueError: neither, or no date (such as milliseconds).
     """
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"time {value!r} is neither a number nor an ISO 8601 text")
     if isinstance(value, int | float):
+        if not 0 <= value <= _LATEST_TIME:
+            raise ValueError(f"time {value!r} is not in seconds since 1970")
         return float(value)
     moment = datetime.fromisoformat(value)
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

@@ -26,7 +26,7 @@ def read(files: Sequence[str], report: ReadReport) -> Iterator[Dialogue]:
             dialogue = parse(json.loads(text))
         except json.JSONDecodeError as error:
             report.broken(file, number, f"not valid JSON ({error.msg} at character {error.pos + 1})")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             report.broken(file, number, str(error))
         else:
             yield dialogue

@@ -1,0 +1,165 @@
+"""Each rule at its threshold, the policies, and rule 7 against a plain dictionary."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plato2.config import UserError
+from plato2.data.clean import Cleaner, CleanRules, RepeatCounter, conversations, message_key
+
+ZH = "今天天气真好我们一起去公园散步好不好然后再去吃一碗热热的牛肉面你觉得怎么样呢"
+
+
+def failed(text, previous="something else", n_tokens=10, **rules):
+    """The rules that `text` breaks, by their number."""
+    cleaner = Cleaner(CleanRules(**rules))
+    cleaner.check([previous], [10])
+    before = Counter(cleaner.hits)
+    cleaner = Cleaner(CleanRules(**rules))
+    cleaner.check([previous, text], [10, n_tokens])
+    return {name[0] for name in cleaner.hits - before}
+
+
+@pytest.mark.parametrize(
+    ("text", "rules"),
+    [
+        ("a perfectly fine message .", set()),
+        ("x" * 30 + " is just short enough", set()),
+        ("x" * 31 + " is too long a word", {"2"}),
+        (ZH, set()),  # no blanks: a character is a word
+        ("wo " * 341 + "w", set()),
+        ("wo " * 341 + "wo", {"2"}),
+        ("abcdefg 123", set()),  # 7 of 10 are letters; the blank does not count
+        ("abcdef 1234", {"3"}),
+        ("!!! ... ???", {"3"}),
+        ("🙂🙂", {"3"}),
+        ("नमस्ते दोस्त", set()),  # vowel signs belong to the letters
+        ("", set()),
+        ("look at https://example.com/a ?", {"4"}),
+        ("it is on www.example.net I think", {"4"}),
+        ("ask at example.org please", {"4"}),
+        ("that was it.come back soon", set()),
+        ("he and/or she likes it", set()),
+        ("seen on r/aww yesterday", {"5"}),
+        ("ask u/someone about that", {"5"}),
+        ("/r/aww is nice to look at", {"5"}),
+        ("salt &amp; pepper for me", {"5"}),
+        ("salt & pepper for me", set()),
+    ],
+)
+def test_rules_2_to_5(text, rules):
+    assert failed(text) == rules
+
+
+@pytest.mark.parametrize(("n_tokens", "fails"), [(0, True), (1, True), (2, False), (128, False), (129, True)])
+def test_rule_1_counts_tokens(n_tokens, fails):
+    assert (failed("fine words", n_tokens=n_tokens) == {"1"}) == fails
+
+
+@pytest.mark.parametrize(
+    ("text", "previous", "fails"),
+    [
+        ("I like tea", "I like tea", True),
+        ("i LIKE tea !", "I like tea", True),  # case and punctuation do not count
+        ("one two three four new", "one two three four", False),  # 80 % is not over 80 %
+        ("one two three four five new", "one two three four five", True),
+        ("no no no no no", "no way", False),  # a word counts as often as it stands in the other turn
+        ("我很好", "我很好吗", True),
+        ("anything", "", False),
+    ],
+)
+def test_rule_6_overlap(text, previous, fails):
+    assert ("6" in failed(text, previous)) == fails
+
+
+def test_rule_8_finds_whole_words_and_phrases(tmp_path):
+    words = tmp_path / "words.txt"
+    words.write_text("ass\nbad phrase\n\n坏话\n")
+    rules = {"offensive_words": str(words)}
+    assert failed("what an ASS !", **rules) == {"8"}
+    assert failed("first class passage", **rules) == set()
+    assert failed("such a Bad Phrase indeed", **rules) == {"8"}
+    assert failed("他说坏话了吗", **rules) == {"8"}
+
+
+def test_rule_8_needs_a_file_with_words(tmp_path):
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n")
+    for path, why in ((empty, "has no words"), (tmp_path / "missing.txt", "cannot be read")):
+        with pytest.raises(UserError, match=why):
+            Cleaner(CleanRules(offensive_words=str(path)))
+
+
+@pytest.mark.parametrize(
+    "off",
+    [
+        {"min_tokens": None, "max_tokens": None},
+        {"max_word_chars": None, "max_chars": None},
+        {"min_letters": None},
+        {"urls": False},
+        {"special_strings": False},
+        {"max_overlap": None},
+    ],
+)
+def test_every_rule_can_be_switched_off(off):
+    text = "r/aww www.example.com " + "9" * 2000
+    everything = failed(text, text, n_tokens=1)
+    assert everything == set("123456")
+    assert len(everything - failed(text, text, n_tokens=1, **off)) == 1
+
+
+def test_no_rule_at_all():
+    cleaner = Cleaner(CleanRules.off())
+    assert cleaner.check(["", "!!!"], [0, 1]) == [True, True]
+    assert not cleaner.hits
+
+
+@pytest.mark.parametrize(("key", "value"), [("min_tokens", 0), ("min_letters", 1.5), ("max_overlap", -1)])
+def test_thresholds_that_make_no_sense(key, value):
+    with pytest.raises(UserError, match=f"clean.{key}={value}"):
+        CleanRules(**{key: value})
+
+
+@given(
+    st.lists(st.sampled_from(["hi", "Hi ", "hello", "bye", "ok", "x y", "x  Y"]), max_size=60),
+    st.integers(1, 9),
+)
+def test_rule_7_counts_like_a_dictionary(texts, max_repeats):
+    counter = RepeatCounter()
+    for text in texts:
+        counter.add(text)
+    plain = Counter(" ".join(text.split()).casefold() for text in texts)
+    assert counter.above(max_repeats) == {message_key(t) for t, n in plain.items() if n > max_repeats}
+    assert len(counter) == len(texts)
+
+
+def test_rule_7_in_a_dialogue():
+    cleaner = Cleaner(CleanRules(), frozenset({message_key("hello")}))
+    assert cleaner.check(["Hello ", "hello you"], [2, 2]) == [False, True]
+    assert cleaner.hits["7. repeated more than 100 times"] == 1
+    assert (cleaner.n_messages, cleaner.n_failing) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("passing", "policy", "parts"),
+    [
+        ("110111", "split", [range(0, 2), range(3, 6)]),
+        ("110111", "subtree", [range(0, 2)]),
+        ("110111", "response", [range(0, 6)]),
+        ("011", "subtree", []),
+        ("0110", "split", [range(1, 3)]),
+        ("000", "split", []),
+        ("111", "split", [range(0, 3)]),
+        ("111", "subtree", [range(0, 3)]),
+    ],
+)
+def test_policies(passing, policy, parts):
+    assert conversations([flag == "1" for flag in passing], policy) == parts
+
+
+@given(st.lists(st.booleans(), max_size=20))
+def test_split_keeps_every_passing_turn_once(passing):
+    kept = [turn for part in conversations(passing, "split") for turn in part]
+    assert kept == [turn for turn, passes in enumerate(passing) if passes]
