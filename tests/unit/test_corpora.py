@@ -222,3 +222,19 @@ def test_times():
     assert parse_time("1970-01-02") == parse_time(86400) == 86400.0
     assert parse_time("1970-01-01T01:00:00+01:00") == 0.0
     assert parse_time(None) is None
+
+
+def test_the_reader_and_the_lines_of_the_documentation_work(tmp_path, monkeypatch):
+    document = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    blocks = document.split("```")
+    (code,) = [block.removeprefix("python") for block in blocks[1::2] if block.startswith("python\n")]
+    (tmp_path / "my_reader_package").mkdir()
+    (tmp_path / "my_reader_package" / "reader.py").write_text(code)
+    (tmp_path / "a.txt").write_text("hi | hello\nalone\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    report = ReadReport()
+    assert texts(read("my_reader_package.reader", tmp_path / "a.txt", report=report)) == [["hi", "hello"]]
+    assert report.examples == [f"{tmp_path / 'a.txt'}:2: only one turn"]
+    lines = [" ".join(block.split()) for block in blocks[1::2] if block.startswith('\n{"turns"')]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert [len(dialogue.turns) for dialogue in read("jsonl", tmp_path / "a.jsonl")] == [3, 2]
