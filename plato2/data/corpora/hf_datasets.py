@@ -111,5 +111,5 @@ def _batches(file: str) -> Iterator[pa.RecordBatch]:
                 yield from pa.ipc.open_stream(stream)
             else:
                 yield from pq.ParquetFile(stream).iter_batches(batch_size=1024)
-    except (pa.ArrowInvalid, pa.ArrowIOError) as error:
+    except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{file} is not a readable Parquet or Arrow file ({error}); get it again") from error
