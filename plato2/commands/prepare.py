@@ -132,12 +132,15 @@ def prepare(
         f"{sum(samples.values()) / facts['counts']['pairs']:.1%} of {facts['counts']['pairs']:,} pairs; "
         f"unigram perplexity {index.unigram['ppl']:.1f}",
         markup=False,
+        soft_wrap=True,
     )
     if n_broken := facts["counts"]["broken"]:
-        console.print(f"{n_broken:,} records could not be read; the first of them:", markup=False)
+        console.print(
+            f"{n_broken:,} records could not be read; the first of them:", markup=False, soft_wrap=True
+        )
         for example in facts["broken_examples"]:
-            console.print(f"  {example}", markup=False)
-    console.print(f"the data card: {folder / 'card.md'}", markup=False)
+            console.print(f"  {example}", markup=False, soft_wrap=True)
+    console.print(f"the data card: {folder / 'card.md'}", markup=False, soft_wrap=True)
 
 
 def parse_rules(texts: list[str], rules: CleanRules) -> CleanRules:
