@@ -144,7 +144,7 @@ class CoherenceBatch:
     def __post_init__(self) -> None:
         """Refuse what is not a probability."""
         if not 0.0 <= self.mask_prob <= 1.0:
-            raise UserError(f"batch.mask_prob={self.mask_prob}: must be between 0 and 1")
+            raise UserError(f"stage.batch.mask_prob={self.mask_prob}: must be between 0 and 1")
 
     def longest(self, index: ShardIndex) -> int:
         """Slots of the longest item the corpus may hold."""
