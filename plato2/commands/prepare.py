@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -84,8 +85,7 @@ def prepare(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Run the verb."""
-    from plato2.data.prepare import prepare as run  # after the options are known to be sound
-    from plato2.data.shards import read_index
+    from plato2.data.prepare import prepare as run  # after the arguments are known to be sound
 
     options = PrepareOptions(
         corpus=corpus,
@@ -109,7 +109,13 @@ def prepare(
         force=force,
         shard_samples=shard_samples,
     )
-    folder = run(options)
+    _print_summary(run(options), as_json)
+
+
+def _print_summary(folder: Path, as_json: bool) -> None:
+    """What came of it: one JSON object, or a few lines."""
+    from plato2.data.shards import read_index
+
     index = read_index(folder)
     facts = index.extra["facts"]
     samples = {name: split.samples for name, split in index.splits.items()}
