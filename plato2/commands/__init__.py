@@ -20,6 +20,9 @@ from plato2.config import UserError
 VERBS = {
     "prepare": "Turn a corpus of conversations into shards to train on.",
     "tokenizer": "Train a tokenizer, or look at how one cuts a text.",
+    "reply": "Answer a message or a conversation, with all candidates.",
+    "chat": "Talk to a model in the terminal.",
+    "report": "Show what the runs of a curriculum reached, and how they answer.",
 }
 """Verb -> its line in `plato2 --help`; the code is in plato2/commands/<verb>.py."""
 

@@ -1,0 +1,43 @@
+"""`plato2 report`: what the runs of a curriculum reached, and how they answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+HELP = """Show what the runs of a curriculum reached.
+
+Loss and perplexity of the stages beside a unigram baseline, the evaluation model's coherence accuracy, and
+the candidates for a few validation contexts, ranked, beside what a human said.
+
+[bold]Example[/]
+
+plato2 report --coarse outputs/tiny-1_coarse/RUN --generation outputs/tiny-2_gen/RUN
+--evaluation outputs/tiny-2_eval/RUN --data data/chitchat --json
+"""
+
+
+@app.command(help=HELP)
+def report(
+    data: Annotated[str, typer.Option(help="The prepared corpus of the runs, local or remote.")],
+    coarse: Annotated[Path | None, typer.Option(help="A 1_coarse run.")] = None,
+    generation: Annotated[Path | None, typer.Option(help="A 2_gen run.")] = None,
+    evaluation: Annotated[Path | None, typer.Option(help="A 2_eval run.")] = None,
+    contexts: Annotated[int, typer.Option(min=0, help="Validation contexts to answer.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Run the verb."""
+    from plato2.evaluate.report import curriculum_report, print_report
+
+    given = {"1_coarse": coarse, "2_gen": generation, "2_eval": evaluation}
+    found = curriculum_report({stage: run for stage, run in given.items() if run}, data, contexts)
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+    else:
+        print_report(found, Console(highlight=False))

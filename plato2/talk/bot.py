@@ -1,0 +1,190 @@
+"""The Python API: `PlatoBot.load(generation, evaluation).reply(["hi"])` -> the reply and all candidates.
+
+    bot = PlatoBot.load("outputs/tiny-2_gen/RUN", "outputs/tiny-2_eval/RUN")
+    reply = bot.reply(["hi , how was your day ?"])
+    reply.text, [(c.text, c.latent, c.log_prob, c.coherence) for c in reply.candidates]
+
+Everything runs in float32: the same seed gives the same reply to the same context, in any batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from plato2.config import DecodeConfig, UserError
+from plato2.data.samples import encode_context
+from plato2.data.tokenizer import Tokenizer
+from plato2.stages import CoarseGeneration, CoherenceEstimation, FineGeneration, Stage
+from plato2.talk.decode import decode
+from plato2.talk.rank import Candidate, rank
+from plato2.weights.folder import load_stage, run_tokenizer
+
+GENERATION = (FineGeneration.name, CoarseGeneration.name)
+EVALUATION = (CoherenceEstimation.name,)
+CONTEXTS_AT_ONCE = 16
+"""Contexts decoded in one batch; bounds the memory of `reply_batch` and changes no result."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the bot says, and what else it could have said."""
+
+    text: str
+    candidates: list[Candidate]
+    """All candidates, best first; `text` is the first one's."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: `{"reply": ..., "candidates": [...]}`."""
+        return {"reply": self.text, "candidates": [as_dict(candidate) for candidate in self.candidates]}
+
+
+def as_dict(candidate: Candidate) -> dict[str, Any]:
+    """A candidate in plain values: text, latent, log_prob, coherence."""
+    return {
+        "text": candidate.text,
+        "latent": candidate.latent,
+        "log_prob": candidate.log_prob,
+        "coherence": candidate.coherence,
+    }
+
+
+class PlatoBot:
+    """A generation model, its tokenizer and, to pick among the candidates, an evaluation model.
+
+    Args:
+        generation: a `2_gen` stage (one candidate for each latent) or a `1_coarse` stage (samples).
+        tokenizer: the one both models were trained with.
+        evaluation: a `2_eval` stage; None ranks by log-probability.
+        decode: how to sample.
+
+    Raises:
+        UserError: the models differ in vocabulary or length, or `max_tokens` leaves no room for a context.
+    """
+
+    def __init__(
+        self,
+        generation: Stage,
+        tokenizer: Tokenizer,
+        evaluation: CoherenceEstimation | None = None,
+        decode: DecodeConfig | None = None,
+    ) -> None:
+        self.generation, self.tokenizer, self.evaluation = generation, tokenizer, evaluation
+        self.decode_config = decode or DecodeConfig()
+        config = generation.model_config
+        if config.vocab_size != tokenizer.vocab_size:
+            raise UserError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the generation model {config.vocab_size}; "
+                "give the tokenizer of its run"
+            )
+        if evaluation is not None and evaluation.model_config.max_position < config.max_position:
+            raise UserError(
+                f"the evaluation model has {evaluation.model_config.max_position} positions, the generation "
+                f"model {config.max_position}: it cannot read all candidates; give one with as many"
+            )
+        self.max_context = config.max_position // 2  # the other half is the response's (spec section 2)
+        room = config.max_position - self.max_context
+        if self.decode_config.max_tokens > room:
+            raise UserError(
+                f"max_tokens={self.decode_config.max_tokens}: the model has room for {room} tokens of "
+                f"response; use at most {room}"
+            )
+
+    @classmethod
+    def load(
+        cls,
+        generation: str | Path,
+        evaluation: str | Path | None = None,
+        device: str = "auto",
+        decode: DecodeConfig | None = None,
+    ) -> "PlatoBot":
+        """A bot from run folders or checkpoint files.
+
+        Args:
+            generation: a `2_gen` or `1_coarse` run.
+            evaluation: a `2_eval` run with the same tokenizer.
+            device: `auto` (the GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...
+            decode: how to sample.
+
+        Raises:
+            UserError: a path, checkpoint, tokenizer or device that does not fit.
+        """
+        where = pick_device(device)
+        generator = load_stage(generation, GENERATION, "--generation")
+        tokenizer = run_tokenizer(generation)
+        judge: CoherenceEstimation | None = None
+        if evaluation is not None:
+            loaded = load_stage(evaluation, EVALUATION, "--evaluation")
+            assert isinstance(loaded, CoherenceEstimation)  # load_stage accepts no other
+            judge = loaded.to(where)
+            theirs = run_tokenizer(evaluation)
+            if theirs.sha256 != tokenizer.sha256:
+                raise UserError(
+                    f"--evaluation {evaluation}: trained with another tokenizer (sha256 "
+                    f"{theirs.sha256[:12]}) than --generation {generation} ({tokenizer.sha256[:12]}); give "
+                    "runs of one curriculum"
+                )
+        return cls(generator.to(where), tokenizer, judge, decode)
+
+    def reply(self, context: Sequence[str]) -> Reply:
+        """The reply to a conversation.
+
+        Args:
+            context: the turns so far, oldest first; the last one is answered. Turns that do not fit into
+                the model's context are dropped from the oldest on; a last turn that alone is too long keeps
+                its end.
+
+        Raises:
+            UserError: no turns, or nothing in the last one.
+        """
+        return self.reply_batch([context])[0]
+
+    def reply_batch(self, contexts: Sequence[Sequence[str]]) -> list[Reply]:
+        """The replies to several conversations; each is what `reply` would have said.
+
+        Raises:
+            UserError: as `reply`.
+        """
+        return self.reply_to_ids([self.encode(context) for context in contexts])
+
+    def reply_to_ids(self, contexts: Sequence[Sequence[int]]) -> list[Reply]:
+        """The replies to contexts that are ids already, [CLS] (turn [SEP])*, as in prepared data."""
+        replies = []
+        for start in range(0, len(contexts), CONTEXTS_AT_ONCE):
+            some = contexts[start : start + CONTEXTS_AT_ONCE]
+            hypotheses = decode(self.generation, some, self.decode_config)
+            for candidates in rank(self.tokenizer, some, hypotheses, self.evaluation):
+                replies.append(Reply(candidates[0].text, candidates))
+        return replies
+
+    def encode(self, context: Sequence[str]) -> list[int]:
+        """Context ids of a conversation, cut to the model's context.
+
+        Raises:
+            UserError: no turns, or nothing in the last one.
+        """
+        turns = self.tokenizer.encode_batch(context[-self.max_context :])  # a turn has one id at least
+        if not turns or not turns[-1]:
+            raise UserError("the message is empty: give at least one word to answer")
+        ids = encode_context(turns, self.max_context, cut_turn=True)
+        assert ids is not None  # cut_turn
+        return ids
+
+
+def pick_device(device: str) -> torch.device:
+    """The device of that name; `auto` is the GPU if there is one.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {device}: cannot be used here ({reason}); use auto or cpu") from None
+    return found

@@ -1,0 +1,25 @@
+"""Candidates as a table for the terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+
+def candidate_table(candidates: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
+    """Candidates (`{"text", "latent", "log_prob", "coherence"}`) in the order given."""
+    table = Table(title=title, title_justify="left")
+    for column in ("rank", "z", "coherence", "log p"):
+        table.add_column(column, justify="right")
+    table.add_column("reply", overflow="fold")
+    for number, candidate in enumerate(candidates, start=1):
+        latent, score = candidate["latent"], candidate["coherence"]
+        table.add_row(
+            str(number),
+            "" if latent is None else str(latent),
+            "" if score is None else f"{score:.3f}",
+            f"{candidate['log_prob']:.2f}",
+            Text(candidate["text"]),
+        )
+    return table

@@ -1,0 +1,155 @@
+"""PlatoBot: from run folders to replies; long, odd and empty messages; replies during training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from runs import KNOVER, make_corpus, make_run, make_stage, small_tokenizer_texts
+
+from plato2.config import DecodeConfig, UserError
+from plato2.data.collate import GenerationBatch
+from plato2.data.module import DialogueDataModule
+from plato2.data.tokenizer import Tokenizer, train_tokenizer
+from plato2.talk.bot import PlatoBot
+from plato2.talk.rank import coherence
+from plato2.talk.replies import ValidationReplies, sample_replies
+
+TOKENIZER = Tokenizer.load(KNOVER)
+DECODE = DecodeConfig(max_tokens=10, n_candidates=6)
+CONTEXT = ["hello !", "hi , how was your day ?"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    return {name: make_run(folder / name, name) for name in ("1_coarse", "2_gen", "2_eval")}
+
+
+@pytest.fixture(scope="module")
+def bot(runs: dict[str, Path]) -> PlatoBot:
+    return PlatoBot.load(runs["2_gen"], runs["2_eval"], "cpu", DECODE)
+
+
+def test_one_candidate_for_each_latent_most_coherent_first(bot: PlatoBot) -> None:
+    reply = bot.reply(CONTEXT)
+    assert reply.text == reply.candidates[0].text
+    assert {candidate.latent for candidate in reply.candidates} == set(range(5))
+    assert bot.evaluation is not None
+    context = bot.encode(CONTEXT)
+    scores = coherence(bot.evaluation, [(context, candidate.token_ids) for candidate in reply.candidates])
+    assert [candidate.coherence for candidate in reply.candidates] == pytest.approx(scores, abs=1e-6)
+    assert scores == sorted(scores, reverse=True)
+    assert json.loads(json.dumps(reply.to_dict()))["candidates"][0].keys() == {
+        "text",
+        "latent",
+        "log_prob",
+        "coherence",
+    }
+
+
+def test_a_stage_1_model_gives_samples_ranked_by_log_probability(runs: dict[str, Path]) -> None:
+    reply = PlatoBot.load(runs["1_coarse"], decode=DECODE).reply(CONTEXT)
+    assert len(reply.candidates) == 6
+    assert {(candidate.latent, candidate.coherence) for candidate in reply.candidates} == {(None, None)}
+    log_probs = [candidate.log_prob for candidate in reply.candidates]
+    assert log_probs == sorted(log_probs, reverse=True)
+
+
+def test_a_batch_says_what_each_alone_would(bot: PlatoBot) -> None:
+    contexts = [CONTEXT[-1:], CONTEXT, ["what is your name ?"]] + [[f"number {n}"] for n in range(15)]
+    together = bot.reply_batch(contexts)
+    for context, reply in zip(contexts, together, strict=True):
+        alone = bot.reply(context)
+        assert {c.latent: c.text for c in alone.candidates} == {c.latent: c.text for c in reply.candidates}
+    assert bot.reply_batch([]) == []
+
+
+def test_old_turns_are_dropped_and_a_long_one_keeps_its_end(bot: PlatoBot) -> None:
+    turns = [f"this is turn number {n} of a long talk ." for n in range(10_000)]
+    ids = bot.encode(turns)
+    assert 110 < len(ids) <= 128
+    assert ids[0] == 1
+    last = TOKENIZER.encode(turns[-1])
+    assert ids[-len(last) - 1 :] == [*last, 2]
+    assert bot.reply(turns) == bot.reply(turns[-100:])
+    long = "word " * 20_000 + "end ?"
+    ids = bot.encode(["before", long])
+    assert len(ids) == 128
+    assert ids[1:-1] == TOKENIZER.encode(long)[-126:]
+    assert bot.reply([long]).candidates
+
+
+@pytest.mark.parametrize(
+    "text", ["[SEP] </s> [CLS]", "\U0001f600\U0001f680", "\ud800 x", "你好", "a\x00b\tc"]
+)
+def test_odd_text_is_only_text(bot: PlatoBot, text: str) -> None:
+    ids = bot.encode([text])
+    assert ids[0] == 1
+    assert ids[-1] == 2
+    assert not {1, 2} & set(ids[1:-1])
+    assert len(bot.reply([text]).candidates) == 5
+
+
+@pytest.mark.parametrize("context", [[], [""], ["hello", "  \n\t "], ["\u200b\x07"]])
+def test_an_empty_message_is_refused(bot: PlatoBot, context: list[str]) -> None:
+    with pytest.raises(UserError, match="the message is empty"):
+        bot.reply(context)
+
+
+def test_models_that_do_not_fit_are_refused(runs: dict[str, Path], tmp_path: Path) -> None:
+    other = tmp_path / "tokenizer"
+    train_tokenizer(small_tokenizer_texts(), 60).save(other)
+    evaluation = make_run(tmp_path / "other", "2_eval", tokenizer_folder=other)
+    with pytest.raises(UserError, match=r"--evaluation .* trained with another tokenizer .* --generation"):
+        PlatoBot.load(runs["2_gen"], evaluation)
+    with pytest.raises(UserError, match=r"--generation .*: this is a 2_eval run; give a run of 2_gen or"):
+        PlatoBot.load(runs["2_eval"])
+    with pytest.raises(UserError, match=r"--evaluation .*: this is a 1_coarse run; give a run of 2_eval"):
+        PlatoBot.load(runs["2_gen"], runs["1_coarse"])
+    short = make_run(tmp_path / "short", "2_eval", max_position=64)
+    with pytest.raises(UserError, match="the evaluation model has 64 positions, the generation model 256"):
+        PlatoBot.load(runs["2_gen"], short)
+    with pytest.raises(UserError, match=r"max_tokens=129: .* use at most 128"):
+        PlatoBot.load(runs["2_gen"], decode=DecodeConfig(max_tokens=129))
+    with pytest.raises(UserError, match="the tokenizer has 8001 tokens, the generation model 50"):
+        PlatoBot(make_stage("2_gen", vocab_size=50), TOKENIZER)
+
+
+@pytest.mark.parametrize("device", ["warp9", "cuda:97"])
+def test_a_device_that_is_not_there_is_refused(runs: dict[str, Path], device: str) -> None:
+    with pytest.raises(UserError, match=f"--device {device}: cannot be used here"):
+        PlatoBot.load(runs["2_gen"], device=device)
+
+
+def test_replies_of_a_stage_in_training_leave_no_trace() -> None:
+    stage = make_stage("2_gen").train()
+    stage.backbone.blocks[0].eval()  # a part someone keeps out of training stays out
+    modes = {name: module.training for name, module in stage.named_modules()}
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    rows = sample_replies(stage, TOKENIZER, [CONTEXT, ["hi"]], ["fine .", "hello ."], n_candidates=2)
+    assert torch.equal(torch.rand(4), expected)
+    assert {name: module.training for name, module in stage.named_modules()} == modes
+    assert [row["reference"] for row in rows] == ["fine .", "hello ."]
+    assert rows[0]["context"] == CONTEXT
+    assert [len(row["candidates"]) for row in rows] == [2, 2]
+    with pytest.raises(UserError, match="empty"):
+        sample_replies(stage, TOKENIZER, [[""]], [""])
+    assert {name: module.training for name, module in stage.named_modules()} == modes
+
+
+def test_validation_replies_answer_the_same_contexts_each_time(tmp_path: Path) -> None:
+    pairs = [([f"question {n} ?", f"and {n} ?"], f"answer {n} .") for n in range(10)]
+    data = DialogueDataModule(str(make_corpus(tmp_path, pairs)), GenerationBatch(), 8192, 1)
+    answer = ValidationReplies(data, n_contexts=2)
+    stage = make_stage("1_coarse").train()
+    first, again = answer(stage), answer(stage)
+    assert first == again
+    assert [row["context"] for row in first] == [["question 2 ?", "and 2 ?"], ["question 7 ?", "and 7 ?"]]
+    assert [row["reference"] for row in first] == ["answer 2 .", "answer 7 ."]
+    assert all(len(row["candidates"]) == 3 for row in first)
+    assert stage.training

@@ -1,0 +1,84 @@
+"""Ranking: coherence is what the evaluation stage computes for the same record, best first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from runs import KNOVER, make_stage
+
+from plato2.data.samples import encode_response, role_ids
+from plato2.data.tokenizer import Tokenizer
+from plato2.talk.decode import Hypothesis
+from plato2.talk.rank import coherence, rank
+
+TOKENIZER = Tokenizer.load(KNOVER)
+CONTEXTS = [[1, 70, 90, 2, 110, 2], [1, 330, 2]]
+RESPONSES = [[50, 60, 70], [], [500] * 30, [7]]
+PAIRS = [(context, response) for context in CONTEXTS for response in RESPONSES]
+
+
+def alone(evaluation: Any, context: list[int], response: list[int]) -> float:
+    """p(l=1|c,r) by the stage's own pass over one unpadded record."""
+    record = [*context, *encode_response(response)]
+    length = len(record)
+    unit = {
+        "token_ids": torch.tensor([record]),
+        "type_ids": (torch.arange(length) >= len(context)).long()[None],
+        "pos_ids": torch.arange(length)[None],
+        "segment_ids": torch.ones(1, length, dtype=torch.long),
+        "sample_index": torch.tensor([0]),
+        "target_index": torch.zeros(0, dtype=torch.long),
+        "target_ids": torch.zeros(0, dtype=torch.long),
+    }
+    if evaluation.model_config.n_role:
+        unit["role_ids"] = torch.from_numpy(role_ids(context, length))[None]
+    with torch.no_grad():
+        return float(evaluation.coherence_logits(unit).softmax(-1)[0, 1])
+
+
+@pytest.mark.parametrize("n_role", [0, 2])
+def test_coherence_is_the_stages_own_and_padding_changes_nothing(n_role: int) -> None:
+    evaluation = make_stage("2_eval", n_role=n_role)
+    expected = [alone(evaluation, context, response) for context, response in PAIRS]
+    assert coherence(evaluation, PAIRS) == pytest.approx(expected, abs=1e-6)
+    assert max(expected) - min(expected) > 1e-3
+    assert coherence(evaluation, []) == []
+
+
+def test_a_response_beyond_the_positions_is_cut() -> None:
+    evaluation = make_stage("2_eval", max_position=20)
+    long = [(CONTEXTS[0], [40] * 99), (CONTEXTS[0], [40] * 13)]  # 6 + [CLS] + 13 fill the 20 positions
+    assert coherence(evaluation, long)[0] == pytest.approx(coherence(evaluation, long)[1])
+
+
+def test_best_first() -> None:
+    evaluation = make_stage("2_eval")
+    hypotheses = [
+        [Hypothesis((*response, 2), z, -z - 1.0) for z, response in enumerate(RESPONSES)] for _ in CONTEXTS
+    ]
+    for context, candidates in zip(CONTEXTS, rank(TOKENIZER, CONTEXTS, hypotheses, evaluation), strict=True):
+        scores = [candidate.coherence for candidate in candidates]
+        assert scores == sorted(scores, reverse=True)
+        assert {candidate.latent for candidate in candidates} == {0, 1, 2, 3}
+        for candidate in candidates:
+            assert candidate.latent is not None
+            response = RESPONSES[candidate.latent]
+            assert candidate.token_ids == tuple(response)
+            assert candidate.text == TOKENIZER.decode(response)
+            assert candidate.coherence == pytest.approx(alone(evaluation, context, response), abs=1e-6)
+    for candidates in rank(TOKENIZER, CONTEXTS, [found[::-1] for found in hypotheses]):
+        assert [candidate.log_prob for candidate in candidates] == [-1.0, -2.0, -3.0, -4.0]
+        assert [candidate.coherence for candidate in candidates] == [None] * 4
+
+
+def test_special_tokens_have_no_text() -> None:
+    ids = TOKENIZER.encode("hello there")
+    ((candidate,),) = rank(TOKENIZER, CONTEXTS[:1], [[Hypothesis((1, *ids, 1, 2), 0, -1.0)]])
+    assert candidate.text == "hello there"
+
+
+def test_training_mode_is_refused() -> None:
+    with pytest.raises(ValueError, match="evaluation mode"):
+        coherence(make_stage("2_eval").train(), PAIRS)

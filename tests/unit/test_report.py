@@ -1,0 +1,118 @@
+"""The closing table: numbers of the best validation, candidates beside the human reply, what to type next."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from runs import make_corpus, make_run, write_metrics
+
+from plato2.config import UserError
+from plato2.evaluate.report import best_validation, curriculum_report, print_report, report_sweep
+from plato2.training.run import RunFolder
+
+PAIRS = [([f"question {n} ?", f"and {n} ?"], f"answer {n} .") for n in range(9)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_corpus(tmp_path_factory.mktemp("data"), PAIRS)
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """Two sweeps of a curriculum; the runs of the second, `two`, are the ones reported on."""
+    folder = tmp_path_factory.mktemp("outputs")
+    metrics = {
+        "1_coarse": [
+            (2, "val/nll", 5.0),
+            (2, "val/loss", 5.0),
+            (2, "val/ppl", 148.4),
+            (2, "train/loss", 0.1),
+        ],
+        "2_gen": [
+            *[(2, "val/nll", 4.5), (2, "val/ppl", 90.0), (2, "val/z_effective", 4.2), (3, "train/nll", 1.0)],
+            *[(4, "val/nll", 4.75), (4, "val/ppl", 115.6), (4, "val/bow", 6.0)],
+        ],
+        "2_eval": [(2, "val/coherence_acc", 0.6), (4, "val/coherence_acc", 0.75), (4, "val/rce", 0.5)],
+    }
+    for sweep in ("one", "two"):
+        for job, (name, rows) in enumerate(metrics.items()):
+            run = make_run(folder / f"tiny-{name}" / f"{sweep}-{job}", name)
+            write_metrics(run, rows if sweep == "two" else [(1, "val/nll", 9.9)])
+            RunFolder(run).write_lineage(data={"path": str(data)}, created=f"2026-01-0{job + 1}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(outputs: Path) -> dict[str, Path]:
+    jobs = ("1_coarse", "2_gen", "2_eval")
+    return {name: outputs / f"tiny-{name}" / f"two-{job}" for job, name in enumerate(jobs)}
+
+
+def test_the_report_is_plain_values(runs: dict[str, Path], data: Path) -> None:
+    report = json.loads(json.dumps(curriculum_report(runs, data)))
+    assert report["stages"]["1_coarse"] == {"run": str(runs["1_coarse"]), "step": 2, "nll": 5.0, "ppl": 148.4}
+    assert report["stages"]["2_gen"] == {
+        "run": str(runs["2_gen"]),
+        "step": 2,
+        "nll": 4.5,
+        "ppl": 90.0,
+        "z_effective": 4.2,
+    }
+    assert report["stages"]["2_eval"]["coherence_acc"] == 0.75
+    assert report["unigram"] == {"nll": 6.2, "ppl": 492.7}
+    assert report["chance"] == 0.5
+    assert [context["human"] for context in report["contexts"]] == ["answer 1 .", "answer 4 .", "answer 7 ."]
+    for context in report["contexts"]:
+        assert len(context["turns"]) == 2
+        assert 0 < context["human_coherence"] < 1
+        scores = [candidate["coherence"] for candidate in context["candidates"]]
+        assert len(scores) == 5
+        assert scores == sorted(scores, reverse=True)
+    assert any("plato2 chat --generation" in command for command in report["next"])
+
+
+def test_a_sweep_is_reported_in_print(outputs: Path, runs: dict[str, Path]) -> None:
+    out = io.StringIO()
+    report_sweep(outputs, "two", Console(file=out, width=120))
+    text = out.getvalue()
+    for expected in ("unigram baseline", "492.7", "148.4", "90.0", "0.750 (chance 0.5)", "answer 4 ."):
+        assert expected in text
+    assert (
+        f"plato2 chat --generation {outputs}/tiny-2_gen/two-1 --evaluation {outputs}/tiny-2_eval/two-2"
+        in text
+    )
+    with pytest.raises(UserError, match="no runs of the sweep three"):
+        report_sweep(outputs, "three")
+
+
+def test_some_of_the_stages(runs: dict[str, Path], data: Path) -> None:
+    coarse = curriculum_report({"1_coarse": runs["1_coarse"]}, data, n_contexts=1)
+    assert coarse["contexts"][0]["candidates"][0]["latent"] is None
+    assert coarse["contexts"][0]["human_coherence"] is None
+    print_report(coarse, Console(file=io.StringIO()))
+    only_evaluation = curriculum_report({"2_eval": runs["2_eval"]}, data)
+    assert only_evaluation["contexts"] == []
+    print_report(only_evaluation, Console(file=io.StringIO()))
+    with pytest.raises(UserError, match="at least one run"):
+        curriculum_report({}, data)
+
+
+def test_runs_that_do_not_fit_are_named(runs: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--coarse .*: this is a 2_gen run; give a 1_coarse run"):
+        best_validation(runs["2_gen"], "1_coarse")
+    with pytest.raises(UserError, match="not a run folder"):
+        best_validation(tmp_path, "1_coarse")
+    run = make_run(tmp_path / "run", "2_gen")
+    with pytest.raises(UserError, match=r"metrics\.csv: missing; train with logger=csv"):
+        best_validation(run, "2_gen")
+    write_metrics(run, [(3, "train/loss", 2.0), (4, "val/nll", float("nan"))])
+    with pytest.raises(UserError, match="no val/nll in it yet"):
+        best_validation(run, "2_gen")
+    (run / "metrics.csv").write_text("step,metric,value\n1,val/nll,x\n")
+    with pytest.raises(UserError, match="not rows of step,metric,value"):
+        best_validation(run, "2_gen")
