@@ -8,7 +8,7 @@ Everything runs in float32: the same seed gives the same reply to the same conte
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,10 @@ class PlatoBot:
         generation: a `2_gen` stage (one candidate for each latent) or a `1_coarse` stage (samples).
         tokenizer: the one both models were trained with.
         evaluation: a `2_eval` stage; None ranks by log-probability.
-        decode: how to sample.
+        decode: how to sample; a model with room for fewer than `max_tokens` response tokens stops there.
 
     Raises:
-        UserError: the models differ in vocabulary or length, or `max_tokens` leaves no room for a context.
+        UserError: the models differ in vocabulary or length.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class PlatoBot:
         decode: DecodeConfig | None = None,
     ) -> None:
         self.generation, self.tokenizer, self.evaluation = generation, tokenizer, evaluation
-        self.decode_config = decode or DecodeConfig()
+        decode = decode or DecodeConfig()
         config = generation.model_config
         if config.vocab_size != tokenizer.vocab_size:
             raise UserError(
@@ -86,11 +86,7 @@ class PlatoBot:
             )
         self.max_context = config.max_position // 2  # the other half is the response's (spec section 2)
         room = config.max_position - self.max_context
-        if self.decode_config.max_tokens > room:
-            raise UserError(
-                f"max_tokens={self.decode_config.max_tokens}: the model has room for {room} tokens of "
-                f"response; use at most {room}"
-            )
+        self.decode_config = replace(decode, max_tokens=min(decode.max_tokens, room))
 
     @classmethod
     def load(
@@ -187,4 +183,6 @@ def pick_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {device}: cannot be used here ({reason}); use auto or cpu") from None
+    if found.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {device}: plato2 runs on cpu and cuda; use one of them or auto")
     return found

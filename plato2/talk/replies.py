@@ -76,8 +76,7 @@ def sample_replies(
     Returns:
         One `{"context", "reference", "candidates": [{"text", "latent", "log_prob", "coherence"}]}` a context.
     """
-    room = stage.model_config.max_position // 2
-    config = decode or DecodeConfig(max_tokens=min(64, room), n_candidates=n_candidates)
+    config = decode or DecodeConfig(n_candidates=n_candidates)
     modes = {module: module.training for module in stage.modules()}
     stage.eval()
     try:

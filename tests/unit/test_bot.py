@@ -58,6 +58,15 @@ def test_a_stage_1_model_gives_samples_ranked_by_log_probability(runs: dict[str,
     assert log_probs == sorted(log_probs, reverse=True)
 
 
+def test_a_small_model_stops_where_its_positions_end() -> None:
+    stage = make_stage("2_gen", max_position=24)
+    with torch.no_grad():
+        stage.backbone.lm_bias[2] = -50.0  # never ends by itself
+    bot = PlatoBot(stage, TOKENIZER)
+    reply = bot.reply(["a message that is much longer than half of the positions of this model " * 2])
+    assert {len(candidate.token_ids) for candidate in reply.candidates} == {12}
+
+
 def test_a_batch_says_what_each_alone_would(bot: PlatoBot) -> None:
     contexts = [CONTEXT[-1:], CONTEXT, ["what is your name ?"]] + [[f"number {n}"] for n in range(15)]
     together = bot.reply_batch(contexts)
@@ -112,8 +121,6 @@ def test_models_that_do_not_fit_are_refused(runs: dict[str, Path], tmp_path: Pat
     short = make_run(tmp_path / "short", "2_eval", max_position=64)
     with pytest.raises(UserError, match="the evaluation model has 64 positions, the generation model 256"):
         PlatoBot.load(runs["2_gen"], short)
-    with pytest.raises(UserError, match=r"max_tokens=129: .* use at most 128"):
-        PlatoBot.load(runs["2_gen"], decode=DecodeConfig(max_tokens=129))
     with pytest.raises(UserError, match="the tokenizer has 8001 tokens, the generation model 50"):
         PlatoBot(make_stage("2_gen", vocab_size=50), TOKENIZER)
 
@@ -122,6 +129,8 @@ def test_models_that_do_not_fit_are_refused(runs: dict[str, Path], tmp_path: Pat
 def test_a_device_that_is_not_there_is_refused(runs: dict[str, Path], device: str) -> None:
     with pytest.raises(UserError, match=f"--device {device}: cannot be used here"):
         PlatoBot.load(runs["2_gen"], device=device)
+    with pytest.raises(UserError, match="--device meta: plato2 runs on cpu and cuda"):
+        PlatoBot.load(runs["2_gen"], device="meta")
 
 
 def test_replies_of_a_stage_in_training_leave_no_trace() -> None:
