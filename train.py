@@ -184,6 +184,7 @@ def build_trainer(
 
     strategy = dict(keys.strategy)
     _refuse_launching_in_sweep(strategy)
+    _quiet_lightning()
     if strategy.get("precision") == "auto":
         strategy["precision"] = _precision(str(strategy["accelerator"]))
     callbacks: list[Any] = [
@@ -244,6 +245,15 @@ def _loggers(
             }
         loggers.append(build(node, f"logger.{name}", **arguments))
     return loggers
+
+
+def _quiet_lightning() -> None:
+    """Leaves out what Lightning says that does not help here; its warnings stay."""
+    import logging
+    import warnings
+
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 
 
 def _precision(accelerator: str) -> str:

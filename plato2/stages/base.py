@@ -6,6 +6,7 @@ first backward, a checkpoint can only fall between steps, and Lightning's counte
 of ranks.
 """
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any, ClassVar
@@ -125,7 +126,7 @@ class Stage(pl.LightningModule):
         rate = schedule.get_last_lr()[0]
         schedule.step()
         logged: dict[str, Any] = {f"train/{term}": value for term, value in means.items()}
-        self.log_dict(logged | {"train/grad_norm": grad_norm, "train/lr": rate}, batch_size=1)
+        self.log_metrics(logged | {"train/grad_norm": grad_norm, "train/lr": rate})
 
     def validation_step(self, batch: dict[str, Any], batch_number: int) -> None:
         """Adds one unit's terms to the means of this validation."""
@@ -146,7 +147,11 @@ class Stage(pl.LightningModule):
         means["val/loss"] = torch.stack([means[f"val/{term}"] for term in self.loss_terms]).sum()
         if "val/nll" in means:
             means["val/ppl"] = means["val/nll"].exp()
-        self.log_dict(means)
+        self.log_metrics(means)
+
+    def log_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Logs under the number of finished optimizer steps (Lightning's own count is one behind)."""
+        self.log_dict({**metrics, "step": float(self.global_step)}, batch_size=1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Names the stage in the checkpoint, so that it can be refused where it does not fit."""

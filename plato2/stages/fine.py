@@ -125,8 +125,8 @@ class FineGeneration(Stage):
         usage = self.latent_usage.compute()
         self.latent_usage.reset()
         effective = torch.exp(-(usage * usage.clamp(min=1e-9).log()).sum())
-        self.log("val/z_effective", effective)
-        self.log_dict({f"val/z_usage_{latent:02d}": share for latent, share in enumerate(usage)})
+        shares = {f"val/z_usage_{latent:02d}": share for latent, share in enumerate(usage)}
+        self.log_metrics({"val/z_effective": effective, **shares})
         if effective < COLLAPSED_BELOW and not self.trainer.sanity_checking:
             rank_zero_warn(
                 f"z has collapsed at step {self.global_step}: {effective:.2f} of {len(usage)} latents are in "

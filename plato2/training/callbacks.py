@@ -85,7 +85,9 @@ class RunProgress(ProgressBar):
         if trainer.is_global_zero and trainer.state.fn == "fit":
             values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
             shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if "usage" not in k)
-            self.console.print(f"{self.title} step {trainer.global_step}: {shown}", highlight=False)
+            self.console.print(
+                f"{self.title} step {trainer.global_step}: {shown}", highlight=False, soft_wrap=True
+            )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leaves the bar as it stands, also after an error."""
@@ -146,6 +148,7 @@ class Throughput(Callback):
                 "perf/tokens_per_s": world * self.tokens / self.seconds,
                 "perf/step_s": self.seconds / self.steps,
                 "perf/mfu": world * self.flops / self.seconds / self.peak,
+                "step": float(trainer.global_step),
             }
         )
         self.seconds, self.tokens, self.flops, self.steps = 0.0, 0, 0.0, 0
@@ -216,6 +219,6 @@ def metrics_table(metrics: dict[str, float], title: str) -> Table:
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in metrics.items():
-        if "usage" not in name:
+        if "usage" not in name and name != "step":
             table.add_row(name, f"{value:,.4g}")
     return table

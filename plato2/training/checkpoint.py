@@ -45,7 +45,8 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Saves when the step count says so, unless a validation of this step is still to come."""
         step = trainer.global_step
-        due = step % self.every_steps == 0 or step == trainer.max_steps
+        trainer.should_stop = step >= trainer.max_steps  # makes Lightning validate after the last step, too
+        due = step % self.every_steps == 0 or trainer.should_stop
         if due and not _validates_at(trainer, step):
             self.save(trainer)
 
@@ -76,7 +77,7 @@ class Checkpoints(Checkpoint):
         self.folder.mkdir(parents=True, exist_ok=True)
         last, new = self.folder / "last.ckpt", self.folder / "new.ckpt"
         try:
-            trainer.save_checkpoint(new)
+            trainer.save_checkpoint(new, weights_only=False)  # Lightning: not only weights
         except OSError as error:
             _remove(new)
             kept = (
@@ -121,7 +122,8 @@ class Checkpoints(Checkpoint):
 
 def _validates_at(trainer: pl.Trainer, step: int) -> bool:
     every = trainer.val_check_batch
-    return bool(trainer.enable_validation and isinstance(every, int) and step % every == 0)
+    due = trainer.should_stop or (isinstance(every, int) and step % every == 0)
+    return bool(trainer.enable_validation and due)
 
 
 def _replace(new: Path, path: Path) -> None:
@@ -178,6 +180,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"{path}: not a plato2 checkpoint (no {', '.join(missing)})")
     return checkpoint
+
+
+def checkpoint_step(path: Path) -> int:
+    """The optimizer steps a checkpoint (file or sharded folder) has behind it.
+
+    Raises:
+        UserError: not a readable checkpoint.
+    """
+    if path.is_dir():
+        return int(torch.load(path / "meta.pt", map_location="cpu", weights_only=True)["global_step"])
+    return int(read_checkpoint(path)["global_step"])
 
 
 def warm_start(

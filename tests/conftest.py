@@ -1,0 +1,96 @@
+"""What the tests share: a small real-shaped corpus, prepared once, and the train.py command."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SMALL = [  # a model and batches that train in milliseconds
+    "experiment=smoke",
+    "data=shards",
+    "model.vocab_size=301",
+    "model.max_position=64",
+    "data.row_length=128",
+    "data.unit_tokens=512",
+    "data.valid_units=2",
+    "optim.batch_tokens=1024",
+    "strategy=cpu",
+    "strategy.precision=32-true",
+    "sample_replies=0",
+]
+WORDS = [a + b + c for a in "bdgklmnprst" for b in "aeiou" for c in ("", "n", "s", "k")]
+
+
+def write_dialogues(path: Path, n_dialogues: int = 300, seed: int = 0) -> Path:
+    """Random dialogues of made-up words in which an answer repeats a word of the turn before."""
+    rng = random.Random(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(n_dialogues):
+            turns = [" ".join(rng.choices(WORDS, k=rng.randint(3, 8)))]
+            while len(turns) < rng.randint(2, 5):
+                words = [rng.choice(turns[-1].split()), *rng.choices(WORDS, k=rng.randint(2, 6))]
+                turns.append(" ".join(words))
+            file.write(json.dumps({"turns": turns}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared corpus of about 500 short samples with a 300-piece tokenizer."""
+    from plato2.data.prepare import PrepareOptions, prepare
+
+    folder = tmp_path_factory.mktemp("corpus")
+    dialogues = write_dialogues(folder / "dialogues.jsonl")
+    options = PrepareOptions(
+        corpus="jsonl",
+        files=[str(dialogues)],
+        out=str(folder / "shards"),
+        vocab_pieces=300,
+        max_context=32,
+        max_response=32,
+        shard_samples=128,
+        valid_dialogues=20,
+    )
+    prepare(options)
+    return folder / "shards"
+
+
+def command(corpus: Path, output_dir: Path, *overrides: str) -> list[str]:
+    """`python train.py` on the small corpus; later overrides win."""
+    given = [*SMALL, f"data.path={corpus}", f"output_dir={output_dir}", *overrides]
+    last = {item.split("=", 1)[0].lstrip("+"): item for item in given}
+    return [sys.executable, str(ROOT / "train.py"), *last.values()]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """The environment of a run: one thread, no run name from outside."""
+    dropped = ("RUN_ID", "SLURM_JOB_ID", "WORLD_SIZE", "LOCAL_RANK", "RANK")
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
+    return kept | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"} | variables
+
+
+@pytest.fixture
+def run_train(corpus: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `python train.py OVERRIDES` on the small corpus; `returncode` is asserted to be `expect`."""
+
+    def run(*overrides: str, expect: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command(corpus, tmp_path / "outputs", *overrides),
+            env=environment(**variables),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run

@@ -1,0 +1,128 @@
+"""A run killed at any moment and started again is the run that was never killed: losses, samples, weights."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import command, environment
+
+from plato2.training.metrics import read_metrics
+
+STEPS = 12
+
+
+def start(corpus: Path, output_dir: Path, *overrides: str, **variables: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(corpus, output_dir, f"trainer.max_steps={STEPS}", "trainer.val_check_interval=4", *overrides),
+        env=environment(**variables),
+        cwd=output_dir.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], expect: int = 0) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == expect, output
+    return output
+
+
+def outcome(run: Path) -> tuple[list[Any], dict[str, Any]]:
+    """All deterministic metrics and the last checkpoint."""
+    rows = [row for row in read_metrics(run / "metrics.csv") if not row[1].startswith("perf/")]
+    return rows, torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def assert_same(run: Path, other: Path) -> None:
+    rows, checkpoint = outcome(run)
+    other_rows, other_checkpoint = outcome(other)
+    assert rows == other_rows
+    for part in ("state_dict",):
+        for key, tensor in checkpoint[part].items():
+            assert torch.equal(tensor, other_checkpoint[part][key]), key
+    position = checkpoint["DialogueDataModule"]
+    assert position == other_checkpoint["DialogueDataModule"]
+    moments, other_moments = (c["optimizer_states"][0]["state"] for c in (checkpoint, other_checkpoint))
+    for index, state in moments.items():
+        assert all(torch.equal(state[key], other_moments[index][key]) for key in state)
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    """Waits until `train/loss` of a step is on disk: the next step is then being computed."""
+    until = time.monotonic() + 200
+    while time.monotonic() < until and process.poll() is None:
+        if (run / "metrics.csv").exists() and any(s >= step for s, *_ in read_metrics_quietly(run)):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no step {step}: {process.communicate()[0]}")
+
+
+def read_metrics_quietly(run: Path) -> list[tuple[int, str, float]]:
+    try:
+        return read_metrics(run / "metrics.csv")
+    except ValueError:  # a row is being written
+        return []
+
+
+CASES = {
+    "coarse": ["stage=1_coarse"],
+    "fine": ["stage=2_gen", "init_from=scratch"],
+    "evaluation": ["stage=2_eval", "init_from=scratch"],
+    "workers": ["stage=1_coarse", "data.n_workers=2"],
+    "accumulation": ["stage=2_gen", "init_from=scratch", "data.unit_tokens=256"],
+    # about 7 steps an epoch: 12 steps cross its end
+    "epochs": ["stage=1_coarse", "optim.batch_tokens=2048", "data.window_samples=128"],
+}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=() if c in ("fine", "workers") else pytest.mark.slow) for c in CASES]
+)
+def test_killed_and_started_again_is_bit_identical(corpus: Path, tmp_path: Path, case: str) -> None:
+    overrides = CASES[case]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish(start(corpus, whole, *overrides, RUN_ID="a"))
+    name = f"tiny-{overrides[0].removeprefix('stage=')}"
+
+    run = killed / name / "a"
+    for at_step in (3, 7):
+        process = start(corpus, killed, *overrides, RUN_ID="a")
+        wait_for_step(run, at_step, process)
+        os.kill(process.pid, signal.SIGKILL)
+        finish(process, expect=-signal.SIGKILL)
+    output = finish(start(corpus, killed, *overrides, RUN_ID="a"))
+    assert "resuming" in output
+    assert_same(whole / name / "a", run)
+
+
+def test_the_unfinished_run_of_the_same_config_goes_on_without_a_name(corpus: Path, tmp_path: Path) -> None:
+    output_dir = tmp_path / "outputs"
+    process = start(corpus, output_dir)
+    until = time.monotonic() + 200
+    while not list(output_dir.glob("*/*/checkpoints/last.ckpt")):
+        assert time.monotonic() < until
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    finish(process, expect=128 + signal.SIGTERM)
+    (run,) = (output_dir / "tiny-1_coarse").iterdir()
+    step = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert 0 < step < STEPS
+
+    other = finish(start(corpus, output_dir, "optim.lr=0.5"))  # another config is another run
+    assert "new run" in other
+    output = finish(start(corpus, output_dir))
+    assert f"resuming {run}" in output
+    assert len(list((output_dir / "tiny-1_coarse").iterdir())) == 2
+
+    whole = tmp_path / "whole"
+    finish(start(corpus, whole, RUN_ID="b"))
+    assert_same(whole / "tiny-1_coarse" / "b", run)
