@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import time
 import warnings
 from dataclasses import asdict
 from functools import cached_property
@@ -122,6 +124,32 @@ class DialogueDataModule(pl.LightningDataModule):
             raise UserError(
                 f"{self.path} was prepared with other options: {'; '.join(differing)}; "
                 "take another data.path, or correct data.prepare, or prepare it again with `plato2 prepare`"
+            )
+
+    def prepare_or_wait(self) -> None:
+        """Prepare before the ranks know each other: the first does it, others started beside it wait."""
+        rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or "0"
+        if rank == "0":
+            self.prepare_data()
+        while self.prepare_options is not None and not self.exists:
+            time.sleep(1.0)
+
+    def check_model(self, vocab_size: int, max_position: int) -> None:
+        """Refuse a model that does not fit the shards.
+
+        Raises:
+            UserError: another vocabulary, or too few positions.
+        """
+        if self.vocab_size != vocab_size:
+            raise UserError(
+                f"model.vocab_size={vocab_size}: the tokenizer of {self.path} has {self.vocab_size} ids; use "
+                f"model.vocab_size={self.vocab_size}, or data prepared with the model's tokenizer"
+            )
+        longest = self.index.max_context + self.index.max_response
+        if longest > max_position:
+            raise UserError(
+                f"model.max_position={max_position}: samples of {self.path} have up to {longest} tokens; use "
+                f"model.max_position={longest}, or prepare the data with shorter limits"
             )
 
     @property

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ProgressBar
@@ -108,12 +109,13 @@ class RunProgress(ProgressBar):
 class Throughput(Callback):
     """Logs `perf/tokens_per_s` (real tokens, no padding), `perf/step_s` and `perf/mfu` over all ranks.
 
-    Validation and checkpoints do not count. MFU is the share of the device's peak (known for NVIDIA data-centre
-    GPUs; a measured matrix product elsewhere) that the model's own arithmetic reaches, recomputation excluded.
+    Validation and checkpoints do not count. MFU is the share of the device's peak (known for NVIDIA
+    data-centre GPUs; a measured matrix product elsewhere) that the model's own arithmetic reaches,
+    recomputation excluded.
     """
 
-    def __init__(self, config: ModelConfig, passes: int) -> None:
-        self.config, self.passes = config, passes
+    def __init__(self, config: ModelConfig, passes: int, every_steps: int) -> None:
+        self.config, self.passes, self.every_steps = config, passes, every_steps
         self.seconds, self.tokens, self.flops, self.steps = 0.0, 0, 0.0, 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -140,7 +142,7 @@ class Throughput(Callback):
             )
             self.tokens += tokens
             self.flops += step_flops(self.config, tokens, samples, targets, self.passes)
-        if trainer.global_step % trainer.log_every_n_steps and trainer.global_step != trainer.max_steps:
+        if trainer.global_step % self.every_steps and trainer.global_step != trainer.max_steps:
             return
         world = trainer.world_size  # every rank computes the same number of units
         pl_module.log_dict(
@@ -204,8 +206,8 @@ class LatentHistogram(Callback):
             if isinstance(logger, WandbLogger):
                 import wandb
 
-                bins = list(range(len(usage) + 1))
-                logger.experiment.log({"latent_usage": wandb.Histogram(np_histogram=(usage, bins))})
+                bins = (np.array(usage), np.arange(len(usage) + 1))
+                logger.experiment.log({"latent_usage": wandb.Histogram(np_histogram=bins)})
             elif isinstance(logger, TensorBoardLogger):
                 drawn = torch.repeat_interleave(
                     torch.arange(len(usage)), (torch.tensor(usage) * 1000).round().long()

@@ -19,11 +19,12 @@ from plato2.config import UserError
 
 
 class Checkpoints(Checkpoint):
-    """Writes `last.ckpt` every N steps, at each validation, at the end and at SIGTERM; `best.ckpt` is the best.
+    """Writes `last.ckpt` every N steps, at each validation, at the end and at SIGTERM, and `best.ckpt`.
 
-    A checkpoint falls between optimizer steps and after the validation of its step. It is written beside the old
-    one and takes its place by renaming, so there is a whole one at any time. Weights, optimizer, schedule, step
-    and data position are in it; all random numbers are functions of seed and step, so there is no state of theirs.
+    A checkpoint falls between optimizer steps and after the validation of its step. It is written beside
+    the old one and takes its place by renaming, so there is a whole one at any time. Weights, optimizer,
+    schedule, step and data position are in it; all random numbers are functions of seed and step, so there
+    is no state of theirs.
 
     Args:
         folder: where to write.
@@ -51,8 +52,8 @@ class Checkpoints(Checkpoint):
             self.save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves after each validation, and once more as `best.ckpt` when the monitored metric has improved."""
-        if trainer.sanity_checking or not trainer.training and trainer.state.fn != "fit":
+        """Saves after each validation, also as `best.ckpt` when the monitored metric has improved."""
+        if trainer.sanity_checking or (not trainer.training and trainer.state.fn != "fit"):
             return
         value = trainer.callback_metrics.get(self.metric)
         improved = value is not None and self._is_better(float(value))
@@ -86,8 +87,8 @@ class Checkpoints(Checkpoint):
                 else "there is none before it"
             )
             raise UserError(
-                f"{last}: the checkpoint of step {trainer.global_step} could not be written ({error.strerror or error}); "
-                f"{kept}. Make room and start the same command again"
+                f"{last}: the checkpoint of step {trainer.global_step} could not be written "
+                f"({error.strerror or error}); {kept}. Make room and start the same command again"
             ) from error
         self._put_in_place(new, last, best)
         trainer.strategy.barrier("checkpoint")
@@ -214,20 +215,21 @@ def warm_start(
     checkpoint = read_checkpoint(path)
     if checkpoint["stage"] not in accepted:
         raise UserError(
-            f"init_from={path}: a {checkpoint['stage']} checkpoint; stage {name} starts from {' or '.join(accepted)}"
+            f"init_from={path}: a {checkpoint['stage']} checkpoint; stage {name} starts from "
+            f"{' or '.join(accepted)}"
         )
     theirs = checkpoint.get("tokenizer_sha256")
     if theirs and theirs != tokenizer_sha256:
         raise UserError(
-            f"init_from={path}: trained with tokenizer {theirs[:12]}, the data has {tokenizer_sha256[:12]}; prepare the "
-            "data with that run's tokenizer (plato2 prepare --tokenizer RUN/tokenizer)"
+            f"init_from={path}: trained with tokenizer {theirs[:12]}, the data has {tokenizer_sha256[:12]}; "
+            "prepare the data with that run's tokenizer (plato2 prepare --tokenizer RUN/tokenizer)"
         )
     state, own = checkpoint["state_dict"], stage.state_dict()
     for key in own.keys() & state.keys():
         if own[key].shape != state[key].shape:
             raise UserError(
-                f"init_from={path}: {key} is {tuple(state[key].shape)} there and {tuple(own[key].shape)} here; choose "
-                "the model it was trained with (its config.yaml says which)"
+                f"init_from={path}: {key} is {tuple(state[key].shape)} there and {tuple(own[key].shape)} "
+                "here; choose the model it was trained with (its config.yaml says which)"
             )
     fresh = sorted(own.keys() - state.keys())
     left_out = sorted(state.keys() - own.keys())

@@ -1,14 +1,24 @@
-"""Fully sharded data parallelism (FSDP2) for models whose training state does not fit on one device.
+"""Precision, and fully sharded data parallelism (FSDP2) for what does not fit on one device.
 
 Only FSDP2 (`ModelParallelStrategy` + `fully_shard`): `FSDPStrategy` refuses CPUs and clipping by norm.
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
 from torch import nn
+
+
+def best_precision(accelerator: str) -> str:
+    """`bf16-mixed` where the hardware multiplies bf16 matrices, else `32-true`."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    cpu = Path("/proc/cpuinfo")
+    flags = cpu.read_text(encoding="utf-8") if cpu.exists() else ""
+    return "bf16-mixed" if "avx512_bf16" in flags or "amx_bf16" in flags else "32-true"
 
 
 def shard_fully(stage: LightningModule, blocks: Iterable[nn.Module], strategy: Strategy) -> None:

@@ -41,7 +41,7 @@ def step_flops(config: ModelConfig, tokens: int, samples: int, targets: int, pas
 
 @lru_cache
 def peak_flops(device: torch.device, precision: str) -> float:
-    """FLOP/s of a device at best: a GPU's data sheet, else the fastest matrix product measured here (0.2 s)."""
+    """FLOP/s of a device at best: a GPU's data sheet, else the fastest matrix product here (0.2 s)."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for gpu, peak in BF16_PEAK.items():

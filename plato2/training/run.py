@@ -19,12 +19,13 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from plato2.config import UserError
+from plato2.training.checkpoint import file_sha256
 
 FORMAT = "plato2-run/1"
 PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "omegaconf", "sentencepiece", "numpy", "pyarrow")
@@ -79,6 +80,11 @@ class RunFolder:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(temporary, self.path / "lineage.json")
 
+    def record_resume(self, step: int, config: dict[str, Any]) -> None:
+        """Notes that the run goes on from a step."""
+        resumed = [*self.lineage().get("resumed", []), {"step": step, "at": now().isoformat()}]
+        self.write_lineage(status="running", config=config, resumed=resumed)
+
     @property
     def finished(self) -> bool:
         """Whether training reached its last step."""
@@ -108,15 +114,15 @@ def new_run_id() -> str:
         return named
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in os.environ:
         raise UserError(
-            f"run_id: {os.environ['WORLD_SIZE']} processes need one name for their common folder; set run_id=NAME or "
-            "the environment variable RUN_ID"
+            f"run_id: {os.environ['WORLD_SIZE']} processes need one name for their common folder; set "
+            "run_id=NAME or the environment variable RUN_ID"
         )
     return now().strftime("%Y%m%d-%H%M%S")
 
 
 def now() -> datetime:
     """The time, in UTC."""
-    return datetime.now(timezone.utc)
+    return datetime.now(UTC)
 
 
 def choose_run(
@@ -168,12 +174,12 @@ def choose_run(
 def _continued(run: RunFolder, config: Mapping[str, Any]) -> tuple[RunFolder, Path | None, str]:
     before = run.lineage().get("config", {})
     for section in ("seed", "model", "stage", "data", "optim"):
-        then, now_ = _flat(section, before.get(section)), _flat(section, config.get(section))
-        for key in sorted(then.keys() | now_.keys()):
-            if then.get(key) != now_.get(key):
+        then, here = _flat(section, before.get(section)), _flat(section, config.get(section))
+        for key in sorted(then.keys() | here.keys()):
+            if then.get(key) != here.get(key):
                 raise UserError(
-                    f"{key}={now_.get(key)}: {run.path} was started with {key}={then.get(key)}; give the old value to go "
-                    "on with it, or another run_id (or resume=never) to start anew"
+                    f"{key}={here.get(key)}: {run.path} was started with {key}={then.get(key)}; give the old "
+                    "value to go on with it, or another run_id (or resume=never) to start anew"
                 )
     if not run.last.exists():
         return run, None, f"run {run.path} has no checkpoint yet: starting it again"
@@ -215,8 +221,8 @@ def warm_start_path(
         return None
     if init_from is None:
         raise UserError(
-            f"init_from: stage {stage} starts from a stage-1 model; use init_from=auto (the newest finished 1_coarse run "
-            f"of model={model}), init_from=RUN, or init_from=scratch to insist on random weights"
+            f"init_from: stage {stage} starts from a stage-1 model; use init_from=auto (the newest finished "
+            f"1_coarse run of model={model}), init_from=RUN, or init_from=scratch to insist on random weights"
         )
     if init_from == "auto":
         for run in runs(output_dir, f"{model}-1_coarse"):
@@ -227,8 +233,8 @@ def warm_start_path(
             ):
                 return run.best
         raise UserError(
-            f"init_from=auto: no finished 1_coarse run of model={model} with the tokenizer of this data under "
-            f"{output_dir}; train one first: python train.py model={model} stage=1_coarse"
+            f"init_from=auto: no finished 1_coarse run of model={model} with the tokenizer of this data "
+            f"under {output_dir}; train one first: python train.py model={model} stage=1_coarse"
         )
     path = Path(init_from)
     if not path.exists():
@@ -238,14 +244,56 @@ def warm_start_path(
         return path
     if run.lineage().get("stage") not in accepted:
         raise UserError(
-            f"init_from={init_from}: a {run.lineage().get('stage')} run; stage {stage} starts from {' or '.join(accepted)}"
+            f"init_from={init_from}: a {run.lineage().get('stage')} run; stage {stage} starts from "
+            f"{' or '.join(accepted)}"
         )
     if not run.finished:
         raise UserError(
-            f"init_from={init_from}: the run is not finished; start its command again to finish it, or name one of its "
-            f"checkpoints: init_from={run.last}"
+            f"init_from={init_from}: the run is not finished; start its command again to finish it, or name "
+            f"one of its checkpoints: init_from={run.last}"
         )
     return run.best
+
+
+def record_start(
+    run: RunFolder,
+    stage: str,
+    model: str,
+    config: dict[str, Any],
+    data: dict[str, Any],
+    tokenizer_sha256: str,
+    parent: Path | None,
+) -> None:
+    """Writes the lineage of a new run.
+
+    Args:
+        run: its folder.
+        stage: the stage's name.
+        model: name of the geometry.
+        config: the resolved configuration.
+        data: path and hash of the training shards.
+        tokenizer_sha256: of the data.
+        parent: the checkpoint it starts from, if any.
+    """
+    ancestor = None
+    if parent:
+        ancestor = {
+            "checkpoint": str(parent),
+            "sha256": file_sha256(parent),
+            "run": str(parent.parent.parent),
+        }
+    run.write_lineage(
+        **provenance(),
+        run_id=run.path.name,
+        stage=stage,
+        model=model,
+        status="running",
+        parent=ancestor,
+        tokenizer_sha256=tokenizer_sha256,
+        data=data,
+        fingerprint=fingerprint(config),
+        config=config,
+    )
 
 
 def provenance() -> dict[str, Any]:
