@@ -31,6 +31,8 @@ SHOWN = {
     "2_eval": ("val/coherence_acc", "val/rce", "val/mlm"),
 }
 """The metrics of each stage's best validation that go into the report."""
+TURNS_SHOWN = 6
+"""Turns of a context that are printed, the latest; the candidates answer all of it."""
 OPTIONS = {"1_coarse": "--coarse", "2_gen": "--generation", "2_eval": "--evaluation"}
 
 
@@ -99,10 +101,13 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
     """The report as tables: numbers, then each context with its candidates, then what to type next."""
     console.print(_numbers(report))
     for number, context in enumerate(report["contexts"], start=1):
-        console.print()
-        for turn in context["turns"]:
+        console.print(f"\nvalidation context {number}", style="bold")
+        turns = context["turns"]
+        if len(turns) > TURNS_SHOWN:
+            console.print(f"  ({len(turns) - TURNS_SHOWN} earlier turns)", style="dim")
+        for turn in turns[-TURNS_SHOWN:]:
             console.print(Text(f"  {turn}"), soft_wrap=True)
-        console.print(_candidates(f"validation context {number}", context))
+        console.print(_candidates(context))
     console.print("\nNext:")
     for command in report["next"]:
         console.print(Text(f"  {command}"), soft_wrap=True)
@@ -163,7 +168,10 @@ def _next_commands(runs: Mapping[str, str | Path]) -> list[str]:
     if generation is not None:
         models = f"--generation {shlex.quote(str(generation))}"
         models += f" --evaluation {shlex.quote(str(evaluation))}" if evaluation is not None else ""
-        commands += [f"plato2 chat {models}", f'plato2 reply {models} "hi , how was your day ?" --json']
+        commands += [
+            f"python -m plato2 chat {models}",
+            f'python -m plato2 reply {models} "hi , how was your day ?" --json',
+        ]
     return [*commands, "python train.py --help"]
 
 
@@ -187,8 +195,8 @@ def _numbers(report: Mapping[str, Any]) -> Table:
     return table
 
 
-def _candidates(title: str, context: Mapping[str, Any]) -> Table:
-    table = candidate_table(context["candidates"], title)
+def _candidates(context: Mapping[str, Any]) -> Table:
+    table = candidate_table(context["candidates"])
     score = context["human_coherence"]
     table.rows[-1].end_section = True
     table.add_row(

@@ -7,9 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 
-def candidate_table(candidates: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
+def candidate_table(candidates: Sequence[Mapping[str, Any]]) -> Table:
     """Candidates (`{"text", "latent", "log_prob", "coherence"}`) in the order given."""
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for column in ("rank", "z", "coherence", "log p"):
         table.add_column(column, justify="right")
     table.add_column("reply", overflow="fold")

@@ -82,10 +82,8 @@ def test_a_sweep_is_reported_in_print(outputs: Path, runs: dict[str, Path]) -> N
     text = out.getvalue()
     for expected in ("unigram baseline", "492.7", "148.4", "90.0", "0.750 (chance 0.5)", "answer 4 ."):
         assert expected in text
-    assert (
-        f"plato2 chat --generation {outputs}/tiny-2_gen/two-1 --evaluation {outputs}/tiny-2_eval/two-2"
-        in text
-    )
+    models = f"--generation {runs['2_gen']} --evaluation {runs['2_eval']}"
+    assert f"python -m plato2 chat {models}\n" in text
     with pytest.raises(UserError, match="no runs of the sweep three"):
         report_sweep(outputs, "three")
 
