@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from plato2.config import ModelConfig
-from plato2.model.attention import attention
+from plato2.model import masks
+from plato2.model.attention import SampleBlocks, attention, block_attention, sample_blocks
+from plato2.model.dropout import Dropout
 
 INIT_STD = 0.02
 LAYER_NORM_EPS = 1e-5
@@ -46,6 +48,10 @@ def put_front(x: Tensor, sample_index: Tensor, vectors: Tensor) -> Tensor:
 def read_slots(x: Tensor, index: Tensor) -> Tensor:
     """The vectors at flat slots b * T + t: (B, T, H), (M,) -> (M, H)."""
     return x.flatten(0, 1).index_select(0, index)
+
+
+Mask = Tensor | SampleBlocks
+"""Who may see whom: additive and dense, (B, 1, Q, K), or the samples of packed rows."""
 
 
 class KeyValueCache:
@@ -83,18 +89,20 @@ class SelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, bias: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """(B, Q, H), bias (B, 1, Q, K) -> (B, Q, H)."""
-        batch, n_query, hidden_size = x.shape
-
-        def heads(projection: nn.Linear) -> Tensor:  # (B, Q, H) -> (B, heads, Q, d)
-            return projection(x).view(batch, n_query, self.n_head, -1).transpose(1, 2)
-
-        query, key, value = heads(self.query), heads(self.key), heads(self.value)
+    def forward(self, x: Tensor, mask: Mask, cache: KeyValueCache | None = None) -> Tensor:
+        """(B, Q, H) and a dense mask (B, 1, Q, K) or blocks -> (B, Q, H)."""
+        dropout = self.dropout if self.training else 0.0
+        parts = (self.query, self.key, self.value)  # one product is faster than three
+        weight, bias = torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])
+        qkv = F.linear(x, weight, bias)  # (B, Q, 3 H)
+        if isinstance(mask, SampleBlocks):
+            return self.output(block_attention(qkv, mask, dropout))
+        heads = qkv.unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)  # (3, B, heads, Q, d)
+        query, key, value = heads.unbind(0)
         if cache is not None:
             key, value = cache.append(self.layer, key, value)
-        context = attention(query, key, value, bias.to(query.dtype), self.dropout if self.training else 0.0)
-        return self.output(context.transpose(1, 2).reshape(batch, n_query, hidden_size))
+        context = attention(query, key, value, mask.to(query.dtype), dropout)
+        return self.output(context.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -107,11 +115,11 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)
         self.feed_forward_in = nn.Linear(config.hidden_size, 4 * config.hidden_size)
         self.feed_forward_out = nn.Linear(4 * config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, bias: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """(B, Q, H), bias (B, 1, Q, K) -> (B, Q, H)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), bias, cache))
+    def forward(self, x: Tensor, mask: Mask, cache: KeyValueCache | None = None) -> Tensor:
+        """(B, Q, H) and a dense mask (B, 1, Q, K) or blocks -> (B, Q, H)."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask, cache))
         inner = F.gelu(self.feed_forward_in(self.feed_forward_norm(x)))  # erf, not tanh (spec section 4)
         return x + self.dropout(self.feed_forward_out(inner))
 
@@ -139,7 +147,7 @@ class Backbone(nn.Module):
         self.position = nn.Embedding(config.max_position, config.hidden_size)
         self.token_type = nn.Embedding(config.n_type, config.hidden_size)
         self.role = nn.Embedding(config.n_role, config.hidden_size) if config.n_role else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)
         self.lm_transform = TokenTransform(config.hidden_size)
@@ -154,12 +162,28 @@ class Backbone(nn.Module):
             x = x + self.role(role_ids)
         return x
 
-    def encode(self, x: Tensor, bias: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def mask(self, segment_ids: Tensor, type_ids: Tensor | None = None) -> Mask:
+        """The mask of packed rows in the form in which this device attends fastest.
+
+        Args:
+            segment_ids: (B, T), 0 = padding; the slots of a sample are next to each other.
+            type_ids: (B, T), 1 = response: prefix-LM. None: all of a sample sees all of it.
+        """
+        device = segment_ids.device.type
+        dtype = self.word.weight.dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        if device == "cpu":
+            return sample_blocks(segment_ids, type_ids, self.config.n_head, dtype)
+        seen = masks.same_sample(segment_ids) if type_ids is None else masks.prefix_lm(segment_ids, type_ids)
+        return masks.additive(seen, dtype)
+
+    def encode(self, x: Tensor, mask: Mask, cache: KeyValueCache | None = None) -> Tensor:
         """All blocks and the final norm.
 
         Args:
             x: (B, Q, H) embedded rows, front slots filled.
-            bias: (B, 1, Q, K) from `masks.additive`; K = Q, or the cache's length + Q.
+            mask: from `mask` or, dense, (B, 1, Q, K) from `masks.additive`; K = Q, or the cache's length + Q.
             cache: keys and values of the slots before, to decode on from.
 
         Returns:
@@ -168,9 +192,9 @@ class Backbone(nn.Module):
         x = self.dropout(x)
         for block in self.blocks:
             if self.config.checkpoint_activations and torch.is_grad_enabled():
-                x = checkpoint(block, x, bias, use_reentrant=False)
+                x = checkpoint(block, x, mask, use_reentrant=False)
             else:
-                x = block(x, bias, cache)
+                x = block(x, mask, cache)
         if cache is not None:
             cache.length += x.shape[1]
         return self.final_norm(x)

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from plato2.config import ModelConfig, OptimConfig
-from plato2.model import losses, masks
+from plato2.model import losses
 from plato2.model.backbone import read_slots
 from plato2.stages.base import Stage, Unit
 
@@ -32,10 +32,9 @@ class CoarseGeneration(Stage):
         x = self.backbone.embed(
             unit["token_ids"], unit["type_ids"], unit["pos_ids"], unit.get("role_ids")
         )  # (B, T, H)
-        mask = masks.prefix_lm(unit["segment_ids"], unit["type_ids"])  # (B, T, T)
-        h = self.backbone.encode(x, masks.additive(mask, x.dtype))  # (B, T, H)
+        h = self.backbone.encode(x, self.backbone.mask(unit["segment_ids"], unit["type_ids"]))  # (B, T, H)
         logits = self.backbone.lm_logits(read_slots(h, unit["target_index"]))  # (M, V)
         return {
             "nll": losses.nll(logits, unit["target_ids"]),
-            "acc": (logits.detach().argmax(dim=-1) == unit["target_ids"]).float(),
+            "acc": losses.hits(logits, unit["target_ids"]),
         }

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plato2.config import ModelConfig, OptimConfig
-from plato2.model import losses, masks
+from plato2.model import losses
 from plato2.model.backbone import read_slots
 from plato2.model.heads import Coherence
 from plato2.stages.base import Stage, Unit
@@ -50,7 +50,7 @@ class CoherenceEstimation(Stage):
     def encode(self, unit: Unit, token_ids: Tensor) -> Tensor:
         """The whole of each sample sees itself: (B, T) -> (B, T, H)."""
         x = self.backbone.embed(token_ids, unit["type_ids"], unit["pos_ids"], unit.get("role_ids"))
-        return self.backbone.encode(x, masks.additive(masks.same_sample(unit["segment_ids"]), x.dtype))
+        return self.backbone.encode(x, self.backbone.mask(unit["segment_ids"]))
 
     def coherence_logits(self, unit: Unit) -> Tensor:
         """Logits of p(l|c,r) on the unmasked tokens: (N, 2), class 1 = coherent."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from plato2.config import ModelConfig, OptimConfig
-from plato2.model import losses, masks
+from plato2.model import losses
 from plato2.model.backbone import put_front, read_slots
 from plato2.model.heads import BagOfWords, Recognition
 from plato2.model.noise import uniform
@@ -97,8 +97,8 @@ class FineGeneration(Stage):
         """Logits (N, K) of p(z|c,r) (equation 3): [MASK] in the front slot, all of the sample visible."""
         front = unit["sample_index"]
         mask_vector = self.backbone.word.weight[self.model_config.mask_id].expand(len(front), -1)  # (N, H)
-        bias = masks.additive(masks.same_sample(unit["segment_ids"]), x.dtype)
-        h = self.backbone.encode(put_front(x, front, mask_vector), bias)  # (B, T, H)
+        mask = self.backbone.mask(unit["segment_ids"])
+        h = self.backbone.encode(put_front(x, front, mask_vector), mask)  # (B, T, H)
         return self.recognition(read_slots(h, front))
 
     def given_latent(self, unit: Unit, x: Tensor, z: Tensor) -> dict[str, Tensor]:
@@ -110,8 +110,8 @@ class FineGeneration(Stage):
             z: (N, K) weights of the latents, a Gumbel-softmax sample or one-hot.
         """
         front = unit["sample_index"]
-        bias = masks.additive(masks.prefix_lm(unit["segment_ids"], unit["type_ids"]), x.dtype)
-        h = self.backbone.encode(put_front(x, front, self.recognition.latent(z)), bias)  # (B, T, H)
+        mask = self.backbone.mask(unit["segment_ids"], unit["type_ids"])
+        h = self.backbone.encode(put_front(x, front, self.recognition.latent(z)), mask)  # (B, T, H)
         logits = self.backbone.lm_logits(read_slots(h, unit["target_index"]))  # (M, V)
         words = self.bag_of_words(read_slots(h, front), self.backbone.word.weight)  # (N, V), from h_z alone
         return {
