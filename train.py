@@ -291,6 +291,34 @@ class Sweep(Callback):
 
 def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule) -> None:
     """Prints what a run will need; nothing is read or trained."""
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from plato2.training.plan import plan
+
+    strategy = keys.strategy
+    devices = strategy.get("devices", 1)
+    if not isinstance(devices, int):
+        devices = max(1, torch.cuda.device_count())
+    ranks = devices * strategy.get("num_nodes", 1)
+    data.check_ranks(ranks)
+    made = plan(
+        keys.model,
+        parameters=sum(parameter.numel() for parameter in stage.parameters()),
+        passes=stage.passes,
+        ranks=ranks,
+        sharded=isinstance(strategy.get("strategy"), dict),
+        half=strategy.get("precision") != "32-true" or isinstance(strategy.get("strategy"), dict),
+        unit_tokens=data.batching.unit_tokens,
+        batch_tokens=data.batch_tokens,
+        steps=data.max_steps,
+    )
+    table = Table(title=f"{keys.name}: what the run needs", title_justify="left", show_header=False)
+    corpus = data.index.splits["train"].tokens if data.exists else None
+    for name, text in made.rows(corpus):
+        table.add_row(name, text)
+    Console().print(table)
 
 
 def in_sweep() -> bool:

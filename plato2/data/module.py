@@ -199,7 +199,8 @@ class DialogueDataModule(pl.LightningDataModule):
         """Check the corpus against the options before anything is computed."""
         self._corpus("train")
         self._corpus("valid")
-        self._check_ranks(self._world_size)
+        self.check_ranks(self._world_size)
+        self._check_corpus(self._world_size)
 
     def train_dataloader(self) -> StepLoader:
         """The steps that are left, one a batch; its length is always `max_steps`."""
@@ -231,8 +232,12 @@ class DialogueDataModule(pl.LightningDataModule):
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer else 0
 
-    def _check_ranks(self, n_ranks: int) -> None:
-        """Refuse steps and corpora that the ranks cannot share out."""
+    def check_ranks(self, n_ranks: int) -> None:
+        """Refuse steps that the ranks cannot share out.
+
+        Raises:
+            UserError: names the nearest `optim.batch_tokens` that they can.
+        """
         unit, n_units = self.batching.unit_tokens, self.units_per_step
         if n_units % n_ranks:
             raise UserError(
@@ -241,7 +246,10 @@ class DialogueDataModule(pl.LightningDataModule):
                 f"optim.batch_tokens={_nearest(self.batch_tokens, unit * n_ranks)}, "
                 "or a smaller data.unit_tokens"
             )
-        corpus = self._corpus("train")
+
+    def _check_corpus(self, n_ranks: int) -> None:
+        """Refuse a corpus that the ranks cannot share out."""
+        unit, corpus = self.batching.unit_tokens, self._corpus("train")
         if corpus.shards.tokens >= n_ranks * unit:
             return  # at least so many units, whatever the layout
         windows = enumerate(corpus.windows(self.seed, 0, shuffle=True))

@@ -59,36 +59,108 @@ def peak_flops(device: torch.device, precision: str) -> float:
     return best
 
 
+TARGET_SHARE = 0.2
+"""Response tokens among all tokens, for a plan without data (chitchat: 0.19)."""
+SAMPLE_TOKENS = 128
+"""Tokens of a sample, for a plan without data (chitchat: 117)."""
+GIB = 1024**3
+
+
+def activation_bytes(config: ModelConfig, slots: int, passes: int, half: bool) -> int:
+    """What a unit's forward pass keeps for its backward pass, with a fused attention kernel.
+
+    Per layer and slot, in units of H: the residual stream before both norms (4 bytes each), the norms'
+    outputs, q, k, v and the attention's output, the inputs of gelu and of W2 (4H each; all in the compute
+    dtype) and two dropout masks of one byte. With activation checkpointing only each block's input, and one
+    block in full. Logits, their float32 log-softmax and its gradient exist for the targets.
+
+    Args:
+        config: the geometry.
+        slots: slots of a unit, padding included.
+        passes: passes through the backbone whose activations live at once.
+        half: compute in bf16 rather than float32.
+    """
+    size = 2 if half else 4
+    kept = 8 + 14 * size + (2 if config.dropout else 0)
+    block = slots * config.hidden_size * kept
+    if config.checkpoint_activations:
+        layers = config.n_layer * slots * config.hidden_size * 4 * passes + block
+    else:
+        layers = config.n_layer * block * passes
+    return layers + int(slots * TARGET_SHARE) * config.vocab_size * (size + 8)
+
+
 @dataclass(frozen=True)
 class Plan:
     """The needs of a run; sizes in bytes, of one rank."""
 
     parameters: int
     state: int
-    """float32 weights, gradients and the two Adam moments."""
+    """float32 weights, gradients, two Adam moments: 16 bytes a parameter over the ranks that share them."""
     activations: int
-    """What the backward pass of one unit keeps, without the workspace of single operations."""
+    ranks: int
+    units: int
+    """Micro-batches of a rank in one step."""
+    batch_tokens: int
     steps: int
-    accumulation: int
-    step_tokens: int
     flops: float
     """Of the whole run, over all ranks."""
 
-    def rows(self, world_size: int, peak: float | None, device: str) -> list[tuple[str, str]]:
+    def rows(self, corpus_tokens: int | None = None) -> list[tuple[str, str]]:
         """The plan as (name, text), for a table."""
-        gib = 1024**3
+        tokens = self.steps * self.batch_tokens
         rows = [
             ("parameters", f"{self.parameters:,}"),
-            ("ranks", f"{world_size}, each {self.accumulation} unit(s) a step"),
-            ("batch", f"{self.step_tokens:,} tokens a step, {self.steps:,} steps"),
-            ("weights, gradients, Adam", f"{self.state / gib:.2f} GiB a rank"),
-            ("activations", f"{self.activations / gib:.2f} GiB a rank"),
-            ("arithmetic", f"{self.flops:.3g} FLOP"),
+            ("ranks", f"{self.ranks}, each {self.units} unit{'s' if self.units > 1 else ''} a step"),
+            ("a step", f"{self.batch_tokens:,} tokens"),
+            ("the run", f"{self.steps:,} steps, {tokens:.3g} tokens, {self.flops:.3g} FLOP"),
+            ("weights, gradients, Adam", f"{self.state / GIB:.2f} GiB a rank"),
+            ("activations", f"{self.activations / GIB:.2f} GiB a rank"),
         ]
-        if peak:
-            seconds = self.flops / (peak * world_size * ASSUMED_MFU)
-            rows.append((f"time on {device}", f"about {_duration(seconds)} at {ASSUMED_MFU:.0%} of the peak"))
+        if corpus_tokens:
+            rows.append(("the corpus", f"{corpus_tokens:,} tokens: {tokens / corpus_tokens:.2f} epochs"))
+        for gpu in ("A100", "H100"):
+            seconds = self.flops / (BF16_PEAK[gpu] * self.ranks * ASSUMED_MFU)
+            rows.append((f"time on {gpu}", f"about {_duration(seconds)} at {ASSUMED_MFU:.0%} of its peak"))
         return rows
+
+
+def plan(
+    config: ModelConfig,
+    parameters: int,
+    passes: int,
+    ranks: int,
+    sharded: bool,
+    half: bool,
+    unit_tokens: int,
+    batch_tokens: int,
+    steps: int,
+) -> Plan:
+    """The plan of a run.
+
+    Args:
+        config: the geometry.
+        parameters: of the stage, heads included.
+        passes: passes through the backbone in a step (2 in stage 2.1).
+        ranks: devices.
+        sharded: weights and optimizer state are shared out over the ranks (FSDP2).
+        half: compute in bf16.
+        unit_tokens: of a micro-batch.
+        batch_tokens: of a step over all ranks.
+        steps: of the run.
+    """
+    tokens = steps * batch_tokens
+    samples, targets = tokens // SAMPLE_TOKENS, int(tokens * TARGET_SHARE)
+    return Plan(
+        parameters=parameters,
+        state=16 * parameters // (ranks if sharded else 1),
+        activations=activation_bytes(config, unit_tokens, passes, half),
+        ranks=ranks,
+        units=batch_tokens // unit_tokens // ranks,
+        batch_tokens=batch_tokens,
+        steps=steps,
+        flops=step_flops(config, tokens, samples, targets, passes),
+    )
 
 
 def _duration(seconds: float) -> str:
