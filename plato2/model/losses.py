@@ -30,7 +30,8 @@ class _RowwiseNll(torch.autograd.Function):
         parts = zip(*(x.split(ROWS_AT_ONCE) for x in (result, logits, *columns)), strict=True)
         for out, rows, target, total, grad in parts:
             # d nll / d logits = softmax - one-hot of the target
-            out.copy_(rows.float().sub_(total).exp_().mul_(grad).scatter_add_(1, target, -grad))
+            slope = rows.to(torch.float32, copy=True).sub_(total).exp_().mul_(grad)
+            out.copy_(slope.scatter_add_(1, target, -grad))
         return result, None
 
 

@@ -208,6 +208,16 @@ def test_losses_of_half_precision_logits_are_computed_in_float32() -> None:
     assert_equal(losses.bag_of_words(logits, targets, torch.arange(50)), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_backward_pass_leaves_the_logits_as_they_are(dtype: torch.dtype) -> None:
+    logits = torch.randn(40, 61, generator=torch.Generator().manual_seed(0)).to(dtype)
+    before, given = logits.clone(), logits.requires_grad_()
+    loss = losses.nll(given, torch.arange(40)).sum()
+    first, second = (torch.autograd.grad(loss, given, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(given.detach(), before)
+
+
 def test_hits_are_the_first_of_the_most_probable_words() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, 3.0, 1.0], [3.0, 3.0, 1.0], [0.0, 2.0, 1.0]])
     assert losses.hits(logits, torch.tensor([1, 0, 1, 2])).tolist() == [1.0, 1.0, 0.0, 0.0]
