@@ -22,6 +22,7 @@ VERBS = {
     "tokenizer": "Train a tokenizer, or look at how one cuts a text.",
     "reply": "Answer a message or a conversation, with all candidates.",
     "chat": "Talk to a model in the terminal.",
+    "bench": "Measure training side by side with other ways of doing it.",
     "report": "Show what the runs of a curriculum reached, and how they answer.",
 }
 """Verb -> its line in `plato2 --help`; the code is in plato2/commands/<verb>.py."""

@@ -2,7 +2,7 @@
 
 A dense mask over rows of 512 computes three to four times the scores that samples of 130 tokens need. So on
 a CPU the samples of a unit are sorted into groups of about equal length; queries, keys and values of a group
-are gathered into (samples, heads, length, d), which costs no more than the transposition to heads does anyway,
+are gathered into (samples, heads, length, d), which costs no more than transposing to heads does anyway,
 and attended to with two batched matrix products. The plan (`SampleBlocks`) is made once a pass and shared by
 all layers. Decoding and GPUs take the dense mask and PyTorch's fused kernel.
 """

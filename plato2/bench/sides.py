@@ -1,0 +1,213 @@
+"""What a training benchmark compares: our optimizer step and Hugging Face's, on the same samples.
+
+A step is forward, backward, clipping and fused AdamW. Hugging Face's GPT-2 has the same geometry; its loss is
+over the response tokens as ours, its logits are computed everywhere.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plato2.config import ModelConfig, OptimConfig, UserError
+from plato2.data.collate import Unit
+from plato2.stages import Stage
+from plato2.training.optim import adamw
+
+
+@dataclass
+class Side:
+    """One of the things that are compared: a step, and what it cost in each round."""
+
+    step: Callable[[int], int]
+    """Takes the number of the round, returns the real tokens of the samples it trained on."""
+    seconds: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+    def run(self, number: int) -> None:
+        """One timed step."""
+        begin = time.process_time()
+        tokens = self.step(number)
+        self.seconds.append(time.process_time() - begin)
+        self.tokens.append(tokens)
+
+    @property
+    def costs(self) -> list[float]:
+        """CPU seconds for each 1,000 real tokens, by round."""
+        return [1000 * s / n for s, n in zip(self.seconds, self.tokens, strict=True)]
+
+    def summary(self) -> dict[str, Any]:
+        """What goes into the report."""
+        return {
+            "cpu_s_per_1000_tokens": round(statistics.median(self.costs), 4),
+            "tokens": sum(self.tokens),
+            "steps": len(self.tokens),
+        }
+
+
+def alternate(sides: Iterable[Side], rounds: int, deadline: float) -> None:
+    """Lets the sides take turns, after a step each that does not count (of one round there is none)."""
+    sides = list(sides)
+    if rounds > 1:
+        for side in sides:
+            side.step(0)
+    for number in range(rounds):
+        if number and time.monotonic() > deadline:
+            return
+        for side in sides:
+            side.run(number)
+
+
+def ratio(numerator: Side, denominator: Side) -> float:
+    """Median over the rounds of the costs' ratio."""
+    costs = zip(numerator.costs, denominator.costs, strict=True)
+    return round(statistics.median(a / b for a, b in costs), 3)
+
+
+# ------------------------------------------------------------------------------------------------ samples
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample: its ids, context and response, and how many of the last are predicted."""
+
+    token_ids: Tensor
+    n_target: int
+
+
+def records(unit: Unit) -> list[Record]:
+    """The samples of a stage-1 unit, each with its last id, which is only a target there."""
+    tokens, segments = unit["token_ids"].flatten(), unit["segment_ids"]
+    found = []
+    for sample, first in enumerate(unit["sample_index"].tolist()):
+        row, column = divmod(first, segments.shape[1])
+        length = int((segments[row] == segments[row, column]).sum())
+        targets = unit["target_ids"][unit["target_sample"] == sample]
+        found.append(Record(torch.cat([tokens[first : first + length], targets[-1:]]), len(targets)))
+    return found
+
+
+def real_tokens(unit: Unit) -> int:
+    """Ids of a unit's samples: stage 1 leaves out the last of each, stage 2.1 adds a front slot to that."""
+    has_front = bool((unit["token_ids"].flatten()[unit["sample_index"]] != 1).any())
+    return int((unit["segment_ids"] > 0).sum()) + (0 if has_front else len(unit["sample_index"]))
+
+
+def padded_unit(samples: list[Record]) -> Unit:
+    """The samples as a stage-1 unit of ours with one sample a row, padded to the longest."""
+    lengths = [len(sample.token_ids) - 1 for sample in samples]
+    width = max(lengths)
+    unit = {key: torch.zeros(len(samples), width, dtype=torch.int64) for key in ("token_ids", "type_ids")}
+    place = torch.arange(width)
+    real = place < torch.tensor(lengths)[:, None]
+    unit |= {"pos_ids": place * real, "segment_ids": real.long()}
+    for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
+        unit["token_ids"][row, :length] = sample.token_ids[:-1]
+        unit["type_ids"][row, length - sample.n_target : length] = 1
+    unit["sample_index"] = torch.arange(len(samples)) * width
+    unit["target_index"] = unit["type_ids"].flatten().nonzero()[:, 0]
+    unit["target_ids"] = torch.cat([sample.token_ids[-sample.n_target :] for sample in samples])
+    unit["target_sample"] = torch.repeat_interleave(torch.tensor([s.n_target for s in samples]))
+    unit["step_targets"] = torch.tensor(len(unit["target_ids"]))
+    return unit
+
+
+def padded_batch(samples: list[Record]) -> dict[str, Tensor]:
+    """The samples as Hugging Face takes them; labels only where we have targets."""
+    width = max(len(sample.token_ids) for sample in samples)
+    batch = {
+        "input_ids": torch.zeros(len(samples), width, dtype=torch.int64),
+        "attention_mask": torch.zeros(len(samples), width, dtype=torch.int64),
+        "labels": torch.full((len(samples), width), -100),
+    }
+    for row, sample in enumerate(samples):
+        length = len(sample.token_ids)
+        batch["input_ids"][row, :length] = sample.token_ids
+        batch["attention_mask"][row, :length] = 1
+        batch["labels"][row, length - sample.n_target : length] = sample.token_ids[-sample.n_target :]
+    return batch
+
+
+# -------------------------------------------------------------------------------------------------- sides
+
+
+def autocast(enabled: bool) -> AbstractContextManager[Any]:
+    """bf16 or not."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
+
+
+def our_side(stage_class: type[Stage], model: ModelConfig, units: list[Unit], bf16: bool) -> Side:
+    """The optimizer step of a stage, as its `training_step` takes it."""
+    optim = OptimConfig()
+    stage = stage_class(model, optim).train()
+    optimizer = adamw(stage, optim)
+
+    def step(number: int) -> int:
+        unit = units[number % len(units)]
+        with autocast(bf16):
+            values = stage.losses(unit)
+            loss = torch.stack(
+                [values[term].sum() / unit[f"step_{counted}"] for term, counted in stage.loss_terms.items()]
+            ).sum()
+        loss.backward()
+        nn.utils.clip_grad_norm_(stage.parameters(), optim.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return real_tokens(unit)
+
+    return Side(step)
+
+
+def huggingface_side(model: ModelConfig, batches: list[dict[str, Tensor]], variant: str) -> Side:
+    """GPT-2 of the same geometry. `variant` = attention:precision, e.g. `sdpa:autocast`, `eager:bf16`.
+
+    Raises:
+        UserError: transformers is not installed.
+    """
+    try:
+        from transformers import GPT2Config, GPT2LMHeadModel
+    except ImportError as error:
+        raise UserError(
+            "bench train compares with Hugging Face's GPT-2 and transformers is not installed: "
+            "pip install transformers"
+        ) from error
+    kind, precision = variant.split(":")
+    options: dict[str, Any] = {
+        "n_layer": model.n_layer,
+        "n_head": model.n_head,
+        "n_embd": model.hidden_size,
+        "vocab_size": model.vocab_size,
+        "n_positions": model.max_position,
+        **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), model.dropout),
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "use_cache": False,
+        "attn_implementation": kind,
+        "loss_type": "ForCausalLM",
+    }
+    network = GPT2LMHeadModel(GPT2Config(**options)).train()
+    if precision == "bf16":
+        network = network.to(torch.bfloat16)
+    optim = OptimConfig()
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True
+    )
+
+    def step(number: int) -> int:
+        batch = batches[number % len(batches)]
+        with autocast(precision == "autocast"):
+            loss = network(**batch).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), optim.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return int(batch["attention_mask"].sum())
+
+    return Side(step)

@@ -1,0 +1,93 @@
+"""`plato2 bench`: side-by-side measurements."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="Measure training side by side with other ways of doing it.",
+)
+
+DEFAULT_DATA = "data/chitchat"
+
+
+@app.callback()
+def _group() -> None:
+    """Measure training side by side with other ways of doing it."""
+
+
+@app.command()
+def train(
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="A prepared corpus; else data/chitchat, prepared in a temporary folder if need be."
+        ),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A smoke test; its numbers mean nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """The cost of a training step beside Hugging Face's GPT-2 and our own alternatives, in CPU seconds.
+
+    Needs transformers (pip install transformers) and about ten minutes.
+    """
+    from plato2.bench.train import bench_train
+    from plato2.data.shards import has_index
+
+    console = Console(stderr=True, highlight=False)
+    with tempfile.TemporaryDirectory(prefix="plato2-bench-") as folder, console.status("starting") as status:
+        if data is None:
+            data = DEFAULT_DATA
+            if not has_index(data):
+                status.update("preparing chitchat")
+                data = _prepare(Path(folder) / "chitchat")
+        found = bench_train(data, quick, lambda text: status.update(f"measuring {text}"))
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        _print(found, Console(highlight=False))
+
+
+def _prepare(out: Path) -> str:
+    from plato2.data.options import PrepareOptions
+    from plato2.data.prepare import prepare
+
+    return str(prepare(PrepareOptions(corpus="chitchat", out=str(out))))
+
+
+def _print(found: dict[str, Any], console: Console) -> None:
+    table = Table(title="Ratios (medians of alternating rounds, CPU seconds, one thread)")
+    for column in ("what", "ratio", "target", "met"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    words = {True: "yes", False: "no", None: ""}
+    for name, value in found["ratios"].items():
+        shown = "not measured" if value is None else f"{value:.2f}"
+        table.add_row(name, shown, found["targets"].get(name, ""), words[found["met"].get(name)])
+    console.print(table)
+    costs = Table(title="CPU seconds for each 1,000 real tokens")
+    for column in ("what", "side", "cost", "steps"):
+        costs.add_column(column, justify="left" if column in ("what", "side") else "right")
+    for name, part in found["parts"].items():
+        for side, summary in part.items() if isinstance(part, dict) else ():
+            if isinstance(summary, dict) and "steps" in summary:
+                shown = f"{side} ({part['best_variant']})" if side == "huggingface" else side
+                costs.add_row(name, shown, f"{summary['cpu_s_per_1000_tokens']:.3f}", str(summary["steps"]))
+    console.print(costs)
+    console.print(f"loader: {found['parts']['loader_samples_per_cpu_s']:,} samples/s of CPU time")
+    machine = found["machine"]
+    console.print(
+        f"{machine['cpu']}, {machine['cores']} cores, {' '.join(machine['flags'])}, "
+        f"torch {machine['torch']}; {found['wall_s']:.0f} s",
+        markup=False,
+    )

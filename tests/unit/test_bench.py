@@ -1,0 +1,99 @@
+"""`plato2 bench train`: fair sides, and one JSON object with every ratio."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from synthetic import write_corpus
+from typer.testing import CliRunner
+
+from plato2.bench.sides import Side, alternate, padded_batch, padded_unit, ratio, real_tokens, records
+from plato2.bench.train import TARGETS
+from plato2.commands import app
+from plato2.config import ModelConfig
+from plato2.data.collate import GenerationBatch
+from plato2.data.module import DialogueDataModule
+from plato2.stages import CoarseGeneration
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench")
+    write_corpus(folder, n_train=600)
+    return folder
+
+
+def unit(corpus: Path, latent_slot: bool = False) -> dict[str, torch.Tensor]:
+    module = DialogueDataModule(
+        str(corpus), GenerationBatch(latent_slot), 512, 1, unit_tokens=512, row_length=128
+    )
+    module.setup()
+    return next(iter(module.train_dataloader()))["units"][0]
+
+
+def test_padded_unit_has_the_same_samples_and_losses(corpus: Path) -> None:
+    packed = unit(corpus)
+    samples = records(packed)
+    padded = padded_unit(samples)
+    stage = CoarseGeneration(ModelConfig(n_layer=1, n_head=2, hidden_size=16, dropout=0.0)).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            stage.losses(packed)["nll"], stage.losses(padded)["nll"], atol=1e-5, rtol=0
+        )
+    assert real_tokens(packed) == real_tokens(padded) == sum(len(sample.token_ids) for sample in samples)
+
+
+def test_huggingface_gets_the_same_tokens_and_targets(corpus: Path) -> None:
+    packed = unit(corpus)
+    batch = padded_batch(records(packed))
+    assert int(batch["attention_mask"].sum()) == real_tokens(packed)
+    shifted = batch["labels"][:, 1:]  # what GPT-2's loss compares with
+    assert torch.equal(shifted[shifted != -100], packed["target_ids"])
+    assert torch.equal(batch["input_ids"][:, 1:][shifted != -100], packed["target_ids"])
+
+
+def test_stage_2_counts_the_tokens_of_its_samples_not_their_front_slots(corpus: Path) -> None:
+    fine = unit(corpus, latent_slot=True)
+    n_slots = int((fine["segment_ids"] > 0).sum())
+    n_front, n_last = len(fine["sample_index"]), len(fine["sample_index"])
+    assert real_tokens(fine) == n_slots - n_front + n_last
+
+
+def test_ratio_is_the_median_of_rounds() -> None:
+    slow, fast = Side(lambda number: 1), Side(lambda number: 1)
+    alternate([slow, fast], 3, deadline=float("inf"))
+    assert len(slow.tokens) == len(fast.tokens) == 3
+    slow.seconds, fast.seconds = [2.0, 30.0, 4.0], [1.0, 1.0, 1.0]
+    assert ratio(slow, fast) == 4.0
+
+
+def test_the_deadline_leaves_one_round() -> None:
+    side = Side(lambda number: 1)
+    alternate([side], 5, deadline=0.0)
+    assert len(side.tokens) == 1
+
+
+def test_quick_json_names_every_ratio(corpus: Path) -> None:
+    pytest.importorskip("transformers")
+    result = CliRunner().invoke(app, ["bench", "train", "--quick", "--json", "--data", str(corpus)])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert set(TARGETS) <= found["ratios"].keys()
+    assert found["met"].keys() == TARGETS.keys()
+    fp32 = found["parts"]["small_fp32_over_huggingface"]
+    assert found["ratios"]["small_fp32_over_huggingface"] == pytest.approx(
+        fp32["huggingface"]["cpu_s_per_1000_tokens"] / fp32["plato2"]["cpu_s_per_1000_tokens"], rel=0.05
+    )
+    assert found["parts"]["loader_samples_per_cpu_s"] > 0
+    assert found["machine"]["torch"] == torch.__version__
+
+
+def test_without_transformers_the_error_says_what_to_install(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    result = CliRunner().invoke(app, ["bench", "train", "--quick", "--data", str(corpus)])
+    assert result.exit_code == 2
+    assert "pip install transformers" in result.output
