@@ -156,29 +156,6 @@ def fit(
     return metrics[sweep_metric]
 
 
-def build(node: dict[str, Any], key: str, meta: bool = False, **arguments: Any) -> Any:
-    """Calls what a node's `_target_` names with the node's keys and further arguments.
-
-    Raises:
-        UserError: a key the target does not take; names it and the nearest one that it does.
-    """
-    import torch
-
-    node = {
-        k: build(v, f"{key}.{k}") if isinstance(v, dict) and "_target_" in v else v for k, v in node.items()
-    }
-    module, _, name = str(node.pop("_target_")).rpartition(".")
-    target = getattr(importlib.import_module(module), name)
-    known = list(inspect.signature(target).parameters)
-    for given in node:
-        if given not in known:
-            near = difflib.get_close_matches(given, known, n=1)
-            cure = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
-            raise UserError(f"{key}.{given}: {name} has no such option; {cure}")
-    with torch.device("meta" if meta else "cpu"):
-        return target(**node, **arguments)
-
-
 def build_trainer(
     keys: TrainConfig,
     stage: Stage,
@@ -191,7 +168,7 @@ def build_trainer(
     from plato2.talk.replies import ValidationReplies
     from plato2.training.callbacks import LatentHistogram, RunProgress, SampleReplies, Throughput
     from plato2.training.checkpoint import Checkpoints
-    from plato2.training.parallel import best_precision
+    from plato2.training.parallel import best_precision, n_ranks
 
     strategy = dict(keys.strategy)
     if in_sweep() and strategy.get("devices") != 1 and "LOCAL_RANK" not in os.environ:
@@ -210,6 +187,9 @@ def build_trainer(
         LatentHistogram(),
     ]
     sharded = isinstance(strategy.get("strategy"), dict)
+    if sharded:  # Lightning's own "auto" is the number of machines
+        ranks = n_ranks(strategy["devices"], strategy.get("num_nodes", 1))
+        strategy["strategy"] = {**strategy["strategy"], "data_parallel_size": ranks}
     if keys.sample_replies and stage.name != "2_eval" and not sharded:
         replies = ValidationReplies(data, keys.sample_replies)
         callbacks.append(SampleReplies(run.path / "replies.jsonl", replies))
@@ -291,17 +271,14 @@ class Sweep(Callback):
 
 def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule) -> None:
     """Prints what a run will need; nothing is read or trained."""
-    import torch
     from rich.console import Console
     from rich.table import Table
 
+    from plato2.training.parallel import n_ranks
     from plato2.training.plan import plan
 
     strategy = keys.strategy
-    devices = strategy.get("devices", 1)
-    if not isinstance(devices, int):
-        devices = max(1, torch.cuda.device_count())
-    ranks = devices * strategy.get("num_nodes", 1)
+    ranks = n_ranks(strategy["devices"], strategy.get("num_nodes", 1))
     data.check_ranks(ranks)
     made = plan(
         keys.model,
@@ -349,6 +326,7 @@ def quiet_lightning() -> None:
     """Leaves out what Lightning says that does not help here; its warnings stay."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # torchmetrics reduces over ranks
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

@@ -35,7 +35,7 @@ class Recognition(nn.Module):
 
     def latent(self, weights: Tensor) -> Tensor:
         """The vectors for the front slots, y Z^T: weights (N, K), soft or one-hot -> (N, H)."""
-        return weights @ self.latent_embedding.t()
+        return weights.to(self.latent_embedding.dtype) @ self.latent_embedding.t()
 
 
 class BagOfWords(nn.Module):

@@ -154,8 +154,13 @@ class Stage(pl.LightningModule):
         self.log_dict({**metrics, "step": float(self.global_step)}, batch_size=1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Names the stage in the checkpoint, so that it can be refused where it does not fit."""
+        """Names the stage in the checkpoint, so that it can be refused where it does not fit.
+
+        A run is one Lightning epoch of `max_steps` batches; a checkpoint of its end must not say that the epoch
+        is over, or the run could not go on with a larger `max_steps`.
+        """
         checkpoint["stage"] = self.name
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
 
     def _dropout_seed(self) -> int:
         """Dropout as a pure function of seed, step and rank: nothing to save, exact after any kill."""

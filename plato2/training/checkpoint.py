@@ -168,7 +168,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if path.is_dir():
         raise UserError(
             f"{path}: a sharded checkpoint; make one file of it first: "
-            f"python -m lightning.fabric.utilities.consolidate_checkpoint {path}"
+            f"python -m lightning_fabric.utilities.consolidate_checkpoint {path}"
         )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -21,6 +21,15 @@ def best_precision(accelerator: str) -> str:
     return "bf16-mixed" if "avx512_bf16" in flags or "amx_bf16" in flags else "32-true"
 
 
+def n_ranks(devices: int | str | list[int], num_nodes: int) -> int:
+    """Processes of a strategy: devices (a number, a list, or `auto` = all GPUs of a machine) x machines."""
+    if isinstance(devices, list):
+        return len(devices) * num_nodes
+    if isinstance(devices, str) and not devices.isdigit():
+        return max(1, torch.cuda.device_count()) * num_nodes
+    return int(devices) * num_nodes
+
+
 def shard_fully(stage: LightningModule, blocks: Iterable[nn.Module], strategy: Strategy) -> None:
     """Shards each block, then the rest of the stage, over the ranks of a `ModelParallelStrategy`.
 

@@ -1,0 +1,83 @@
+"""Two real gloo processes: the same samples, the same numbers, and runs that move between world sizes."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from plato2.training.metrics import read_metrics
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+RUN = ["stage=2_gen", "init_from=scratch", "model.dropout=0", "trainer.val_check_interval=3"]
+STEP = ["optim.batch_tokens=2048"]  # four units of 512: 4 on one rank, 2 on each of two
+DDP = ["strategy=ddp", "strategy.accelerator=cpu", "strategy.devices=2"]
+FSDP = ["strategy=fsdp", "strategy.accelerator=cpu", "strategy.devices=2", "strategy.precision=32-true"]
+
+
+def losses(tmp_path: Path, run_id: str) -> dict[tuple[int, str], float]:
+    rows = read_metrics(tmp_path / "outputs" / "tiny-2_gen" / run_id / "metrics.csv")
+    kept = ("train/nll", "train/bow", "train/grad_norm", "val/nll", "val/bow")
+    return {(step, name): value for step, name, value in rows if name in kept}
+
+
+def checkpoint(tmp_path: Path, run_id: str) -> dict[str, object]:
+    path = tmp_path / "outputs" / "tiny-2_gen" / run_id / "checkpoints" / "last.ckpt"
+    loaded: dict[str, object] = torch.load(path, weights_only=True)
+    return loaded
+
+
+@pytest.mark.slow
+def test_runs_move_between_one_and_two_processes(run_train: Run, tmp_path: Path) -> None:
+    whole = [*RUN, *STEP, "trainer.max_steps=6"]
+    half = [*RUN, *STEP, "trainer.max_steps=3"]
+    run_train(*whole, RUN_ID="one")
+    run_train(*half, *DDP, RUN_ID="two_then_one")
+    run_train(*whole, RUN_ID="two_then_one")
+    run_train(*half, RUN_ID="one_then_two")
+    done = run_train(*whole, *DDP, RUN_ID="one_then_two")
+    assert "resuming" in done.stderr
+
+    reference, position = losses(tmp_path, "one"), checkpoint(tmp_path, "one")["DialogueDataModule"]
+    assert len(reference) == 6 * 3 + 2 * 2
+    for run_id in ("two_then_one", "one_then_two"):
+        assert losses(tmp_path, run_id) == pytest.approx(reference, rel=1e-5)
+        assert checkpoint(tmp_path, run_id)["DialogueDataModule"] == position
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("distributed_checkpoint", ["false", "true"])
+def test_sharded_runs_resume_exactly(run_train: Run, tmp_path: Path, distributed_checkpoint: str) -> None:
+    option = f"strategy.strategy.save_distributed_checkpoint={distributed_checkpoint}"
+    common = [*RUN, *STEP, *FSDP, option]
+    run_train(*common, "trainer.max_steps=6", RUN_ID="whole")
+    run_train(*common, "trainer.max_steps=3", RUN_ID="parts")
+    run_train(*common, "trainer.max_steps=6", RUN_ID="parts")
+    assert losses(tmp_path, "parts") == losses(tmp_path, "whole")
+
+
+@pytest.mark.slow
+def test_a_sharded_run_starts_where_an_unsharded_one_does_and_warm_starts_the_next_stage(
+    run_train: Run, tmp_path: Path
+) -> None:
+    run_train(*RUN, *STEP, "trainer.max_steps=3", RUN_ID="plain")
+    run_train(*RUN, *STEP, *FSDP, "trainer.max_steps=3", RUN_ID="sharded")
+    plain, sharded = losses(tmp_path, "plain"), losses(tmp_path, "sharded")
+    assert sharded == pytest.approx(plain, rel=5e-3)  # bf16 against float32
+    coarse = ["stage=1_coarse", *STEP, *FSDP, "trainer.max_steps=2"]
+    run_train(*coarse, RUN_ID="coarse")
+    done = run_train(
+        *STEP, "stage=2_gen", f"init_from={tmp_path}/outputs/tiny-1_coarse/coarse", RUN_ID="warm"
+    )
+    assert "new: bag_of_words, recognition" in done.stderr
+
+
+def test_a_sharded_checkpoint_as_a_start_says_how_to_make_one_file_of_it(tmp_path: Path) -> None:
+    from plato2.config import UserError
+    from plato2.training.checkpoint import read_checkpoint
+
+    with pytest.raises(UserError, match="consolidate_checkpoint"):
+        read_checkpoint(tmp_path)
