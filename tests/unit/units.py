@@ -27,9 +27,15 @@ BATCHES: dict[str, GenerationBatch | CoherenceBatch] = {
 }
 
 
-def make_stage(name: str, model: ModelConfig = MODEL, std: float = 0.2, **arguments: Any) -> Any:
+def make_stage(
+    name: str,
+    model: ModelConfig = MODEL,
+    std: float = 0.2,
+    optim: OptimConfig | None = None,
+    **arguments: Any,
+) -> Any:
     """A stage in training mode whose weights, biases and norms are all random and large enough to matter."""
-    stage = STAGES[name](model, OptimConfig(), **arguments)
+    stage = STAGES[name](model, optim, **arguments)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter_name, parameter in stage.named_parameters():
