@@ -71,9 +71,13 @@ def train_steps(
     unit_tokens: int,
     optim: OptimConfig = OPTIM,
     n_steps: int = N_STEPS,
+    stage: Any = None,
     **trainer: Any,
 ) -> Record:
-    """Trains a stage on `corpus` in steps of `STEP_TOKENS`, shared out in units of `unit_tokens`."""
+    """Trains a stage on `corpus` in steps of `STEP_TOKENS`, shared out in units of `unit_tokens`.
+
+    The stage is a small one with large random weights, or the one given.
+    """
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     data = DialogueDataModule(
@@ -89,7 +93,7 @@ def train_steps(
         use_distributed_sampler=False,
         callbacks=[record],
         **{**options, **quiet, **trainer},
-    ).fit(make_stage(name, optim=optim), data)
+    ).fit(stage or make_stage(name, optim=optim), data)
     return record
 
 
