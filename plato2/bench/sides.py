@@ -53,16 +53,21 @@ class Side:
 
 
 def alternate(sides: Iterable[Side], rounds: int, deadline: float) -> None:
-    """Lets the sides take turns, after a step each that does not count (of one round there is none)."""
-    sides = list(sides)
-    if rounds > 1:
+    """Lets the sides take turns, after a step each that does not count (of one round there is none).
+
+    A round that would end after `deadline` (on `time.monotonic`) is left out, but never the first.
+    """
+    sides, round_s = list(sides), 0.0
+    if rounds > 1 and time.monotonic() < deadline:
         for side in sides:
             side.step(0)
     for number in range(rounds):
-        if number and time.monotonic() > deadline:
+        if number and time.monotonic() + round_s > deadline:
             return
+        begin = time.monotonic()
         for side in sides:
             side.run(number)
+        round_s = time.monotonic() - begin
 
 
 def ratio(numerator: Side, denominator: Side) -> float:

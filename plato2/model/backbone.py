@@ -89,20 +89,27 @@ class SelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, mask: Mask, cache: KeyValueCache | None = None) -> Tensor:
-        """(B, Q, H) and a dense mask (B, 1, Q, K) or blocks -> (B, Q, H)."""
+    def forward(
+        self, x: Tensor, mask: Mask, cache: KeyValueCache | None = None, read: Tensor | None = None
+    ) -> Tensor:
+        """(B, Q, H) and a dense mask (B, 1, Q, K) or blocks -> (B, Q, H), or (M, H) of the slots `read`."""
+        context = self._context(x, mask, cache)
+        return self.output(context if read is None else read_slots(context, read))
+
+    def _context(self, x: Tensor, mask: Mask, cache: KeyValueCache | None) -> Tensor:
+        """The heads' weighted values: (B, Q, H)."""
         dropout = self.dropout if self.training else 0.0
         parts = (self.query, self.key, self.value)  # one product is faster than three
         weight, bias = torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])
         qkv = F.linear(x, weight, bias)  # (B, Q, 3 H)
         if isinstance(mask, SampleBlocks):
-            return self.output(block_attention(qkv, mask, dropout))
+            return block_attention(qkv, mask, dropout)
         heads = qkv.unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)  # (3, B, heads, Q, d)
         query, key, value = heads.unbind(0)
         if cache is not None:
             key, value = cache.append(self.layer, key, value)
         context = attention(query, key, value, mask.to(query.dtype), dropout)
-        return self.output(context.transpose(1, 2).flatten(2))
+        return context.transpose(1, 2).flatten(2)
 
 
 class Block(nn.Module):
@@ -117,9 +124,12 @@ class Block(nn.Module):
         self.feed_forward_out = nn.Linear(4 * config.hidden_size, config.hidden_size)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Mask, cache: KeyValueCache | None = None) -> Tensor:
-        """(B, Q, H) and a dense mask (B, 1, Q, K) or blocks -> (B, Q, H)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask, cache))
+    def forward(
+        self, x: Tensor, mask: Mask, cache: KeyValueCache | None = None, read: Tensor | None = None
+    ) -> Tensor:
+        """(B, Q, H) and a dense mask (B, 1, Q, K) or blocks -> (B, Q, H), or (M, H) of the slots `read`."""
+        attended = self.attention(self.attention_norm(x), mask, cache, read)
+        x = (x if read is None else read_slots(x, read)) + self.dropout(attended)
         inner = F.gelu(self.feed_forward_in(self.feed_forward_norm(x)))  # erf, not tanh (spec section 4)
         return x + self.dropout(self.feed_forward_out(inner))
 
@@ -178,25 +188,31 @@ class Backbone(nn.Module):
         seen = masks.same_sample(segment_ids) if type_ids is None else masks.prefix_lm(segment_ids, type_ids)
         return masks.additive(seen, dtype)
 
-    def encode(self, x: Tensor, mask: Mask, cache: KeyValueCache | None = None) -> Tensor:
+    def encode(
+        self, x: Tensor, mask: Mask, cache: KeyValueCache | None = None, read: Tensor | None = None
+    ) -> Tensor:
         """All blocks and the final norm.
 
         Args:
             x: (B, Q, H) embedded rows, front slots filled.
             mask: from `mask` or, dense, (B, 1, Q, K) from `masks.additive`; K = Q, or the cache's length + Q.
             cache: keys and values of the slots before, to decode on from.
+            read: (M,) flat slots b * Q + q whose output is wanted. The last block computes nothing but keys
+                and values for the others.
 
         Returns:
-            (B, Q, H).
+            (B, Q, H), or (M, H) of the slots `read`.
         """
         x = self.dropout(x)
-        for block in self.blocks:
+        n_query = x.shape[1]
+        for number, block in enumerate(self.blocks):
+            wanted = read if number + 1 == len(self.blocks) else None
             if self.config.checkpoint_activations and torch.is_grad_enabled():
-                x = checkpoint(block, x, mask, use_reentrant=False)
+                x = checkpoint(block, x, mask, None, wanted, use_reentrant=False)
             else:
-                x = block(x, mask, cache)
+                x = block(x, mask, cache, wanted)
         if cache is not None:
-            cache.length += x.shape[1]
+            cache.length += n_query
         return self.final_norm(x)
 
     def lm_logits(self, h: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from plato2.config import ModelConfig, OptimConfig
 from plato2.model import losses
-from plato2.model.backbone import read_slots
 from plato2.stages.base import Stage, Unit
 
 
@@ -32,8 +31,9 @@ class CoarseGeneration(Stage):
         x = self.backbone.embed(
             unit["token_ids"], unit["type_ids"], unit["pos_ids"], unit.get("role_ids")
         )  # (B, T, H)
-        h = self.backbone.encode(x, self.backbone.mask(unit["segment_ids"], unit["type_ids"]))  # (B, T, H)
-        logits = self.backbone.lm_logits(read_slots(h, unit["target_index"]))  # (M, V)
+        mask = self.backbone.mask(unit["segment_ids"], unit["type_ids"])
+        h = self.backbone.encode(x, mask, read=unit["target_index"])  # (M, H)
+        logits = self.backbone.lm_logits(h)  # (M, V)
         return {
             "nll": losses.nll(logits, unit["target_ids"]),
             "acc": losses.hits(logits, unit["target_ids"]),

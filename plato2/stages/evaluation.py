@@ -2,12 +2,12 @@
 
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from plato2.config import ModelConfig, OptimConfig
 from plato2.model import losses
-from plato2.model.backbone import read_slots
 from plato2.model.heads import Coherence
 from plato2.stages.base import Stage, Unit
 
@@ -33,9 +33,11 @@ class CoherenceEstimation(Stage):
 
     def losses(self, unit: Unit) -> dict[str, Tensor]:
         """rce and accuracy of each (context, response) (N,), mlm of each masked token (M,)."""
-        h = self.encode(unit, unit["token_ids"])  # (B, T, H)
-        coherence = self.coherence(read_slots(h, unit["sample_index"]))  # (N, 2)
-        words = self.backbone.lm_logits(read_slots(h, unit["target_index"]))  # (M, V)
+        first, masked = unit["sample_index"], unit["target_index"]
+        h = self.encode(unit, unit["token_ids"], read=torch.cat([first, masked]))
+        h_first, h_masked = h.split([len(first), len(masked)])  # (N, H), (M, H)
+        coherence = self.coherence(h_first)  # (N, 2)
+        words = self.backbone.lm_logits(h_masked)  # (M, V)
         terms = {
             "rce": F.cross_entropy(
                 coherence.float(), unit["coherence_labels"], reduction="none"
@@ -47,13 +49,13 @@ class CoherenceEstimation(Stage):
         correct = coherence.detach().argmax(dim=-1) == unit["coherence_labels"]
         return terms | {"coherence_acc": correct.float()}
 
-    def encode(self, unit: Unit, token_ids: Tensor) -> Tensor:
-        """The whole of each sample sees itself: (B, T) -> (B, T, H)."""
+    def encode(self, unit: Unit, token_ids: Tensor, read: Tensor | None = None) -> Tensor:
+        """The whole of each sample sees itself: (B, T) -> (B, T, H), or (M, H) of the slots `read`."""
         x = self.backbone.embed(token_ids, unit["type_ids"], unit["pos_ids"], unit.get("role_ids"))
-        return self.backbone.encode(x, self.backbone.mask(unit["segment_ids"]))
+        return self.backbone.encode(x, self.backbone.mask(unit["segment_ids"]), read=read)
 
     def coherence_logits(self, unit: Unit) -> Tensor:
         """Logits of p(l|c,r) on the unmasked tokens: (N, 2), class 1 = coherent."""
         tokens = unit["token_ids"]
         clean = tokens.flatten().index_copy(0, unit["target_index"], unit["target_ids"]).view_as(tokens)
-        return self.coherence(read_slots(self.encode(unit, clean), unit["sample_index"]))
+        return self.coherence(self.encode(unit, clean, read=unit["sample_index"]))

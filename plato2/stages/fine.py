@@ -13,7 +13,7 @@ from torchmetrics import Metric
 
 from plato2.config import ModelConfig, OptimConfig
 from plato2.model import losses
-from plato2.model.backbone import put_front, read_slots
+from plato2.model.backbone import put_front
 from plato2.model.heads import BagOfWords, Recognition
 from plato2.model.noise import uniform
 from plato2.stages.base import Stage, Unit
@@ -98,8 +98,8 @@ class FineGeneration(Stage):
         front = unit["sample_index"]
         mask_vector = self.backbone.word.weight[self.model_config.mask_id].expand(len(front), -1)  # (N, H)
         mask = self.backbone.mask(unit["segment_ids"])
-        h = self.backbone.encode(put_front(x, front, mask_vector), mask)  # (B, T, H)
-        return self.recognition(read_slots(h, front))
+        h = self.backbone.encode(put_front(x, front, mask_vector), mask, read=front)  # (N, H)
+        return self.recognition(h)
 
     def given_latent(self, unit: Unit, x: Tensor, z: Tensor) -> dict[str, Tensor]:
         """-log p(r_t | c, z, r_<t) (equation 4) and the bag-of-words loss (equation 5) of each target, (M,).
@@ -111,9 +111,11 @@ class FineGeneration(Stage):
         """
         front = unit["sample_index"]
         mask = self.backbone.mask(unit["segment_ids"], unit["type_ids"])
-        h = self.backbone.encode(put_front(x, front, self.recognition.latent(z)), mask)  # (B, T, H)
-        logits = self.backbone.lm_logits(read_slots(h, unit["target_index"]))  # (M, V)
-        words = self.bag_of_words(read_slots(h, front), self.backbone.word.weight)  # (N, V), from h_z alone
+        read = torch.cat([front, unit["target_index"]])
+        h = self.backbone.encode(put_front(x, front, self.recognition.latent(z)), mask, read=read)
+        h_z, h_r = h.split([len(front), len(unit["target_index"])])  # (N, H), (M, H)
+        logits = self.backbone.lm_logits(h_r)  # (M, V)
+        words = self.bag_of_words(h_z, self.backbone.word.weight)  # (N, V), from h_z alone
         return {
             "nll": losses.nll(logits, unit["target_ids"]),
             "bow": losses.bag_of_words(words, unit["target_ids"], unit["target_sample"]),

@@ -12,7 +12,7 @@ from torch import Tensor
 from plato2.config import ModelConfig
 from plato2.model import losses, masks
 from plato2.model.attention import block_attention, sample_blocks
-from plato2.model.backbone import Backbone, initialize
+from plato2.model.backbone import Backbone, initialize, read_slots
 from plato2.model.dropout import Dropout, keep_mask, kept_share
 
 N_HEAD, HEAD_SIZE = 3, 8
@@ -289,3 +289,37 @@ def test_hits_are_the_argmax_also_with_ties(dtype: torch.dtype) -> None:
     targets = torch.randint(0, 20, (500,), generator=generator)
     assert torch.equal(losses.hits(logits, targets), (logits.argmax(-1) == targets).float())
     assert losses.hits(logits[:0], targets[:0]).shape == (0,)
+
+
+# ------------------------------------------------------------------------------------ only what is read
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_reading_some_slots_is_reading_them_from_all(checkpointing: bool) -> None:
+    segment_ids, type_ids = rows([[64, 70, 3], [130]], 150)
+    index = torch.tensor([0, 64, 133, 150, 151, 279])
+    weights = torch.randn(len(index), HIDDEN, generator=torch.Generator().manual_seed(3))
+    results = []
+    for is_read_late in (True, False):
+        backbone = model(checkpoint_activations=checkpointing)
+        mask = backbone.mask(segment_ids, type_ids)
+        x = torch.randn(2, 150, HIDDEN, generator=torch.Generator().manual_seed(2)).requires_grad_()
+        if is_read_late:
+            h = read_slots(backbone.encode(x, mask), index)
+        else:
+            h = backbone.encode(x, mask, read=index)
+        (h * weights).sum().backward()
+        gradients = {name: p.grad for name, p in backbone.named_parameters() if p.grad is not None}
+        results.append((h.detach(), x.grad, gradients))
+    torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=1e-5)
+
+
+def test_reading_nothing_gives_nothing_and_no_error() -> None:
+    segment_ids = torch.zeros(2, 16, dtype=torch.int64)
+    backbone = model(dropout=0.1)
+    x = torch.randn(2, 16, HIDDEN, requires_grad=True)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    h = backbone.encode(x, backbone.mask(segment_ids), read=nothing)
+    assert h.shape == (0, HIDDEN)
+    backbone.lm_logits(h).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in backbone.parameters() if p.grad is not None)
