@@ -70,8 +70,8 @@ def activation_bytes(config: ModelConfig, slots: int, passes: int, half: bool) -
     """What a unit's forward pass keeps for its backward pass, with a fused attention kernel.
 
     Per layer and slot, in units of H: the residual stream before both norms (4 bytes each), the norms'
-    outputs, q, k, v and the attention's output, the inputs of gelu and of W2 (4H each; all in the compute
-    dtype) and two dropout masks of one byte. With activation checkpointing only each block's input, and one
+    outputs, q, k, v, the attention's output before and after its heads are joined, the inputs of gelu and of
+    W2 (4H each; all in the compute dtype) and two dropout masks of one byte. With activation checkpointing only each block's input, and one
     block in full. Logits, their float32 log-softmax and its gradient exist for the targets.
 
     Args:
@@ -81,7 +81,7 @@ def activation_bytes(config: ModelConfig, slots: int, passes: int, half: bool) -
         half: compute in bf16 rather than float32.
     """
     size = 2 if half else 4
-    kept = 8 + 14 * size + (2 if config.dropout else 0)
+    kept = 8 + 15 * size + (2 if config.dropout else 0)
     block = slots * config.hidden_size * kept
     if config.checkpoint_activations:
         layers = config.n_layer * slots * config.hidden_size * 4 * passes + block
@@ -96,7 +96,8 @@ class Plan:
 
     parameters: int
     state: int
-    """float32 weights, gradients, two Adam moments: 16 bytes a parameter over the ranks that share them."""
+    """float32 weights, gradients and two Adam moments, 16 bytes a parameter over the ranks that share them; 2
+    more for the bf16 copy that autocast keeps where they are not shared."""
     activations: int
     ranks: int
     units: int
@@ -153,7 +154,7 @@ def plan(
     samples, targets = tokens // SAMPLE_TOKENS, int(tokens * TARGET_SHARE)
     return Plan(
         parameters=parameters,
-        state=16 * parameters // (ranks if sharded else 1),
+        state=16 * parameters // ranks if sharded else (18 if half else 16) * parameters,
         activations=activation_bytes(config, unit_tokens, passes, half),
         ranks=ranks,
         units=batch_tokens // unit_tokens // ranks,
