@@ -70,8 +70,8 @@ def activation_bytes(config: ModelConfig, slots: int, passes: int, half: bool) -
     """What a unit's forward pass keeps for its backward pass, with a fused attention kernel.
 
     Per layer and slot, in units of H: the residual stream before both norms (4 bytes each), the norms'
-    outputs, q, k, v, the attention's output before and after its heads are joined, the inputs of gelu and of
-    W2 (4H each; all in the compute dtype) and two dropout masks of one byte. With activation checkpointing only each block's input, and one
+    outputs, q, k, v and the attention's output, the inputs of gelu and of W2 (4H each; all in the compute
+    dtype) and two dropout masks of one byte. With activation checkpointing only each block's input, and one
     block in full. Logits, their float32 log-softmax and its gradient exist for the targets.
 
     Args:
@@ -81,7 +81,7 @@ def activation_bytes(config: ModelConfig, slots: int, passes: int, half: bool) -
         half: compute in bf16 rather than float32.
     """
     size = 2 if half else 4
-    kept = 8 + 15 * size + (2 if config.dropout else 0)
+    kept = 8 + 14 * size + (2 if config.dropout else 0)
     block = slots * config.hidden_size * kept
     if config.checkpoint_activations:
         layers = config.n_layer * slots * config.hidden_size * 4 * passes + block
