@@ -6,26 +6,26 @@ there are only plain typed arguments.
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import inspect
+import errno
 import json
-import logging
 import os
 import sys
-import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from plato2.config import ModelConfig, OptimConfig, RunConfig, UserError
+from plato2.training.build import build, check_arguments, check_counts, check_keys
+from plato2.training.console import is_first_process, quiet_lightning, say
 
 if TYPE_CHECKING:  # heavy imports wait until something is trained: --help and tab completion stay fast
     import pytorch_lightning as pl
@@ -49,8 +49,7 @@ class TrainConfig(RunConfig):
 
 
 ConfigStore.instance().store(name="schema", node=TrainConfig)
-ConfigStore.instance().store(group="model", name="schema", node=ModelConfig)
-ConfigStore.instance().store(group="optim", name="schema", node=OptimConfig)
+CONF = Path(__file__).with_name("conf")
 
 
 def train(config: DictConfig) -> float | None:
@@ -63,54 +62,103 @@ def train(config: DictConfig) -> float | None:
         UserError: anything a user can mend.
     """
     from plato2.training.checkpoint import checkpoint_step, warm_start
-    from plato2.training.run import choose_run, record_start, warm_start_path
+    from plato2.training.loggers import build_loggers
+    from plato2.training.run import choose_run, curriculum, record_start, warm_start_path
 
+    refuse_unknown(config)
     keys: TrainConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    max_steps = keys.trainer["max_steps"]
-    batch = build(keys.stage.pop("batch"), "stage.batch")
-    stage = build(keys.stage, "stage", model=keys.model, optim=keys.optim, seed=keys.seed, meta=keys.plan)
-    data = build(
-        keys.data,
-        "data",
-        batch=batch,
-        batch_tokens=keys.optim.batch_tokens,
-        max_steps=max_steps,
-        seed=keys.seed,
-    )
+    stage, data = build_stage_and_data(keys)
     if keys.plan:
         print_plan(keys, stage, data)
         return None
 
     data.prepare_or_wait()
     data.check_model(keys.model.vocab_size, keys.model.max_position)
-    output_dir = Path(keys.output_dir)
-    run, checkpoint, sentence = choose_run(output_dir, keys.name, resolved, run_id(keys), keys.resume)
-    if checkpoint and checkpoint_step(checkpoint) >= max_steps:
-        if in_sweep():
-            say(f"{run.path} is finished: skipped")
-            return None
-        raise UserError(
-            f"trainer.max_steps={max_steps}: {run.path} has already trained {checkpoint_step(checkpoint)} "
-            "steps; raise trainer.max_steps to go on with it, or choose another run_id"
-        )
-    say(sentence)
-    parent = None
+    output_dir, accepted = Path(keys.output_dir), stage.warm_starts_from
+    resume = keys.resume
+    if resume == "never" and not is_first_process():
+        resume = "auto"  # the first process has just begun this run
+    run, checkpoint, sentence = choose_run(output_dir, keys.name, resolved, run_id(keys), resume)
+    if checkpoint and checkpoint_step(checkpoint) >= data.max_steps:
+        return nothing_left(keys, run, checkpoint_step(checkpoint))
+    tokenizer, parent = data.tokenizer_sha256, None
     if checkpoint is None:
-        accepted, tokenizer = stage.warm_starts_from, data.tokenizer_sha256
         parent = warm_start_path(keys.init_from, stage.name, accepted, output_dir, keys.model_name, tokenizer)
         if parent:
-            say(warm_start(stage, parent, stage.name, accepted, tokenizer))
-    trainer = build_trainer(keys, stage, data, run, checkpoint, resolved)
+            sentence += "\n" + warm_start(stage, parent, stage.name, accepted, tokenizer)
+    family = curriculum(run, parent)
+    about: dict[str, Any] = {
+        "name": keys.name,
+        "stage": stage.name,
+        "family": family,
+        "tags": keys.tags,
+        "config": resolved,
+    }
+    loggers = build_loggers(keys.logger, run, checkpoint, **about)
+    trainer = build_trainer(keys, stage, data, run, loggers)
+    say(sentence)
     if is_first_process():
         if checkpoint:
             run.record_resume(checkpoint_step(checkpoint), resolved)
         else:
-            corpus = {"path": data.path, "sha256": data.data_sha256}
-            record_start(run, stage.name, keys.model_name, resolved, corpus, data.tokenizer_sha256, parent)
+            corpus = {"path": data.path, "sha256": data.data_sha256, "tokenizer_sha256": tokenizer}
+            record_start(run, stage.name, keys.model_name, resolved, corpus, parent, family)
             (run.path / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
             data.save_tokenizer(run.tokenizer)
+    if trainer.num_devices > 1:
+        os.environ["RUN_ID"] = run.path.name  # for the processes that Lightning starts beside this one
     return fit(trainer, stage, data, run, checkpoint, keys.sweep_metric)
+
+
+def refuse_unknown(config: DictConfig) -> None:
+    """Refuses what Hydra lets pass: `+key=value` where keys are closed, and a recipe that does not exist.
+
+    Raises:
+        UserError: names it.
+    """
+    for section, schema in {"": TrainConfig, "model": ModelConfig, "optim": OptimConfig}.items():
+        node, prefix = (config[section], f"{section}.") if section else (config, "")
+        check_keys(node, [field.name for field in fields(schema)], prefix, "the configuration")
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    recipe, own = choices.get("recipe"), f"{choices.get('model')}-{choices.get('stage')}"
+    if recipe not in (None, own) and not (CONF / "recipe" / f"{recipe}.yaml").exists():
+        raise UserError(f"recipe={recipe}: no such recipe; choose one of conf/recipe/, none, or leave it out")
+
+
+def build_stage_and_data(keys: TrainConfig) -> tuple[Stage, DialogueDataModule]:
+    """The stage (without memory for its weights when only a plan is asked for) and its data.
+
+    Raises:
+        UserError: values that the schemas cannot know to be wrong.
+    """
+    import torch
+
+    check_counts(keys.trainer, ("max_steps", "val_check_interval", "log_every_n_steps"), "trainer")
+    batch = build(keys.stage.pop("batch"), "stage.batch")
+    if batch.roles != (keys.model.n_role > 0):
+        cure = "model.n_role=4" if batch.roles else "stage.batch.roles=true"
+        raise UserError(
+            f"stage.batch.roles={batch.roles}, model.n_role={keys.model.n_role}: roles take both; add {cure}"
+        )
+    with torch.device("meta" if keys.plan else "cpu"):
+        stage = build(keys.stage, "stage", model=keys.model, optim=keys.optim, seed=keys.seed)
+    steps = {"batch_tokens": keys.optim.batch_tokens, "max_steps": keys.trainer["max_steps"]}
+    return stage, build(keys.data, "data", batch=batch, seed=keys.seed, **steps)
+
+
+def nothing_left(keys: TrainConfig, run: RunFolder, step: int) -> float | None:
+    """The value of a run that has reached `max_steps`: its job of a sweep is skipped.
+
+    Raises:
+        UserError: the run was known to be finished, and this is no sweep.
+    """
+    if run.finished and not in_sweep():
+        key = f"trainer.max_steps={keys.trainer['max_steps']}"
+        cure = "raise trainer.max_steps to go on with it, or choose another run_id"
+        raise UserError(f"{key}: {run.path} has already trained {step} steps; {cure}")
+    say(f"{run.path} is finished: skipped")
+    return run.value(step, keys.sweep_metric)
 
 
 def fit(
@@ -122,7 +170,7 @@ def fit(
     sweep_metric: str | None,
 ) -> float | None:
     """Runs the Trainer to `max_steps` and closes the run."""
-    from pytorch_lightning.utilities.exceptions import SIGTERMException
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
     from rich.console import Console
 
     from plato2.stages.base import NonFiniteLoss
@@ -144,9 +192,15 @@ def fit(
         saved = f"step {checkpoints.saved_step} is saved" if run.last.exists() else "nothing is saved yet"
         say(f"stopped: {saved}; the same command goes on with {run.path}")
         raise SystemExit(143 if isinstance(stop, SIGTERMException) else 130) from None
+    except MisconfigurationException as error:
+        raise UserError(f"trainer and strategy: {str(error).splitlines()[0]}") from error
     metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
-    if trainer.is_global_zero:
+    if trainer.global_step < data.max_steps:  # max_time and its like
+        step = f"step {trainer.global_step} of {data.max_steps}"
+        say(f"stopped at {step}; the same command goes on with {run.path}")
+    elif trainer.is_global_zero:
         run.write_lineage(status="finished", step=trainer.global_step, metrics=metrics)
+    if trainer.is_global_zero:
         title = f"{stage.name} after {trainer.global_step:,} steps: {run.path}"
         Console().print(metrics_table(metrics, title))
     if sweep_metric is None:
@@ -161,10 +215,16 @@ def build_trainer(
     stage: Stage,
     data: DialogueDataModule,
     run: RunFolder,
-    checkpoint: Path | None,
-    resolved: dict[str, Any],
+    loggers: list[Any],
 ) -> pl.Trainer:
-    """The Lightning Trainer with the callbacks and loggers of the run."""
+    """The Lightning Trainer with the callbacks and loggers of the run.
+
+    Raises:
+        UserError: an argument that Lightning does not take, or hardware that is not there.
+    """
+    import pytorch_lightning as pl
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
     from plato2.talk.replies import ValidationReplies
     from plato2.training.callbacks import LatentHistogram, RunProgress, SampleReplies, Throughput
     from plato2.training.checkpoint import Checkpoints
@@ -195,45 +255,19 @@ def build_trainer(
         callbacks.append(SampleReplies(run.path / "replies.jsonl", replies))
     quiet_lightning()
     fixed = {
-        "_target_": "pytorch_lightning.Trainer",
         "max_epochs": 1,  # a run is one epoch of max_steps; the data's epochs are the stream's
         "num_sanity_val_steps": 0,
         "check_val_every_n_epoch": None,
         "enable_model_summary": False,
         "use_distributed_sampler": False,
     }
-    loggers = build_loggers(keys, stage, run, checkpoint, resolved)
-    return build(
-        {**fixed, **strategy, **keys.trainer},
-        "trainer",
-        callbacks=callbacks,
-        logger=loggers or False,
-        default_root_dir=run.path,
-    )
-
-
-def build_loggers(
-    keys: TrainConfig, stage: Stage, run: RunFolder, checkpoint: Path | None, resolved: dict[str, Any]
-) -> list[Any]:
-    """One logger for each entry of the logger group, with what it needs of the run."""
-    from plato2.training.checkpoint import checkpoint_step
-
-    run.path.mkdir(parents=True, exist_ok=True)
-    of_the_run: dict[str, dict[str, Any]] = {
-        "csv": {"folder": run.path, "resumed_step": checkpoint_step(checkpoint) if checkpoint else None},
-        "tensorboard": {"save_dir": run.path},
-        "wandb": {
-            "save_dir": run.path,
-            "name": f"{keys.name}/{run.path.name}",
-            "id": f"{keys.name}-{run.path.name}".replace(".", "_"),
-            "resume": "allow",
-            "group": os.environ.get("RUN_ID", run.path.name),  # one sweep or curriculum
-            "job_type": stage.name,
-            "tags": keys.tags,
-            "config": resolved,
-        },
-    }
-    return [build(node, f"logger.{name}", **of_the_run.get(name, {})) for name, node in keys.logger.items()]
+    check_arguments(pl.Trainer, strategy, "strategy")
+    check_arguments(pl.Trainer, keys.trainer, "trainer")
+    node = {**fixed, **strategy, **keys.trainer, "_target_": "pytorch_lightning.Trainer"}
+    try:
+        return build(node, "trainer", callbacks=callbacks, logger=loggers or False, default_root_dir=run.path)
+    except (MisconfigurationException, ValueError) as error:
+        raise UserError(f"trainer and strategy: {str(error).splitlines()[0]}") from error
 
 
 class Sweep(Callback):
@@ -241,14 +275,14 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Finds the newest unfinished sweep of the same command, else starts a new one."""
-        here = Path(config.hydra.sweep.dir)
+        here, named = Path(config.hydra.sweep.dir), config.run_id or os.environ.get("RUN_ID")
         params = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create({}))
         command = {"overrides": sorted(config.hydra.overrides.task), "params": params}
-        self.record, self.name = here / "sweep.json", os.environ.get("RUN_ID") or here.name
+        self.record, self.name = here / "sweep.json", named or here.name
         for record in sorted(here.parent.glob("*/sweep.json"), reverse=True):
             earlier = json.loads(record.read_text(encoding="utf-8"))
             same = earlier.get("command") == command and not earlier.get("finished")
-            if same and "RUN_ID" not in os.environ and config.resume == "auto":
+            if same and (earlier["name"] == named if named else config.resume == "auto"):
                 self.record, self.name = record, earlier["name"]
                 say(f"going on with the unfinished sweep {self.name}")
                 break
@@ -262,11 +296,16 @@ class Sweep(Callback):
         if config.report and not config.plan:
             from plato2.evaluate.report import report_sweep
 
-            report_sweep(Path(config.output_dir), self.name)
+            try:
+                report_sweep(Path(config.output_dir), self.name)
+            except UserError as error:  # Hydra makes a mere warning of a callback's error
+                fail(str(error))
 
     def _write(self, **entries: Any) -> None:
         self.record.parent.mkdir(parents=True, exist_ok=True)
-        self.record.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+        temporary = self.record.with_suffix(".tmp")
+        temporary.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, self.record)
 
 
 def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule) -> None:
@@ -310,23 +349,19 @@ def run_id(keys: TrainConfig) -> str | None:
     return f"{keys.run_id or os.environ['RUN_ID']}-{HydraConfig.get().job.num}"
 
 
-def is_first_process() -> bool:
-    """Whether this process writes the run folder and speaks; before Lightning knows the ranks."""
-    variables = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
-    return next((os.environ[name] for name in variables if os.environ.get(name)), "0") == "0"
+def fail(sentence: str) -> NoReturn:
+    """Ends with one line for the person at the terminal."""
+    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    raise SystemExit(2)
 
 
-def say(sentence: str) -> None:
-    """A line for the person at the terminal, from the first process only."""
-    if is_first_process():
-        print(sentence, file=sys.stderr, flush=True)
-
-
-def quiet_lightning() -> None:
-    """Leaves out what Lightning says that does not help here; its warnings stay."""
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # torchmetrics reduces over ranks
+def explain(error: Exception) -> str:
+    """What Hydra or OmegaConf found, on one line; without the advice to force an unknown key with `+`."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else ""
+    lines = f"{error}\n{cause}".split("Config search path:")[0].splitlines()
+    left_out = ("To append to", "reference_type", "object_type")
+    told = " ".join(line.strip() for line in lines if not line.strip().startswith(left_out))
+    return f"{' '.join(told.split())} (--help lists groups and options, --cfg job all keys)"
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -335,9 +370,31 @@ def main(config: DictConfig) -> float | None:
     try:
         return train(config)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        fail(str(error))
+    except OmegaConfBaseException as error:  # a value that is missing, found when it is needed
+        fail(explain(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        place = error.filename or config.output_dir
+        fail(
+            f"{place}: {error.strerror}; what was saved is whole: make room and start the same command again"
+        )
+
+
+def command_line() -> None:
+    """`main`, where what Hydra finds wrong with the command line or conf/ is one line, too."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it finds
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(explain(error))
+    except ValueError as error:
+        if "Config group override" not in str(error):
+            raise
+        given = [word for word in sys.argv[1:] if (CONF / word.split("=")[0]).is_dir()]
+        fail(f"{' '.join(given)}: the option of a group is never a mere number (--help lists them)")
 
 
 if __name__ == "__main__":
-    main()
+    command_line()

@@ -48,6 +48,7 @@ class ModelConfig:
     """Recompute each block in the backward pass: about 1.3x the time for a fraction of the memory."""
 
     def __post_init__(self) -> None:
+        """Refuse what cannot be."""
         for key in ("n_layer", "n_head", "hidden_size", "vocab_size", "max_position", "n_type", "n_latent"):
             value = getattr(self, key)
             _require(value >= 1, f"model.{key}={value}: must be at least 1")
@@ -86,7 +87,12 @@ class OptimConfig:
     """Global gradient norm; Knover's value, small on purpose (spec section 8). 0 = no clipping."""
 
     def __post_init__(self) -> None:
-        self.betas = (float(self.betas[0]), float(self.betas[1]))
+        """Refuse what cannot be."""
+        self.betas = tuple(map(float, self.betas))  # type: ignore[assignment]
+        _require(
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            f"optim.betas={list(self.betas)}: must be two numbers in [0, 1)",
+        )
         _require(self.lr > 0, f"optim.lr={self.lr}: must be positive")
         _require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps}: must be 0 or more")
         _require(self.batch_tokens >= 1, f"optim.batch_tokens={self.batch_tokens}: must be at least 1")
@@ -114,6 +120,7 @@ class DecodeConfig:
     seed: int = 11
 
     def __post_init__(self) -> None:
+        """Refuse what cannot be."""
         _require(self.top_k >= 1, f"top_k={self.top_k}: must be at least 1 (1 = greedy)")
         _require(self.temperature > 0, f"temperature={self.temperature}: must be positive")
         _require(self.max_tokens >= 1, f"max_tokens={self.max_tokens}: must be at least 1")
@@ -131,7 +138,7 @@ class RunConfig:
     seed: int = 11
     """Seeds the weights, the order of the samples, dropout, masks, negatives and Gumbel noise."""
     init_from: str | None = None
-    """Weights to start from: a run folder, a checkpoint, `auto` (newest finished stage-1 run) or `scratch`."""
+    """Start weights: a run folder, a checkpoint, `auto` (newest finished stage-1 run) or `scratch`."""
     resume: str = "auto"
     """`auto` goes on with an unfinished run of the same config, `never` starts anew, or a run folder."""
     run_id: str | None = None
@@ -156,6 +163,7 @@ class RunConfig:
     """Free words stored with the run and sent to W&B."""
 
     def __post_init__(self) -> None:
+        """Refuse what cannot be."""
         _require(self.seed >= 0, f"seed={self.seed}: must be 0 or more")
         _require(self.checkpoint_steps >= 1, f"checkpoint_steps={self.checkpoint_steps}: must be at least 1")
         _require(self.sample_replies >= 0, f"sample_replies={self.sample_replies}: use 0 for none")

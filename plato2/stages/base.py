@@ -32,7 +32,8 @@ class NonFiniteLoss(RuntimeError):
 
     def __init__(self, step: int, loss: float, grad_norm: float | None, sample_ids: list[int]) -> None:
         norm = "" if grad_norm is None else f", gradient norm {grad_norm}"
-        shown = ", ".join(map(str, sample_ids[:16])) + (", ..." if len(sample_ids) > 16 else "")
+        shown = ", ".join(map(str, sample_ids[:16]))
+        shown += f" and {len(sample_ids) - 16} more" if len(sample_ids) > 16 else ""
         super().__init__(f"step {step}: loss {loss}{norm} on samples {shown}")
 
 

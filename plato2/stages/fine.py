@@ -11,7 +11,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
-from plato2.config import ModelConfig, OptimConfig
+from plato2.config import ModelConfig, OptimConfig, UserError
 from plato2.model import losses
 from plato2.model.backbone import put_front
 from plato2.model.heads import BagOfWords, Recognition
@@ -69,6 +69,8 @@ class FineGeneration(Stage):
         bow_head: Literal["tied", "linear"] = "tied",
     ) -> None:
         super().__init__(model, optim, seed)
+        if tau <= 0:
+            raise UserError(f"stage.tau={tau}: must be positive")
         self.tau, self.validation_noise = tau, validation_noise
         self.recognition = Recognition(self.model_config, recognition_head)
         self.bag_of_words = BagOfWords(self.model_config, bow_head)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import zipfile
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,8 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Saves when the step count says so, unless a validation of this step is still to come."""
         step = trainer.global_step
-        trainer.should_stop = step >= trainer.max_steps  # makes Lightning validate after the last step, too
+        if step >= trainer.max_steps:
+            trainer.should_stop = True  # makes Lightning validate after the last step, too
         due = step % self.every_steps == 0 or trainer.should_stop
         if due and not _validates_at(trainer, step):
             self.save(trainer)
@@ -102,8 +105,8 @@ class Checkpoints(Checkpoint):
             _replace(new, self.folder / "best.ckpt")
 
     def _is_better(self, value: float) -> bool:
-        if self.best_value is None:
-            return True
+        if isnan(value) or self.best_value is None:
+            return not isnan(value)
         return value < self.best_value if self.direction == "min" else value > self.best_value
 
     def state_dict(self) -> dict[str, Any]:
@@ -170,6 +173,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: a sharded checkpoint; make one file of it first: "
             f"python -m lightning_fabric.utilities.consolidate_checkpoint {path}"
         )
+    if path.exists() and not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: not a readable checkpoint (damaged, or something else); choose another one")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError as error:
@@ -192,6 +197,14 @@ def checkpoint_step(path: Path) -> int:
     if path.is_dir():
         return int(torch.load(path / "meta.pt", map_location="cpu", weights_only=True)["global_step"])
     return int(read_checkpoint(path)["global_step"])
+
+
+def best_value(path: Path) -> float | None:
+    """The best value of the stage's monitor up to a checkpoint (not of a sharded one)."""
+    if path.is_dir():
+        return None
+    value = read_checkpoint(path)["callbacks"][Checkpoints.__name__]["best_value"]
+    return None if value is None else float(value)
 
 
 def warm_start(
@@ -225,7 +238,7 @@ def warm_start(
             "prepare the data with that run's tokenizer (plato2 prepare --tokenizer RUN/tokenizer)"
         )
     state, own = checkpoint["state_dict"], stage.state_dict()
-    for key in own.keys() & state.keys():
+    for key in sorted(own.keys() & state.keys()):
         if own[key].shape != state[key].shape:
             raise UserError(
                 f"init_from={path}: {key} is {tuple(state[key].shape)} there and {tuple(own[key].shape)} "
@@ -239,7 +252,7 @@ def warm_start(
         )
     if lost := [key for key in left_out if key.startswith("backbone.")]:
         raise UserError(
-            f"init_from={path}: has {lost[0]}, which model={name} does not; another n_layer or n_role?"
+            f"init_from={path}: has {lost[0]}, which this model does not; another n_layer or n_role?"
         )
     stage.load_state_dict(state, strict=False)
     report = f"weights from {path}: {len(own) - len(fresh)} of {len(own)} tensors"

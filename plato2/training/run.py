@@ -25,12 +25,15 @@ from pathlib import Path
 from typing import Any
 
 from plato2.config import UserError
-from plato2.training.checkpoint import file_sha256
+from plato2.training.checkpoint import best_value, file_sha256
+from plato2.training.metrics import last_metrics
 
 FORMAT = "plato2-run/1"
 PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "omegaconf", "sentencepiece", "numpy", "pyarrow")
 NOT_PART_OF_A_RUN = ("run_id", "resume", "plan", "output_dir", "tags", "sweep_metric", "report")
 """Top-level keys that may differ between a run and its continuation."""
+FREE = ("data.path", "data.prepare", "data.n_workers", "data.cache_dir", "model.checkpoint_activations")
+"""Other keys that change no number; the data itself is compared by its hash when its position is restored."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,24 @@ class RunFolder:
         """Folder of spm.model and vocab.txt."""
         return self.path / "tokenizer"
 
+    def make(self) -> None:
+        """Makes the folder.
+
+        Raises:
+            UserError: it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"output_dir: {self.path} cannot be made ({error.strerror}); choose another output_dir"
+            ) from None
+
     def lineage(self) -> dict[str, Any]:
         """What `lineage.json` says; empty when the folder is not a run."""
         try:
             content = json.loads((self.path / "lineage.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise UserError(
@@ -85,6 +101,16 @@ class RunFolder:
         resumed = [*self.lineage().get("resumed", []), {"step": step, "at": now().isoformat()}]
         self.write_lineage(status="running", config=config, resumed=resumed)
 
+    def value(self, step: int, metric: str | None) -> float | None:
+        """What a run that has nothing left to train reached: its best value, or the last of a metric.
+
+        A run that was killed between its last checkpoint and its record is recorded as finished here.
+        """
+        metrics = last_metrics(self.path / "metrics.csv")
+        if not self.finished:
+            self.write_lineage(status="finished", step=step, metrics=metrics)
+        return metrics.get(metric) if metric else best_value(self.last)
+
     @property
     def finished(self) -> bool:
         """Whether training reached its last step."""
@@ -99,7 +125,13 @@ def runs(output_dir: Path, name: str) -> list[RunFolder]:
 
 def fingerprint(config: Mapping[str, Any]) -> str:
     """What makes two commands the same run: a hash of the resolved configuration without run-keeping keys."""
-    kept = {key: value for key, value in config.items() if key not in NOT_PART_OF_A_RUN and key != "logger"}
+    kept = {
+        key: leaf
+        for section, value in config.items()
+        if section not in (*NOT_PART_OF_A_RUN, "logger")
+        for key, leaf in _flat(section, value).items()
+        if key == "data.path" or not key.startswith(FREE)
+    }
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -149,6 +181,8 @@ def choose_run(
         return _continued(run, config)
     named = run_id or os.environ.get("RUN_ID") or os.environ.get("SLURM_JOB_ID")
     if named:
+        if Path(named).name != named:
+            raise UserError(f"run_id={named}: is the name of one folder; leave out slashes and dots alone")
         run = RunFolder(output_dir / name / named)
         if not run.lineage():
             return run, None, f"new run {run.path}"
@@ -176,7 +210,7 @@ def _continued(run: RunFolder, config: Mapping[str, Any]) -> tuple[RunFolder, Pa
     for section in ("seed", "model", "stage", "data", "optim"):
         then, here = _flat(section, before.get(section)), _flat(section, config.get(section))
         for key in sorted(then.keys() | here.keys()):
-            if then.get(key) != here.get(key):
+            if then.get(key) != here.get(key) and not key.startswith(FREE):
                 raise UserError(
                     f"{key}={here.get(key)}: {run.path} was started with {key}={then.get(key)}; give the old "
                     "value to go on with it, or another run_id (or resume=never) to start anew"
@@ -225,22 +259,28 @@ def warm_start_path(
             f"1_coarse run of model={model}), init_from=RUN, or init_from=scratch to insist on random weights"
         )
     if init_from == "auto":
-        for run in runs(output_dir, f"{model}-1_coarse"):
-            if (
-                run.finished
-                and run.lineage().get("tokenizer_sha256") == tokenizer_sha256
-                and run.best.exists()
-            ):
-                return run.best
-        raise UserError(
-            f"init_from=auto: no finished 1_coarse run of model={model} with the tokenizer of this data "
-            f"under {output_dir}; train one first: python train.py model={model} stage=1_coarse"
-        )
+        finished = [
+            run
+            for run in runs(output_dir, f"{model}-1_coarse")
+            if run.finished
+            and run.lineage().get("tokenizer_sha256") == tokenizer_sha256
+            and run.best.exists()
+        ]
+        if not finished:
+            raise UserError(
+                f"init_from=auto: no finished 1_coarse run of model={model} with the tokenizer of this data "
+                f"under {output_dir}; train one first: python train.py model={model} stage=1_coarse"
+            )
+        family = os.environ.get("RUN_ID")  # a sweep or a named curriculum has its own stage 1
+        own = [run for run in finished if family and run.lineage().get("curriculum") == family]
+        return [*own, *finished][0].best
     path = Path(init_from)
     if not path.exists():
         raise UserError(f"init_from={init_from}: no such run folder or checkpoint")
     run = RunFolder(path)
     if not run.lineage():
+        if path.is_dir() and not (path / "meta.pt").exists():  # Lightning's file in a sharded checkpoint
+            raise UserError(f"init_from={init_from}: neither a run folder (no lineage.json) nor a checkpoint")
         return path
     if run.lineage().get("stage") not in accepted:
         raise UserError(
@@ -255,14 +295,25 @@ def warm_start_path(
     return run.best
 
 
+def curriculum(run: RunFolder, parent: Path | None) -> str:
+    """A name that the runs of one curriculum share.
+
+    RUN_ID (a sweep sets it), else that of the run it starts from, else the run's own name; a run keeps it.
+    """
+    known = run.lineage().get("curriculum") or os.environ.get("RUN_ID")
+    if not known and parent:
+        known = RunFolder(parent.parent.parent).lineage().get("curriculum")
+    return str(known or run.path.name)
+
+
 def record_start(
     run: RunFolder,
     stage: str,
     model: str,
     config: dict[str, Any],
     data: dict[str, Any],
-    tokenizer_sha256: str,
     parent: Path | None,
+    family: str,
 ) -> None:
     """Writes the lineage of a new run.
 
@@ -271,9 +322,9 @@ def record_start(
         stage: the stage's name.
         model: name of the geometry.
         config: the resolved configuration.
-        data: path and hash of the training shards.
-        tokenizer_sha256: of the data.
+        data: path and hash of the training shards, hash of their tokenizer.
         parent: the checkpoint it starts from, if any.
+        family: name of the curriculum.
     """
     ancestor = None
     if parent:
@@ -289,7 +340,8 @@ def record_start(
         model=model,
         status="running",
         parent=ancestor,
-        tokenizer_sha256=tokenizer_sha256,
+        curriculum=family,
+        tokenizer_sha256=data["tokenizer_sha256"],
         data=data,
         fingerprint=fingerprint(config),
         config=config,

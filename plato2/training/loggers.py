@@ -1,0 +1,55 @@
+"""The loggers of a run, from the `logger` group and what they need to know of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from plato2.training.build import build
+from plato2.training.checkpoint import checkpoint_step
+from plato2.training.run import RunFolder
+
+
+def build_loggers(
+    nodes: Mapping[str, Mapping[str, Any]],
+    run: RunFolder,
+    checkpoint: Path | None,
+    *,
+    name: str,
+    stage: str,
+    family: str,
+    tags: Sequence[str],
+    config: Mapping[str, Any],
+) -> list[Any]:
+    """One logger for each entry of the group.
+
+    Args:
+        nodes: the `logger` group, by `csv`, `tensorboard`, `wandb` or another name.
+        run: the run folder; all of them write there.
+        checkpoint: what the run goes on from, if it does.
+        name: `<model>-<stage>`.
+        stage: the stage's name; W&B's job type.
+        family: what the runs of one curriculum share; W&B's group.
+        tags: for W&B.
+        config: the resolved configuration, for W&B.
+
+    Raises:
+        UserError: an unknown key of a logger, or a run folder that cannot be made.
+    """
+    run.make()
+    of_the_run: dict[str, dict[str, Any]] = {
+        "csv": {"folder": run.path, "resumed_step": checkpoint_step(checkpoint) if checkpoint else None},
+        "tensorboard": {"save_dir": run.path},
+        "wandb": {
+            "save_dir": run.path,
+            "name": f"{name}/{run.path.name}",
+            "id": f"{name}-{run.path.name}".replace(".", "_"),
+            "resume": "allow",
+            "group": family,
+            "job_type": stage,
+            "tags": list(tags),
+            "config": dict(config),
+        },
+    }
+    return [build(node, f"logger.{key}", **of_the_run.get(key, {})) for key, node in nodes.items()]
