@@ -69,7 +69,7 @@ def is_command(line: str) -> bool:
 
 README_COMMANDS = [line for block in blocks(ROOT / "README.md") for line in commands_of(block)]
 COMMANDS = sorted({line for block in BLOCKS for line in commands_of(block)})
-PARTS = sorted({part.strip() for line in COMMANDS for part in line.split("&&")})
+PARTS = sorted({part.strip(" &") for line in COMMANDS for part in line.split("&&")})
 TRAIN_LINES = [part for part in PARTS if re.search(r"\btrain\.py\b", part)]
 PLATO2_LINES = [part for part in PARTS if re.match(r"(python -m )?plato2 ", part)]
 
@@ -227,7 +227,9 @@ def headings(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_links_resolve(path: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", without_blocks(path)):
         if re.match(r"https?://", target):
