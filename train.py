@@ -132,8 +132,11 @@ def build_stage_and_data(keys: TrainConfig) -> tuple[Stage, DialogueDataModule]:
     Raises:
         UserError: values that the schemas cannot know to be wrong.
     """
+    import pytorch_lightning as pl
     import torch
 
+    check_arguments(pl.Trainer, {k: v for k, v in keys.strategy.items() if v != "auto"}, "strategy")
+    check_arguments(pl.Trainer, keys.trainer, "trainer")
     check_counts(keys.trainer, ("max_steps", "val_check_interval", "log_every_n_steps"), "trainer")
     batch = build(keys.stage.pop("batch"), "stage.batch")
     if batch.roles != (keys.model.n_role > 0):
@@ -222,7 +225,6 @@ def build_trainer(
     Raises:
         UserError: an argument that Lightning does not take, or hardware that is not there.
     """
-    import pytorch_lightning as pl
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     from plato2.talk.replies import ValidationReplies
@@ -261,8 +263,6 @@ def build_trainer(
         "enable_model_summary": False,
         "use_distributed_sampler": False,
     }
-    check_arguments(pl.Trainer, strategy, "strategy")
-    check_arguments(pl.Trainer, keys.trainer, "trainer")
     node = {**fixed, **strategy, **keys.trainer, "_target_": "pytorch_lightning.Trainer"}
     try:
         return build(node, "trainer", callbacks=callbacks, logger=loggers or False, default_root_dir=run.path)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import random
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -65,9 +69,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(corpus: Path, output_dir: Path, *overrides: str) -> list[str]:
     """`python train.py` on the small corpus; later overrides win."""
+    flags = [item for item in overrides if item.startswith("-")]
     given = [*SMALL, f"data.path={corpus}", f"output_dir={output_dir}", *overrides]
-    last = {item.split("=", 1)[0].lstrip("+"): item for item in given}
-    return [sys.executable, str(ROOT / "train.py"), *last.values()]
+    last = {item.split("=", 1)[0].lstrip("+"): item for item in given if item not in flags}
+    return [sys.executable, str(ROOT / "train.py"), *flags, *last.values()]
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -94,3 +99,60 @@ def run_train(corpus: Path, tmp_path: Path) -> Callable[..., subprocess.Complete
         return done
 
     return run
+
+
+@dataclass
+class Done:
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Train = Callable[..., Done]
+
+
+@pytest.fixture
+def train_here(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """`python train.py OVERRIDES` on the small corpus in this process: saves the seconds of a start.
+
+    The file runs as `__main__`, so all is as on a command line but for the exit code, which is returned. An
+    exception that would end in a traceback is raised.
+    """
+    monkeypatch.chdir(tmp_path)
+    for name in set(os.environ) - set(environment()):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+    def run(*overrides: str, expect: int = 0, script: Path = ROOT / "train.py", **variables: str) -> Done:
+        stdout, stderr = io.StringIO(), io.StringIO()
+        arguments = command(corpus, tmp_path / "outputs", *overrides)[2:]
+        code: object = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", [str(script), *arguments])
+            patch.delenv("RUN_ID", raising=False)
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+                try:
+                    runpy.run_path(str(script), run_name="__main__")
+                except SystemExit as end:
+                    code = end.code or 0
+        os.environ.pop("RUN_ID", None)  # left behind by a sweep that was stopped
+        done = Done(int(str(code)), stdout.getvalue(), stderr.getvalue())
+        assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
+def assert_one_line(stderr: str, *names: str) -> None:
+    """The last line is for the user and names what is wrong; before it only progress, nothing of Python's."""
+    *before, last = stderr.splitlines()
+    assert last.startswith("error: "), stderr
+    assert not any(line.startswith("error: ") for line in before), stderr
+    assert "Traceback" not in stderr, stderr
+    for name in names:
+        assert name in last, stderr

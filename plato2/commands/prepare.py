@@ -43,6 +43,9 @@ def prepare(
     files: Annotated[
         list[str] | None, typer.Argument(help="Paths or globs, local or remote; chitchat needs none.")
     ] = None,
+    max_dialogues: Annotated[
+        int | None, typer.Option(help="Take only the first so many dialogues, to try something out.")
+    ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder of a tokenizer; else one is trained on this corpus.")
     ] = None,
@@ -92,6 +95,7 @@ def prepare(
         out=out,
         files=files or [],
         reader=dict(_pair(text, "reader") for text in reader or []),
+        max_dialogues=max_dialogues,
         tokenizer=tokenizer,
         vocab_pieces=vocab_pieces,
         character_coverage=character_coverage,

@@ -29,6 +29,8 @@ class PrepareOptions:
     """Paths or globs, local or remote; none for a corpus that comes from a package."""
     reader: dict[str, Any] = field(default_factory=dict)
     """Options of the reader, such as `column` of hf_datasets."""
+    max_dialogues: int | None = None
+    """Take only the first so many dialogues, to try something out; None: all."""
     tokenizer: str | None = None
     """Folder of a tokenizer to use; None trains one on the training dialogues."""
     vocab_pieces: int = 8000
@@ -78,8 +80,10 @@ class PrepareOptions:
             raise UserError(f"max_context={self.max_context}: must be at most 65535")
         if not 0 < self.valid_fraction < 1:
             raise UserError(f"valid_fraction={self.valid_fraction}: must be between 0 and 1")
-        if self.valid_dialogues is not None and self.valid_dialogues < 1:
-            raise UserError(f"valid_dialogues={self.valid_dialogues}: must be at least 1")
+        for key in ("valid_dialogues", "max_dialogues"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"{key}={value}: must be at least 1")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PrepareOptions:

@@ -151,7 +151,7 @@ def _read(
     report: ReadReport | None = None,
 ) -> Iterator[Dialogue]:
     dialogues = read_corpus(options.corpus, options.files, report or ReadReport(), options.reader)
-    return _track(progress, dialogues, f"{verb} {options.corpus}", total)
+    return _track(progress, islice(dialogues, options.max_dialogues), f"{verb} {options.corpus}", total)
 
 
 def _track(progress: Progress, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:

@@ -108,6 +108,12 @@ def test_the_same_corpus_options_and_seed_give_the_same_bytes(corpus, tmp_path):
     assert sorted(samples(first, "train")) == sorted(samples(other, "train"))
 
 
+def test_the_first_dialogues_only(corpus, tmp_path):
+    folder = run(corpus, tmp_path / "out", max_dialogues=10)
+    found = samples(folder, "train") + samples(folder, "valid")
+    assert {response.split()[2] for _, response in found} == {str(number) for number in range(10)}
+
+
 def test_samples_are_shuffled(corpus, tmp_path):
     numbers = [int(response.split()[2]) for _, response in samples(run(corpus, tmp_path / "out"), "train")]
     assert abs(np.corrcoef(numbers, range(len(numbers)))[0, 1]) < 0.3
@@ -249,6 +255,7 @@ def test_disk_shuffle_is_a_permutation(tmp_path_factory, records, bucket_samples
         ({"max_context": 2}, "max_context=2"),
         ({"valid_fraction": 1.0}, "valid_fraction=1.0"),
         ({"valid_dialogues": 0}, "valid_dialogues=0"),
+        ({"max_dialogues": 0}, "max_dialogues=0"),
         ({"out": "s3://bucket/x"}, "out=s3://bucket/x"),
         ({"valid_dialogues": 40}, "valid_dialogues=40: .* has 40 dialogue"),
         ({"tokenizer": "/nowhere"}, "no tokenizer at /nowhere"),
