@@ -1,0 +1,412 @@
+"""What can go wrong is one clear line that names the file or key, and nothing that was saved is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, Train, assert_one_line, command, environment, write_dialogues
+
+from plato2.training.metrics import read_metrics
+from plato2.training.run import RunFolder
+
+STAGE_2 = ["stage=2_gen", "trainer.max_steps=2", "trainer.val_check_interval=2"]
+
+
+@pytest.fixture(scope="module")
+def coarse(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished stage-1 run; to be copied before it is changed."""
+    output_dir = tmp_path_factory.mktemp("runs")
+    started = command(corpus, output_dir, "trainer.max_steps=2", "trainer.val_check_interval=2", "run_id=c")
+    subprocess.run(started, env=environment(), cwd=output_dir, check=True, capture_output=True, timeout=200)
+    return output_dir / "tiny-1_coarse" / "c"
+
+
+@pytest.fixture
+def shards(corpus: Path, tmp_path: Path) -> Path:
+    """A copy of the corpus to damage."""
+    return Path(shutil.copytree(corpus, tmp_path / "shards"))
+
+
+def copy_run(run: Path, to: Path) -> Path:
+    return Path(shutil.copytree(run, to))
+
+
+def edit_checkpoint(run: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """Changes the newest checkpoint of a run, which becomes its best, too."""
+    path = run / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    change(checkpoint)
+    torch.save(checkpoint, path)
+    (run / "checkpoints" / "best.ckpt").unlink()
+    return run
+
+
+# --------------------------------------------------------------------------------------------------- the data
+
+
+def damage(path: Path, kind: str) -> None:
+    data = path.read_bytes()
+    if kind == "missing":
+        path.unlink()
+    elif kind == "truncated":
+        path.write_bytes(data[: len(data) // 2])
+    else:
+        middle = len(data) // 2
+        path.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"), [("missing", "missing"), ("truncated", "truncated"), ("flipped", "damaged")]
+)
+def test_a_damaged_shard(train_here: Train, shards: Path, kind: str, says: str) -> None:
+    shard = shards / "train-00002.parquet"
+    damage(shard, kind)
+    done = train_here(f"data.path={shards}", expect=2)
+    assert_one_line(done.stderr, str(shard), says, "prepare the corpus again")
+
+
+def test_a_damaged_shard_in_a_worker_process(train_here: Train, shards: Path) -> None:
+    damage(shards / "train-00002.parquet", "flipped")
+    done = train_here(f"data.path={shards}", "data.n_workers=1", expect=2)
+    assert_one_line(done.stderr, "train-00002.parquet", "damaged")
+
+
+def test_a_damaged_validation_shard(train_here: Train, shards: Path) -> None:
+    damage(shards / "valid-00000.parquet", "truncated")
+    assert_one_line(train_here(f"data.path={shards}", expect=2).stderr, "valid-00000.parquet", "truncated")
+
+
+def test_no_corpus_and_a_damaged_index(train_here: Train, shards: Path, tmp_path: Path) -> None:
+    done = train_here(f"data.path={tmp_path}/nothing", expect=2)
+    assert_one_line(done.stderr, f"{tmp_path}/nothing", "plato2 prepare")
+    (shards / "index.json").write_text('{"format": "plato2-sha')
+    assert_one_line(train_here(f"data.path={shards}", expect=2).stderr, "index.json", "not valid JSON")
+
+
+def prepared_while_training(files: list[Path], **options: Any) -> str:
+    """The `data.prepare` node of a corpus of files."""
+    node = {"corpus": "jsonl", "files": [str(file) for file in files], "vocab_pieces": 300}
+    node |= {"max_context": 32, "max_response": 32, **options}
+    return f"+data.prepare={json.dumps(node)}".replace('"', "")
+
+
+def test_an_empty_corpus_leaves_nothing_behind(train_here: Train, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n\n")
+    done = train_here(prepared_while_training([empty]), f"data.path={tmp_path}/made", expect=2)
+    assert_one_line(done.stderr, "jsonl is empty", str(empty))
+    assert not (tmp_path / "made").exists()
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_broken_corpus_lines_are_counted_and_strict_stops_at_the_first(
+    train_here: Train, tmp_path: Path
+) -> None:
+    file = write_dialogues(tmp_path / "dialogues.jsonl", n_dialogues=150)
+    lines = file.read_bytes().splitlines(keepends=True)
+    lines[3], lines[6] = b'{"turns": ["half a\n', b'{"turns": ["\xff\xfe", "b"]}\n'
+    file.write_bytes(b"".join(lines))
+    made = f"data.path={tmp_path}/made"
+
+    done = train_here(prepared_while_training([file], strict="true"), made, expect=2)
+    assert_one_line(done.stderr, f"{file}:4: ", "strict")
+    train_here(prepared_while_training([file]), made, "trainer.max_steps=1")
+    facts = json.loads((tmp_path / "made" / "index.json").read_text())["facts"]
+    assert facts["counts"]["broken"] == 2
+    assert [example.split(": ")[0] for example in facts["broken_examples"]] == [f"{file}:4", f"{file}:7"]
+    again = train_here(
+        prepared_while_training([file]), made, "trainer.max_steps=1", "resume=never", "seed=12"
+    )
+    assert "reusing" in again.stdout
+
+
+def test_limits_of_model_and_data_must_fit(train_here: Train) -> None:
+    for override, says in {
+        "model.vocab_size=8001": "use model.vocab_size=301",
+        "model.max_position=63": "use model.max_position=64",
+        "data.row_length=32": "use data.row_length=",
+        "optim.batch_tokens=1000": "use optim.batch_tokens=512 or 1024",
+        "data.unit_tokens=500": "use data.unit_tokens=384 or 512",
+    }.items():
+        overrides = [override, "data.unit_tokens=512"] if override.startswith("data.row") else [override]
+        assert_one_line(train_here(*overrides, expect=2).stderr, override, says)
+
+
+def test_more_ranks_than_units(train_here: Train) -> None:
+    done = train_here("strategy=ddp_64", "plan=true", expect=2)
+    assert_one_line(done.stderr, "optim.batch_tokens=1024", "64 ranks", "use optim.batch_tokens=32768")
+
+
+# -------------------------------------------------------------------------------------------------- init_from
+
+
+def test_stage_2_without_a_start(train_here: Train) -> None:
+    for stage in ("2_gen", "2_eval"):
+        done = train_here(f"stage={stage}", expect=2)
+        assert_one_line(done.stderr, "init_from:", f"stage {stage}", "init_from=auto", "init_from=scratch")
+    assert_one_line(
+        train_here(*STAGE_2, "init_from=auto", expect=2).stderr, "init_from=auto", "stage=1_coarse"
+    )
+
+
+def test_starts_that_are_none(train_here: Train, coarse: Path, tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("not a checkpoint")
+    half = tmp_path / "half.ckpt"
+    half.write_bytes((coarse / "checkpoints" / "last.ckpt").read_bytes()[:3000])
+    tensors = tmp_path / "tensors.pt"
+    torch.save({"a": torch.zeros(2)}, tensors)
+    for path, says in {
+        tmp_path / "nowhere": "no such run folder or checkpoint",
+        tmp_path: "neither a run folder (no lineage.json) nor a checkpoint",
+        coarse / "checkpoints": "neither a run folder (no lineage.json) nor a checkpoint",
+        text: "not a readable checkpoint",
+        half: "not a readable checkpoint",
+        tensors: "not a plato2 checkpoint (no state_dict, stage, hyper_parameters)",
+    }.items():
+        assert_one_line(train_here(*STAGE_2, f"init_from={path}", expect=2).stderr, str(path), says)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_unread(train_here: Train, tmp_path: Path) -> None:
+    proof = tmp_path / "executed"
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (os.system, (f"touch {proof}",))
+
+    plain, zipped = tmp_path / "plain.ckpt", tmp_path / "zipped.ckpt"
+    plain.write_bytes(pickle.dumps(Evil()))
+    torch.save({"state_dict": {}, "stage": Evil(), "hyper_parameters": {}}, zipped)
+    for path in (plain, zipped):
+        done = train_here(*STAGE_2, f"init_from={path}", expect=2)
+        assert_one_line(done.stderr, str(path), "not a readable checkpoint")
+    assert not proof.exists()
+    torch.load(zipped, weights_only=False)  # the trap works
+    assert proof.exists()
+
+
+def test_unfinished_and_wrong_runs_as_a_start(train_here: Train, coarse: Path, tmp_path: Path) -> None:
+    unfinished = copy_run(coarse, tmp_path / "unfinished")
+    RunFolder(unfinished).write_lineage(status="running")
+    done = train_here(*STAGE_2, f"init_from={unfinished}", expect=2)
+    last = unfinished / "checkpoints" / "last.ckpt"
+    assert_one_line(done.stderr, str(unfinished), "not finished", f"init_from={last}")
+    train_here(*STAGE_2, f"init_from={last}")  # the cure works
+
+    judge = copy_run(coarse, tmp_path / "judge")
+    RunFolder(judge).write_lineage(stage="2_eval")
+    done = train_here(*STAGE_2, f"init_from={judge}", expect=2)
+    assert_one_line(done.stderr, str(judge), "a 2_eval run", "stage 2_gen starts from 1_coarse or 2_gen")
+    edit_checkpoint(judge, lambda checkpoint: checkpoint.update(stage="2_eval"))
+    done = train_here(*STAGE_2, f"init_from={judge}/checkpoints/last.ckpt", expect=2)
+    assert_one_line(done.stderr, "a 2_eval checkpoint")
+
+
+def test_a_start_of_another_size(train_here: Train, coarse: Path) -> None:
+    for override, says in {
+        "model.hidden_size=64": "is (32,) there and (64,) here",
+        "model.n_layer=3": "lacks backbone.blocks.2.",
+        "model.n_layer=1": "has backbone.blocks.1.",
+        "model.max_position=65": "backbone.position.weight is (64, 32) there and (65, 32) here",
+    }.items():
+        done = train_here(*STAGE_2, f"init_from={coarse}", override, expect=2)
+        assert_one_line(done.stderr, f"init_from={coarse}/checkpoints/best.ckpt", says)
+
+
+def test_a_start_with_another_tokenizer(train_here: Train, coarse: Path, tmp_path: Path) -> None:
+    other = edit_checkpoint(
+        copy_run(coarse, tmp_path / "other"), lambda checkpoint: checkpoint.update(tokenizer_sha256="ab" * 32)
+    )
+    done = train_here(*STAGE_2, f"init_from={other}", expect=2)
+    assert_one_line(done.stderr, "trained with tokenizer abababababab", "--tokenizer RUN/tokenizer")
+    RunFolder(other).write_lineage(tokenizer_sha256="ab" * 32)
+    shutil.copytree(other, tmp_path / "outputs" / "tiny-1_coarse" / "other")
+    done = train_here(*STAGE_2, "init_from=auto", expect=2)
+    assert_one_line(done.stderr, "no finished 1_coarse run", "with the tokenizer of this data")
+
+
+# ----------------------------------------------------------------------------------------------------- resume
+
+
+def test_going_on_with_a_run(train_here: Train, coarse: Path, tmp_path: Path) -> None:
+    run = copy_run(coarse, tmp_path / "outputs" / "tiny-1_coarse" / "c")
+    steps = ["trainer.max_steps=2", "trainer.val_check_interval=2"]
+    done = train_here(*steps, "run_id=c", expect=2)
+    assert_one_line(
+        done.stderr, "trainer.max_steps=2", str(run.name), "already trained 2 steps", "raise trainer"
+    )
+    more = ["trainer.max_steps=4", "trainer.val_check_interval=2", "run_id=c"]
+    for key, before in {"optim.lr": 0.002, "seed": 11, "model.dropout": 0.1, "data.row_length": 128}.items():
+        value = {"data.row_length": 64}.get(key, 0.5 if key != "seed" else 12)
+        done = train_here(*more, f"{key}={value}", expect=2)
+        assert_one_line(done.stderr, f"{key}={value}", f"started with {key}={before}", "another run_id")
+    assert_one_line(train_here(*more, "resume=never", expect=2).stderr, "run_id=c", "exists")
+
+    done = train_here(*more, "data.n_workers=1")  # what changes no number may change
+    assert "resuming" in done.stderr
+    lineage = RunFolder(run).lineage()
+    assert (lineage["status"], lineage["step"], lineage["resumed"][0]["step"]) == ("finished", 4, 2)
+    done = train_here(*[*more[1:], "trainer.max_steps=5", "run_id=x", f"resume={run}"])
+    assert "resuming" in done.stderr
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_its_record_is_finished(
+    train_here: Train, coarse: Path, tmp_path: Path
+) -> None:
+    run = copy_run(coarse, tmp_path / "outputs" / "tiny-1_coarse" / "c")
+    RunFolder(run).write_lineage(status="running")
+    done = train_here("trainer.max_steps=2", "trainer.val_check_interval=2", "run_id=c")
+    assert "finished" in done.stderr
+    assert RunFolder(run).finished
+    train_here(*STAGE_2, "init_from=auto")
+
+
+def test_a_damaged_checkpoint_of_its_own(train_here: Train, coarse: Path, tmp_path: Path) -> None:
+    run = copy_run(coarse, tmp_path / "outputs" / "tiny-1_coarse" / "c")
+    last = run / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-2000])
+    assert_one_line(
+        train_here("run_id=c", expect=2).stderr, str(last.relative_to(tmp_path)), "not a readable"
+    )
+
+
+def test_a_damaged_record(train_here: Train, coarse: Path, tmp_path: Path) -> None:
+    run = copy_run(coarse, tmp_path / "outputs" / "tiny-1_coarse" / "c")
+    (run / "lineage.json").write_text("{")
+    assert_one_line(train_here("run_id=c", expect=2).stderr, "lineage.json", "cannot be read")
+
+
+def test_an_early_stop_is_not_a_finished_run(train_here: Train, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "outputs" / "tiny-1_coarse" / "t")
+    whole = ["run_id=t", "trainer.max_steps=6", "trainer.val_check_interval=6", "checkpoint_steps=6"]
+    done = train_here(*whole, "+trainer.limit_train_batches=3")
+    assert "stopped at step 3 of 6; the same command goes on" in done.stderr
+    assert not run.finished
+    assert torch.load(run.last, weights_only=True)["global_step"] == 3
+    assert "resuming" in train_here(*whole).stderr
+    assert run.finished
+    assert [row[0] for row in read_metrics(run.path / "metrics.csv") if row[1] == "train/loss"] == [
+        *range(1, 7)
+    ]
+
+
+# -------------------------------------------------------------------------------------------- while it trains
+
+
+def test_a_nan_stops_with_step_samples_and_the_last_good_checkpoint(
+    train_here: Train, coarse: Path, tmp_path: Path
+) -> None:
+    def poison(checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"]["backbone.word.weight"][7] = float("nan")
+
+    poisoned = edit_checkpoint(copy_run(coarse, tmp_path / "poisoned"), poison)
+    done = train_here(*STAGE_2, f"init_from={poisoned}", expect=2)
+    assert_one_line(done.stderr, "step 1: loss nan on samples ", "there is no checkpoint yet", "optim.lr")
+
+    steps = [
+        "trainer.max_steps=12",
+        "trainer.val_check_interval=12",
+        "optim.warmup_steps=0",
+        "checkpoint_steps=1",
+    ]
+    done = train_here(*steps, "optim.lr=1e18", "run_id=n", "model.dropout=0", expect=2)
+    last = Path("outputs/tiny-1_coarse/n/checkpoints/last.ckpt")
+    assert_one_line(done.stderr, "on samples ", "the last good checkpoint is", str(last))
+    step = int(done.stderr.rsplit("step ", 1)[1].split(":")[0])
+    checkpoint = torch.load(tmp_path / last, weights_only=True)
+    assert checkpoint["global_step"] == step - 1
+    assert all(torch.isfinite(tensor).all() for tensor in checkpoint["state_dict"].values())
+    rows = read_metrics(tmp_path / "outputs/tiny-1_coarse/n/metrics.csv")
+    assert max(row[0] for row in rows) == step - 1
+
+
+FULL_DISK = """
+import resource, runpy, sys
+from plato2.training.checkpoint import Checkpoints
+save = Checkpoints.save
+def save_on_a_full_disk(self, trainer, best=False):
+    if trainer.global_step >= 4:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    save(self, trainer, best)
+Checkpoints.save = save_on_a_full_disk
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint_and_the_run_goes_on(
+    corpus: Path, train_here: Train, tmp_path: Path
+) -> None:
+    """The kernel refuses to let files of this process grow, as a full disk does, from step 4 on."""
+    started = command(corpus, tmp_path / "outputs", "run_id=f")
+    program = ["-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = sys.argv[1:]\n{FULL_DISK}"]
+    done = subprocess.run(
+        [sys.executable, *program, *started[1:]],
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 2, done.stderr
+    assert_one_line(
+        done.stderr, "last.ckpt", "step 4 could not be written", "step 3 is untouched", "Make room"
+    )
+    folder = tmp_path / "outputs" / "tiny-1_coarse" / "f" / "checkpoints"
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 3
+    assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+    again = train_here("run_id=f")
+    assert "resuming" in again.stderr
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 6
+
+
+def test_a_disk_too_full_for_metrics_is_one_line(train_here: Train) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2, hard))
+    try:
+        done = train_here(expect=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert_one_line(done.stderr, "File too large", "make room")
+
+
+def test_a_folder_that_cannot_be_written(train_here: Train) -> None:
+    assert_one_line(
+        train_here("output_dir=/proc/x", expect=2).stderr, "output_dir", "/proc/x", "cannot be made"
+    )
+
+
+def test_a_gpu_that_is_not_there(train_here: Train) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert_one_line(train_here("strategy=gpu", expect=2).stderr, "strategy", "gpu")
+
+
+def test_an_unknown_sweep_metric(train_here: Train) -> None:
+    done = train_here("sweep_metric=val/fun", "trainer.max_steps=1", expect=2)
+    assert_one_line(done.stderr, "sweep_metric=val/fun", "val/ppl")
+
+
+def test_the_real_command_ends_with_2_and_one_line(corpus: Path, tmp_path: Path) -> None:
+    for overrides, says in ((["model.n_layr=3"], "n_layr"), (["stage=2_gen"], "init_from")):
+        done = subprocess.run(
+            command(corpus, tmp_path, *overrides),
+            env=environment(),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2
+        assert_one_line(done.stderr, says)
+        assert done.stdout == ""
