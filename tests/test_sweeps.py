@@ -1,0 +1,188 @@
+"""Several runs from one command: the curriculum, sweeps over values, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Train, assert_one_line, command, environment
+
+from plato2.training.run import RunFolder
+
+CURRICULUM = ["-m", "stage=1_coarse,2_gen,2_eval", "init_from=auto", "trainer.max_steps=4"]
+STAGES = ("1_coarse", "2_gen", "2_eval")
+
+
+def sweeps(output_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(output_dir.glob("sweeps/*/sweep.json"))]
+
+
+def jobs(output_dir: Path) -> dict[str, RunFolder]:
+    """The one run of each stage."""
+    found = {}
+    for stage in STAGES:
+        (found[stage],) = [RunFolder(path) for path in (output_dir / f"tiny-{stage}").iterdir()]
+    return found
+
+
+def test_the_curriculum_is_one_command(train_here: Train, tmp_path: Path) -> None:
+    done = train_here(*CURRICULUM)
+    outputs = tmp_path / "outputs"
+    (sweep,) = sweeps(outputs)
+    assert sweep["finished"]
+    lineages = {stage: run.lineage() for stage, run in jobs(outputs).items()}
+    for number, (stage, lineage) in enumerate(lineages.items()):
+        assert lineage["status"] == "finished"
+        assert lineage["run_id"] == f"{sweep['name']}-{number}"
+        assert lineage["curriculum"] == sweep["name"]
+        parent = None if stage == "1_coarse" else Path(lineage["parent"]["run"]).name
+        assert parent == (None if stage == "1_coarse" else f"{sweep['name']}-0")
+    assert done.stderr.count("weights from ") == 2
+    assert "RUN_ID" not in os.environ
+    assert not (tmp_path / ".hydra").exists()
+    assert not (tmp_path / "multirun").exists()
+
+    train_here(*CURRICULUM)  # a finished sweep is not gone on with
+    assert len(sweeps(outputs)) == 2
+
+
+def test_an_interrupted_sweep_warm_starts_from_its_own_stage_1(train_here: Train, tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    train_here(*CURRICULUM)
+    (record,) = outputs.glob("sweeps/*/sweep.json")
+    sweep = json.loads(record.read_text())
+    judge = jobs(outputs)["2_eval"]
+    judge.path.rename(tmp_path / "away")  # as if it had been stopped before its last job,
+    record.write_text(json.dumps(sweep | {"finished": False}))
+    train_here(
+        "stage=1_coarse", "seed=12", "trainer.max_steps=4", "run_id=later"
+    )  # and then this came between
+    assert len(sweeps(outputs)) == 1
+
+    done = train_here(*CURRICULUM)
+    assert f"going on with the unfinished sweep {sweep['name']}" in done.stderr
+    assert done.stderr.count("is finished: skipped") == 2
+    assert Path(judge.lineage()["parent"]["run"]).name == f"{sweep['name']}-0"
+    assert [record["finished"] for record in sweeps(outputs)] == [True]
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_in_its_second_job_goes_on(corpus: Path, tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    overrides = [
+        *CURRICULUM[:-1],
+        "trainer.max_steps=40",
+        "trainer.val_check_interval=40",
+        "checkpoint_steps=1",
+    ]
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command(corpus, outputs, *overrides),
+            env=environment(),
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    process, until = start(), time.monotonic() + 200
+    while not list(outputs.glob("tiny-2_gen/*/checkpoints/last.ckpt")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not jobs_finished(outputs, "2_gen")
+
+    again = start()
+    output, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, output
+    (sweep,) = sweeps(outputs)
+    assert sweep["finished"]
+    found = jobs(outputs)
+    assert f"{found['1_coarse'].path} is finished: skipped" in output
+    assert f"resuming {found['2_gen'].path}" in output
+    assert f"new run {found['2_eval'].path}" in output
+    assert all(run.finished for run in found.values())
+    for stage in ("2_gen", "2_eval"):
+        assert Path(found[stage].lineage()["parent"]["run"]) == found["1_coarse"].path
+
+
+def jobs_finished(outputs: Path, stage: str) -> bool:
+    return any(RunFolder(path).finished for path in (outputs / f"tiny-{stage}").iterdir())
+
+
+def test_a_sweep_over_values_gives_a_run_each(train_here: Train, tmp_path: Path) -> None:
+    train_here("-m", "optim.lr=1e-3,2e-3", "trainer.max_steps=2", "run_id=lr")
+    runs = sorted((tmp_path / "outputs" / "tiny-1_coarse").iterdir())
+    assert [run.name for run in runs] == ["lr-0", "lr-1"]
+    assert [RunFolder(run).lineage()["config"]["optim"]["lr"] for run in runs] == [1e-3, 2e-3]
+    (sweep,) = sweeps(tmp_path / "outputs")
+    assert (sweep["name"], sweep["finished"]) == ("lr", True)
+
+
+def test_a_sweep_file_needs_no_m(train_here: Train, tmp_path: Path) -> None:
+    train_here("sweep=lr", "trainer.max_steps=1")
+    assert len(list((tmp_path / "outputs" / "tiny-1_coarse").iterdir())) == 3
+
+
+def test_a_mistake_in_one_job_stops_the_sweep_which_stays_open(train_here: Train, tmp_path: Path) -> None:
+    done = train_here("-m", "stage=2_gen,1_coarse", "trainer.max_steps=1", expect=2)
+    assert_one_line(done.stderr, "init_from", "stage 2_gen")
+    (sweep,) = sweeps(tmp_path / "outputs")
+    assert not sweep["finished"]
+    assert not (tmp_path / "outputs" / "tiny-1_coarse").exists()
+
+
+@pytest.mark.parametrize("strategy", [["strategy=ddp", "strategy.accelerator=cpu", "strategy.devices=2"]])
+def test_several_processes_in_a_sweep_are_refused(train_here: Train, strategy: list[str]) -> None:
+    done = train_here("-m", "optim.lr=1e-3,2e-3", *strategy, expect=2)
+    assert_one_line(done.stderr, "strategy.devices=2 in a sweep", "torchrun", "devices=1")
+
+
+def test_what_a_sweeper_gets(train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best value of the stage's monitor, or `sweep_metric`; also of a job that is skipped."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    returned: list[list[Any]] = []
+    sweep = BasicSweeper.sweep
+
+    def watched(self: BasicSweeper, arguments: list[str]) -> Any:
+        jobs = sweep(self, arguments)
+        returned.append([job.return_value for batch in jobs for job in batch])
+        return jobs
+
+    monkeypatch.setattr(BasicSweeper, "sweep", watched)
+    command_line = ["-m", "optim.lr=1e-3,2e-3", "trainer.max_steps=2", "trainer.val_check_interval=1"]
+    for metric in ([], ["sweep_metric=train/lr"]):
+        train_here(*command_line, *metric, "run_id=s")
+        (record,) = [
+            p for p in tmp_path.glob("outputs/sweeps/*/sweep.json") if json.loads(p.read_text())["finished"]
+        ]
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"finished": False}))
+        train_here(*command_line, *metric, "run_id=s")  # all skipped
+        record.unlink()
+    best, best_skipped, rate, rate_skipped = returned
+    lineages = [RunFolder(tmp_path / "outputs/tiny-1_coarse" / f"s-{n}").lineage() for n in (0, 1)]
+    assert best == best_skipped == [pytest.approx(lineage["metrics"]["val/loss"]) for lineage in lineages]
+    assert rate == rate_skipped == [lineage["metrics"]["train/lr"] for lineage in lineages]
+
+
+def test_quickstart_is_a_sweep(train_here: Train, tmp_path: Path) -> None:
+    """The experiment file itself, with a smaller model on a smaller corpus."""
+    small = ["model.n_layer=1", "model.n_head=2", "model.hidden_size=32", "data.valid_units=2"]
+    steps = ["trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1"]
+    prepare = "data.prepare=null"
+    done = train_here(
+        "experiment=quickstart", "data=chitchat", prepare, *small, *steps, "optim.batch_tokens=1024"
+    )
+    assert all(run.finished for run in jobs(tmp_path / "outputs").values())
+    for told in ("unigram baseline", "coherence accuracy", "validation context 3", "python -m plato2 chat"):
+        assert told in done.stdout
