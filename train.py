@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -76,9 +77,8 @@ def train(config: DictConfig) -> float | None:
     data.prepare_or_wait()
     data.check_model(keys.model.vocab_size, keys.model.max_position)
     output_dir, accepted = Path(keys.output_dir), stage.warm_starts_from
-    resume = keys.resume
-    if resume == "never" and not is_first_process():
-        resume = "auto"  # the first process has just begun this run
+    # the first process may just have begun this run
+    resume = "auto" if keys.resume == "never" and not is_first_process() else keys.resume
     run, checkpoint, sentence = choose_run(output_dir, keys.name, resolved, run_id(keys), resume)
     if checkpoint and checkpoint_step(checkpoint) >= data.max_steps:
         return nothing_left(keys, run, checkpoint_step(checkpoint))
@@ -173,34 +173,39 @@ def fit(
     sweep_metric: str | None,
 ) -> float | None:
     """Runs the Trainer to `max_steps` and closes the run."""
-    from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
     from rich.console import Console
 
     from plato2.stages.base import NonFiniteLoss
     from plato2.training.callbacks import metrics_table
     from plato2.training.checkpoint import Checkpoints
+    from plato2.training.loggers import close_loggers
+    from plato2.training.run import requeue
 
     checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
     try:
         trainer.fit(stage, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except NonFiniteLoss as error:
-        kept = (
-            f"the last good checkpoint is {run.last}" if run.last.exists() else "there is no checkpoint yet"
-        )
+        kept = f"last good checkpoint: {run.last}" if run.last.exists() else "there is no checkpoint yet"
         raise UserError(
             f"{error}. The weights before it are untouched; {kept}. A lower optim.lr, a longer "
             "optim.warmup_steps or precision 32-true usually cures it; look at those samples too"
         ) from error
-    except SystemExit as stop:  # Lightning's way of ending after SIGTERM and Ctrl-C
+    except SystemExit:  # how Lightning ends after a signal or Ctrl-C
+        number = checkpoints.stop_signal or signal.SIGINT
         saved = f"step {checkpoints.saved_step} is saved" if run.last.exists() else "nothing is saved yet"
         say(f"stopped: {saved}; the same command goes on with {run.path}")
-        raise SystemExit(143 if isinstance(stop, SIGTERMException) else 130) from None
+        if number == signal.SIGUSR1 and is_first_process():
+            requeue()
+        raise SystemExit(128 + number) from None
     except MisconfigurationException as error:
         raise UserError(f"trainer and strategy: {str(error).splitlines()[0]}") from error
+    close_loggers(trainer)
     metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
     if trainer.global_step < data.max_steps:  # max_time and its like
-        step = f"step {trainer.global_step} of {data.max_steps}"
-        say(f"stopped at {step}; the same command goes on with {run.path}")
+        say(
+            f"stopped at step {trainer.global_step} of {data.max_steps}; the same command goes on: {run.path}"
+        )
     elif trainer.is_global_zero:
         run.write_lineage(status="finished", step=trainer.global_step, metrics=metrics)
     if trainer.is_global_zero:
@@ -214,11 +219,7 @@ def fit(
 
 
 def build_trainer(
-    keys: TrainConfig,
-    stage: Stage,
-    data: DialogueDataModule,
-    run: RunFolder,
-    loggers: list[Any],
+    keys: TrainConfig, stage: Stage, data: DialogueDataModule, run: RunFolder, loggers: list[Any]
 ) -> pl.Trainer:
     """The Lightning Trainer with the callbacks and loggers of the run.
 
@@ -235,9 +236,8 @@ def build_trainer(
     strategy = dict(keys.strategy)
     if in_sweep() and strategy.get("devices") != 1 and "LOCAL_RANK" not in os.environ:
         raise UserError(
-            f"strategy.devices={strategy.get('devices')} in a sweep: each process of a job would start the "
-            "sweep again; start it with torchrun or srun, use a Hydra launcher (hydra/launcher=...), or "
-            "devices=1"
+            f"strategy.devices={strategy.get('devices')} in a sweep: each process would start the sweep again; "
+            "start it with torchrun or srun, use a Hydra launcher (hydra/launcher=...), or devices=1"
         )
     if strategy.get("precision") == "auto":
         strategy["precision"] = best_precision(str(strategy["accelerator"]))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import command, environment
 
 from plato2.training.metrics import read_metrics
 
@@ -73,6 +78,33 @@ def test_a_sharded_run_starts_where_an_unsharded_one_does_and_warm_starts_the_ne
         *STEP, "stage=2_gen", f"init_from={tmp_path}/outputs/tiny-1_coarse/coarse", RUN_ID="warm"
     )
     assert "new: bag_of_words, recognition" in done.stderr
+
+
+@pytest.mark.slow
+def test_sigterm_to_all_ranks_saves_one_step_and_the_run_goes_on(corpus: Path, tmp_path: Path) -> None:
+    """As srun and torchrun send it: every process gets the signal."""
+    options = [*RUN, *STEP, *DDP, "trainer.max_steps=300", "trainer.val_check_interval=300"]
+    arguments = command(corpus, tmp_path / "outputs", *options, "checkpoint_steps=1000")[1:]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    process = subprocess.Popen(
+        [*torchrun, *arguments],
+        env=environment(RUN_ID="told"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    metrics = tmp_path / "outputs" / "tiny-2_gen" / "told" / "metrics.csv"
+    until = time.monotonic() + 200
+    while not (metrics.exists() and metrics.read_text().count("train/loss") >= 3):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    saved = checkpoint(tmp_path, "told")
+    assert saved["global_step"] == saved["DialogueDataModule"]["step"] >= 3  # type: ignore[index]
+    assert f"step {saved['global_step']} is saved" in output
 
 
 def test_a_sharded_checkpoint_as_a_start_says_how_to_make_one_file_of_it(tmp_path: Path) -> None:

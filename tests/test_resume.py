@@ -126,3 +126,25 @@ def test_the_unfinished_run_of_the_same_config_goes_on_without_a_name(corpus: Pa
     whole = tmp_path / "whole"
     finish(start(corpus, whole, RUN_ID="b"))
     assert_same(whole / "tiny-1_coarse" / "b", run)
+
+
+@pytest.mark.slow
+def test_slurms_warning_saves_and_puts_the_job_back_into_the_queue(corpus: Path, tmp_path: Path) -> None:
+    """SIGUSR1 with a job id: the run saves, calls `scontrol requeue`, and the requeued job goes on."""
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n')
+    scontrol.chmod(0o755)
+    variables = {"SLURM_JOB_ID": "4711", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
+    process = start(
+        corpus, tmp_path / "outputs", "trainer.max_steps=400", "checkpoint_steps=1000", **variables
+    )
+    run = tmp_path / "outputs" / "tiny-1_coarse" / "4711"
+    wait_for_step(run, 2, process)
+    process.send_signal(signal.SIGUSR1)
+    finish(process, expect=128 + signal.SIGUSR1)
+    assert (tmp_path / "called").read_text() == "requeue 4711\n"
+    step = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    more = f"trainer.max_steps={step + 2}"
+    output = finish(start(corpus, tmp_path / "outputs", more, **variables))
+    assert f"resuming {run}" in output

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
+import threading
 import zipfile
 from math import isnan
 from pathlib import Path
@@ -21,12 +23,15 @@ from plato2.config import UserError
 
 
 class Checkpoints(Checkpoint):
-    """Writes `last.ckpt` every N steps, at each validation, at the end and at SIGTERM, and `best.ckpt`.
+    """Writes `last.ckpt` every N steps, at validations, at the end and when told to stop, and `best.ckpt`.
 
     A checkpoint falls between optimizer steps and after the validation of its step. It is written beside
     the old one and takes its place by renaming, so there is a whole one at any time. Weights, optimizer,
     schedule, step and data position are in it; all random numbers are functions of seed and step, so there
     is no state of theirs.
+
+    SIGTERM, and SIGUSR1 as Slurm sends it before the time is up, stop the run after the step at hand (and its
+    validation) on all ranks together, whichever of them got the signal.
 
     Args:
         folder: where to write.
@@ -42,6 +47,14 @@ class Checkpoints(Checkpoint):
         self.metric, self.direction = monitor
         self.best_value: float | None = None
         self.saved_step = -1
+        self.stop_signal: int | None = None
+        self.stopping = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes the signals over: Lightning's handler waits for other ranks and can hang."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, self._note_signal)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -50,7 +63,9 @@ class Checkpoints(Checkpoint):
         step = trainer.global_step
         if step >= trainer.max_steps:
             trainer.should_stop = True  # makes Lightning validate after the last step, too
-        due = step % self.every_steps == 0 or trainer.should_stop
+        self.stopping = self._told_to_stop(trainer)
+        last = trainer.should_stop or trainer.is_last_batch
+        due = self.stopping or last or step % self.every_steps == 0
         if due and not _validates_at(trainer, step):
             self.save(trainer)
 
@@ -65,12 +80,22 @@ class Checkpoints(Checkpoint):
             self.best_value = float(value)
         self.save(trainer, best=improved)
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """SIGTERM: Lightning raises between steps, so what is in memory is a whole step."""
-        if isinstance(exception, SIGTERMException) and trainer.global_step > self.saved_step:
-            self.save(trainer)
+        """Stops before the next step: only now are the saved step's metrics written."""
+        if self.stopping:
+            raise SIGTERMException
+
+    def _note_signal(self, number: int, frame: object) -> None:
+        self.stop_signal = number
+
+    def _told_to_stop(self, trainer: pl.Trainer) -> bool:
+        """Whether any rank got a signal; all ranks get the same answer."""
+        told = trainer.strategy.reduce_boolean_decision(self.stop_signal is not None, all=False)
+        if told and self.stop_signal is None:
+            self.stop_signal = signal.SIGTERM
+        return told
 
     def save(self, trainer: pl.Trainer, best: bool = False) -> None:
         """Writes `last.ckpt` (and `best.ckpt`) of the current step; all ranks take part.

@@ -348,6 +348,13 @@ def record_start(
     )
 
 
+def requeue() -> None:
+    """Puts this Slurm job back into the queue; it finds its folder by its job id. Nothing outside Slurm."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job:
+        subprocess.run(["scontrol", "requeue", job], check=True)
+
+
 def provenance() -> dict[str, Any]:
     """Git state of the working tree, versions of what computes, and the machine."""
     versions = {}
