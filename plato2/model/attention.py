@@ -20,9 +20,9 @@ from torch import Tensor
 from plato2.model import masks
 from plato2.model.dropout import keep_mask, kept_share
 
-GROUP_STEP = 64
-"""Samples are padded to a multiple of this many slots. Smaller steps pad less and still lose: there are more
-groups, and the matrix library compiles a kernel for every new shape."""
+GROUP_STEP = 32
+"""Samples are padded to a multiple of this many slots. Smaller steps pad less, but make more groups,
+and in bf16 the matrix library compiles a kernel for every new shape."""
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float = 0.0) -> Tensor:
