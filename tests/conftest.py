@@ -113,35 +113,38 @@ class Done:
 Train = Callable[..., Done]
 
 
-@pytest.fixture
-def train_here(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
-    """`python train.py OVERRIDES` on the small corpus in this process: saves the seconds of a start.
+def train_in_process(arguments: list[str], cwd: Path, script: Path, **variables: str) -> Done:
+    """`python SCRIPT ARGUMENTS` in this process: saves the seconds of a start.
 
     The file runs as `__main__`, so all is as on a command line but for the exit code, which is returned. An
     exception that would end in a traceback is raised.
     """
+    stdout, stderr = io.StringIO(), io.StringIO()
+    code: object = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", [str(script), *arguments])
+        for name in {*os.environ} - {*environment()} | {"RUN_ID"}:  # also what a stopped sweep leaves behind
+            patch.delenv(name, raising=False)
+        for name, value in {"WANDB_MODE": "offline", "HYDRA_FULL_ERROR": "1", **variables}.items():
+            patch.setenv(name, value)
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            try:
+                runpy.run_path(str(script), run_name="__main__")
+            except SystemExit as end:
+                code = end.code or 0
+    os.environ.pop("RUN_ID", None)
+    return Done(int(str(code)), stdout.getvalue(), stderr.getvalue())
+
+
+@pytest.fixture
+def train_here(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """`python train.py OVERRIDES` on the small corpus in this process; `returncode` is asserted."""
     monkeypatch.chdir(tmp_path)
-    for name in set(os.environ) - set(environment()):
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
 
     def run(*overrides: str, expect: int = 0, script: Path = ROOT / "train.py", **variables: str) -> Done:
-        stdout, stderr = io.StringIO(), io.StringIO()
         arguments = command(corpus, tmp_path / "outputs", *overrides)[2:]
-        code: object = 0
-        with monkeypatch.context() as patch:
-            patch.setattr(sys, "argv", [str(script), *arguments])
-            patch.delenv("RUN_ID", raising=False)
-            for name, value in variables.items():
-                patch.setenv(name, value)
-            with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-                try:
-                    runpy.run_path(str(script), run_name="__main__")
-                except SystemExit as end:
-                    code = end.code or 0
-        os.environ.pop("RUN_ID", None)  # left behind by a sweep that was stopped
-        done = Done(int(str(code)), stdout.getvalue(), stderr.getvalue())
+        done = train_in_process(arguments, tmp_path, script, **variables)
         assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 

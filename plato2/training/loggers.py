@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import WandbLogger
+
 from plato2.training.build import build
 from plato2.training.checkpoint import checkpoint_step
 from plato2.training.run import RunFolder
@@ -53,3 +56,10 @@ def build_loggers(
         },
     }
     return [build(node, f"logger.{key}", **of_the_run.get(key, {})) for key, node in nodes.items()]
+
+
+def close_loggers(trainer: pl.Trainer) -> None:
+    """Ends the W&B run, which the next job of a sweep would otherwise go on with."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+            logger.experiment.finish()

@@ -1,0 +1,196 @@
+"""What a run leaves to be looked at: its folder, metrics.csv, TensorBoard, W&B without a network."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import Train
+
+from plato2.training.metrics import MetricsCsv, last_metrics, read_metrics
+from plato2.training.run import RunFolder
+
+FINE = ["stage=2_gen", "init_from=scratch", "sample_replies=2", "run_id=r", "model.n_latent=5"]
+RUN = Path("outputs/tiny-2_gen/r")
+
+
+def test_the_run_folder_says_what_the_run_was(train_here: Train, corpus: Path) -> None:
+    train_here("run_id=a", "tags=[one,two]")
+    train_here("stage=2_gen", "init_from=outputs/tiny-1_coarse/a", "run_id=b", "sample_replies=2")
+    first, second = (RunFolder(Path(f"outputs/tiny-{name}")) for name in ("1_coarse/a", "2_gen/b"))
+    for run, stage in ((first, "1_coarse"), (second, "2_gen")):
+        lineage = run.lineage()
+        assert (lineage["stage"], lineage["model"], lineage["run_id"]) == (stage, "tiny", run.path.name)
+        assert (lineage["status"], lineage["step"]) == ("finished", 6)
+        assert lineage["metrics"]["val/ppl"] == pytest.approx(math.exp(lineage["metrics"]["val/nll"]))
+        assert set(lineage["packages"]) >= {"torch", "pytorch-lightning", "hydra-core", "numpy"}
+        assert lineage["packages"]["torch"] == torch.__version__.split("+")[0] or "+" in torch.__version__
+        assert lineage["git"] is None or len(lineage["git"]["commit"]) == 40
+        index = json.loads((corpus / "index.json").read_text())
+        assert lineage["tokenizer_sha256"] == index["tokenizer"]["sha256"]
+        assert lineage["data"]["path"] == str(corpus)
+        config = yaml.safe_load((run.path / "config.yaml").read_text())
+        assert config["name"] == f"tiny-{stage}"  # resolved: no ${...} is left
+        assert config == lineage["config"]
+        for file in ("spm.model", "vocab.txt"):
+            assert (run.tokenizer / file).read_bytes() == (corpus / "tokenizer" / file).read_bytes()
+        assert sorted(path.name for path in run.checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
+        checkpoint = torch.load(run.last, weights_only=True)
+        assert (checkpoint["stage"], checkpoint["global_step"]) == (stage, 6)
+        assert checkpoint["tokenizer_sha256"] == index["tokenizer"]["sha256"]
+    assert first.lineage()["config"]["tags"] == ["one", "two"]
+    assert first.lineage()["parent"] is None
+    parent = second.lineage()["parent"]
+    assert parent["run"] == str(first.path)
+    assert parent["checkpoint"] == str(first.best)
+    assert len(parent["sha256"]) == 64
+    assert second.lineage()["curriculum"] == "a"  # of the run it started from
+
+    replies = [json.loads(line) for line in (second.path / "replies.jsonl").read_text().splitlines()]
+    assert [reply["step"] for reply in replies] == [3, 3, 6, 6]
+    for reply in replies:
+        assert reply["context"]
+        assert reply["reference"]
+        assert [set(c) for c in reply["candidates"]] == [{"text", "latent", "log_prob", "coherence"}] * 3
+
+
+def test_metrics_are_tidy_rows(train_here: Train) -> None:
+    train_here(*FINE)
+    text = (RUN / "metrics.csv").read_text()
+    assert text.startswith("step,metric,value\n")
+    rows = read_metrics(RUN / "metrics.csv")
+    assert len({(step, name) for step, name, _ in rows}) == len(rows)
+    steps = {name: [step for step, other, _ in rows if other == name] for _, name, _ in rows}
+    for name in ("loss", "nll", "bow", "z_entropy", "grad_norm", "lr"):
+        assert steps[f"train/{name}"] == [1, 2, 3, 4, 5, 6]
+    for name in ("val/loss", "val/nll", "val/bow", "val/ppl", "val/z_effective", "val/z_usage_04"):
+        assert steps[name] == [3, 6]
+    assert {"perf/tokens_per_s", "perf/mfu", "perf/step_s"} <= set(steps)
+    assert not {"epoch", "step"} & set(steps)
+    values = last_metrics(RUN / "metrics.csv")
+    assert values["val/loss"] == pytest.approx(values["val/nll"] + values["val/bow"])
+    assert sum(values[f"val/z_usage_{z:02d}"] for z in range(5)) == pytest.approx(1.0)
+    assert 1.0 <= values["val/z_effective"] <= 5.0
+
+
+def test_a_resumed_run_drops_the_rows_after_its_checkpoint(tmp_path: Path) -> None:
+    logger = MetricsCsv(tmp_path)
+    for step in (1, 2, 3, 4):
+        logger.log_metrics({"train/loss": step / 3, "epoch": 0}, step)
+    path = tmp_path / "metrics.csv"
+    before = read_metrics(path)
+    with path.open("a") as file:
+        file.write("5,train/lo")  # killed while it wrote
+    resumed = MetricsCsv(tmp_path, resumed_step=2)
+    assert path.read_text().endswith("5,train/lo")  # nothing is touched before something is logged
+    resumed.log_metrics({"train/loss": 9.0}, 3)
+    assert read_metrics(path) == [*before[:2], (3, "train/loss", 9.0)]
+    MetricsCsv(tmp_path).log_metrics({"train/loss": 1.0}, 1)  # a new run starts a new file
+    assert read_metrics(path) == [(1, "train/loss", 1.0)]
+
+
+def test_floats_come_back_as_they_were(tmp_path: Path) -> None:
+    values = {"a": 0.1 + 0.2, "b": 1e-30, "c": float("inf"), "d": 12345678.9}
+    MetricsCsv(tmp_path).log_metrics(values, 1)
+    assert last_metrics(tmp_path / "metrics.csv") == values
+    assert last_metrics(tmp_path / "nothing.csv") == {}
+
+
+def test_no_logger_leaves_no_metrics(train_here: Train) -> None:
+    train_here("logger=none", "run_id=r", "trainer.max_steps=2")
+    assert not Path("outputs/tiny-1_coarse/r/metrics.csv").exists()
+    assert RunFolder(Path("outputs/tiny-1_coarse/r")).finished
+
+
+def test_tensorboard_has_numbers_replies_and_latents(train_here: Train) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train_here("logger=tensorboard", *FINE)
+    events = EventAccumulator(str(RUN / "tensorboard"), size_guidance={"histograms": 0, "tensors": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert {"train/loss", "train/lr", "train/grad_norm", "perf/tokens_per_s", "val/ppl"} <= set(
+        tags["scalars"]
+    )
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+    logged = {(step, name): value for step, name, value in read_metrics(RUN / "metrics.csv")}
+    for event in events.Scalars("val/nll"):
+        assert event.value == pytest.approx(logged[event.step, "val/nll"])
+    assert [event.step for event in events.Histograms("latent_usage")] == [3, 6]
+    assert events.Histograms("latent_usage")[-1].histogram_value.num == pytest.approx(1000, abs=3)
+    (text,) = [event for event in events.Tensors("replies/text_summary") if event.step == 6]
+    last = json.loads((RUN / "replies.jsonl").read_text().splitlines()[-1])
+    assert last["reference"] in text.tensor_proto.string_val[0].decode()
+
+
+# ----------------------------------------------------------------------------------------------- W&B
+
+
+def wandb_run(folder: Path) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """The record of an offline run, and the history of each key."""
+    (file,) = folder.glob("*.wandb")
+    reader = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    printed = subprocess.run(reader, capture_output=True, text=True, check=True, timeout=60).stdout
+    records = [json.loads(line) for line in printed.splitlines()]
+    history: dict[str, list[Any]] = {}
+    for record in records:
+        for key, value in record.get("history", {}).get("item", {}).items():
+            history.setdefault(key, []).append(value)
+    (run,) = [record["run"] for record in records if record["type"] == "run"]
+    return run, history
+
+
+def test_wandb_offline(train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # nothing listens there
+    train_here("logger=wandb", *FINE, "trainer.max_steps=3", "tags=[mine]")
+    (folder,) = (RUN / "wandb").glob("offline-run-*")
+    run, history = wandb_run(folder)
+    assert (run["run_group"], run["job_type"], run["project"]) == ("r", "2_gen", "plato2")
+    assert (run["run_id"], run["display_name"], run["tags"]) == ("tiny-2_gen-r", "tiny-2_gen/r", ["mine"])
+    assert run["config"]["update"]["optim"]["lr"] == 5e-4
+    logged = {(step, name): value for step, name, value in read_metrics(RUN / "metrics.csv")}
+    assert history["train/loss"] == [logged[step, "train/loss"] for step in (1, 2, 3)]
+    assert history["trainer/global_step"][-1] == 3
+    assert history["latent_usage._type"] == ["histogram"]
+    assert history["latent_usage.values"][0] == pytest.approx(
+        [logged[3, f"val/z_usage_{z:02d}"] for z in range(5)]
+    )
+    assert history["replies._type"] == ["table-file"]
+    rows = json.loads((folder / "files" / history["replies.path"][0]).read_text())
+    assert rows["columns"] == ["context", "human", "candidate"]
+    assert len(rows["data"]) == 2 * 3
+
+    # the same run goes on: a new offline fragment with the same id, group, job type and tags
+    train_here("logger=wandb", *FINE, "tags=[mine]")
+    fragments = sorted((RUN / "wandb").glob("offline-run-*"), key=lambda path: path.stat().st_mtime)
+    assert len(fragments) == 2
+    again, history = wandb_run(next(path for path in fragments if path != folder))
+    for name in ("run_id", "run_group", "job_type", "display_name", "project", "tags"):
+        assert again[name] == run[name]
+    assert history["trainer/global_step"][-1] == 6
+    assert len(history["train/loss"]) == 3
+
+
+@pytest.mark.slow
+def test_a_curriculum_is_one_wandb_group(train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    curriculum = ["-m", "stage=1_coarse,2_gen,2_eval", "init_from=auto", "trainer.max_steps=2"]
+    train_here(*curriculum, "logger=wandb", "run_id=family")
+    found = {}
+    for folder in Path("outputs").glob("*/*/wandb/offline-run-*"):
+        run, history = wandb_run(folder)
+        found[run["job_type"]] = (run["run_group"], run["run_id"], len(history["train/loss"]))
+    assert found == {
+        stage: ("family", f"tiny-{stage}-family-{number}", 2)
+        for number, stage in enumerate(("1_coarse", "2_gen", "2_eval"))
+    }
