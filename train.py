@@ -236,7 +236,7 @@ def build_trainer(
     strategy = dict(keys.strategy)
     if in_sweep() and strategy.get("devices") != 1 and "LOCAL_RANK" not in os.environ:
         raise UserError(
-            f"strategy.devices={strategy.get('devices')} in a sweep: each process would start the sweep again; "
+            f"strategy.devices={strategy.get('devices')} in a sweep: every process would start it again; "
             "start it with torchrun or srun, use a Hydra launcher (hydra/launcher=...), or devices=1"
         )
     if strategy.get("precision") == "auto":
