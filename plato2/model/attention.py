@@ -1,6 +1,6 @@
 """Attention in its two forms: with a dense mask, and sample by sample for packed rows on a CPU.
 
-A dense mask over rows of 512 computes three to four times the scores that samples of 130 tokens need. So on
+A dense mask over rows of 512 computes about four times the scores that samples of 120 tokens need. So on
 a CPU the samples of a unit are sorted into groups of about equal length; queries, keys and values of a group
 are gathered into (samples, heads, length, d), which costs no more than transposing to heads does anyway,
 and attended to with two batched matrix products. The plan (`SampleBlocks`) is made once a pass and shared by
