@@ -1,49 +1,17 @@
-"""What the tests share: a small real-shaped corpus, prepared once, and the train.py command."""
+"""Fixtures of all tests: a small real-shaped corpus, prepared once, and train.py on it."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import os
-import random
-import runpy
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: more threads only slow small tensors down
+
 import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
-SMALL = [  # a model and batches that train in milliseconds
-    "experiment=smoke",
-    "data=shards",
-    "model.vocab_size=301",
-    "model.max_position=64",
-    "data.row_length=128",
-    "data.unit_tokens=512",
-    "data.valid_units=2",
-    "optim.batch_tokens=1024",
-    "strategy=cpu",
-    "strategy.precision=32-true",
-    "sample_replies=0",
-]
-WORDS = [a + b + c for a in "bdgklmnprst" for b in "aeiou" for c in ("", "n", "s", "k")]
-
-
-def write_dialogues(path: Path, n_dialogues: int = 300, seed: int = 0) -> Path:
-    """Random dialogues of made-up words in which an answer repeats a word of the turn before."""
-    rng = random.Random(seed)
-    with path.open("w", encoding="utf-8") as file:
-        for _ in range(n_dialogues):
-            turns = [" ".join(rng.choices(WORDS, k=rng.randint(3, 8)))]
-            while len(turns) < rng.randint(2, 5):
-                words = [rng.choice(turns[-1].split()), *rng.choices(WORDS, k=rng.randint(2, 6))]
-                turns.append(" ".join(words))
-            file.write(json.dumps({"turns": turns}) + "\n")
-    return path
+from small import ROOT, Done, Train, command, environment, train_in_process, write_dialogues
 
 
 @pytest.fixture(scope="session")
@@ -67,21 +35,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "shards"
 
 
-def command(corpus: Path, output_dir: Path, *overrides: str) -> list[str]:
-    """`python train.py` on the small corpus; later overrides win."""
-    flags = [item for item in overrides if item.startswith("-")]
-    given = [*SMALL, f"data.path={corpus}", f"output_dir={output_dir}", *overrides]
-    last = {item.split("=", 1)[0].lstrip("+"): item for item in given if item not in flags}
-    return [sys.executable, str(ROOT / "train.py"), *flags, *last.values()]
-
-
-def environment(**variables: str) -> dict[str, str]:
-    """The environment of a run: one thread, no run name from outside."""
-    dropped = ("RUN_ID", "SLURM_JOB_ID", "WORLD_SIZE", "LOCAL_RANK", "RANK")
-    kept = {name: value for name, value in os.environ.items() if name not in dropped}
-    return kept | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"} | variables
-
-
 @pytest.fixture
 def run_train(corpus: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `python train.py OVERRIDES` on the small corpus; `returncode` is asserted to be `expect`."""
@@ -101,42 +54,6 @@ def run_train(corpus: Path, tmp_path: Path) -> Callable[..., subprocess.Complete
     return run
 
 
-@dataclass
-class Done:
-    """What a command left behind."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Train = Callable[..., Done]
-
-
-def train_in_process(arguments: list[str], cwd: Path, script: Path, **variables: str) -> Done:
-    """`python SCRIPT ARGUMENTS` in this process: saves the seconds of a start.
-
-    The file runs as `__main__`, so all is as on a command line but for the exit code, which is returned. An
-    exception that would end in a traceback is raised.
-    """
-    stdout, stderr = io.StringIO(), io.StringIO()
-    code: object = 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(cwd)
-        patch.setattr(sys, "argv", [str(script), *arguments])
-        for name in {*os.environ} - {*environment()} | {"RUN_ID"}:  # also what a stopped sweep leaves behind
-            patch.delenv(name, raising=False)
-        for name, value in {"WANDB_MODE": "offline", "HYDRA_FULL_ERROR": "1", **variables}.items():
-            patch.setenv(name, value)
-        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            try:
-                runpy.run_path(str(script), run_name="__main__")
-            except SystemExit as end:
-                code = end.code or 0
-    os.environ.pop("RUN_ID", None)
-    return Done(int(str(code)), stdout.getvalue(), stderr.getvalue())
-
-
 @pytest.fixture
 def train_here(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     """`python train.py OVERRIDES` on the small corpus in this process; `returncode` is asserted."""
@@ -149,13 +66,3 @@ def train_here(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         return done
 
     return run
-
-
-def assert_one_line(stderr: str, *names: str) -> None:
-    """The last line is for the user and names what is wrong; before it only progress, nothing of Python's."""
-    *before, last = stderr.splitlines()
-    assert last.startswith("error: "), stderr
-    assert not any(line.startswith("error: ") for line in before), stderr
-    assert "Traceback" not in stderr, stderr
-    for name in names:
-        assert name in last, stderr

@@ -14,12 +14,12 @@ from typing import Any
 import hydra
 import pytest
 import yaml
-from conftest import ROOT, Train, assert_one_line
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import ModelParallelStrategy
+from small import ROOT, Train, assert_one_line
 
 import train
 from plato2.stages import STAGES
@@ -237,11 +237,14 @@ def test_published_values(compose: Compose, model: str, published: dict[str, Any
 
 
 def test_command_line_beats_experiment_beats_recipe_beats_group(compose: Compose) -> None:
-    group = yaml.safe_load((CONF / "optim" / "adamw.yaml").read_text())
-    assert compose("recipe=none").optim.batch_tokens == group["batch_tokens"] == 65536
-    assert compose().optim.batch_tokens == 8192
-    assert compose("experiment=smoke").optim.batch_tokens == 4096
-    assert compose("experiment=smoke", "optim.batch_tokens=2048").optim.batch_tokens == 2048
+    group, recipe, experiment = (
+        yaml.safe_load((CONF / file).read_text())
+        for file in ("optim/adamw.yaml", "recipe/tiny-1_coarse.yaml", "experiment/smoke.yaml")
+    )
+    assert compose("recipe=none").optim.warmup_steps == group["warmup_steps"] == 4000
+    assert compose().optim.warmup_steps == recipe["optim"]["warmup_steps"] == 100
+    assert compose("experiment=smoke").optim.warmup_steps == experiment["optim"]["warmup_steps"] == 2
+    assert compose("experiment=smoke", "optim.warmup_steps=7").optim.warmup_steps == 7
     assert compose("model=314m", "stage=2_gen", "optim.lr=3").optim.lr == 3
     assert compose("model=314m", "recipe=1.6b-2_gen").optim.warmup_steps == 3125
     assert compose("experiment=overfit", "model=93m").model.n_layer == 12

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from conftest import ROOT, SMALL, command, environment, write_dialogues
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, flag_override
+from small import ROOT, SMALL, command, environment, write_dialogues
 from test_imports import ALLOWED
 from typer.testing import CliRunner
 

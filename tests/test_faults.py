@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Train, assert_one_line, command, environment, train_in_process, write_dialogues
 from pytorch_lightning import Trainer
+from small import ROOT, Train, assert_one_line, command, environment, train_in_process, write_dialogues
 
 from plato2.training.checkpoint import Checkpoints
 from plato2.training.metrics import read_metrics

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import Train
+from small import Train
 
 from plato2.training.metrics import MetricsCsv, last_metrics, read_metrics
 from plato2.training.run import RunFolder

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import command, environment
+from small import command, environment
 
 from plato2.training.metrics import read_metrics
 
@@ -113,3 +113,14 @@ def test_a_sharded_checkpoint_as_a_start_says_how_to_make_one_file_of_it(tmp_pat
 
     with pytest.raises(UserError, match="consolidate_checkpoint"):
         read_checkpoint(tmp_path)
+
+
+@pytest.mark.slow
+def test_processes_that_lightning_starts_share_a_run_without_a_name(run_train: Run, tmp_path: Path) -> None:
+    steps = ["trainer.val_check_interval=2", *STEP, *DDP]
+    run_train(*steps, "trainer.max_steps=2", "resume=never")
+    (run,) = (tmp_path / "outputs" / "tiny-1_coarse").iterdir()
+    done = run_train(*steps, "trainer.max_steps=4", f"resume={run}")
+    assert done.stderr.count("resuming") == 1
+    rows = read_metrics(run / "metrics.csv")
+    assert [step for step, name, _ in rows if name == "train/loss"] == [1, 2, 3, 4]

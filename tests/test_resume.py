@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import command, environment
+from small import command, environment
 
 from plato2.training.metrics import read_metrics
 

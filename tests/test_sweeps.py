@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Train, assert_one_line, command, environment
+from small import Train, assert_one_line, command, environment
 
 from plato2.training.run import RunFolder
 

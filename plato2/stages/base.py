@@ -157,8 +157,8 @@ class Stage(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Names the stage in the checkpoint, so that it can be refused where it does not fit.
 
-        A run is one Lightning epoch of `max_steps` batches; a checkpoint of its end must not say that the epoch
-        is over, or the run could not go on with a larger `max_steps`.
+        A run is one Lightning epoch of `max_steps` batches; a checkpoint of its end must not say that the
+        epoch is over, or the run could not go on with a larger `max_steps`.
         """
         checkpoint["stage"] = self.name
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False

@@ -1,0 +1,119 @@
+"""Every stage through `train.train(config)`, as from Python, and a model that learns by heart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+from small import ROOT, command
+
+import train
+from plato2.stages import STAGES
+from plato2.training.metrics import read_metrics
+from plato2.training.run import RunFolder
+
+Compose = Callable[..., DictConfig]
+
+
+@pytest.fixture
+def compose(corpus: Path, tmp_path: Path) -> Iterator[Compose]:
+    """The configuration of a command line on the small corpus."""
+
+    def composed(*overrides: str) -> DictConfig:
+        given = command(corpus, tmp_path / "outputs", *overrides)[2:]
+        config = hydra.compose("train", overrides=given, return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        with open_dict(config):
+            config.pop("hydra")
+        return config
+
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        yield composed
+    HydraConfig.instance().cfg = None
+
+
+def losses(run: Path, name: str) -> list[float]:
+    return [value for _, metric, value in read_metrics(run / "metrics.csv") if metric == name]
+
+
+def test_every_stage_trains_for_a_few_steps(compose: Compose, tmp_path: Path) -> None:
+    for stage, kind in STAGES.items():
+        value = train.train(compose(f"stage={stage}", "init_from=auto", "run_id=r"))
+        run = RunFolder(tmp_path / "outputs" / f"tiny-{stage}" / "r")
+        assert run.finished
+        assert value == pytest.approx(min(losses(run.path, kind.monitor[0]), key=lambda v: sign(kind) * v))
+        assert len(losses(run.path, "train/loss")) == 6
+
+
+def sign(kind: Any) -> int:
+    return 1 if kind.monitor[1] == "min" else -1
+
+
+def test_a_plan_trains_nothing(compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.train(compose("model=1.6b", "stage=2_gen", "plan=true")) is None
+    assert "parameters" in capsys.readouterr().out
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.fixture(scope="module")
+def four_dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Conversations to be learned by heart; the last one is for validation."""
+    folder = tmp_path_factory.mktemp("four")
+    turns = [
+        ["do you like tea ?", "no , coffee .", "why is that ?", "it keeps me awake at night ."],
+        ["where is the cat ?", "under the old table .", "is it asleep ?", "i hear it purr ."],
+        ["what a day !", "did you go to the sea ?", "yes , by train .", "i wish i had come along ."],
+        ["good morning .", "good evening !", "is it late ?", "very ."],
+    ]
+    lines = [json.dumps({"turns": dialogue}) for dialogue in turns]
+    (folder / "dialogues.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize(("stage", "term", "ends_below"), [("1_coarse", "nll", 0.1), ("2_gen", "nll", 0.3)])
+def test_a_model_learns_a_few_samples_by_heart(
+    compose: Compose, four_dialogues: Path, tmp_path: Path, stage: str, term: str, ends_below: float
+) -> None:
+    """The experiment `overfit` itself, on a smaller corpus and model."""
+    prepare = {"corpus": "jsonl", "max_dialogues": "null", "vocab_pieces": "60"}
+    more = {"files": f"[{four_dialogues}/dialogues.jsonl]", "max_context": "32", "max_response": "32"}
+    steps = 80
+    config = compose(
+        "experiment=overfit",
+        "data=chitchat",
+        f"data.path={four_dialogues}/shards",
+        *(f"data.prepare.{key}={value}" for key, value in prepare.items()),
+        *(f"+data.prepare.{key}={value}" for key, value in (more | {"valid_dialogues": "1"}).items()),
+        f"stage={stage}",
+        "init_from=scratch",
+        "run_id=r",
+        "model.vocab_size=61",
+        "model.n_layer=2",
+        "model.n_head=2",
+        "model.hidden_size=64",
+        "optim.batch_tokens=512",
+        "optim.lr=5e-3",
+        f"trainer.max_steps={steps}",
+        f"trainer.val_check_interval={steps}",
+        "trainer.log_every_n_steps=1",
+    )
+    train.train(config)
+    found = losses(tmp_path / "outputs" / f"tiny-{stage}" / "r", f"train/{term}")
+    assert len(found) == steps
+    assert found[0] > 3.5  # about log 61: nothing is known yet
+    assert max(found[-5:]) < ends_below
+
+
+def test_the_overfit_experiment_fits_its_own_corpus() -> None:
+    """Its tokenizer and its model have the same vocabulary, and it takes but few conversations."""
+    experiment = yaml.safe_load((ROOT / "conf" / "experiment" / "overfit.yaml").read_text())
+    assert experiment["model"]["vocab_size"] == experiment["data"]["prepare"]["vocab_pieces"] + 1
+    assert experiment["model"]["dropout"] == 0.0
+    assert experiment["data"]["prepare"]["max_dialogues"] <= 10
