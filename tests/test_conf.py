@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import ModelParallelStrategy
-from small import ROOT, Train, assert_one_line
+from small import ROOT
 
 import train
 from plato2.stages import STAGES
@@ -278,173 +275,3 @@ def test_the_library_knows_no_hydra() -> None:
             assert not any(name.split(".")[0] in ("hydra", "omegaconf", "train", "conf") for name in names), (
                 path
             )
-
-
-# ------------------------------------------------------------------------------------------- the command line
-
-
-def test_help_names_groups_and_is_quick() -> None:
-    program = (
-        "import runpy, sys\nsys.argv = ['train.py', '--help']\n"
-        "try: runpy.run_path(sys.argv[0], run_name='__main__')\nexcept SystemExit: pass\n"
-        "print('IMPORTED', sorted({'torch', 'pytorch_lightning', 'pyarrow'} & set(sys.modules)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert "IMPORTED []" in done.stdout, done.stdout + done.stderr
-    for group in ("model", "stage", "data", "strategy", "logger", "experiment", "recipe", "sweep"):
-        assert f"{group}: {', '.join(options(group))}\n" in done.stdout
-    for word in ("init_from", "resume", "run_id", "plan"):
-        assert word in done.stdout
-
-
-def test_cfg_job_prints_what_will_be_used(train_here: Train) -> None:
-    printed = yaml.safe_load(train_here("--cfg=job", "model=tiny", "stage=2_gen").stdout)
-    assert printed["stage"]["tau"] == 0.67
-    assert printed["optim"]["lr"] == 5e-4
-
-
-TYPOS_ON_THE_COMMAND_LINE = {
-    "seeed=3": "seeed",
-    "+seeed=3": "seeed",
-    "model.n_layr=3": "n_layr",
-    "+model.n_layr=3": "n_layr",
-    "optim.lrr=1": "lrr",
-    "+optim.lrr=1": "lrr",
-    "stage.taux=1": "taux",
-    "+stage.taux=1": "taux",
-    "stage.batch.rolez=true": "rolez",
-    "+stage.batch.rolez=true": "rolez",
-    "data.row_lenght=64": "row_lenght",
-    "+data.row_lenght=64": "row_lenght",
-    "+data.prepare={corpus: jsonl, max_dialoges: 3}": "max_dialoges",
-    "trainer.max_stepz=3": "max_stepz",
-    "+trainer.max_stepz=3": "max_stepz",
-    "strategy.precison=32": "precison",
-    "+strategy.precison=32": "precison",
-    "logger.csv.foldr=x": "foldr",
-    "+logger.csv.foldr=x": "foldr",
-    "model=tinny": "tinny",
-    "stage=3": "stage=3",
-    "stage=3_gen": "3_gen",
-    "recipe=tinny": "tinny",
-    "experiment=smoky": "smoky",
-    "strategy=dpp": "dpp",
-    "stage._target_=plato2.stages.Coarse": "plato2.stages.Coarse",
-}
-
-
-def mostly_slow(cases: Iterable[str], quick: Iterable[str]) -> list[Any]:
-    """Parameters of which only some run by default: each composes a whole configuration."""
-    return [pytest.param(case, marks=() if case in quick else pytest.mark.slow) for case in cases]
-
-
-QUICK_TYPOS = [
-    *("seeed=3", "+model.n_layr=3", "stage.taux=1", "+stage.batch.rolez=true", "+data.row_lenght=64"),
-    *("+trainer.max_stepz=3", "+strategy.precison=32", "+logger.csv.foldr=x", "model=tinny", "stage=3"),
-    *(
-        "recipe=tinny",
-        "stage._target_=plato2.stages.Coarse",
-        "+data.prepare={corpus: jsonl, max_dialoges: 3}",
-    ),
-]
-
-
-@pytest.mark.parametrize("override", mostly_slow(TYPOS_ON_THE_COMMAND_LINE, QUICK_TYPOS))
-def test_typos_on_the_command_line(train_here: Train, override: str) -> None:
-    assert_one_line(train_here(override, expect=2).stderr, TYPOS_ON_THE_COMMAND_LINE[override])
-
-
-WRONG_VALUES = {
-    "model.n_layer=two": "model.n_layer",
-    "optim.lr=fast": "optim.lr",
-    "optim.betas=[0.9]": "optim.betas=[0.9]",
-    "optim.betas=[0.9,2]": "optim.betas=[0.9, 2.0]",
-    "seed=-1": "seed=-1",
-    "data.unit_tokens=big": "data.unit_tokens=big: must be a whole number",
-    "data.n_workers=true": "data.n_workers=True: must be a whole number",
-    "data.mode=pakced": "data.mode=pakced: must be packed or buckets or padded",
-    "data.path=???": "data.path",
-    "trainer.max_steps=many": "trainer.max_steps=many: must be",
-    "trainer.max_steps=0": "trainer.max_steps=0: must be",
-    "trainer.val_check_interval=0.5": "trainer.val_check_interval=0.5: must be",
-    "trainer.log_every_n_steps=0": "trainer.log_every_n_steps=0: must be",
-    "strategy.precision=bf15": "strategy.precision=bf15: must be",
-    "strategy.accelerator=tpux": "tpux",
-    "strategy.devices=0": "devices=0",
-    "+trainer.accumulate_grad_batches=2": "accumulate_grad_batches=2",
-    "stage.batch.roles=true": "add model.n_role=4",
-    "model.n_role=4": "add stage.batch.roles=true",
-    "run_id=a/b": "run_id=a/b",
-    "resume=nowhere": "resume=nowhere",
-}
-
-
-@pytest.mark.parametrize("override", WRONG_VALUES)
-def test_wrong_values(train_here: Train, override: str) -> None:
-    assert_one_line(train_here(override, expect=2).stderr, WRONG_VALUES[override])
-
-
-STAGE_2_VALUES = {
-    "stage.tau=0": "stage.tau=0: must be positive",
-    "stage.tau=cold": "stage.tau=cold: must be a number",
-    "stage.bow_head=tide": "stage.bow_head=tide: must be tied or linear",
-    "stage.validation_noise=some": "stage.validation_noise=some: must be fixed or none",
-}
-
-
-@pytest.mark.parametrize("override", STAGE_2_VALUES)
-def test_wrong_values_of_stage_2(train_here: Train, override: str) -> None:
-    done = train_here("stage=2_gen", "init_from=scratch", override, expect=2)
-    assert_one_line(done.stderr, STAGE_2_VALUES[override])
-
-
-TYPOS_IN_FILES = {
-    "train.yaml": ("name: ", "seeed: 3\nname: ", "seeed"),
-    "model/tiny.yaml": ("n_layer:", "n_layr:", "n_layr"),
-    "optim/adamw.yaml": ("clip_norm:", "clip_nrom:", "clip_nrom"),
-    "stage/1_coarse.yaml": ("batch:", "taux: 1\nbatch:", "taux"),
-    "stage/1_coarse.yaml ": ("roles:", "rolez:", "rolez"),
-    "data/shards.yaml": (
-        "row_length:",
-        "row_lenght:",
-        "row_length",
-    ),  # SMALL sets the right name: unknown then
-    "data/shards.yaml ": ("n_workers:", "n_worker:", "n_worker"),
-    "trainer/default.yaml": ("log_every_n_steps:", "log_every_n_stepz:", "log_every_n_step"),
-    "strategy/cpu.yaml": ("devices:", "devicez:", "devicez"),
-    "logger/csv.yaml": ("csv:\n", "csv:\n  foldr: x\n", "foldr"),
-    "recipe/tiny-1_coarse.yaml": ("warmup_steps:", "warmup_step:", "warmup_step"),
-    "experiment/smoke.yaml": ("checkpoint_steps:", "checkpoint_step:", "checkpoint_step"),
-    "experiment/smoke.yaml ": ("n_layer:", "n_layr:", "n_layr"),
-}
-
-
-QUICK_FILES = ["train.yaml", "model/tiny.yaml", "stage/1_coarse.yaml ", "recipe/tiny-1_coarse.yaml"]
-
-
-@pytest.mark.parametrize("file", mostly_slow(TYPOS_IN_FILES, QUICK_FILES))
-def test_typos_in_files(train_here: Train, tmp_path: Path, file: str) -> None:
-    shutil.copy(ROOT / "train.py", tmp_path)
-    shutil.copytree(CONF, tmp_path / "conf")
-    right, wrong, key = TYPOS_IN_FILES[file]
-    path = tmp_path / "conf" / file.strip()
-    text = path.read_text(encoding="utf-8")
-    assert right in text
-    path.write_text(text.replace(right, wrong, 1), encoding="utf-8")
-    assert_one_line(train_here(expect=2, script=tmp_path / "train.py").stderr, key)
-
-
-def test_own_paths_in_conf_local_lose_against_experiments_only(
-    train_here: Train, tmp_path: Path, corpus: Path
-) -> None:
-    shutil.copy(ROOT / "train.py", tmp_path)
-    shutil.copytree(CONF, tmp_path / "conf")
-    (tmp_path / "conf" / "local").mkdir(exist_ok=True)
-    own = "# @package _global_\ncheckpoint_steps: 7\ntags: [mine]\noptim: {lr: 0.25}\n"
-    (tmp_path / "conf" / "local" / "default.yaml").write_text(own)
-    printed = yaml.safe_load(train_here("--cfg=job", script=tmp_path / "train.py").stdout)
-    assert printed["tags"] == ["mine"]
-    assert printed["optim"]["lr"] == 0.25  # beats the recipe
-    assert printed["checkpoint_steps"] == 2  # experiment=smoke
