@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # heavy imports wait until something is trained: --help and t
 
     from plato2.data.module import DialogueDataModule
     from plato2.stages import Stage
+    from plato2.training.checkpoint import Weights
     from plato2.training.run import RunFolder
 
 
@@ -62,9 +63,10 @@ def train(config: DictConfig) -> float | None:
     Raises:
         UserError: anything a user can mend.
     """
-    from plato2.training.checkpoint import checkpoint_step, warm_start
+    from plato2.training.checkpoint import checkpoint_step, checkpoint_weights, warm_start
     from plato2.training.loggers import build_loggers
     from plato2.training.run import choose_run, curriculum, record_start, warm_start_path
+    from plato2.weights.folder import is_model_folder, warm_start_weights
 
     refuse_unknown(config)
     keys: TrainConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
@@ -84,9 +86,16 @@ def train(config: DictConfig) -> float | None:
         return nothing_left(keys, run, checkpoint_step(checkpoint))
     tokenizer, parent = data.tokenizer_sha256, None
     if checkpoint is None:
-        parent = warm_start_path(keys.init_from, stage.name, accepted, output_dir, keys.model_name, tokenizer)
-        if parent:
-            sentence += "\n" + warm_start(stage, parent, stage.name, accepted, tokenizer)
+        if keys.init_from and is_model_folder(Path(keys.init_from)):
+            parent = Path(keys.init_from)
+            source: Weights | None = warm_start_weights(parent, accepted)
+        else:
+            parent = warm_start_path(
+                keys.init_from, stage.name, accepted, output_dir, keys.model_name, tokenizer
+            )
+            source = checkpoint_weights(parent) if parent else None
+        if source:
+            sentence += "\n" + warm_start(stage, source, stage.name, accepted, tokenizer)
     family = curriculum(run, parent)
     about: dict[str, Any] = {
         "name": keys.name,
@@ -209,8 +218,9 @@ def fit(
     elif trainer.is_global_zero:
         run.write_lineage(status="finished", step=trainer.global_step, metrics=metrics)
     if trainer.is_global_zero:
-        title = f"{stage.name} after {trainer.global_step:,} steps: {run.path}"
-        Console().print(metrics_table(metrics, title))
+        console = Console()
+        console.print(f"{stage.name} after {trainer.global_step:,} steps: {run.path}", soft_wrap=True)
+        console.print(metrics_table(metrics))
     if sweep_metric is None:
         return checkpoints.best_value
     if sweep_metric not in metrics:

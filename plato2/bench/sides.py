@@ -52,15 +52,15 @@ class Side:
         }
 
 
-def alternate(sides: Iterable[Side], rounds: int, deadline: float) -> None:
-    """Lets the sides take turns, after a step each that does not count (of one round there is none).
+def alternate(sides: Iterable[Side], warm: int, rounds: int, deadline: float) -> None:
+    """Lets the sides take turns, after `warm` steps each that do not count.
 
     A round that would end after `deadline` (on `time.monotonic`) is left out, but never the first.
     """
     sides, round_s = list(sides), 0.0
-    if rounds > 1 and time.monotonic() < deadline:
-        for side in sides:
-            side.step(0)
+    for side in sides:
+        for number in range(warm):
+            side.step(number)
     for number in range(rounds):
         if number and time.monotonic() + round_s > deadline:
             return

@@ -3,7 +3,7 @@
 All sides of a comparison take turns in one process on one thread, on the same samples, and a ratio is the
 median over rounds of the two costs of a round, so that a busy machine slows all sides alike. A step is
 forward, backward, clipping and fused AdamW. The rival is Hugging Face's GPT-2 of the same geometry on batches
-of 32 samples padded to the longest, with its loss over the response tokens as ours.
+of samples padded to the longest, with its loss over the response tokens as ours.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from plato2.bench.sides import (
+    Record,
     alternate,
     huggingface_side,
     our_side,
@@ -49,32 +50,51 @@ BF16_UNITS = ("amx_bf16", "avx512_bf16", "bf16")
 
 
 @dataclass(frozen=True)
+class Size:
+    """A geometry and how much of it is measured."""
+
+    geometry: tuple[int, int, int]
+    """Layers, heads, hidden size."""
+    unit_tokens: int
+    """Slots of our units."""
+    padded_samples: int
+    """Samples of a padded batch, of the rival's and of ours."""
+    warm: int
+    """Units and batches each side trains on before the rounds, which take them in turn again: in a run of
+    thousands of steps what is compiled or allocated at first does not count."""
+    rounds: int
+    finalists: int
+    """How many of the rival's variants, the best of a probe, take part in the rounds."""
+    probe_samples: int
+    """Samples of the batches on which the rival's variants are probed."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """How much is measured."""
 
-    geometries: dict[str, tuple[int, int, int]]
-    """Layers, heads, hidden size."""
-    unit_tokens: int = 8192
+    sizes: dict[str, Size]
+    own_rounds: int
+    """Rounds of our own choices against each other."""
     row_length: int = 512
-    padded_samples: int = 32
-    """Samples of a padded batch, of the rival's and of ours."""
-    probe_samples: int = 8
-    """Samples of the batches on which the rival's variants are compared at the larger geometry."""
-    rounds: dict[str, int] = field(default_factory=lambda: {"small": 5, "93m": 2, "own": 7})
-    finalists: dict[str, int] = field(default_factory=lambda: {"small": 2, "93m": 1})
-    """How many of the rival's variants, the best of a probe, take part in the rounds."""
     budget_s: float = 480.0
     """Wall time after which no comparison takes another round."""
 
 
-FULL = Plan({"small": (4, 4, 256), "93m": (12, 12, 768)})
+FULL = Plan(
+    {
+        "small": Size((4, 4, 256), 8192, 32, warm=4, rounds=5, finalists=2, probe_samples=32),
+        "93m": Size((12, 12, 768), 4096, 16, warm=1, rounds=2, finalists=1, probe_samples=8),
+    },
+    own_rounds=9,
+)
 QUICK = Plan(
-    {"small": (1, 2, 32), "93m": (2, 2, 32)},
-    1024,
-    512,
-    4,
-    2,
-    rounds={"small": 1, "93m": 1, "own": 1},
+    {
+        "small": Size((1, 2, 32), 1024, 4, warm=1, rounds=1, finalists=2, probe_samples=4),
+        "93m": Size((2, 2, 32), 1024, 4, warm=1, rounds=1, finalists=1, probe_samples=2),
+    },
+    own_rounds=1,
+    row_length=512,
     budget_s=60.0,
 )
 
@@ -90,67 +110,63 @@ class Bench:
     parts: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Units and padded batches of the same samples."""
+        """Starts the clock."""
         self.deadline = time.monotonic() + self.plan.budget_s
-        most = max(self.plan.rounds.values())
-        self.units = self.load_units(GenerationBatch(), most)
-        self.fine_units = self.load_units(GenerationBatch(latent_slot=True), most)
-        samples = [sample for unit in self.units for sample in records(unit)]
-        order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist()
-        size = self.plan.padded_samples
-        groups = [order[i : i + size] for i in range(0, len(order) - size + 1, size)] or [order]
-        self.samples = [[samples[i] for i in group] for group in groups]
 
-    def module(self, batch: GenerationBatch, n_steps: int) -> DialogueDataModule:
-        """The corpus in units of the plan, one a step."""
-        plan = self.plan
+    def module(self, size: Size, batch: GenerationBatch, n_steps: int) -> DialogueDataModule:
+        """The corpus in units of a size, one a step."""
         module = DialogueDataModule(
             self.data,
             batch,
-            plan.unit_tokens,
+            size.unit_tokens,
             n_steps,
-            unit_tokens=plan.unit_tokens,
-            row_length=plan.row_length,
+            unit_tokens=size.unit_tokens,
+            row_length=self.plan.row_length,
         )
         module.setup()
         return module
 
-    def load_units(self, batch: GenerationBatch, n: int) -> list[Unit]:
+    def units(self, size: Size, batch: GenerationBatch) -> list[Unit]:
         """The first units of a run."""
-        return [step["units"][0] for step in islice(self.module(batch, n).train_dataloader(), n)]
+        loader = self.module(size, batch, size.warm).train_dataloader()
+        return [step["units"][0] for step in islice(loader, size.warm)]
 
-    def model(self, geometry: str, dropout: float, **changes: Any) -> ModelConfig:
+    def padded(self, size: Size, units: list[Unit]) -> list[list[Record]]:
+        """The samples of the units in random order, a batch's worth at a time."""
+        samples = [sample for unit in units for sample in records(unit)]
+        order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist()
+        n = size.padded_samples
+        groups = [order[i : i + n] for i in range(0, len(order) - n + 1, n)] or [order]
+        return [[samples[i] for i in group] for group in groups[: size.warm]]
+
+    def model(self, size: Size, dropout: float, **changes: Any) -> ModelConfig:
         """The configuration of a geometry."""
-        n_layer, n_head, hidden_size = self.plan.geometries[geometry]
+        n_layer, n_head, hidden_size = size.geometry
         return ModelConfig(
             n_layer=n_layer,
             n_head=n_head,
             hidden_size=hidden_size,
             dropout=dropout,
-            vocab_size=self.vocab_size,
+            vocab_size=self.module(size, GenerationBatch(), 1).vocab_size,
             **changes,
         )
 
-    @property
-    def vocab_size(self) -> int:
-        """Words of the corpus's tokenizer."""
-        return self.module(GenerationBatch(), 1).vocab_size
-
-    def over_huggingface(self, geometry: str, bf16: bool, dropout: float) -> None:
+    def over_huggingface(self, name: str, bf16: bool) -> None:
         """Our packed step against the best variant of the rival's padded one."""
-        name = ratio_name(geometry, bf16, dropout)
-        self.say(name)
-        model = self.model(geometry, dropout)
-        costs = self.probe(model, geometry, bf16)
-        finalists = sorted(costs, key=lambda variant: costs[variant])[: self.plan.finalists[geometry]]
-        batches = [padded_batch(samples) for samples in self.samples]
-        ours = our_side(CoarseGeneration, model, self.units, bf16)
+        size, ratio_name = self.plan.sizes[name], f"{name}_{'bf16' if bf16 else 'fp32'}_over_huggingface"
+        self.say(ratio_name)
+        model, units = self.model(size, 0.1), self.units(size, GenerationBatch())
+        groups = self.padded(size, units)
+        costs = self.probe(size, model, groups, bf16)
+        finalists = sorted(costs, key=lambda variant: costs[variant])[: size.finalists]
+        batches = [padded_batch(samples) for samples in groups]
+        ours = our_side(CoarseGeneration, model, units, bf16)
         theirs = {variant: huggingface_side(model, batches, variant) for variant in finalists}
-        alternate([ours, *theirs.values()], self.plan.rounds[geometry], self.deadline)
+        alternate([ours, *theirs.values()], size.warm, size.rounds, self.deadline)
         ratios = {variant: ratio(side, ours) for variant, side in theirs.items()}
         best = min(ratios, key=lambda variant: ratios[variant])
-        self.ratios[name] = ratios[best]
-        self.parts[name] = {
+        self.ratios[ratio_name] = ratios[best]
+        self.parts[ratio_name] = {
             "plato2": ours.summary(),
             "huggingface": theirs[best].summary(),
             "best_variant": best,
@@ -158,11 +174,12 @@ class Bench:
             "probed_cpu_s_per_1000_tokens": costs,
         }
 
-    def probe(self, model: ModelConfig, geometry: str, bf16: bool) -> dict[str, float]:
+    def probe(
+        self, size: Size, model: ModelConfig, groups: list[list[Record]], bf16: bool
+    ) -> dict[str, float]:
         """Cost of each variant of the rival: one step after one that does not count."""
         precisions = ("autocast", "bf16") if bf16 else ("fp32",)
-        size = self.plan.probe_samples if geometry == "93m" else self.plan.padded_samples
-        batches = [padded_batch(samples[:size]) for samples in self.samples]
+        batches = [padded_batch(groups[0][: size.probe_samples])]
         costs = {}
         for variant in (f"{kind}:{precision}" for kind in ("eager", "sdpa") for precision in precisions):
             side = huggingface_side(model, batches, variant)
@@ -173,18 +190,19 @@ class Bench:
 
     def within(self, bf16: bool) -> None:
         """Our own choices against each other at the small geometry."""
-        model = self.model("small", 0.1)
-        padded = [padded_unit(samples) for samples in self.samples]
-        sides = {
-            "stage_1_packed": our_side(CoarseGeneration, model, self.units, bf16),
-            "stage_1_padded": our_side(CoarseGeneration, model, padded, bf16),
-            "stage_1_checkpointing": our_side(
-                CoarseGeneration, self.model("small", 0.1, checkpoint_activations=True), self.units, bf16
-            ),
-            "stage_2_gen_packed": our_side(FineGeneration, model, self.fine_units, bf16),
-        }
         self.say("packing, stage 2.1, activation checkpointing")
-        alternate(sides.values(), self.plan.rounds["own"], self.deadline)
+        size = self.plan.sizes["small"]
+        model, units = self.model(size, 0.1), self.units(size, GenerationBatch())
+        padded = [padded_unit(samples) for samples in self.padded(size, units)]
+        fine_units = self.units(size, GenerationBatch(latent_slot=True))
+        checkpointing = self.model(size, 0.1, checkpoint_activations=True)
+        sides = {
+            "stage_1_packed": our_side(CoarseGeneration, model, units, bf16),
+            "stage_1_padded": our_side(CoarseGeneration, model, padded, bf16),
+            "stage_1_checkpointing": our_side(CoarseGeneration, checkpointing, units, bf16),
+            "stage_2_gen_packed": our_side(FineGeneration, model, fine_units, bf16),
+        }
+        alternate(sides.values(), size.warm, self.plan.own_rounds, self.deadline)
         base = sides["stage_1_packed"]
         self.ratios["packed_over_padded"] = ratio(sides["stage_1_padded"], base)
         self.ratios["stage_2_gen_cost_over_1_coarse"] = ratio(sides["stage_2_gen_packed"], base)
@@ -194,7 +212,8 @@ class Bench:
     def loader(self) -> None:
         """Samples a second of the train loader, in one process, after the first window has been planned."""
         self.say("loader")
-        steps: Iterator[Any] = iter(self.module(GenerationBatch(), 1_000_000).train_dataloader())
+        module = self.module(self.plan.sizes["small"], GenerationBatch(), 1_000_000)
+        steps: Iterator[Any] = iter(module.train_dataloader())
         next(steps)
         begin, n_samples = time.process_time(), 0
         for step in islice(steps, 100):
@@ -221,15 +240,15 @@ def bench_train(
     torch.set_num_threads(1)
     try:
         bench = Bench(data, plan, say)
-        for geometry, dropout in (("small", 0.1), ("small", 0.0), ("93m", 0.1)):
-            if geometry == "93m":  # last, for it takes most of the time
+        for name in plan.sizes:
+            if name == "93m":  # last, for it takes most of the time
                 bench.within(has_bf16)
                 bench.loader()
-            for bf16 in (True, False):
-                if bf16 and not has_bf16:
-                    bench.ratios[ratio_name(geometry, bf16, dropout)] = None
-                else:
-                    bench.over_huggingface(geometry, bf16, dropout)
+            if has_bf16:
+                bench.over_huggingface(name, bf16=True)
+            else:
+                bench.ratios[f"{name}_bf16_over_huggingface"] = None
+            bench.over_huggingface(name, bf16=False)
     finally:
         torch.set_num_threads(n_threads)
     return {
@@ -240,20 +259,13 @@ def bench_train(
         "machine": machine(),
         "settings": {
             **asdict(plan),
-            "geometries": {name: "/".join(map(str, shape)) for name, shape in plan.geometries.items()},
-            "dropout": "0.1 on both sides; 0 on both in *_no_dropout",
+            "dropout": 0.1,
             "own_precision": "bf16" if has_bf16 else "fp32",
             "data": data,
             "quick": quick,
         },
         "wall_s": round(time.monotonic() - begin, 1),
     }
-
-
-def ratio_name(geometry: str, bf16: bool, dropout: float) -> str:
-    """What a comparison with Hugging Face is called in the report."""
-    precision, suffix = "bf16" if bf16 else "fp32", "" if dropout else "_no_dropout"
-    return f"{geometry}_{precision}_over_huggingface{suffix}"
 
 
 def met(name: str, value: float | None) -> bool | None:

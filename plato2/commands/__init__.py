@@ -8,6 +8,7 @@ called, so that `plato2 --help` needs neither torch nor any other verb.
 from __future__ import annotations
 
 import importlib
+import keyword
 import sys
 from typing import Any
 
@@ -22,10 +23,13 @@ VERBS = {
     "tokenizer": "Train a tokenizer, or look at how one cuts a text.",
     "reply": "Answer a message or a conversation, with all candidates.",
     "chat": "Talk to a model in the terminal.",
+    "score": "Give the probabilities of responses: p(r|c), p(z|c,r), p(l=1|c,r).",
+    "import": "Make a model folder from Knover's or PaddleNLP's weights.",
+    "export": "Write a model for Knover or for Hugging Face transformers.",
     "bench": "Measure training side by side with other ways of doing it.",
     "report": "Show what the runs of a curriculum reached, and how they answer.",
 }
-"""Verb -> its line in `plato2 --help`; the code is in plato2/commands/<verb>.py."""
+"""Verb -> its line in `plato2 --help`; the code is in plato2/commands/<verb>.py (import: import_.py)."""
 
 
 class LazyVerbs(TyperGroup):
@@ -46,7 +50,8 @@ class LazyVerbs(TyperGroup):
         """The command that is to be run."""
         name, command, rest = super().resolve_command(ctx, args)
         if name in VERBS:
-            module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+            file = name.replace("-", "_") + "_" * keyword.iskeyword(name)
+            module = importlib.import_module(f"{__name__}.{file}")
             command = typer.main.get_command(module.app)
         return name, command, rest
 

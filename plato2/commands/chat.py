@@ -44,7 +44,7 @@ def chat(
 
     decode = DecodeConfig(top_k=top_k, max_tokens=max_tokens, seed=seed)
     bot = PlatoBot.load(generation, evaluation, device, decode)
-    if evaluation is None:
+    if bot.evaluation is None:
         say_unranked()
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (arrow keys and earlier lines in `input`)

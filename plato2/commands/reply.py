@@ -15,9 +15,11 @@ from plato2.config import DecodeConfig
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 DEFAULT = DecodeConfig()
 
-Generation = Annotated[Path, typer.Option(help="Run folder or checkpoint of stage 2_gen (or 1_coarse).")]
+Generation = Annotated[
+    Path, typer.Option(help="Run folder, checkpoint or model folder of stage 2_gen (or 1_coarse).")
+]
 Evaluation = Annotated[
-    Path | None, typer.Option(help="Run of stage 2_eval, which ranks; else log-probability does.")
+    Path | None, typer.Option(help="The same of stage 2_eval, which ranks; else log-probability does.")
 ]
 TopK = Annotated[int, typer.Option(help="Sample among the k most probable tokens; 1 = greedy.")]
 MaxTokens = Annotated[int, typer.Option(help="Longest candidate, the end token included.")]
@@ -55,7 +57,7 @@ def reply(
     decode = DecodeConfig(top_k=top_k, max_tokens=max_tokens, seed=seed)
     bot = PlatoBot.load(generation, evaluation, device, decode)
     answer = bot.reply(turns).to_dict()
-    if evaluation is None:
+    if bot.evaluation is None:
         say_unranked()
     if as_json:
         typer.echo(json.dumps(answer, ensure_ascii=False))

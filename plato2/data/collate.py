@@ -151,16 +151,16 @@ class CoherenceBatch:
         return index.max_context + index.max_response
 
     def items(self, window: Window) -> Items:
-        """Two items for each sample: all positives, then all negatives.
+        """Two items for each sample, its own response and another: any part of them has as many of each.
 
         Raises:
             UserError: all responses of the window are equal, so that there is no negative.
         """
         rows = np.arange(len(window.samples))
         others = self._negatives(window)
-        contexts, responses = np.tile(rows, 2), np.concatenate([rows, others])
+        contexts, responses = np.repeat(rows, 2), np.stack([rows, others], axis=1).ravel()
         slots = window.samples.context_len[contexts] + window.response_len[responses]
-        return Items(contexts, responses, (np.arange(2 * len(rows)) < len(rows)).astype(np.int64), slots)
+        return Items(contexts, responses, np.tile([1, 0], len(rows)), slots)
 
     def count_targets(self, window: Window, items: Items, chosen: np.ndarray) -> int:
         """Masked tokens of the chosen items."""

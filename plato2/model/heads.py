@@ -7,19 +7,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plato2.config import ModelConfig
-from plato2.model.backbone import TokenTransform
+from plato2.model.backbone import TokenTransform, whole_steps
 
 
-class Recognition(nn.Module):
-    """The K latent vectors z and their recognition p(z|c,r) from the [MASK] slot (equation 3).
+class Latents(nn.Module):
+    """The K latent vectors z."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.latent_embedding = nn.Parameter(torch.empty(config.hidden_size, config.n_latent))
+
+    def latent(self, weights: Tensor) -> Tensor:
+        """The vectors for the front slots, y Z^T: weights (N, K), soft or one-hot -> (N, H)."""
+        return weights.to(self.latent_embedding.dtype) @ self.latent_embedding.t()
+
+
+class Recognition(Latents):
+    """The latents and their recognition p(z|c,r) from the [MASK] slot (equation 3).
 
     `head="tied"` is Knover: logits = tanh(h W + b) Z + b_z, where the classifier Z is the latent table itself
     (spec section 5). `head="linear"` is the paper's text: logits = W1 h + b1, with a latent table of its own.
     """
 
     def __init__(self, config: ModelConfig, head: Literal["tied", "linear"] = "tied") -> None:
-        super().__init__()
-        self.latent_embedding = nn.Parameter(torch.empty(config.hidden_size, config.n_latent))
+        super().__init__(config)
         self.transform = nn.Linear(config.hidden_size, config.hidden_size) if head == "tied" else None
         self.classifier = (
             nn.Linear(config.hidden_size, config.n_latent, bias=False) if head == "linear" else None
@@ -32,10 +43,6 @@ class Recognition(nn.Module):
             return F.linear(torch.tanh(self.transform(h)), self.latent_embedding.t(), self.bias)
         assert self.classifier is not None
         return self.classifier(h) + self.bias
-
-    def latent(self, weights: Tensor) -> Tensor:
-        """The vectors for the front slots, y Z^T: weights (N, K), soft or one-hot -> (N, H)."""
-        return weights.to(self.latent_embedding.dtype) @ self.latent_embedding.t()
 
 
 class BagOfWords(nn.Module):
@@ -56,7 +63,7 @@ class BagOfWords(nn.Module):
     def forward(self, h: Tensor, word_table: Tensor) -> Tensor:
         """(N, H), (V, H) -> logits (N, V)."""
         if self.transform is not None:
-            return F.linear(self.transform(h), word_table, self.bias)
+            return F.linear(self.transform(whole_steps(h)), word_table, self.bias)[: len(h)]
         assert self.classifier is not None
         return self.classifier(h) + self.bias
 

@@ -16,6 +16,8 @@ class CoarseGeneration(Stage):
     loss_terms: ClassVar[dict[str, str]] = {"nll": "targets"}
     metric_terms: ClassVar[dict[str, str]] = {"acc": "targets"}
     warm_starts_from = ("1_coarse",)
+    recognition = None
+    """No latent (see model/networks.py, `Generator`)."""
 
     def __init__(
         self,

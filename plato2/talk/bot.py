@@ -17,13 +17,11 @@ import torch
 from plato2.config import DecodeConfig, UserError
 from plato2.data.samples import encode_context
 from plato2.data.tokenizer import Tokenizer
-from plato2.stages import CoarseGeneration, CoherenceEstimation, FineGeneration, Stage
+from plato2.model.networks import Evaluator, Generator
 from plato2.talk.decode import decode
 from plato2.talk.rank import Candidate, rank
-from plato2.weights.folder import load_stage, run_tokenizer
+from plato2.weights.folder import has_evaluation, load_evaluation, load_generation, saved_tokenizer
 
-GENERATION = (FineGeneration.name, CoarseGeneration.name)
-EVALUATION = (CoherenceEstimation.name,)
 CONTEXTS_AT_ONCE = 16
 """Contexts decoded in one batch; bounds the memory of `reply_batch` and changes no result."""
 
@@ -55,9 +53,9 @@ class PlatoBot:
     """A generation model, its tokenizer and, to pick among the candidates, an evaluation model.
 
     Args:
-        generation: a `2_gen` stage (one candidate for each latent) or a `1_coarse` stage (samples).
+        generation: a `2_gen` model (one candidate for each latent) or a `1_coarse` model (samples).
         tokenizer: the one both models were trained with.
-        evaluation: a `2_eval` stage; None ranks by log-probability.
+        evaluation: a `2_eval` model; None ranks by log-probability.
         decode: how to sample; a model with room for fewer than `max_tokens` response tokens stops there.
 
     Raises:
@@ -66,9 +64,9 @@ class PlatoBot:
 
     def __init__(
         self,
-        generation: Stage,
+        generation: Generator,
         tokenizer: Tokenizer,
-        evaluation: CoherenceEstimation | None = None,
+        evaluation: Evaluator | None = None,
         decode: DecodeConfig | None = None,
     ) -> None:
         self.generation, self.tokenizer, self.evaluation = generation, tokenizer, evaluation
@@ -96,11 +94,12 @@ class PlatoBot:
         device: str = "auto",
         decode: DecodeConfig | None = None,
     ) -> "PlatoBot":
-        """A bot from run folders or checkpoint files.
+        """A bot from run folders, checkpoint files or model folders.
 
         Args:
-            generation: a `2_gen` or `1_coarse` run.
-            evaluation: a `2_eval` run with the same tokenizer.
+            generation: a `2_gen` or `1_coarse` model.
+            evaluation: a `2_eval` model with the same tokenizer; None takes the one in `generation` when
+                that is a model folder that has one.
             device: `auto` (the GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...
             decode: how to sample.
 
@@ -108,14 +107,13 @@ class PlatoBot:
             UserError: a path, checkpoint, tokenizer or device that does not fit.
         """
         where = pick_device(device)
-        generator = load_stage(generation, GENERATION, "--generation")
-        tokenizer = run_tokenizer(generation)
-        judge: CoherenceEstimation | None = None
+        generator, tokenizer = load_generation(generation, "--generation"), saved_tokenizer(generation)
+        if evaluation is None and has_evaluation(generation):
+            evaluation = generation
+        judge = None
         if evaluation is not None:
-            loaded = load_stage(evaluation, EVALUATION, "--evaluation")
-            assert isinstance(loaded, CoherenceEstimation)  # load_stage accepts no other
-            judge = loaded.to(where)
-            theirs = run_tokenizer(evaluation)
+            judge = load_evaluation(evaluation, "--evaluation").to(where)
+            theirs = saved_tokenizer(evaluation)
             if theirs.sha256 != tokenizer.sha256:
                 raise UserError(
                     f"--evaluation {evaluation}: trained with another tokenizer (sha256 "

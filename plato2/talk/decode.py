@@ -20,8 +20,9 @@ from plato2.data.samples import role_ids
 from plato2.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from plato2.model import masks
 from plato2.model.backbone import KeyValueCache, put_front
+from plato2.model.heads import Latents
+from plato2.model.networks import Generator
 from plato2.model.noise import uniform
-from plato2.stages import FineGeneration, Stage
 
 LEAVE_AT = 0.25
 """Share of ended rows at which they leave the batch: moving the cache costs about as much as a step."""
@@ -46,7 +47,7 @@ class Hypothesis:
 
 @torch.no_grad()
 def decode(
-    stage: Stage,
+    generator: Generator,
     contexts: Sequence[Sequence[int]],
     config: DecodeConfig,
     uniforms: Tensor | None = None,
@@ -58,7 +59,7 @@ def decode(
     scored in the full softmax.
 
     Args:
-        stage: a `1_coarse` or `2_gen` stage in evaluation mode.
+        generator: a generation network, or a `1_coarse` or `2_gen` stage, in evaluation mode.
         contexts: B lists of ids, [CLS] (turn [SEP])*.
         config: how to sample.
         uniforms: (candidates * B, max_tokens) numbers in [0, 1) to sample with, row = candidate * B +
@@ -67,27 +68,27 @@ def decode(
     Raises:
         UserError: context and `max_tokens` are longer than the model's positions.
     """
-    if stage.training:
-        raise ValueError("decode needs the stage in evaluation mode: stage.eval()")
-    n = stage.model_config.n_latent if isinstance(stage, FineGeneration) else config.n_candidates
+    if generator.training:
+        raise ValueError("decode needs the generator in evaluation mode: generator.eval()")
+    n = generator.model_config.n_latent if generator.recognition is not None else config.n_candidates
     if not contexts:
         return []
-    _check_length(stage, contexts, config)
-    device = stage.backbone.word.weight.device
+    _check_length(generator, contexts, config)
+    device = generator.backbone.word.weight.device
     if uniforms is None:
         uniforms = uniform(_row_keys(contexts, n, config.seed).to(device), config.max_tokens)
     with torch.autocast(device.type, enabled=False):  # the cache has the weights' own precision
-        tokens, log_probs = _generate(stage, contexts, n, config, uniforms.to(device))
-    latents: list[int | None] = list(range(n)) if isinstance(stage, FineGeneration) else [None] * n
+        tokens, log_probs = _generate(generator, contexts, n, config, uniforms.to(device))
+    latents: list[int | None] = list(range(n)) if generator.recognition is not None else [None] * n
     return _hypotheses(tokens.cpu(), log_probs.cpu(), len(contexts), latents)
 
 
 def _generate(
-    stage: Stage, contexts: Sequence[Sequence[int]], n: int, config: DecodeConfig, uniforms: Tensor
+    generator: Generator, contexts: Sequence[Sequence[int]], n: int, config: DecodeConfig, uniforms: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The loop: tokens and their log-probabilities, (n * B, steps), meaningless after a row's [SEP]."""
-    cache, bias, position = _prefill(stage, contexts, n, config.max_tokens)
-    backbone = stage.backbone
+    cache, bias, position = _prefill(generator, contexts, n, config.max_tokens)
+    backbone = generator.backbone
     n_rows = len(uniforms)
     rows = torch.arange(n_rows, device=uniforms.device)  # which row of the result each row of the batch is
     ended = torch.zeros_like(rows, dtype=torch.bool)
@@ -95,9 +96,9 @@ def _generate(
     log_probs = torch.zeros(n_rows, config.max_tokens, device=rows.device)
     token = torch.full_like(rows, BOS_ID)
     for step in range(config.max_tokens):
-        x = _embed_response(stage, token, position)  # (rows, 1, H)
+        x = _embed_response(generator, token, position)  # (rows, 1, H)
         h = backbone.encode(x, bias[..., : cache.length + 1], cache)  # (rows, 1, H)
-        full = _log_probs(backbone.lm_logits(h[:, 0]), stage, config, step)  # (rows, V)
+        full = _log_probs(backbone.lm_logits(h[:, 0]), generator, config, step)  # (rows, V)
         token = choose(full, config.top_k, uniforms[rows, step])
         tokens[rows, step] = token
         log_probs[rows, step] = full.gather(1, token[:, None])[:, 0]
@@ -115,7 +116,7 @@ def _generate(
 
 
 def _prefill(
-    stage: Stage, contexts: Sequence[Sequence[int]], n: int, max_tokens: int
+    generator: Generator, contexts: Sequence[Sequence[int]], n: int, max_tokens: int
 ) -> tuple[KeyValueCache, Tensor, Tensor]:
     """Encodes all prefixes.
 
@@ -123,7 +124,7 @@ def _prefill(
         The cache; the additive mask (rows, 1, 1, prefix + max_tokens) over its slots, where the padding
         between a short context and its response is shut; the position (rows,) of [CLS].
     """
-    backbone = stage.backbone
+    backbone = generator.backbone
     device = backbone.word.weight.device
     lengths = torch.tensor([len(context) for context in contexts], device=device)
     width = int(lengths.max())
@@ -137,10 +138,10 @@ def _prefill(
         roles = torch.stack(found).to(device) * visible
     x = backbone.embed(token_ids, torch.zeros_like(token_ids), slot * visible, roles)  # (B, width, H)
     shared = n  # candidates that have the same prefix
-    if isinstance(stage, FineGeneration):
-        x, visible, shared = _with_latents(stage, x, n), _front(visible).repeat(n, 1), 1
+    if generator.recognition is not None:
+        x, visible, shared = _with_latents(generator.recognition, x, n), _front(visible).repeat(n, 1), 1
     n_prefix, length = x.shape[0], x.shape[1] + max_tokens
-    cache = KeyValueCache(stage.model_config, n_prefix, length, device, x.dtype)
+    cache = KeyValueCache(generator.model_config, n_prefix, length, device, x.dtype)
     look = visible[:, None, :].expand(-1, x.shape[1], -1)
     backbone.encode(x, masks.additive(look, x.dtype), cache)
     if shared > 1:
@@ -151,10 +152,10 @@ def _prefill(
     return cache, bias, lengths.repeat(n)
 
 
-def _with_latents(stage: FineGeneration, x: Tensor, n: int) -> Tensor:
+def _with_latents(recognition: Latents, x: Tensor, n: int) -> Tensor:
     """Every context behind every latent's vector: (B, T, H) -> (K * B, 1 + T, H), row = z * B + b."""
     z = torch.eye(n, device=x.device, dtype=x.dtype)  # one-hot
-    vectors = stage.recognition.latent(z).repeat_interleave(len(x), dim=0)  # (K * B, H)
+    vectors = recognition.latent(z).repeat_interleave(len(x), dim=0)  # (K * B, H)
     rows = torch.cat([torch.zeros_like(x[:, :1]), x], dim=1).repeat(n, 1, 1)
     front = torch.arange(len(rows), device=x.device) * rows.shape[1]
     return put_front(rows, front, vectors)
@@ -165,17 +166,17 @@ def _front(visible: Tensor) -> Tensor:
     return torch.cat([visible.new_ones(len(visible), 1), visible], dim=1)
 
 
-def _embed_response(stage: Stage, token: Tensor, position: Tensor) -> Tensor:
+def _embed_response(generator: Generator, token: Tensor, position: Tensor) -> Tensor:
     """Response tokens have type 1 and role 0: (rows,), (rows,) -> (rows, 1, H)."""
     token, position = token[:, None], position[:, None]
     zeros = torch.zeros_like(token)
-    return stage.backbone.embed(token, zeros + 1, position, zeros)
+    return generator.backbone.embed(token, zeros + 1, position, zeros)
 
 
-def _log_probs(logits: Tensor, stage: Stage, config: DecodeConfig, step: int) -> Tensor:
+def _log_probs(logits: Tensor, generator: Generator, config: DecodeConfig, step: int) -> Tensor:
     """log softmax(logits / temperature) without the tokens that are forbidden at this step: (rows, V)."""
     logits = logits.float()
-    logits[:, [UNK_ID, stage.model_config.mask_id]] = float("-inf")
+    logits[:, [UNK_ID, generator.model_config.mask_id]] = float("-inf")
     if step < config.min_tokens:
         logits[:, EOS_ID] = float("-inf")
     return (logits / config.temperature).log_softmax(dim=-1)
@@ -209,8 +210,8 @@ def _row_keys(contexts: Sequence[Sequence[int]], n: int, seed: int) -> Tensor:
     return torch.tensor(keys)
 
 
-def _check_length(stage: Stage, contexts: Sequence[Sequence[int]], config: DecodeConfig) -> None:
-    longest, limit = max(len(context) for context in contexts), stage.model_config.max_position
+def _check_length(generator: Generator, contexts: Sequence[Sequence[int]], config: DecodeConfig) -> None:
+    longest, limit = max(len(context) for context in contexts), generator.model_config.max_position
     if longest + config.max_tokens > limit:
         raise UserError(
             f"max_tokens={config.max_tokens}: with a context of {longest} tokens that is more than the "

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from plato2.data.samples import encode_response, role_ids
 from plato2.data.tokenizer import PAD_ID, Tokenizer
-from plato2.model.backbone import read_slots
-from plato2.stages import CoherenceEstimation
+from plato2.model.networks import Evaluator
 from plato2.talk.decode import Hypothesis
 
 
@@ -40,7 +39,7 @@ def rank(
     tokenizer: Tokenizer,
     contexts: Sequence[Sequence[int]],
     hypotheses: Sequence[Sequence[Hypothesis]],
-    evaluation: CoherenceEstimation | None = None,
+    evaluation: Evaluator | None = None,
 ) -> list[list[Candidate]]:
     """The candidates of each context, best first.
 
@@ -48,7 +47,7 @@ def rank(
         tokenizer: turns ids into text.
         contexts: B lists of ids, [CLS] (turn [SEP])*.
         hypotheses: what `decode` found for each of them.
-        evaluation: a `2_eval` stage in evaluation mode; None ranks by log-probability.
+        evaluation: an evaluation network or a `2_eval` stage in evaluation mode; None: by log-probability.
     """
     scores: list[list[float | None]] = [[None] * len(found) for found in hypotheses]
     if evaluation is not None:
@@ -70,32 +69,30 @@ def rank(
 
 
 @torch.no_grad()
-def coherence(
-    evaluation: CoherenceEstimation, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
-) -> list[float]:
+def coherence(evaluation: Evaluator, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
     """p(l=1|c,r) of every (context, response) in one batch, nothing masked (equation 8).
 
     Args:
-        evaluation: a `2_eval` stage in evaluation mode.
+        evaluation: an evaluation network, or a `2_eval` stage, in evaluation mode.
         pairs: context ids [CLS] (turn [SEP])*, and response ids without [CLS] and [SEP]. A response that does
             not fit into the model's positions is cut on the right.
     """
     if evaluation.training:
-        raise ValueError("coherence needs the stage in evaluation mode: evaluation.eval()")
+        raise ValueError("coherence needs the evaluator in evaluation mode: evaluation.eval()")
     if not pairs:
         return []
     device = evaluation.backbone.word.weight.device
     unit = {key: value.to(device) for key, value in _unit(evaluation, pairs).items()}
     with torch.autocast(device.type, enabled=False):
-        h = evaluation.encode(unit, unit["token_ids"])  # (N, T, H)
-        logits = evaluation.coherence(read_slots(h, unit["sample_index"]))  # (N, 2)
+        backbone = evaluation.backbone
+        x = backbone.embed(unit["token_ids"], unit["type_ids"], unit["pos_ids"], unit.get("role_ids"))
+        h = backbone.encode(x, backbone.mask(unit["segment_ids"]), read=unit["sample_index"])  # (N, H)
+        logits = evaluation.coherence(h)  # (N, 2)
     return logits.float().softmax(dim=-1)[:, 1].tolist()
 
 
-def _unit(
-    evaluation: CoherenceEstimation, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
-) -> dict[str, Tensor]:
-    """One record a row, padded on the right: the batch that `CoherenceEstimation.encode` takes."""
+def _unit(evaluation: Evaluator, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, Tensor]:
+    """One record a row, padded on the right: what the evaluation model reads."""
     limit = evaluation.model_config.max_position
     context_len = torch.tensor([len(context) for context, _ in pairs])
     records = [

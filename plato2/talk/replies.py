@@ -3,13 +3,14 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from pytorch_lightning import LightningModule
 
 from plato2.config import DecodeConfig
 from plato2.data.examples import Example, read_examples
 from plato2.data.tokenizer import Tokenizer
+from plato2.model.networks import Generator
 from plato2.stages import Stage
 from plato2.talk.bot import PlatoBot, as_dict
 
@@ -80,7 +81,7 @@ def sample_replies(
     modes = {module: module.training for module in stage.modules()}
     stage.eval()
     try:
-        replies = PlatoBot(stage, tokenizer, decode=config).reply_batch(contexts)
+        replies = PlatoBot(cast(Generator, stage), tokenizer, decode=config).reply_batch(contexts)
     finally:
         for module, training in modes.items():
             module.training = training

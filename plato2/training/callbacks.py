@@ -215,9 +215,9 @@ class LatentHistogram(Callback):
                 logger.experiment.add_histogram("latent_usage", drawn, trainer.global_step)
 
 
-def metrics_table(metrics: dict[str, float], title: str) -> Table:
+def metrics_table(metrics: dict[str, float]) -> Table:
     """A run's closing numbers."""
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in metrics.items():

@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import zipfile
+from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from torch import nn
+from torch import Tensor, nn
 
 from plato2.config import UserError
 
@@ -232,16 +233,38 @@ def best_value(path: Path) -> float | None:
     return None if value is None else float(value)
 
 
+@dataclass(frozen=True)
+class Weights:
+    """What a stage can start from."""
+
+    path: Path
+    stage: str
+    tensors: dict[str, Tensor]
+    tokenizer_sha256: str | None
+    absent: tuple[str, ...] = ()
+    """Parameters that a released model may lack because only training needs them."""
+
+
+def checkpoint_weights(path: Path) -> Weights:
+    """The weights in a checkpoint file.
+
+    Raises:
+        UserError: not a checkpoint of ours.
+    """
+    checkpoint = read_checkpoint(path)
+    return Weights(path, checkpoint["stage"], checkpoint["state_dict"], checkpoint.get("tokenizer_sha256"))
+
+
 def warm_start(
-    stage: nn.Module, path: Path, name: str, accepted: tuple[str, ...], tokenizer_sha256: str
+    stage: nn.Module, source: Weights, name: str, accepted: tuple[str, ...], tokenizer_sha256: str
 ) -> str:
-    """Copies another run's weights into a stage: everything the two share, and nothing less.
+    """Copies another model's weights into a stage: everything the two share, and nothing less.
 
     Args:
         stage: the stage to be trained.
-        path: a checkpoint file.
+        source: of a checkpoint or a model folder.
         name: the stage's name.
-        accepted: stages whose checkpoints fit.
+        accepted: stages whose weights fit.
         tokenizer_sha256: tokenizer of the data.
 
     Returns:
@@ -250,19 +273,17 @@ def warm_start(
     Raises:
         UserError: a wrong stage, another tokenizer or size, or a backbone that is not complete.
     """
-    checkpoint = read_checkpoint(path)
-    if checkpoint["stage"] not in accepted:
+    path, state, own = source.path, source.tensors, stage.state_dict()
+    if source.stage not in accepted:
         raise UserError(
-            f"init_from={path}: a {checkpoint['stage']} checkpoint; stage {name} starts from "
-            f"{' or '.join(accepted)}"
+            f"init_from={path}: a {source.stage} checkpoint; stage {name} starts from {' or '.join(accepted)}"
         )
-    theirs = checkpoint.get("tokenizer_sha256")
+    theirs = source.tokenizer_sha256
     if theirs and theirs != tokenizer_sha256:
         raise UserError(
             f"init_from={path}: trained with tokenizer {theirs[:12]}, the data has {tokenizer_sha256[:12]}; "
             "prepare the data with that run's tokenizer (plato2 prepare --tokenizer RUN/tokenizer)"
         )
-    state, own = checkpoint["state_dict"], stage.state_dict()
     for key in sorted(own.keys() & state.keys()):
         if own[key].shape != state[key].shape:
             raise UserError(
@@ -271,7 +292,7 @@ def warm_start(
             )
     fresh = sorted(own.keys() - state.keys())
     left_out = sorted(state.keys() - own.keys())
-    if lost := [key for key in fresh if key.startswith("backbone.")]:
+    if lost := [key for key in fresh if key.startswith("backbone.") and key not in source.absent]:
         raise UserError(
             f"init_from={path}: lacks {lost[0]} and {len(lost) - 1} more backbone weights; another model?"
         )

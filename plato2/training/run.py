@@ -240,6 +240,8 @@ def warm_start_path(
 ) -> Path | None:
     """The checkpoint `init_from` means, or None to start from random weights.
 
+    A model folder is read by weights/folder.py instead.
+
     Args:
         init_from: a run folder, a checkpoint file, `auto`, `scratch` or None.
         stage: the stage to be trained.
@@ -276,11 +278,14 @@ def warm_start_path(
         return [*own, *finished][0].best
     path = Path(init_from)
     if not path.exists():
-        raise UserError(f"init_from={init_from}: no such run folder or checkpoint")
+        raise UserError(f"init_from={init_from}: no such run folder, checkpoint or model folder")
     run = RunFolder(path)
     if not run.lineage():
         if path.is_dir() and not (path / "meta.pt").exists():  # Lightning's file in a sharded checkpoint
-            raise UserError(f"init_from={init_from}: neither a run folder (no lineage.json) nor a checkpoint")
+            raise UserError(
+                f"init_from={init_from}: neither a run folder (no lineage.json), a model folder "
+                "(no config.json) nor a checkpoint"
+            )
         return path
     if run.lineage().get("stage") not in accepted:
         raise UserError(
@@ -323,7 +328,7 @@ def record_start(
         model: name of the geometry.
         config: the resolved configuration.
         data: path and hash of the training shards, hash of their tokenizer.
-        parent: the checkpoint it starts from, if any.
+        parent: the checkpoint or model folder it starts from, if any.
         family: name of the curriculum.
     """
     ancestor = None
@@ -331,7 +336,7 @@ def record_start(
         ancestor = {
             "checkpoint": str(parent),
             "sha256": file_sha256(parent),
-            "run": str(parent.parent.parent),
+            "run": None if parent.is_dir() and (parent / "config.json").exists() else str(parent.parents[1]),
         }
     run.write_lineage(
         **provenance(),

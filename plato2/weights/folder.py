@@ -1,80 +1,236 @@
-"""Trained stages and their tokenizers from a run folder or a checkpoint file, checked and never unpickled.
+"""Trained models wherever they lie: run folder, checkpoint file or model folder; checked, never unpickled.
 
-A run folder is what `train.py` writes (training/run.py). A checkpoint names its stage and holds the
-primitives of the stage's constructor, so it can be read back by itself, with `weights_only=True`: it cannot
-run code.
+A run folder is what `train.py` writes (training/run.py), a model folder what `plato2 import` and `export`
+write (weights/model_folder.py). A checkpoint names its stage and holds the primitives of the stage's
+constructor, so it can be read back by itself, with `weights_only=True`: it cannot run code.
+
+A model to talk to is loaded as a network (model/networks.py), without Lightning where a model folder is read;
+a model to train or to score with as its stage.
 """
 
-from collections.abc import Collection
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torchmetrics import Metric
+from torch import Tensor, nn
 
-from plato2.config import UserError
+from plato2.config import ModelConfig, UserError
 from plato2.data.tokenizer import Tokenizer
-from plato2.stages import STAGES, Stage
-from plato2.training.checkpoint import read_checkpoint
-from plato2.training.run import RunFolder
+from plato2.model.backbone import initialize_parameter
+from plato2.model.networks import EvaluationNetwork, GenerationNetwork
+from plato2.weights.model_folder import PARTS, is_model_folder, read_config, read_part
+
+if TYPE_CHECKING:  # Lightning is not needed to talk to a model folder
+    from plato2.stages import Stage
+    from plato2.training.checkpoint import Weights
+
+GENERATION, EVALUATION = PARTS["generation"], PARTS["evaluation"]
+ALL_STAGES = ("1_coarse", "2_gen", "2_eval")
 
 
-def load_stage(path: str | Path, accept: Collection[str] = tuple(STAGES), option: str = "") -> Stage:
-    """The stage of a run folder or checkpoint file, in evaluation mode, float32, on the CPU.
+@dataclass(frozen=True)
+class Saved:
+    """A trained model as it was found."""
+
+    file: Path
+    """The checkpoint or model folder, for messages."""
+    stage: str
+    arguments: dict[str, Any]
+    """Of the stage's constructor."""
+    weights: dict[str, Tensor]
+    """By the names of the stage's state dict, in the precision they are stored in."""
+    tokenizer_folder: Path
+    tokenizer_sha256: str | None
+    absent: tuple[str, ...] = ()
+    """Parameters of the stage that are not there because only training needs them."""
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """Its geometry."""
+        return ModelConfig(**self.arguments["model"])
+
+
+def read_saved(path: str | Path, accept: Collection[str] = ALL_STAGES, option: str = "") -> Saved:
+    """The model at `path`; of a model folder with two the one whose stage is accepted.
 
     Args:
-        path: a run folder (its `best.ckpt`, else its `last.ckpt`) or a checkpoint file.
+        path: a run folder (its `best.ckpt`, else its `last.ckpt`), a checkpoint file or a model folder.
         accept: names of the stages that fit the use, e.g. `("2_eval",)`.
         option: the command line option that `path` was given to, for messages.
 
     Raises:
-        UserError: nothing there, not a checkpoint, damaged, of another stage, or weights that do not fit.
+        UserError: nothing there, not a model, damaged, or of another stage.
     """
+    given = f"{option}{'' if option.endswith('=') else ' '}{path}".strip()
+    folder = Path(path).expanduser()
+    if is_model_folder(folder):
+        return _read_model_folder(folder, accept, given)
+    from plato2.training.checkpoint import read_checkpoint
+    from plato2.training.run import RunFolder
+
     file = checkpoint_file(path)
     checkpoint = read_checkpoint(file)
     name = checkpoint["stage"]
-    if name not in STAGES:
-        raise UserError(f"{file}: stage {name!r} is unknown here; known are {', '.join(STAGES)}")
+    if name not in ALL_STAGES:
+        raise UserError(f"{file}: stage {name!r} is unknown here; known are {', '.join(ALL_STAGES)}")
     if name not in accept:
-        given = f"{option} {path}" if option else str(path)
         raise UserError(f"{given}: this is a {name} run; give a run of {' or '.join(accept)}")
+    run = RunFolder(file.absolute().parents[1])
+    if run.checkpoints != file.absolute().parent:  # a checkpoint that was taken out of its run
+        run = RunFolder(file.absolute().parent)
+    return Saved(
+        file,
+        name,
+        checkpoint["hyper_parameters"],
+        checkpoint["state_dict"],
+        run.tokenizer,
+        checkpoint.get("tokenizer_sha256"),
+    )
+
+
+def _read_model_folder(folder: Path, accept: Collection[str], given: str) -> Saved:
+    config = read_config(folder)
+    held = {part: config[part] for part in PARTS if part in config}
+    for part, entry in held.items():
+        try:
+            stage, arguments, absent = entry["stage"], entry["arguments"], entry.get("absent", [])
+        except (KeyError, TypeError):
+            raise UserError(f"{folder}/config.json: {part} lacks stage or arguments") from None
+        if stage in accept:
+            return Saved(
+                folder,
+                stage,
+                arguments,
+                read_part(folder, part),
+                folder / "tokenizer",
+                config.get("tokenizer_sha256"),
+                tuple(absent),
+            )
+    stages = " and ".join(entry["stage"] for entry in held.values())
+    raise UserError(f"{given}: this folder holds {stages}; give one with {' or '.join(accept)}")
+
+
+def has_evaluation(path: str | Path) -> bool:
+    """Whether `path` is a model folder with an evaluation model."""
+    folder = Path(path).expanduser()
+    return is_model_folder(folder) and "evaluation" in read_config(folder)
+
+
+def load_stage(path: str | Path, accept: Collection[str] = ALL_STAGES, option: str = "") -> Stage:
+    """The stage at `path`, in evaluation mode, float32, on the CPU.
+
+    Parameters the folder lacks get their initial values (see `Saved.absent`).
+
+    Raises:
+        UserError: as `read_saved`, or weights that do not fit.
+    """
+    from torchmetrics import Metric
+
+    from plato2.stages import STAGES
+
+    saved = read_saved(path, accept, option)
     try:
         with torch.device("meta"):  # no time for initial weights that are replaced at once
-            stage = STAGES[name](**checkpoint["hyper_parameters"])
+            stage = STAGES[saved.stage](**saved.arguments)
     except TypeError as error:
         raise UserError(
-            f"{file}: written by another version of plato2 ({error}); train it again or install that version"
+            f"{saved.file}: written by another version of plato2 ({error}); train it again or "
+            "install that version"
         ) from None
-    weights = {key: tensor.float().clone() for key, tensor in checkpoint["state_dict"].items()}
-    try:
-        stage.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1:2] or [str(error)]
-        raise UserError(
-            f"{file}: the weights do not fit its own model configuration ({first[0].strip()}); "
-            "the file is damaged or was edited: take another checkpoint of the run"
-        ) from None
+    _fill(stage, saved, saved.weights)
     for module in stage.modules():
         if isinstance(module, Metric):  # sums over a validation, not in the checkpoint: they start from zero
             module._apply(lambda state: torch.zeros_like(state, device="cpu"))
     return stage.eval()
 
 
-def run_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer a run was trained with: of a run folder, or of the one a checkpoint file lies in.
+def load_generation(path: str | Path, option: str = "") -> GenerationNetwork:
+    """The generation model at `path`, in evaluation mode, float32, on the CPU.
 
     Raises:
-        UserError: no tokenizer there, or not the one the checkpoint was trained with.
+        UserError: as `load_stage`.
     """
-    file = checkpoint_file(path).absolute()
-    run = RunFolder(file.parents[1])
-    if run.checkpoints != file.parent:  # a checkpoint that was taken out of its run
-        run = RunFolder(file.parent)
-    tokenizer = Tokenizer.load(run.tokenizer)
-    trained_with = read_checkpoint(file).get("tokenizer_sha256")
+    saved = read_saved(path, GENERATION, option)
+    with torch.device("meta"):
+        network = GenerationNetwork(saved.model_config, saved.stage == "2_gen")
+    _fill(network, saved, _shared(saved, network))
+    return network.eval()
+
+
+def load_evaluation(path: str | Path, option: str = "") -> EvaluationNetwork:
+    """The evaluation model at `path`, in evaluation mode, float32, on the CPU.
+
+    Raises:
+        UserError: as `load_stage`.
+    """
+    saved = read_saved(path, EVALUATION, option)
+    with torch.device("meta"):
+        network = EvaluationNetwork(saved.model_config)
+    _fill(network, saved, _shared(saved, network))
+    return network.eval()
+
+
+def _shared(saved: Saved, network: nn.Module) -> dict[str, Tensor]:
+    """Without the heads that only training needs."""
+    return {key: tensor for key, tensor in saved.weights.items() if key in network.state_dict()}
+
+
+def _fill(module: nn.Module, saved: Saved, stored: Mapping[str, Tensor]) -> None:
+    """Puts stored weights, and initial values for what is absent, into a module on the meta device."""
+    weights = {key: tensor.float().clone() for key, tensor in stored.items()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(saved.arguments.get("seed", 0)))
+        for name, parameter in module.named_parameters():
+            if name in saved.absent:
+                weights[name] = torch.empty(parameter.shape)
+                initialize_parameter(name, weights[name])
+    try:
+        module.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:2] or [str(error)]
+        raise UserError(
+            f"{saved.file}: the weights do not fit its own model configuration ({first[0].strip()}); "
+            "the file is damaged or was edited: take another one"
+        ) from None
+
+
+def warm_start_weights(path: Path, accept: Collection[str]) -> Weights:
+    """What a stage can start from in a model folder (`init_from=`).
+
+    Raises:
+        UserError: as `read_saved`.
+    """
+    from plato2.training.checkpoint import Weights
+
+    saved = read_saved(path, accept, "init_from=")
+    return Weights(path, saved.stage, saved.weights, saved.tokenizer_sha256, saved.absent)
+
+
+def saved_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer a model was trained with.
+
+    Raises:
+        UserError: no tokenizer there, or not the one the model was trained with.
+    """
+    folder = Path(path).expanduser()
+    if is_model_folder(folder):
+        where, trained_with, what = (
+            folder / "tokenizer",
+            read_config(folder).get("tokenizer_sha256"),
+            folder.name,
+        )
+    else:
+        saved = read_saved(path)
+        where, trained_with, what = saved.tokenizer_folder, saved.tokenizer_sha256, saved.file.name
+    tokenizer = Tokenizer.load(where)
     if trained_with and trained_with != tokenizer.sha256:
         raise UserError(
-            f"{run.tokenizer}: not the tokenizer {file.name} was trained with (sha256 "
+            f"{where}: not the tokenizer {what} was trained with (sha256 "
             f"{tokenizer.sha256[:12]}, not {trained_with[:12]}); put the tokenizer of that run there"
         )
     return tokenizer
@@ -86,11 +242,13 @@ def checkpoint_file(path: str | Path) -> Path:
     Raises:
         UserError: nothing there (near names are suggested), or a folder without checkpoints.
     """
+    from plato2.training.run import RunFolder
+
     path = Path(path).expanduser()
     if path.is_file():
         return path
     if not path.exists():
-        raise UserError(f"{path}: no such run folder or checkpoint{_near(path)}")
+        raise UserError(f"{path}: no such run folder, checkpoint or model folder{_near(path)}")
     run = RunFolder(path)
     if run.best.exists():
         return run.best

@@ -1,71 +1,491 @@
-"""Knover's parameter names and ours: one table, read in both directions (spec section 10)."""
+"""Knover's released models in and out: `plato2 import knover`, `plato2 export knover`.
 
-from collections.abc import Mapping
+A release is a folder or tar with `Plato` (generation) and/or `NSP` (evaluation), one binary file a parameter,
+or PaddleNLP's `.pdparams` with both. The geometry follows from the shapes, except for the number of attention
+heads. Everything is checked before anything is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import resources
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_BLOCK = {
-    "pre_att_layer_norm_scale": "attention_norm.weight",
-    "pre_att_layer_norm_bias": "attention_norm.bias",
-    "multi_head_att_query_fc": "attention.query",
-    "multi_head_att_key_fc": "attention.key",
-    "multi_head_att_value_fc": "attention.value",
-    "multi_head_att_output_fc": "attention.output",
-    "pre_ffn_layer_norm_scale": "feed_forward_norm.weight",
-    "pre_ffn_layer_norm_bias": "feed_forward_norm.bias",
-    "ffn_fc_0": "feed_forward_in",
-    "ffn_fc_1": "feed_forward_out",
-}
-_REST = {
-    "word_embedding": "backbone.word.weight",
-    "pos_embedding": "backbone.position.weight",
-    "sent_embedding": "backbone.token_type.weight",
-    "role_embedding": "backbone.role.weight",
-    "post_encoder_layer_norm_scale": "backbone.final_norm.weight",
-    "post_encoder_layer_norm_bias": "backbone.final_norm.bias",
-    "mask_lm_trans_fc": "backbone.lm_transform.linear",
-    "mask_lm_trans_layer_norm_scale": "backbone.lm_transform.norm.weight",
-    "mask_lm_trans_layer_norm_bias": "backbone.lm_transform.norm.bias",
-    "mask_lm_out_fc.b_0": "backbone.lm_bias",
-    "latent_embedding": "recognition.latent_embedding",
-    "recognition_fc": "recognition.transform",
-    "recognition_bias": "recognition.bias",
-    "bow_trans_fc": "bag_of_words.transform.linear",
-    "bow_trans_layer_norm_scale": "bag_of_words.transform.norm.weight",
-    "bow_trans_layer_norm_bias": "bag_of_words.transform.norm.bias",
-    "bow_out_fc.b_0": "bag_of_words.bias",
-    "pooled_fc": "coherence.pool",
-    "next_sent_fc": "coherence.classifier",
-}
+from plato2 import __version__
+from plato2.config import ModelConfig, OptimConfig, UserError
+from plato2.data.tokenizer import Tokenizer
+from plato2.model.networks import parameter_shapes
+from plato2.weights.model_folder import DTYPES, Lazy, Part, refuse_existing, write_model_folder
+from plato2.weights.names import TRAINING_ONLY, is_transposed, knover_names, n_layers, paddlenlp_names
+from plato2.weights.paddle import open_parameter, read_pdparams, write_parameter
+
+FOLDERS = {"generation": "Plato", "evaluation": "NSP"}
+"""What Knover calls the folder of each part."""
+STANDARD_HEAD = 64
+"""Width of an attention head of every published model: tells the number of heads where nothing else does."""
+_OPTIMIZER = ("_moment1_0", "_moment2_0", "_beta1_pow_acc_0", "_beta2_pow_acc_0")
+_NOT_WEIGHTS = {"learning_rate_0", "__lr_scheduler__", "__model__", "@LR_DECAY_COUNTER@"}
+_NOT_WEIGHTS_STARTS = ("loss_scaling", "num_good_steps", "num_bad_steps", "num_steps", ".")
 
 
-def parameter_names(n_layer: int) -> dict[str, str]:
-    """Knover's name -> ours, for all parameters of all three models with `n_layer` blocks."""
-    names = {
-        f"encoder_layer_{layer}_{theirs}": f"backbone.blocks.{layer}.{ours}"
-        for layer in range(n_layer)
-        for theirs, ours in _BLOCK.items()
-    } | _REST
-    table: dict[str, str] = {}
-    for theirs, ours in names.items():
-        if theirs.endswith(("_fc", "fc_0", "fc_1")):  # a linear layer: matrix w_0 and bias b_0
-            table |= {f"{theirs}.w_0": f"{ours}.weight", f"{theirs}.b_0": f"{ours}.bias"}
-        else:
-            table[theirs] = ours
-    return table
+@dataclass(frozen=True)
+class Source:
+    """The parameters of one part, under the names of whoever wrote them."""
+
+    path: Path
+    part: str
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+    read: Callable[[str], np.ndarray]
+    """Name -> values; of a pickle it can be called once for each name."""
+    names: Callable[[int], dict[str, str]]
+    """Number of layers -> (our name -> theirs)."""
 
 
-def state_dict_from_knover(arrays: Mapping[str, np.ndarray], n_layer: int) -> dict[str, Tensor]:
-    """Knover's arrays under our names; the matrices of linear layers are [in, out] there and are transposed.
+@dataclass(frozen=True)
+class Imported:
+    """What `import_knover` found and wrote."""
+
+    out: Path
+    models: dict[str, ModelConfig]
+    stages: dict[str, str]
+    absent: dict[str, tuple[str, ...]]
+    left_alone: list[str]
+    heads_from: str
+    tokenizer_from: str
+    sha256: str
+
+
+def import_knover(
+    path: Path,
+    out: Path,
+    tokenizer: Path | None = None,
+    n_head: int | None = None,
+    dtype: str | None = None,
+    lower_case: bool | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Imported:
+    """Writes a model folder from Knover's or PaddleNLP's files.
+
+    Args:
+        path: a folder with `Plato` and/or `NSP`, one of the two, a tar of it, or a `.pdparams` file.
+        out: the model folder to write.
+        tokenizer: a folder with spm.model and vocab.txt; by default one found beside the weights, else
+            Knover's English one, which every released English model uses.
+        n_head: attention heads; by default those of a Knover configuration (`*.json` with
+            num_attention_heads) beside the weights, else hidden size / 64.
+        dtype: float32, float16 or bfloat16 to convert to; None keeps what is there.
+        lower_case: whether the model was trained on lower-cased text (Knover's 32L configurations say so).
+        say: told what is going on.
 
     Raises:
-        KeyError: a name that is not in the table.
+        UserError: whatever is wrong with the files; nothing has been written then.
     """
-    names = parameter_names(n_layer)
-    state: dict[str, Tensor] = {}
-    for theirs, array in arrays.items():
-        tensor = torch.from_numpy(np.ascontiguousarray(array.T if theirs.endswith(".w_0") else array))
-        state[names[theirs]] = tensor
-    return state
+    refuse_existing(out)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    with _unpacked(path, out, say) as place:
+        sources, left_alone = find_sources(place)
+        heads, heads_from = (n_head, "--n-head") if n_head else _find_heads(path, place)
+        parts: dict[str, Part] = {}
+        for source in sources:
+            parts[source.part] = _part(source, heads, dtype)
+        models = {name: ModelConfig(**part.arguments["model"]) for name, part in parts.items()}
+        _check_pair(path, models)
+        vocabulary, tokenizer_from = _find_tokenizer(path, place, tokenizer, models, lower_case)
+        say("hashing the source")
+        sha256 = source_sha256(place)
+        imported = Imported(
+            out,
+            models,
+            {name: part.stage for name, part in parts.items()},
+            {name: part.absent for name, part in parts.items()},
+            left_alone,
+            heads_from if heads else f"hidden_size / {STANDARD_HEAD}",
+            tokenizer_from,
+            sha256,
+        )
+        say(f"writing {out}")
+        write_model_folder(out, parts, vocabulary, _card(path, imported, dtype), {"source_sha256": sha256})
+    return imported
+
+
+def find_sources(place: Path) -> tuple[list[Source], list[str]]:
+    """The parts in a folder or `.pdparams` file, and the names of files that are not weights.
+
+    Raises:
+        UserError: no weights there, or a file that is damaged.
+    """
+    if place.is_file():
+        return _pdparams_sources(place), []
+    folders = [folder for folder in (place / "Plato", place / "NSP") if folder.is_dir()]
+    if not folders and (place / "word_embedding").is_file():
+        folders = [place]
+    if not folders:
+        inside = sorted(child for child in place.iterdir() if child.is_dir()) if place.is_dir() else []
+        nested = [child for child in inside if (child / "Plato").is_dir() or (child / "NSP").is_dir()]
+        if len(nested) == 1:
+            return find_sources(nested[0])
+        if nested:
+            raise UserError(
+                f"{place}: several models ({', '.join(c.name for c in nested)}); give one of them"
+            )
+        raise UserError(
+            f"{place}: no Plato or NSP folder in it and no word_embedding file: not a model of Knover"
+        )
+    found = [_folder_source(folder) for folder in folders]
+    if len({source.part for source, _ in found}) < len(found):
+        raise UserError(f"{place}: Plato and NSP hold the same kind of model; give the one you want")
+    return [source for source, _ in found], sorted({name for _, names in found for name in names})
+
+
+def export_knover(
+    out: Path, parts: dict[str, dict[str, np.ndarray]], dtype: str | None = None
+) -> dict[str, int]:
+    """Writes `OUT/Plato` and `OUT/NSP` as Knover reads them.
+
+    Args:
+        out: the folder; it must not exist, or be empty.
+        parts: `generation` and/or `evaluation` -> arrays by our names.
+        dtype: float16 or float32; norms stay float32, as Knover's own converter leaves them.
+
+    Returns:
+        Parameters written, by folder.
+
+    Raises:
+        UserError: there is something at `out`, or a parameter Knover has no name for.
+    """
+    refuse_existing(out)
+    new = out.with_name(f".{out.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    counts = {}
+    try:
+        for part, arrays in parts.items():
+            folder = new / FOLDERS[part]
+            folder.mkdir(parents=True)
+            layers = 1 + max(
+                int(name.split(".")[2]) for name in arrays if name.startswith("backbone.blocks.")
+            )
+            names = knover_names(layers)
+            for ours, array in arrays.items():
+                if ours not in names:
+                    raise UserError(
+                        f"{ours}: Knover has no such parameter; only its own heads can be exported"
+                    )
+                array = array.T if is_transposed(ours) else array
+                if dtype and "norm." not in ours:
+                    array = array.astype(dtype)
+                write_parameter(folder / names[ours], array)
+            counts[folder.name] = len(arrays)
+        if out.exists():
+            out.rmdir()  # empty
+        new.rename(out)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    return counts
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+def _folder_source(folder: Path) -> tuple[Source, list[str]]:
+    """One folder of parameter files; also the names of files in it that are no weights."""
+    files = {file.name: file for file in sorted(folder.iterdir()) if file.is_file()}
+    layers = n_layers(set(files))
+    known = set(knover_names(max(layers, 0)).values())
+    left_alone = []
+    for name in files.keys() - known:
+        is_state = name.endswith(_OPTIMIZER) or name.startswith(_NOT_WEIGHTS_STARTS) or name in _NOT_WEIGHTS
+        if not is_state:
+            left_alone.append(f"{folder.name}/{name}")
+    parameters = {name: open_parameter(file) for name, file in files.items() if name in known}
+    part = "evaluation" if "next_sent_fc.w_0" in parameters or "pooled_fc.w_0" in parameters else "generation"
+    return (
+        Source(
+            folder,
+            part,
+            {name: parameter.shape for name, parameter in parameters.items()},
+            {name: parameter.dtype.name for name, parameter in parameters.items()},
+            lambda name: parameters[name].read(),
+            knover_names,
+        ),
+        left_alone,
+    )
+
+
+def _pdparams_sources(path: Path) -> list[Source]:
+    """The generation and the evaluation model in PaddleNLP's dict."""
+    arrays = read_pdparams(path)
+    sources = []
+    for part, marker in (("generation", "plato2_encoder."), ("evaluation", "nsp_predictor.")):
+        mine = {
+            name
+            for name in arrays
+            if name.startswith(marker)
+            or (part == "generation" and name.startswith(("latent_weight", "logits_")))
+        }
+        if not mine:
+            continue
+        sources.append(
+            Source(
+                path,
+                part,
+                {name: arrays[name].shape for name in mine},
+                {name: arrays[name].dtype.name for name in mine},
+                arrays.pop,
+                lambda layers, part=part: paddlenlp_names(layers, part),  # type: ignore[misc]
+            )
+        )
+    if not sources:
+        first = ", ".join(sorted(arrays)[:3]) or "nothing"
+        raise UserError(f"{path}: no PLATO-2 of PaddleNLP in it (it has {first} ...)")
+    return sources
+
+
+def _part(source: Source, n_head: int | None, dtype: str | None) -> Part:
+    """Geometry from the shapes; every shape checked against it.
+
+    Raises:
+        UserError: a parameter is missing, or has a shape that does not fit the others.
+    """
+    layers = n_layers(set(source.shapes))
+    names = source.names(layers)
+    shapes = {ours: source.shapes[theirs] for ours, theirs in names.items() if theirs in source.shapes}
+    config = _geometry(source, shapes, names, layers, n_head)
+    stage = "2_eval"
+    if source.part == "generation":
+        stage = "2_gen" if "recognition.latent_embedding" in shapes else "1_coarse"
+    expected = parameter_shapes(stage, config)
+    for ours in sorted(expected.keys() & shapes.keys()):
+        wanted = expected[ours][::-1] if is_transposed(ours) else expected[ours]
+        if shapes[ours] != wanted:
+            raise UserError(
+                f"{source.path}: {names[ours]} is {list(shapes[ours])}; with {config.n_layer} layers of "
+                f"{config.hidden_size}, as the word table and the blocks say, it would be {list(wanted)}"
+            )
+    absent = sorted(expected.keys() - shapes.keys())
+    lost = [name for name in absent if not name.startswith(TRAINING_ONLY[stage])]
+    if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise UserError(f"{source.path}: {names.get(lost[0], lost[0])}{more} missing; download it again")
+    if foreign := sorted(shapes.keys() - expected.keys()):
+        raise UserError(f"{source.path}: {names[foreign[0]]} does not belong to a {stage} model")
+    parameters = {}
+    for ours in expected:
+        if ours in shapes:
+            theirs = names[ours]
+            parameters[ours] = Lazy(
+                expected[ours],
+                DTYPES.get(dtype or source.dtypes[theirs], torch.float32),  # float64 becomes float32
+                partial(_read, source, theirs, is_transposed(ours)),
+            )
+    optim = asdict(OptimConfig()) | {"betas": list(OptimConfig().betas)}
+    arguments = {"model": asdict(config), "optim": optim, "seed": 11}
+    return Part(stage, arguments, parameters, tuple(absent))
+
+
+def _read(source: Source, name: str, turn: bool) -> Tensor:
+    """A copy of the values; Paddle's matrices turned into PyTorch's."""
+    array = source.read(name)
+    return torch.from_numpy(np.array(array.T if turn else array, order="C"))
+
+
+def _geometry(
+    source: Source, shapes: dict[str, tuple[int, ...]], names: dict[str, str], layers: int, n_head: int | None
+) -> ModelConfig:
+    def shape(ours: str) -> tuple[int, ...]:
+        if ours not in shapes:
+            raise UserError(f"{source.path}: {names.get(ours, ours)} is missing; download it again")
+        if len(shapes[ours]) != 2 or 0 in shapes[ours]:
+            raise UserError(f"{source.path}: {names[ours]} is {list(shapes[ours])}: fits no model of PLATO-2")
+        return shapes[ours]
+
+    if not layers:
+        raise UserError(f"{source.path}: no blocks in it (encoder_layer_0_...); download it again")
+    vocab_size, hidden_size = shape("backbone.word.weight")
+    latents = shapes.get("recognition.latent_embedding", (hidden_size, 20))
+    if n_head is None:
+        if hidden_size % STANDARD_HEAD:
+            raise UserError(
+                f"{source.path}: the shapes do not tell the number of attention heads, and hidden size "
+                f"{hidden_size} is not a multiple of {STANDARD_HEAD}; give --n-head, or put Knover's "
+                "configuration (a .json with num_attention_heads) beside it"
+            )
+        n_head = hidden_size // STANDARD_HEAD
+    if hidden_size % n_head:
+        raise UserError(f"--n-head {n_head}: hidden size {hidden_size} is not a multiple of it")
+    return ModelConfig(
+        n_layer=layers,
+        n_head=n_head,
+        hidden_size=hidden_size,
+        vocab_size=vocab_size,
+        max_position=shape("backbone.position.weight")[0],
+        n_type=shape("backbone.token_type.weight")[0],
+        n_role=shapes["backbone.role.weight"][0] if "backbone.role.weight" in shapes else 0,
+        n_latent=latents[-1],
+    )
+
+
+def _check_pair(path: Path, models: dict[str, ModelConfig]) -> None:
+    """Generation and evaluation model of one folder have one geometry.
+
+    Raises:
+        UserError: they have two.
+    """
+    if len(models) < 2:
+        return
+    one, other = models["generation"], models["evaluation"]
+    for key in ("n_layer", "hidden_size", "vocab_size", "max_position", "n_type", "n_role"):
+        if getattr(one, key) != getattr(other, key):
+            raise UserError(
+                f"{path}: two geometries: {key}={getattr(one, key)} in the generation model and "
+                f"{getattr(other, key)} in the evaluation model; import Plato and NSP one by one"
+            )
+
+
+# ------------------------------------------------------------------------------------- what lies beside it
+
+
+def _beside(path: Path, place: Path) -> Iterator[Path]:
+    """Folders in which configuration and tokenizer may lie: at the weights, then up to two above."""
+    start = place if place.is_dir() else place.parent
+    yield start
+    if place != path:  # an archive: what is beside it
+        yield path.parent
+        start = path.parent
+    yield from list(start.absolute().parents)[:2]
+
+
+def _find_heads(path: Path, place: Path) -> tuple[int | None, str]:
+    for folder in _beside(path, place):
+        for file in sorted(folder.glob("*.json")):
+            if file.stat().st_size > 1 << 20:
+                continue
+            try:
+                heads = json.loads(file.read_text(encoding="utf-8"))["num_attention_heads"]
+            except (ValueError, KeyError, TypeError, OSError):
+                continue
+            if isinstance(heads, int) and heads > 0:
+                return heads, str(file)
+    return None, ""
+
+
+def _find_tokenizer(
+    path: Path, place: Path, given: Path | None, models: dict[str, ModelConfig], lower_case: bool | None
+) -> tuple[Tokenizer, str]:
+    found, where = None, ""
+    folders = [given] if given else list(_beside(path, place))
+    for folder in folders:
+        if given or ((folder / "spm.model").is_file() and (folder / "vocab.txt").is_file()):
+            found, where = Tokenizer.load(folder), str(folder)
+            break
+    if found is None:
+        with resources.as_file(resources.files("plato2.weights") / "knover_english") as folder:
+            found, where = Tokenizer.load(folder), "Knover's English tokenizer, which comes with plato2"
+    vocab_size = next(iter(models.values())).vocab_size
+    if found.vocab_size != vocab_size:
+        raise UserError(
+            f"{path}: a model of {vocab_size} tokens; {where} has {found.vocab_size}; give the folder "
+            "with its spm.model and vocab.txt as --tokenizer"
+        )
+    return found if lower_case is None else found.with_lower_case(lower_case), where
+
+
+# ------------------------------------------------------------------------------------------------ archives
+
+
+@contextmanager
+def _unpacked(path: Path, out: Path, say: Callable[[str], None]) -> Iterator[Path]:
+    """The folder to read: `path` itself, or what a tar holds, unpacked beside `out` for the while.
+
+    Raises:
+        UserError: no tar or `.pdparams`, or one with members that have no business there.
+    """
+    if path.is_dir() or path.suffix == ".pdparams":
+        yield path
+        return
+    if not tarfile.is_tarfile(path):
+        raise UserError(f"{path}: neither a folder, a tar nor a .pdparams file")
+    say(f"checking {path}")
+    try:
+        with tarfile.open(path) as archive:
+            members = archive.getmembers()
+            for member in members:
+                _check_member(path, member)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+                say(f"unpacking {path}")
+                archive.extractall(folder, members, filter="data")
+                yield Path(folder)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UserError(f"{path}: not a whole tar ({error}); download it again") from None
+
+
+def _check_member(path: Path, member: tarfile.TarInfo) -> None:
+    name = PurePosixPath(member.name)
+    problem = ""
+    if name.is_absolute() or member.name.startswith(("/", "\\")):
+        problem = "an absolute path"
+    elif ".." in name.parts:
+        problem = "a path with .."
+    elif not (member.isfile() or member.isdir()):
+        problem = "a link" if member.issym() or member.islnk() else "a device"
+    if problem:
+        raise UserError(f"{path}: {member.name!r} is {problem}: refused, nothing was unpacked")
+
+
+def source_sha256(place: Path) -> str:
+    """Hash of a file, or of the names and contents of all files in a folder."""
+    files = [place] if place.is_file() else sorted(f for f in place.rglob("*") if f.is_file())
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").digest()
+        total.update(file.relative_to(place).as_posix().encode() + b"\0" + digest)
+    return total.hexdigest()
+
+
+def _card(path: Path, imported: Imported, dtype: str | None) -> str:
+    """README.md of the model folder."""
+    rows = []
+    for part, model in imported.models.items():
+        shape = f"{model.n_layer} layers, {model.n_head} heads, hidden {model.hidden_size}"
+        size = f"vocabulary {model.vocab_size:,}, {model.max_position} positions"
+        latents = f", K = {model.n_latent}" if imported.stages[part] == "2_gen" else ""
+        rows.append(f"| {part} | `{imported.stages[part]}` | {shape}, {size}{latents} |")
+    absent = [name for names in imported.absent.values() for name in names]
+    lacking = ", ".join(f"`{name}`" for name in absent) or "nothing"
+    return f"""---
+license: apache-2.0
+tags: [dialogue, plato-2]
+---
+# PLATO-2 from Knover
+
+| part | stage | size |
+| --- | --- | --- |
+{chr(10).join(rows)}
+
+- Source: `{path.name}`, sha256 `{imported.sha256}`.
+- Made by `plato2 import knover` of plato2 {__version__}{f", converted to {dtype}" if dtype else ""}.
+- Number of heads from: {imported.heads_from}. Tokenizer from: {imported.tokenizer_from}.
+- Parameters that only training needs and the source does not have: {lacking}.
+- Licence: Knover and the models released with it are under Apache-2.0 (https://github.com/PaddlePaddle/Knover);
+  if the source is your own, its licence is yours to state.
+
+Talk to it with `plato2 chat --generation DIR --evaluation DIR`.
+"""

@@ -1,36 +1,16 @@
 """The three models print Knover's numbers: its tiny weights, its batches, its tolerances (spec, end)."""
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
+from knover import CONFIG, knover_stage, load
 from torch import Tensor
 
-from plato2.config import ModelConfig
 from plato2.model import losses, masks
 from plato2.model.backbone import read_slots
 from plato2.stages import CoarseGeneration, CoherenceEstimation, FineGeneration
-from plato2.weights.knover import state_dict_from_knover
 
-KNOVER = Path(__file__).parents[1] / "fixtures" / "knover"
-CONFIG = ModelConfig(n_layer=2, n_head=4, hidden_size=32, n_latent=5, dropout=0.0)
 BATCHES = ("a", "b", "c")
-
-
-def load(name: str) -> dict[str, np.ndarray]:
-    with np.load(KNOVER / name, allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
-def knover_stage(stage_class: type, weights: str) -> Any:
-    stage = stage_class(CONFIG)
-    arrays = load(weights)
-    wanted = stage.state_dict().keys()
-    state = state_dict_from_knover(arrays, CONFIG.n_layer)
-    stage.load_state_dict({name: tensor for name, tensor in state.items() if name in wanted}, strict=True)
-    return stage.eval()
 
 
 def unit(arrays: dict[str, np.ndarray], batch: str, front_slots: bool = False) -> dict[str, Tensor]:

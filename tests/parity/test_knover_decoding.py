@@ -1,30 +1,18 @@
 """Candidates, their scores and their coherence are Knover's: greedy and sampled with its random numbers."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from knover import KNOVER, knover_stage
 
-from plato2.config import DecodeConfig, ModelConfig
+from plato2.config import DecodeConfig
 from plato2.stages import CoarseGeneration, CoherenceEstimation, FineGeneration
 from plato2.talk.decode import decode
 from plato2.talk.rank import coherence
-from plato2.weights.knover import state_dict_from_knover
 
-KNOVER = Path(__file__).parents[1] / "fixtures" / "knover"
-CONFIG = ModelConfig(n_layer=2, n_head=4, hidden_size=32, n_latent=5, dropout=0.0)
 FIXTURE = json.loads((KNOVER / "decoding.json").read_text())
-
-
-def knover_stage(stage_class: type, weights: str) -> Any:
-    stage = stage_class(CONFIG)
-    with np.load(KNOVER / weights, allow_pickle=False) as arrays:
-        state = state_dict_from_knover(dict(arrays), CONFIG.n_layer)
-    stage.load_state_dict({name: state[name] for name in stage.state_dict()})
-    return stage.eval()
 
 
 def knovers_uniforms(n_rows: int, max_tokens: int) -> torch.Tensor:

@@ -63,15 +63,15 @@ def test_stage_2_counts_the_tokens_of_its_samples_not_their_front_slots(corpus: 
 
 def test_ratio_is_the_median_of_rounds() -> None:
     slow, fast = Side(lambda number: 1), Side(lambda number: 1)
-    alternate([slow, fast], 3, deadline=float("inf"))
-    assert len(slow.tokens) == len(fast.tokens) == 3
+    alternate([slow, fast], 2, 3, deadline=float("inf"))
+    assert len(slow.tokens) == len(fast.tokens) == 3  # the two before them do not count
     slow.seconds, fast.seconds = [2.0, 30.0, 4.0], [1.0, 1.0, 1.0]
     assert ratio(slow, fast) == 4.0
 
 
 def test_the_deadline_leaves_one_round() -> None:
     side = Side(lambda number: 1)
-    alternate([side], 5, deadline=0.0)
+    alternate([side], 0, 5, deadline=0.0)
     assert len(side.tokens) == 1
 
 

@@ -13,7 +13,7 @@ from runs import KNOVER, checkpoint_of, make_run, make_stage, small_tokenizer_te
 from plato2.config import UserError
 from plato2.data.tokenizer import Tokenizer, train_tokenizer
 from plato2.stages import STAGES, FineGeneration
-from plato2.weights.folder import load_stage, run_tokenizer
+from plato2.weights.folder import load_stage, saved_tokenizer
 
 
 @pytest.mark.parametrize("name", list(STAGES))
@@ -28,7 +28,7 @@ def test_a_run_comes_back_as_it_was(tmp_path: Path, name: str) -> None:
     assert all(torch.equal(weights[key], tensor) for key, tensor in original.state_dict().items())
     assert not any(tensor.is_meta for tensor in stage.parameters())
     assert all(parameter.requires_grad for parameter in stage.parameters())
-    assert run_tokenizer(run).sha256 == Tokenizer.load(KNOVER).sha256
+    assert saved_tokenizer(run).sha256 == Tokenizer.load(KNOVER).sha256
 
 
 def test_a_loaded_stage_can_be_validated(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_best_is_preferred_and_a_file_is_taken_as_it_is(tmp_path: Path) -> None:
     torch.save(checkpoint_of(best, tokenizer), run / "checkpoints" / "best.ckpt")
     assert load_stage(run).backbone.lm_bias[0].item() == 0.5
     assert load_stage(run / "checkpoints" / "last.ckpt").backbone.lm_bias[0].item() == 0.0
-    assert run_tokenizer(run / "checkpoints" / "last.ckpt").sha256 == tokenizer.sha256
+    assert saved_tokenizer(run / "checkpoints" / "last.ckpt").sha256 == tokenizer.sha256
 
 
 def test_a_half_precision_checkpoint_is_loaded_in_float32(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_the_tokenizer_must_be_the_runs(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "2_gen")
     train_tokenizer(small_tokenizer_texts(), 60).save(run / "tokenizer")
     with pytest.raises(UserError, match=r"not the tokenizer last\.ckpt was trained with"):
-        run_tokenizer(run)
+        saved_tokenizer(run)
     (run / "tokenizer" / "spm.model").unlink()
     with pytest.raises(UserError, match=r"spm\.model is missing"):
-        run_tokenizer(run)
+        saved_tokenizer(run)

@@ -13,6 +13,7 @@ from torch import nn
 from units import BATCHES, MODEL, make_stage, make_window, pack_for
 
 from plato2.config import ModelConfig, UserError
+from plato2.model.backbone import ROWS_STEP
 from plato2.model.dropout import Dropout
 from plato2.stages import STAGES
 
@@ -195,8 +196,25 @@ def test_logits_are_computed_only_where_there_is_a_target() -> None:
         stage.backbone.lm_transform.register_forward_hook(
             lambda _module, _given, h, rows=rows: rows.append(len(h))
         )
+        with torch.no_grad():
+            stage.losses(unit)
         stage.losses(unit)
-        assert rows == [len(unit["target_ids"])]
+        n_target = len(unit["target_ids"])
+        assert rows == [n_target, n_target + -n_target % ROWS_STEP]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_rows_up_to_a_whole_step_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    unit, seen = pack_for(name).unit, []
+    for step in (1, 64):
+        monkeypatch.setattr("plato2.model.backbone.ROWS_STEP", step)
+        stage = make_stage(name)
+        terms = stage.losses(unit)
+        torch.stack([terms[term].mean() for term in stage.loss_terms]).sum().backward()
+        seen.append(terms | {key: parameter.grad for key, parameter in stage.named_parameters()})
+    assert seen[0].keys() == seen[1].keys()
+    for key, value in seen[0].items():
+        torch.testing.assert_close(seen[1][key], value, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

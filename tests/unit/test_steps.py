@@ -25,7 +25,7 @@ from plato2.data.shards import read_index
 from plato2.data.stream import Corpus, TrainStream
 from plato2.stages import STAGES
 from plato2.training.optim import adamw, noam_factor
-from plato2.weights.knover import parameter_names
+from plato2.weights.names import knover_names
 
 HERE = Path(__file__).parent
 
@@ -183,7 +183,7 @@ def test_updates_are_adamw_at_the_rate_of_the_schedule(corpus: Path) -> None:
     assert [metrics["train/lr"] for metrics in run.metrics] == pytest.approx(
         [0.01, 0.02, 0.02 * math.sqrt(2 / 3), 0.02 * math.sqrt(2 / 4)]
     )
-    knover = {ours: theirs for theirs, ours in parameter_names(MODEL.n_layer).items()}
+    knover = knover_names(MODEL.n_layer)
     for name, start in run.weights[0].items():
         weight = start.double()
         m, v = torch.zeros_like(weight), torch.zeros_like(weight)
@@ -205,7 +205,7 @@ def not_excluded(knovers_name: str) -> bool:
 @pytest.mark.parametrize("name", BATCHES)
 def test_weight_decay_goes_to_the_parameters_it_goes_to_in_knover(name: str) -> None:
     stage = STAGES[name](replace(MODEL, n_role=2))
-    knover = {ours: theirs for theirs, ours in parameter_names(MODEL.n_layer).items()}
+    knover = knover_names(MODEL.n_layer)
     groups = adamw(stage, OptimConfig(weight_decay=0.01)).param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     parameters = dict(stage.named_parameters())

@@ -1,0 +1,80 @@
+"""`plato2 score`: probabilities of the responses in a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from plato2.commands.reply import Device
+from plato2.config import UserError
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+HELP = """Give the probabilities of responses, one JSON object a line.
+
+A line of FILE is the turns of a context joined by [SEP], a TAB, and a response. A 1_coarse model gives nll
+(summed, in nats) and n_tokens of p(r|c); a 2_gen model posterior, p(z|c,r) of each latent, and nll_by_latent;
+a 2_eval model coherence, p(l=1|c,r). A line that cannot be read gives {"error": ...} in its place.
+
+[bold]Examples[/]
+
+plato2 score pairs.tsv --generation outputs/tiny-1_coarse/RUN
+
+plato2 score pairs.tsv --generation models/24L --evaluation models/24L --out scores.jsonl
+"""
+
+
+@app.command(help=HELP)
+def score(
+    file: Annotated[Path, typer.Argument(help="Lines: turn [SEP] turn TAB response.")],
+    generation: Annotated[
+        Path | None, typer.Option(help="Run, checkpoint or model folder of 1_coarse or 2_gen.")
+    ] = None,
+    evaluation: Annotated[Path | None, typer.Option(help="The same of 2_eval.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write there; else to stdout.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Run the verb."""
+    from plato2.talk.bot import pick_device
+    from plato2.talk.score import score_lines
+    from plato2.weights.folder import EVALUATION, GENERATION, load_stage, saved_tokenizer
+
+    if generation is None and evaluation is None:
+        raise UserError("give --generation, --evaluation or both: there is nothing to score with")
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
+    where = pick_device(device)
+    stages, tokenizers = [], []
+    for path, accept, option in (
+        (generation, GENERATION, "--generation"),
+        (evaluation, EVALUATION, "--evaluation"),
+    ):
+        stages.append(load_stage(path, accept, option).to(where) if path else None)
+        tokenizers += [saved_tokenizer(path)] if path else []
+    if len({tokenizer.sha256 for tokenizer in tokenizers}) > 1:
+        raise UserError(
+            "--generation and --evaluation have different tokenizers; give models of one curriculum"
+        )
+    with file.open("rb") as opened:
+        n_lines = sum(1 for _ in opened)
+    n_errors = 0
+    with file.open("rb") as lines:
+        found = score_lines(lines, tokenizers[0], stages[0], stages[1])  # type: ignore[arg-type]
+        shown = track(found, "scoring", n_lines, console=Console(stderr=True), transient=True)
+        target = out.open("w", encoding="utf-8") if out else None
+        for scores in shown:
+            n_errors += "error" in scores
+            text = json.dumps(scores, ensure_ascii=False)
+            if target:
+                target.write(text + "\n")
+            else:
+                typer.echo(text)
+        if target:
+            target.close()
+    if n_errors:
+        typer.echo(f"{n_errors} of {n_lines} lines could not be scored; their place has an error", err=True)

@@ -1,0 +1,66 @@
+"""What is left of a trained stage when it only has to talk: networks without Lightning, losses or optimizer.
+
+Their parameters have the names of the stage's state dict, so one file fits both.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from plato2.config import ModelConfig
+from plato2.model.backbone import Backbone
+from plato2.model.heads import BagOfWords, Coherence, Latents, Recognition
+
+
+class Generator(Protocol):
+    """What decoding needs: a `GenerationNetwork`, or a stage 1 or 2.1 that is being trained."""
+
+    model_config: ModelConfig
+    backbone: Backbone
+    training: bool
+
+    @property
+    def recognition(self) -> Latents | None:
+        """The latents z, or None of a stage-1 model."""
+
+
+class Evaluator(Protocol):
+    """What ranking needs: an `EvaluationNetwork`, or a stage 2.2 that is being trained."""
+
+    model_config: ModelConfig
+    backbone: Backbone
+    coherence: Coherence
+    training: bool
+
+
+class GenerationNetwork(nn.Module):
+    """p(r|c) of stage 1, or p(r|c,z) of stage 2.1 without the heads that only training needs."""
+
+    def __init__(self, config: ModelConfig, has_latents: bool) -> None:
+        super().__init__()
+        self.model_config = config
+        self.backbone = Backbone(config)
+        self.recognition = Latents(config) if has_latents else None
+
+
+class EvaluationNetwork(nn.Module):
+    """p(l|c,r) of stage 2.2."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.model_config = config
+        self.backbone = Backbone(config)
+        self.coherence = Coherence(config)
+
+
+def parameter_shapes(stage: str, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all parameters of a stage with Knover's heads, in the order of its state dict."""
+    with torch.device("meta"):
+        modules: nn.ModuleDict = nn.ModuleDict({"backbone": Backbone(config)})
+        if stage == "2_gen":
+            modules.update({"recognition": Recognition(config), "bag_of_words": BagOfWords(config)})
+        if stage == "2_eval":
+            modules.update({"coherence": Coherence(config)})
+    state: dict[str, Tensor] = modules.state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}

@@ -1,0 +1,164 @@
+"""PLATO-2 for Hugging Face transformers, carried by an exported folder (`plato2 export hf`).
+
+model = AutoModel.from_pretrained("DIR", trust_remote_code=True)
+model.reply(["hi , how was your day ?"])  # candidates, the most coherent first
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from plato2.config import DecodeConfig, ModelConfig
+from plato2.data.samples import encode_context
+from plato2.data.tokenizer import Tokenizer
+from plato2.model.attention import attention  # noqa: F401  (named here, so that transformers copies the file)
+from plato2.model.backbone import put_front
+from plato2.model.dropout import Dropout  # noqa: F401
+from plato2.model.heads import Latents  # noqa: F401
+from plato2.model.masks import additive  # noqa: F401
+from plato2.model.networks import EvaluationNetwork, GenerationNetwork
+from plato2.model.noise import uniform  # noqa: F401
+from plato2.talk.decode import decode
+from plato2.talk.rank import Candidate, coherence, rank
+from plato2.talk.configuration_plato2 import Plato2Config
+
+
+@dataclass
+class Plato2Output(ModelOutput):
+    """What `forward` gives."""
+
+    logits: Tensor | None = None
+    """(B, T, V) of the next token."""
+    last_hidden_state: Tensor | None = None
+    """(B, T, H) after the final norm."""
+
+
+class Plato2Model(PreTrainedModel):
+    """A generation model and/or an evaluation model; the word tables are tied to their output layers."""
+
+    config_class = Plato2Config
+    folder: str
+    base_model_prefix = ""
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
+        r"generation\.recognition\.(transform|classifier|bias)",
+        r"generation\.bag_of_words",
+    ]
+    _keys_to_ignore_on_load_missing = [r"evaluation\.backbone\.lm_"]  # noqa: RUF012
+
+    def __init__(self, config: Plato2Config) -> None:
+        super().__init__(config)
+        self.generation: GenerationNetwork | None = None
+        self.evaluation: EvaluationNetwork | None = None
+        if config.generation:
+            model = ModelConfig(**config.generation["arguments"]["model"])
+            self.generation = GenerationNetwork(model, config.generation["stage"] == "2_gen")
+        if config.evaluation:
+            self.evaluation = EvaluationNetwork(ModelConfig(**config.evaluation["arguments"]["model"]))
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, folder: Any, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]
+        """As in transformers; remembers the folder, in which the tokenizer is."""
+        loaded = super().from_pretrained(folder, *arguments, **options)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.folder = str(folder)
+        return loaded
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: weights come from the folder."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer in the folder."""
+        if not hasattr(self, "_tokenizer"):
+            folder = Path(self.folder)
+            if not folder.is_dir():  # a name on a hub
+                from huggingface_hub import snapshot_download
+
+                folder = Path(snapshot_download(self.folder, allow_patterns="tokenizer/*"))
+            self._tokenizer: Any = Tokenizer.load(folder / "tokenizer")
+        tokenizer: Tokenizer = self._tokenizer
+        return tokenizer
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word table."""
+        network = self.generation or self.evaluation
+        assert network is not None
+        return network.backbone.word
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        latent_ids: Tensor | None = None,
+        **others: Any,
+    ) -> Plato2Output:
+        """Logits of the generation model: a context sees all of itself, a response what came before.
+
+        Args:
+            input_ids: (B, T) [CLS] (turn [SEP])* [CLS] words.
+            token_type_ids: (B, T) 0 = context, 1 = response; all context by default.
+            position_ids: (B, T); 0, 1, ... by default.
+            attention_mask: (B, T) 0 = padding on the right.
+            latent_ids: (B,) the latent z of each row, needed by a stage-2.1 model.
+        """
+        if self.generation is None:
+            raise ValueError("this folder has no generation model")
+        backbone = self.generation.backbone
+        length = input_ids.shape[1]
+        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+        positions = torch.arange(length, device=input_ids.device).expand_as(input_ids)
+        x = backbone.embed(input_ids, types, positions if position_ids is None else position_ids)
+        if self.generation.recognition is not None:
+            if latent_ids is None:
+                raise ValueError("a stage-2.1 model needs latent_ids, one latent z for each row")
+            z = nn.functional.one_hot(latent_ids, self.generation.model_config.n_latent).to(x.dtype)
+            x = torch.cat([torch.zeros_like(x[:, :1]), x], dim=1)
+            front = torch.arange(len(x), device=x.device) * x.shape[1]
+            x = put_front(x, front, self.generation.recognition.latent(z))
+            real, types = nn.functional.pad(real, (1, 0), value=1), nn.functional.pad(types, (1, 0))
+        h = backbone.encode(x, backbone.mask(real, types))[:, -length:]
+        return Plato2Output(
+            logits=backbone.lm_logits(h.flatten(0, 1)).unflatten(0, h.shape[:2]), last_hidden_state=h
+        )
+
+    def encode_context(self, turns: Sequence[str]) -> list[int]:
+        """Ids of a conversation, oldest turn first, cut to what the model can read."""
+        network = self.generation or self.evaluation
+        assert network is not None
+        ids = encode_context(
+            self.tokenizer.encode_batch(list(turns)), network.model_config.max_position // 2, cut_turn=True
+        )
+        assert ids is not None
+        return ids
+
+    def reply(self, turns: Sequence[str], **options: Any) -> list[Candidate]:
+        """One candidate for each latent z, most coherent first (without evaluation model: most probable).
+
+        Args:
+            turns: the conversation, oldest turn first.
+            options: of `DecodeConfig`: top_k, max_tokens, temperature, seed, ...
+        """
+        if self.generation is None:
+            raise ValueError("this folder has no generation model")
+        context = self.encode_context(turns)
+        hypotheses = decode(self.generation, [context], DecodeConfig(**options))
+        return rank(self.tokenizer, [context], hypotheses, self.evaluation)[0]
+
+    def coherence(self, turns: Sequence[str], responses: Sequence[str]) -> list[float]:
+        """p(l=1|c,r) of each response."""
+        if self.evaluation is None:
+            raise ValueError("this folder has no evaluation model")
+        context = self.encode_context(turns)
+        return coherence(
+            self.evaluation, [(context, words) for words in self.tokenizer.encode_batch(list(responses))]
+        )

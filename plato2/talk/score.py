@@ -1,0 +1,167 @@
+"""Probabilities of given responses: p(r|c), p(z|c,r), p(r|c,z), p(l=1|c,r), by the stages' own equations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plato2.config import UserError
+from plato2.data.samples import encode_context, encode_response, role_ids
+from plato2.data.tokenizer import Tokenizer
+from plato2.stages import CoarseGeneration, CoherenceEstimation, FineGeneration, Stage
+
+SEPARATOR = "[SEP]"
+LINES_AT_ONCE = 256
+"""Lines that are sorted by length before they are cut into batches."""
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Record:
+    """A context and a response as ids, [CLS] (turn [SEP])* [CLS] words [SEP]."""
+
+    context: list[int]
+    response: list[int]
+
+
+def score_lines(
+    lines: Iterable[bytes],
+    tokenizer: Tokenizer,
+    generation: Stage | None = None,
+    evaluation: CoherenceEstimation | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Scores `turn [SEP] turn TAB response` lines, in their order.
+
+    Args:
+        lines: of a file, with or without line ends.
+        tokenizer: of the models.
+        generation: a `1_coarse` or `2_gen` stage in evaluation mode.
+        evaluation: a `2_eval` stage in evaluation mode.
+
+    Yields:
+        One dict a line: of stage 1 `nll` (summed, nats) and `n_tokens`; of stage 2.1 `n_tokens`, `posterior`
+        (K,) and `nll_by_latent` (K,); of stage 2.2 `coherence`; or `error` alone.
+    """
+    stages = [stage for stage in (generation, evaluation) if stage is not None]
+    limit = min(stage.model_config.max_position for stage in stages) // 2
+    numbered = enumerate(lines, start=1)
+    while chunk := list(islice(numbered, LINES_AT_ONCE)):
+        found: list[dict[str, Any]] = []
+        records: dict[int, Record] = {}
+        for place, (number, line) in enumerate(chunk):
+            try:
+                records[place] = read_line(line, tokenizer, limit)
+                found.append({})
+            except UserError as error:
+                found.append({"error": f"line {number}: {error}"})
+        order = sorted(records, key=lambda place: len(records[place].context) + len(records[place].response))
+        for start in range(0, len(order), BATCH):
+            places = order[start : start + BATCH]
+            batch = [records[place] for place in places]
+            for stage in stages:
+                for place, scores in zip(places, score(stage, batch), strict=True):
+                    found[place] |= scores
+        yield from found
+
+
+def read_line(line: bytes, tokenizer: Tokenizer, limit: int) -> Record:
+    """One line as ids; nothing is cut but turns that do not fit.
+
+    Raises:
+        UserError: not UTF-8, not two columns, or a turn or response longer than the model can read.
+    """
+    try:
+        columns = line.decode("utf-8").rstrip("\r\n").split("\t")
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
+    if len(columns) != 2:
+        raise UserError(f"{len(columns)} columns; a line is: turns joined by {SEPARATOR}, TAB, response")
+    *turns, words = tokenizer.encode_batch([*columns[0].split(SEPARATOR), columns[1]])
+    context = encode_context(turns, limit)
+    if context is None:
+        raise UserError(f"the last turn has {len(turns[-1])} tokens; at most {limit - 2} can be read")
+    response = encode_response(words, len(words) + 2)
+    if len(response) > limit:
+        raise UserError(f"the response has {len(words)} tokens; at most {limit - 2} can be read")
+    return Record(context, response)
+
+
+@torch.no_grad()
+def score(stage: Stage, records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The scores of a batch (see `score_lines`)."""
+    if stage.training:
+        raise ValueError("score needs the stage in evaluation mode: stage.eval()")
+    device = stage.backbone.word.weight.device
+    with torch.autocast(device.type, enabled=False):
+        if isinstance(stage, CoherenceEstimation):
+            coherence = stage.coherence_logits(_unit(stage, records, device)).float().softmax(dim=-1)[:, 1]
+            return [{"coherence": value} for value in coherence.tolist()]
+        unit = _unit(stage, records, device)
+        counts = [{"n_tokens": len(record.response) - 1} for record in records]
+        if isinstance(stage, FineGeneration):
+            x = stage.embed(unit)
+            posterior = stage.posterior(unit, x).float().softmax(dim=-1)  # (N, K)
+            k = posterior.shape[1]
+            one_hot = torch.eye(k, device=device, dtype=x.dtype)
+            by_latent = torch.stack(
+                [
+                    _by_sample(stage.given_latent(unit, x, one_hot[z].expand(len(records), k))["nll"], unit)
+                    for z in range(k)
+                ],
+                dim=1,
+            )  # (N, K)
+            return [
+                count | {"posterior": p, "nll_by_latent": nll}
+                for count, p, nll in zip(counts, posterior.tolist(), by_latent.tolist(), strict=True)
+            ]
+        assert isinstance(stage, CoarseGeneration)
+        nll = _by_sample(stage.losses(unit)["nll"], unit)
+    return [count | {"nll": value} for count, value in zip(counts, nll.tolist(), strict=True)]
+
+
+def _by_sample(values: Tensor, unit: dict[str, Tensor]) -> Tensor:
+    """Sums of the targets' values, in double: (M,) -> (N,)."""
+    sums = torch.zeros(len(unit["sample_index"]), dtype=torch.float64, device=values.device)
+    return sums.index_add(0, unit["target_sample"], values.double())
+
+
+def _unit(stage: Stage, records: Sequence[Record], device: torch.device) -> dict[str, Tensor]:
+    """One record a row, as the stage's batch maker would lay it out (data/collate.py)."""
+    is_evaluation, front = isinstance(stage, CoherenceEstimation), int(isinstance(stage, FineGeneration))
+    rows = [
+        record.context + (record.response if is_evaluation else record.response[:-1]) for record in records
+    ]
+    width = front + max(map(len, rows))
+    unit = {
+        key: torch.zeros(len(rows), width, dtype=torch.int64) for key in ("token_ids", "type_ids", "pos_ids")
+    }
+    unit |= {"segment_ids": torch.zeros(len(rows), width, dtype=torch.int64)}
+    if stage.backbone.role is not None:
+        unit["role_ids"] = torch.zeros(len(rows), width, dtype=torch.int64)
+    target_index: list[int] = []
+    target_sample: list[int] = []
+    target_ids: list[int] = []
+    for number, (ids, record) in enumerate(zip(rows, records, strict=True)):
+        end, n_context = front + len(ids), len(record.context)
+        unit["token_ids"][number, front:end] = torch.tensor(ids)
+        unit["type_ids"][number, front + n_context : end] = 1
+        unit["pos_ids"][number, front:end] = torch.arange(len(ids))
+        unit["segment_ids"][number, :end] = 1
+        if stage.backbone.role is not None:
+            unit["role_ids"][number, front:end] = torch.from_numpy(role_ids(record.context, len(ids)))
+        if front:
+            unit["token_ids"][number, 0] = stage.model_config.mask_id
+        if not is_evaluation:  # place p predicts the id at p + 1
+            first = number * width + front + n_context
+            target_index += range(first, first + len(record.response) - 1)
+            target_sample += [number] * (len(record.response) - 1)
+            target_ids += record.response[1:]
+    unit["sample_index"] = torch.arange(len(rows)) * width
+    for name, values in (("index", target_index), ("sample", target_sample), ("ids", target_ids)):
+        unit[f"target_{name}"] = torch.tensor(values, dtype=torch.int64)
+    return {key: value.to(device) for key, value in unit.items()}

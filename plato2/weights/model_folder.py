@@ -1,0 +1,227 @@
+"""A model folder: trained weights without a run, to keep, to give away, to talk to and to fine-tune from.
+
+    DIR/
+        config.json             which stages are in it, and the arguments of their constructors
+        model.safetensors       `generation.<parameter>`, `evaluation.<parameter>`; above 5 GB several files
+        tokenizer/              spm.model, vocab.txt, text.json
+        README.md               the model card
+
+One folder holds a generation model (`2_gen` or `1_coarse`), an evaluation model (`2_eval`), or both. Nothing
+in it can execute anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from plato2.config import UserError
+from plato2.data.tokenizer import Tokenizer
+
+FORMAT = "plato2"
+PARTS = {"generation": ("2_gen", "1_coarse"), "evaluation": ("2_eval",)}
+"""Which stages can be which part of a model folder."""
+SHARD_BYTES = 5_000_000_000
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """A parameter that is read and converted when it is written."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    """float32, float16 or bfloat16."""
+    read: Callable[[], Tensor]
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the values."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    def tensor(self) -> Tensor:
+        """The values."""
+        return self.read().to(self.dtype).contiguous()
+
+
+@dataclass(frozen=True)
+class Part:
+    """One model of a folder."""
+
+    stage: str
+    arguments: dict[str, Any]
+    """Primitives for the stage's constructor: `model`, `optim`, `seed` and its own."""
+    parameters: dict[str, Lazy]
+    """By the names of the stage's state dict."""
+    absent: tuple[str, ...] = ()
+    """Parameters of the stage that the source did not have; only training needs them."""
+
+
+def refuse_existing(out: Path) -> None:
+    """A folder that has something in it is never written to.
+
+    Raises:
+        UserError: it has.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: is there already and not empty; choose another folder or remove it")
+
+
+def write_model_folder(
+    out: Path,
+    parts: dict[str, Part],
+    tokenizer: Tokenizer,
+    card: str,
+    extra_config: dict[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    files: dict[str, str] | None = None,
+) -> None:
+    """Writes a model folder, whole or not at all.
+
+    Parameters are read one after the other, a file's worth at a time: memory holds `shard_bytes` at most.
+
+    Args:
+        out: the folder; it must not exist, or be empty.
+        parts: `generation` and/or `evaluation`.
+        tokenizer: of both.
+        card: text of README.md.
+        extra_config: further entries of config.json.
+        shard_bytes: weights above this go into several files.
+        files: further text files, name -> content.
+
+    Raises:
+        UserError: there is something at `out`.
+    """
+    refuse_existing(out)
+    new = out.with_name(f".{out.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        config: dict[str, Any] = {"format": FORMAT, "tokenizer_sha256": tokenizer.sha256}
+        for name, part in parts.items():
+            config[name] = {"stage": part.stage, "arguments": part.arguments, "absent": list(part.absent)}
+        _write_json(new / "config.json", config | (extra_config or {}))
+        _write_weights(new, _prefixed(parts), shard_bytes)
+        tokenizer.save(new / "tokenizer")
+        for file in new.glob("*.safetensors"):
+            file.chmod(0o666 & ~_umask())  # safetensors leaves it to the owner alone
+        for name, text in ({"README.md": card} | (files or {})).items():
+            (new / name).write_text(text, encoding="utf-8")
+        if out.exists():
+            out.rmdir()  # empty
+        os.replace(new, out)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether there is a model folder at `path`."""
+    return (path / "config.json").is_file() and any(path.glob("model*.safetensors*"))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json of a model folder.
+
+    Raises:
+        UserError: damaged, or of something else.
+    """
+    file = path / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file}: not readable ({error}); take the folder from where it came again") from None
+    if not isinstance(config, dict) or config.get("format") != FORMAT or not PARTS.keys() & config.keys():
+        raise UserError(f"{path}: not a model folder of plato2 (config.json says otherwise)")
+    return config
+
+
+def read_part(path: Path, part: str) -> dict[str, Tensor]:
+    """The parameters of a part, in the precision they are stored in.
+
+    Raises:
+        UserError: a weights file is missing or damaged.
+    """
+    tensors: dict[str, Tensor] = {}
+    for file in weight_files(path):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for key in opened.keys():  # noqa: SIM118 (not a dict)
+                    if key.startswith(f"{part}."):
+                        tensors[key.removeprefix(f"{part}.")] = opened.get_tensor(key)
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{file}: not readable ({error}); take the folder from where it came again"
+            ) from None
+    return tensors
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a model folder.
+
+    Raises:
+        UserError: there is none, or one of several is missing.
+    """
+    index = path / "model.safetensors.index.json"
+    names = {"model.safetensors"}
+    if index.is_file():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    files = [path / Path(name).name for name in sorted(names)]  # never outside of the folder
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file}: missing; take the folder from where it came again")
+    return files
+
+
+def _prefixed(parts: dict[str, Part]) -> dict[str, Lazy]:
+    return {f"{name}.{key}": lazy for name, part in parts.items() for key, lazy in part.parameters.items()}
+
+
+def _write_weights(folder: Path, parameters: dict[str, Lazy], shard_bytes: int) -> None:
+    """One file, or as Hugging Face does `model-00001-of-00003.safetensors` and an index."""
+    shards = list(_shards(parameters, shard_bytes))
+    names = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        names = ["model.safetensors"]
+    weight_map: dict[str, str] = {}
+    for name, keys in zip(names, shards, strict=True):
+        save_file({key: parameters[key].tensor() for key in keys}, folder / name, {"format": "pt"})
+        weight_map |= dict.fromkeys(keys, name)
+    if len(shards) > 1:
+        total = sum(lazy.n_bytes for lazy in parameters.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _shards(parameters: dict[str, Lazy], shard_bytes: int) -> Iterator[list[str]]:
+    """Keys file by file, each file at most `shard_bytes` (or one parameter)."""
+    keys: list[str] = []
+    size = 0
+    for key, lazy in parameters.items():
+        if keys and size + lazy.n_bytes > shard_bytes:
+            yield keys
+            keys, size = [], 0
+        keys.append(key)
+        size += lazy.n_bytes
+    yield keys
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
