@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import keyword
 import re
 import shlex
 import subprocess
@@ -168,7 +169,8 @@ def test_own_files_of_the_configuration_page(own_files: Path) -> None:
 
 @cache
 def verb(name: str) -> Any:
-    module = importlib.import_module(f"plato2.commands.{name.replace('-', '_')}")
+    file = name.replace("-", "_") + "_" * keyword.iskeyword(name)
+    module = importlib.import_module(f"plato2.commands.{file}")
     return typer.main.get_command(module.app)
 
 

@@ -24,9 +24,9 @@ from plato2.model.heads import Latents  # noqa: F401
 from plato2.model.masks import additive  # noqa: F401
 from plato2.model.networks import EvaluationNetwork, GenerationNetwork
 from plato2.model.noise import uniform  # noqa: F401
+from plato2.talk.configuration_plato2 import Plato2Config
 from plato2.talk.decode import decode
 from plato2.talk.rank import Candidate, coherence, rank
-from plato2.talk.configuration_plato2 import Plato2Config
 
 
 @dataclass
