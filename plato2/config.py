@@ -7,6 +7,9 @@ these keys fails before anything starts; below `train.py` they are ordinary type
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+Strategy = Literal["top_k", "top_p", "beam"]
 
 
 class UserError(Exception):
@@ -102,31 +105,66 @@ class OptimConfig:
 
 @dataclass
 class DecodeConfig:
-    """Top-k sampling of one candidate for each latent (spec section 9).
+    """How candidates are found and ranked; by default top-k sampling of one for each latent (spec section 9).
 
     Raises:
         UserError: a value decoding cannot use.
     """
 
+    strategy: Strategy = "top_k"
+    """Sample among the best `top_k` tokens, or among the most probable that together reach `top_p`; or find
+    the best `beam_size` candidates of each latent by beam search."""
     top_k: int = 10
     """Sample among the k most probable tokens; 1 = greedy."""
+    top_p: float = 0.9
+    """Sample among the most probable tokens, as many as it takes to reach this probability; 1 = all."""
+    beam_size: int = 10
+    """Hypotheses that beam search follows for each latent; all of them become candidates."""
     temperature: float = 1.0
     max_tokens: int = 64
     """Longest candidate, the end token included."""
     min_tokens: int = 1
     """No end token before this many tokens."""
+    no_repeat_ngram: int = 0
+    """No n tokens in a row that are in a turn of the context or earlier in the candidate; 0 = off."""
+    length_penalty: float | None = None
+    """What the sum of a candidate's log-probabilities is divided by. None = n, its tokens with the end: the
+    mean; else a in ((5 + n) / 6)^a, so 0 = the sum itself."""
+    n_samples: int = 1
+    """Samples for each latent."""
     n_candidates: int = 20
-    """Samples of a stage-1 model, which has no latents; other models give one for each latent."""
+    """Samples of a stage-1 model, which has no latents; other models give `n_samples` for each latent."""
     seed: int = 11
+    penalties: bool | None = None
+    """Rank candidates that do not end, or repeat three words, behind all others, as Knover does; None =
+    where an evaluation model ranks."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
+        _require(
+            self.strategy in get_args(Strategy),
+            f"strategy={self.strategy}: use one of {', '.join(get_args(Strategy))}",
+        )
         _require(self.top_k >= 1, f"top_k={self.top_k}: must be at least 1 (1 = greedy)")
+        _require(0 < self.top_p <= 1, f"top_p={self.top_p}: must be above 0 and at most 1 (1 = all tokens)")
+        _require(self.beam_size >= 1, f"beam_size={self.beam_size}: must be at least 1 (1 = greedy)")
         _require(self.temperature > 0, f"temperature={self.temperature}: must be positive")
         _require(self.max_tokens >= 1, f"max_tokens={self.max_tokens}: must be at least 1")
         _require(
             0 <= self.min_tokens <= self.max_tokens,
             f"min_tokens={self.min_tokens}: must be between 0 and max_tokens={self.max_tokens}",
+        )
+        _require(
+            self.no_repeat_ngram >= 0, f"no_repeat_ngram={self.no_repeat_ngram}: must be 0 (off) or more"
+        )
+        _require(
+            self.length_penalty is None or self.length_penalty >= 0,
+            f"length_penalty={self.length_penalty}: must be 0 (the sum) or more, or None (the mean)",
+        )
+        _require(self.n_samples >= 1, f"n_samples={self.n_samples}: must be at least 1")
+        _require(
+            self.n_samples == 1 or self.strategy != "beam",
+            f"n_samples={self.n_samples}: a beam search always finds the same; use a larger beam_size",
         )
         _require(self.n_candidates >= 1, f"n_candidates={self.n_candidates}: must be at least 1")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from plato2.config import DecodeConfig
+from plato2.config import DecodeConfig, Strategy
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 DEFAULT = DecodeConfig()
@@ -21,7 +21,14 @@ Generation = Annotated[
 Evaluation = Annotated[
     Path | None, typer.Option(help="The same of stage 2_eval, which ranks; else log-probability does.")
 ]
+Decoding = Annotated[str, typer.Option(help="top_k or top_p (sampling), or beam (search).")]
 TopK = Annotated[int, typer.Option(help="Sample among the k most probable tokens; 1 = greedy.")]
+TopP = Annotated[float, typer.Option(help="For top_p: sample among the likeliest tokens that together reach it.")]
+Temperature = Annotated[float, typer.Option(help="Below 1 more probable tokens, above 1 more variety.")]
+BeamSize = Annotated[int, typer.Option(help="For beam: hypotheses of each latent; all become candidates.")]
+MinTokens = Annotated[int, typer.Option(help="No end before this many tokens.")]
+NoRepeat = Annotated[int, typer.Option(help="Repeat no n tokens of the context or the reply; 0 = off.")]
+Samples = Annotated[int, typer.Option(help="Candidates for each latent.")]
 MaxTokens = Annotated[int, typer.Option(help="Longest candidate, the end token included.")]
 Seed = Annotated[int, typer.Option(help="Another seed, other candidates; the same one, the same.")]
 Device = Annotated[str, typer.Option(help="auto (the GPU if there is one), cpu, cuda, cuda:1, ...")]
@@ -45,8 +52,15 @@ def reply(
     generation: Generation,
     evaluation: Evaluation = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    strategy: Decoding = DEFAULT.strategy,
     top_k: TopK = DEFAULT.top_k,
+    top_p: TopP = DEFAULT.top_p,
+    temperature: Temperature = DEFAULT.temperature,
+    beam_size: BeamSize = DEFAULT.beam_size,
+    min_tokens: MinTokens = DEFAULT.min_tokens,
     max_tokens: MaxTokens = DEFAULT.max_tokens,
+    no_repeat_ngram: NoRepeat = DEFAULT.no_repeat_ngram,
+    n_samples: Samples = DEFAULT.n_samples,
     seed: Seed = DEFAULT.seed,
     device: Device = "auto",
 ) -> None:
@@ -54,7 +68,18 @@ def reply(
     from plato2.talk.bot import PlatoBot  # after the options are checked: importing torch takes seconds
     from plato2.talk.table import candidate_table
 
-    decode = DecodeConfig(top_k=top_k, max_tokens=max_tokens, seed=seed)
+    decode = DecodeConfig(
+        strategy=cast(Strategy, strategy),  # which checks itself
+        top_k=top_k,
+        top_p=top_p,
+        beam_size=beam_size,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        no_repeat_ngram=no_repeat_ngram,
+        n_samples=n_samples,
+        seed=seed,
+    )
     bot = PlatoBot.load(generation, evaluation, device, decode)
     answer = bot.reply(turns).to_dict()
     if bot.evaluation is None:

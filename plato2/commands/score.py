@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,8 @@ HELP = """Give the probabilities of responses, one JSON object a line.
 
 A line of FILE is the turns of a context joined by [SEP], a TAB, and a response. A 1_coarse model gives nll
 (summed, in nats) and n_tokens of p(r|c); a 2_gen model posterior, p(z|c,r) of each latent, and nll_by_latent;
-a 2_eval model coherence, p(l=1|c,r). A line that cannot be read gives {"error": ...} in its place.
+a 2_eval model coherence, p(l=1|c,r). A line that cannot be read gives {"error": ...} in its place. An
+imported 2_gen model without its recognition head (released ones may lack it) gives no posterior.
 
 [bold]Examples[/]
 
@@ -48,6 +50,12 @@ def score(
         raise UserError("give --generation, --evaluation or both: there is nothing to score with")
     if not file.is_file():
         raise UserError(f"{file}: no such file")
+    if out and not out.parent.is_dir():
+        raise UserError(f"--out {out}: {out.parent} is no folder")
+    if out and (out.is_dir() or (out.exists() and out.samefile(file))):
+        raise UserError(
+            f"--out {out}: {'a folder' if out.is_dir() else 'the very file to read'}; give a new file"
+        )
     where = pick_device(device)
     stages, tokenizers = [], []
     for path, accept, option in (
@@ -60,21 +68,33 @@ def score(
         raise UserError(
             "--generation and --evaluation have different tokenizers; give models of one curriculum"
         )
+    posterior = generation is None or has_recognition(generation)
+    if not posterior:
+        typer.echo(f"--generation {generation}: no recognition head in it, so no posterior", err=True)
     with file.open("rb") as opened:
         n_lines = sum(1 for _ in opened)
     n_errors = 0
-    with file.open("rb") as lines:
-        found = score_lines(lines, tokenizers[0], stages[0], stages[1])  # type: ignore[arg-type]
-        shown = track(found, "scoring", n_lines, console=Console(stderr=True), transient=True)
-        target = out.open("w", encoding="utf-8") if out else None
-        for scores in shown:
+    console = Console(stderr=True)
+    with file.open("rb") as lines, out.open("w", encoding="utf-8") if out else nullcontext() as target:
+        found = score_lines(lines, tokenizers[0], stages[0], stages[1], posterior)  # type: ignore[arg-type]
+        for scores in track(
+            found, "scoring", n_lines, console=console, transient=True, disable=not console.is_terminal
+        ):
             n_errors += "error" in scores
-            text = json.dumps(scores, ensure_ascii=False)
-            if target:
-                target.write(text + "\n")
-            else:
-                typer.echo(text)
-        if target:
-            target.close()
+            typer.echo(json.dumps(scores, ensure_ascii=False), file=target)
     if n_errors:
         typer.echo(f"{n_errors} of {n_lines} lines could not be scored; their place has an error", err=True)
+
+
+def has_recognition(path: Path) -> bool:
+    """Whether the generation model at `path` has all that p(z|c,r) needs, as every run of ours has.
+
+    Without it a loaded stage has initial values there, and its posterior would mean nothing.
+    """
+    from plato2.weights.model_folder import is_model_folder, read_config
+
+    folder = path.expanduser()
+    if not is_model_folder(folder):
+        return True
+    absent = read_config(folder)["generation"].get("absent", [])
+    return not any(name.startswith("recognition.") for name in absent)

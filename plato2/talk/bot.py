@@ -141,15 +141,24 @@ class PlatoBot:
         Raises:
             UserError: as `reply`.
         """
-        return self.reply_to_ids([self.encode(context) for context in contexts])
+        return self.reply_to_ids([self.encode(context) for context in contexts], contexts)
 
-    def reply_to_ids(self, contexts: Sequence[Sequence[int]]) -> list[Reply]:
-        """The replies to contexts that are ids already, [CLS] (turn [SEP])*, as in prepared data."""
+    def reply_to_ids(
+        self, contexts: Sequence[Sequence[int]], turns: Sequence[Sequence[str]] | None = None
+    ) -> list[Reply]:
+        """The replies to contexts that are ids already, [CLS] (turn [SEP])*, as in prepared data.
+
+        Args:
+            contexts: the ids.
+            turns: all that was said, as text; by default the text of `contexts`. See `rank`.
+        """
         replies = []
         for start in range(0, len(contexts), CONTEXTS_AT_ONCE):
             some = contexts[start : start + CONTEXTS_AT_ONCE]
             hypotheses = decode(self.generation, some, self.decode_config)
-            for candidates in rank(self.tokenizer, some, hypotheses, self.evaluation):
+            said = None if turns is None else turns[start : start + CONTEXTS_AT_ONCE]
+            penalties = self.decode_config.penalties
+            for candidates in rank(self.tokenizer, some, hypotheses, self.evaluation, said, penalties):
                 replies.append(Reply(candidates[0].text, candidates))
         return replies
 

@@ -1,11 +1,13 @@
-"""Contexts to candidates: one reply for each latent z, all in one batch (section 2.2, spec section 9).
+"""Contexts to candidates: replies for each latent z, all in one batch (section 2.2, spec section 9).
 
 1. The prefix of every row, [z] context, is encoded once into a key/value cache. Context attends to the
-   latent, so a stage-2.1 model has a prefix for each (context, latent); the samples of a stage-1 model share
-   the one of their context.
-2. [CLS] and then token after token goes through the cache. Each row samples among its top k tokens with
-   random numbers that are a function of (seed, context, candidate) alone, whatever else is in the batch.
-3. Rows that have ended leave the batch when they are a quarter of it; all done, or `max_tokens`: stop.
+   latent, so a stage-2.1 model has a prefix for each (context, latent); several samples of one latent, or of
+   a stage-1 model, share theirs, and so do the hypotheses of a beam.
+2. [CLS] and then token after token goes through the cache. A row samples among its top k, or top p, tokens
+   with random numbers that are a function of (seed, context, candidate) alone, whatever else is in the batch;
+   or it takes part in the beam search of its prefix.
+3. Rows that have ended leave the batch (samples, when they are a quarter of it); all done, or `max_tokens`:
+   stop.
 """
 
 from collections.abc import Sequence
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 
 from plato2.config import DecodeConfig, UserError
-from plato2.data.samples import role_ids
+from plato2.data.samples import encode_prefix, role_ids
 from plato2.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from plato2.model import masks
 from plato2.model.backbone import KeyValueCache, put_front
@@ -26,6 +28,10 @@ from plato2.model.noise import uniform
 
 LEAVE_AT = 0.25
 """Share of ended rows at which they leave the batch: moving the cache costs about as much as a step."""
+NO_TOKEN = -1
+"""Between turns, and where there is nothing yet, in the tokens that must not be repeated."""
+BLOCKED = -1e9
+"""Logit of a token that would repeat an n-gram; finite, so that there is something when all are blocked."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +43,49 @@ class Hypothesis:
     latent: int | None
     """z, or None from a stage-1 model."""
     log_prob: float
-    """Mean log-probability of the tokens, [SEP] included (Knover's decode_score)."""
+    """Mean log-probability of the generated tokens, [SEP] included, or as `length_penalty` says (Knover's
+    decode_score)."""
 
     @property
     def words(self) -> tuple[int, ...]:
         """The tokens without the final [SEP]."""
-        return self.token_ids[:-1] if self.token_ids[-1:] == (EOS_ID,) else self.token_ids
+        return self.token_ids[:-1] if self.has_end else self.token_ids
+
+    @property
+    def has_end(self) -> bool:
+        """Whether it ended before `max_tokens` cut it."""
+        return self.token_ids[-1:] == (EOS_ID,)
+
+
+@dataclass
+class Rows:
+    """Unfinished hypotheses, one a row of the batch, and what their next tokens follow from."""
+
+    cache: KeyValueCache
+    bias: Tensor
+    """Additive mask (rows, 1, 1, prefix + max_tokens) over the cache's slots, those of later steps included;
+    the padding between a short prefix and its response is shut."""
+    token: Tensor
+    """(rows,) what is fed next: [CLS], or the last token chosen."""
+    position: Tensor
+    """(rows,) of `token`."""
+    history: Tensor
+    """(rows, W + max_tokens) ids in which n-grams are looked up: the turns, `NO_TOKEN` after each, and then
+    the response."""
+    filled: int
+    """Columns of `history` that are there already; the last one has the last token of every row."""
+
+    def keep(self, index: Tensor) -> None:
+        """Goes on with these rows, in this order, some perhaps several times: (rows',) indices."""
+        self.cache.keep(index)
+        self.bias, self.token, self.position = self.bias[index], self.token[index], self.position[index]
+        self.history = self.history[index]
+
+    def append(self, token: Tensor) -> None:
+        """The tokens chosen, (rows,), which are fed next."""
+        self.token, self.position = token, self.position + 1
+        self.history[:, self.filled] = token
+        self.filled += 1
 
 
 @torch.no_grad()
@@ -51,105 +94,188 @@ def decode(
     contexts: Sequence[Sequence[int]],
     config: DecodeConfig,
     uniforms: Tensor | None = None,
+    prefixes: Sequence[Sequence[int]] | None = None,
 ) -> list[list[Hypothesis]]:
-    """Candidates of each context: K, one for each latent (stage 2.1), or `n_candidates` samples (stage 1).
+    """Candidates of each context.
+
+    They are n = K * `n_samples`, candidate i with latent i % K (stage 2.1), or n = `n_candidates` samples
+    (stage 1); of a beam search K * `beam_size`, or `beam_size`, the best of a latent first.
 
     The token probabilities are those of spec section 9: softmax of logits / temperature without [UNK] and
-    [MASK], and without [SEP] before `min_tokens`; a token is drawn from the `top_k` best (ties kept) and
-    scored in the full softmax.
+    [MASK], without [SEP] before `min_tokens` and without what would repeat an n-gram. A sampled token is
+    drawn from the `top_k` best (ties kept) or from the `top_p` nucleus, and scored in the full softmax.
 
     Args:
         generator: a generation network, or a `1_coarse` or `2_gen` stage, in evaluation mode.
         contexts: B lists of ids, [CLS] (turn [SEP])*.
-        config: how to sample.
-        uniforms: (candidates * B, max_tokens) numbers in [0, 1) to sample with, row = candidate * B +
-            context; by default a function of `config.seed`, the context and the candidate.
+        config: how to decode.
+        uniforms: (n * B, max_tokens) numbers in [0, 1) to sample with, row = candidate * B + context; by
+            default a function of `config.seed`, the context and the candidate.
+        prefixes: B lists of ids with which the responses begin, without [CLS]; they are part of the
+            hypotheses, but count neither as tokens generated nor in their scores.
 
     Raises:
-        UserError: context and `max_tokens` are longer than the model's positions.
+        UserError: context, prefix and `max_tokens` are longer than the model's positions, or the beam is
+            wider than its vocabulary.
     """
     if generator.training:
         raise ValueError("decode needs the generator in evaluation mode: generator.eval()")
-    n = generator.model_config.n_latent if generator.recognition is not None else config.n_candidates
     if not contexts:
         return []
-    _check_length(generator, contexts, config)
+    prefixes = [()] * len(contexts) if prefixes is None else prefixes
+    _check_size(generator, contexts, prefixes, config)
+    has_latents, is_beam = generator.recognition is not None, config.strategy == "beam"
+    n_latents = generator.model_config.n_latent if has_latents else 1
+    copies = 1 if is_beam else config.n_samples if has_latents else config.n_candidates
+    n = n_latents * copies
     device = generator.backbone.word.weight.device
-    if uniforms is None:
-        uniforms = uniform(_row_keys(contexts, n, config.seed).to(device), config.max_tokens)
     with torch.autocast(device.type, enabled=False):  # the cache has the weights' own precision
-        tokens, log_probs = _generate(generator, contexts, n, config, uniforms.to(device))
-    latents: list[int | None] = list(range(n)) if generator.recognition is not None else [None] * n
-    return _hypotheses(tokens.cpu(), log_probs.cpu(), len(contexts), latents)
+        rows = _prefill(generator, contexts, prefixes, config.max_tokens)
+        if is_beam:
+            tokens, sums = _beam_search(generator, rows, config)
+        else:
+            if copies > 1:
+                rows.keep(torch.arange(len(rows.token), device=device).repeat(copies))
+            if uniforms is None:
+                uniforms = uniform(_row_keys(contexts, n, config.seed).to(device), config.max_tokens)
+            tokens, sums = _sample(generator, rows, config, uniforms.to(device))
+    lengths = _lengths(tokens)
+    scores = (sums / _norm(lengths, config.length_penalty)).tolist()
+    width = config.beam_size if is_beam else 1  # hypotheses of a (candidate, context)
+    found: list[list[Hypothesis]] = [[] for _ in contexts]
+    for number, (row, length, score) in enumerate(
+        zip(tokens.tolist(), lengths.tolist(), scores, strict=True)
+    ):
+        candidate, context = divmod(number // width, len(contexts))
+        latent = candidate % n_latents if has_latents else None
+        found[context].append(Hypothesis((*prefixes[context], *row[:length]), latent, score))
+    return found
 
 
-def _generate(
-    generator: Generator, contexts: Sequence[Sequence[int]], n: int, config: DecodeConfig, uniforms: Tensor
+def _sample(
+    generator: Generator, rows: Rows, config: DecodeConfig, uniforms: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The loop: tokens and their log-probabilities, (n * B, steps), meaningless after a row's [SEP]."""
-    cache, bias, position = _prefill(generator, contexts, n, config.max_tokens)
-    backbone = generator.backbone
+    """Draws token after token.
+
+    Returns:
+        Tokens (rows, steps), meaningless after a row's [SEP], and sums of their log-probabilities (rows,).
+    """
     n_rows = len(uniforms)
-    rows = torch.arange(n_rows, device=uniforms.device)  # which row of the result each row of the batch is
-    ended = torch.zeros_like(rows, dtype=torch.bool)
-    tokens = torch.full((n_rows, config.max_tokens), PAD_ID, device=rows.device)
-    log_probs = torch.zeros(n_rows, config.max_tokens, device=rows.device)
-    token = torch.full_like(rows, BOS_ID)
+    number = torch.arange(n_rows, device=uniforms.device)  # the row of the result each row of the batch is
+    ended = torch.zeros_like(number, dtype=torch.bool)
+    tokens = torch.full((n_rows, config.max_tokens), PAD_ID, device=number.device)
+    log_probs = torch.zeros(n_rows, config.max_tokens, device=number.device)
     for step in range(config.max_tokens):
-        x = _embed_response(generator, token, position)  # (rows, 1, H)
-        h = backbone.encode(x, bias[..., : cache.length + 1], cache)  # (rows, 1, H)
-        full = _log_probs(backbone.lm_logits(h[:, 0]), generator, config, step)  # (rows, V)
-        token = choose(full, config.top_k, uniforms[rows, step])
-        tokens[rows, step] = token
-        log_probs[rows, step] = full.gather(1, token[:, None])[:, 0]
-        position = position + 1
+        full = _log_probs(generator, rows, config, step)  # (rows, V)
+        if config.strategy == "top_p":
+            token = choose_top_p(full, config.top_p, uniforms[number, step])
+        else:
+            token = choose(full, config.top_k, uniforms[number, step])
+        tokens[number, step] = token
+        log_probs[number, step] = full.gather(1, token[:, None])[:, 0]
+        rows.append(token)
         ended |= token == EOS_ID
         n_ended = int(ended.sum())
-        if n_ended == len(rows):
+        if n_ended == len(ended):
             break
-        if n_ended >= LEAVE_AT * len(rows):
+        if n_ended >= LEAVE_AT * len(ended):
             going = (~ended).nonzero()[:, 0]
-            cache.keep(going)
-            rows, token, position, bias = rows[going], token[going], position[going], bias[going]
-            ended = ended[going]
-    return tokens[:, : step + 1], log_probs[:, : step + 1]
+            rows.keep(going)
+            number, ended = number[going], ended[going]
+    tokens, log_probs = tokens[:, : step + 1], log_probs[:, : step + 1]
+    inside = torch.arange(step + 1, device=tokens.device) < _lengths(tokens)[:, None]
+    return tokens, (log_probs.double() * inside).sum(dim=1)
+
+
+def _beam_search(generator: Generator, rows: Rows, config: DecodeConfig) -> tuple[Tensor, Tensor]:
+    """The best b hypotheses of each row, which are compared by their scores as they stand at each step.
+
+    An ended hypothesis keeps its score and stays as long as it is among the best; only those that go on are
+    rows of the batch.
+
+    Returns:
+        Tokens (rows * b, steps), best first, and the sums of their log-probabilities (rows * b,).
+    """
+    n, width, device = len(rows.token), config.beam_size, rows.token.device
+    tokens = torch.full((n, 1, config.max_tokens), PAD_ID, device=device)  # one hypothesis each: nothing yet
+    sums = torch.zeros(n, 1, dtype=torch.double, device=device)
+    lengths = torch.zeros(n, 1, dtype=torch.long, device=device)
+    ended = torch.zeros(n, 1, dtype=torch.bool, device=device)
+    for step in range(config.max_tokens):
+        best = _log_probs(generator, rows, config, step).topk(width, dim=-1)  # (rows going on, b)
+        going = ~ended
+        row = (going.flatten().cumsum(dim=0) - 1).view_as(going)  # where in the batch
+        lengths = lengths + going
+        token = torch.full((*ended.shape, width), PAD_ID, device=device)  # (n, parents, b): the candidates
+        token[going] = best.indices
+        total = sums[..., None].repeat(1, 1, width)
+        total[going] += best.values.double()
+        score = total / _norm(lengths, config.length_penalty)[..., None]
+        score[..., 1:].masked_fill_(ended[..., None], float("-inf"))  # what has ended competes once
+        chosen = score.flatten(1).topk(width, dim=-1).indices.sort(dim=-1).values  # by parent, then by score
+        parent = chosen // width
+        sums, token = total.flatten(1).gather(1, chosen), token.flatten(1).gather(1, chosen)
+        tokens = tokens.gather(1, parent[..., None].expand(-1, -1, config.max_tokens))
+        tokens[..., step] = token
+        lengths = lengths.gather(1, parent)
+        ended = ended.gather(1, parent) | (token == EOS_ID)
+        if bool(ended.all()):
+            break
+        rows.keep(row.gather(1, parent)[~ended])
+        rows.append(token[~ended])
+    order = (sums / _norm(lengths, config.length_penalty)).argsort(dim=-1, descending=True, stable=True)
+    tokens = tokens.gather(1, order[..., None].expand(-1, -1, config.max_tokens))
+    return tokens[..., : step + 1].flatten(0, 1), sums.gather(1, order).flatten()
 
 
 def _prefill(
-    generator: Generator, contexts: Sequence[Sequence[int]], n: int, max_tokens: int
-) -> tuple[KeyValueCache, Tensor, Tensor]:
-    """Encodes all prefixes.
-
-    Returns:
-        The cache; the additive mask (rows, 1, 1, prefix + max_tokens) over its slots, where the padding
-        between a short context and its response is shut; the position (rows,) of [CLS].
-    """
+    generator: Generator,
+    contexts: Sequence[Sequence[int]],
+    prefixes: Sequence[Sequence[int]],
+    max_tokens: int,
+) -> Rows:
+    """Encodes [z] context and all of the given response but its last token: row = z * B + context."""
     backbone = generator.backbone
     device = backbone.word.weight.device
-    lengths = torch.tensor([len(context) for context in contexts], device=device)
+    starts = [encode_prefix(prefix, len(prefix) + 1) for prefix in prefixes]
+    records = [[*context, *start[:-1]] for context, start in zip(contexts, starts, strict=True)]
+    lengths = torch.tensor([len(record) for record in records], device=device)
+    context_len = torch.tensor([len(context) for context in contexts], device=device)
     width = int(lengths.max())
-    padded = [[*context, *[PAD_ID] * (width - len(context))] for context in contexts]
-    token_ids = torch.tensor(padded, device=device)
+    padded = [[*record, *[PAD_ID] * (width - len(record))] for record in records]
     slot = torch.arange(width, device=device)
-    visible = slot < lengths[:, None]  # (B, width)
+    real = slot < lengths[:, None]  # (B, width)
+    types = ((slot >= context_len[:, None]) & real).long()
     roles = None
     if backbone.role is not None:
         found = [torch.from_numpy(role_ids(context, width)) for context in contexts]
-        roles = torch.stack(found).to(device) * visible
-    x = backbone.embed(token_ids, torch.zeros_like(token_ids), slot * visible, roles)  # (B, width, H)
-    shared = n  # candidates that have the same prefix
+        roles = torch.stack(found).to(device) * real
+    x = backbone.embed(torch.tensor(padded, device=device), types, slot * real, roles)  # (B, width, H)
+    n = 1
     if generator.recognition is not None:
-        x, visible, shared = _with_latents(generator.recognition, x, n), _front(visible).repeat(n, 1), 1
-    n_prefix, length = x.shape[0], x.shape[1] + max_tokens
-    cache = KeyValueCache(generator.model_config, n_prefix, length, device, x.dtype)
-    look = visible[:, None, :].expand(-1, x.shape[1], -1)
-    backbone.encode(x, masks.additive(look, x.dtype), cache)
-    if shared > 1:
-        cache.keep(torch.arange(n_prefix, device=device).repeat(shared))
-        visible = visible.repeat(shared, 1)
-    response = visible.new_ones(len(visible), max_tokens)
-    bias = masks.additive(torch.cat([visible, response], dim=1)[:, None, :], x.dtype)
-    return cache, bias, lengths.repeat(n)
+        n = generator.model_config.n_latent
+        x = _with_latents(generator.recognition, x, n)
+        real = torch.cat([real.new_ones(len(real), 1), real], dim=1).repeat(n, 1)
+        types = torch.cat([types.new_zeros(len(types), 1), types], dim=1).repeat(n, 1)
+    cache = KeyValueCache(generator.model_config, len(x), x.shape[1] + max_tokens, device, x.dtype)
+    backbone.encode(x, masks.additive(masks.prefix_lm(real.long(), types), x.dtype), cache)
+    response = real.new_ones(len(real), max_tokens)
+    bias = masks.additive(torch.cat([real, response], dim=1)[:, None, :], x.dtype)
+    token = torch.tensor([start[-1] for start in starts], device=device)
+    history = _history(contexts, prefixes, max_tokens).to(device)
+    filled = history.shape[1] - max_tokens
+    return Rows(cache, bias, token.repeat(n), lengths.repeat(n), history.repeat(n, 1), filled)
+
+
+def _history(contexts: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]], max_tokens: int) -> Tensor:
+    """`Rows.history` before the first step: context on the left, prefix on the right, room for the rest."""
+    width = max(map(len, contexts)) + max(map(len, prefixes))
+    history = []
+    for context, prefix in zip(contexts, prefixes, strict=True):
+        turns = [NO_TOKEN if token in (BOS_ID, EOS_ID) else token for token in context]
+        gap = width - len(context) - len(prefix)
+        history.append([*turns, *[NO_TOKEN] * gap, *prefix, *[NO_TOKEN] * max_tokens])
+    return torch.tensor(history)
 
 
 def _with_latents(recognition: Latents, x: Tensor, n: int) -> Tensor:
@@ -161,11 +287,6 @@ def _with_latents(recognition: Latents, x: Tensor, n: int) -> Tensor:
     return put_front(rows, front, vectors)
 
 
-def _front(visible: Tensor) -> Tensor:
-    """The front slot is always seen: (B, T) -> (B, 1 + T)."""
-    return torch.cat([visible.new_ones(len(visible), 1), visible], dim=1)
-
-
 def _embed_response(generator: Generator, token: Tensor, position: Tensor) -> Tensor:
     """Response tokens have type 1 and role 0: (rows,), (rows,) -> (rows, 1, H)."""
     token, position = token[:, None], position[:, None]
@@ -173,13 +294,40 @@ def _embed_response(generator: Generator, token: Tensor, position: Tensor) -> Te
     return generator.backbone.embed(token, zeros + 1, position, zeros)
 
 
-def _log_probs(logits: Tensor, generator: Generator, config: DecodeConfig, step: int) -> Tensor:
-    """log softmax(logits / temperature) without the tokens that are forbidden at this step: (rows, V)."""
-    logits = logits.float()
+def _log_probs(generator: Generator, rows: Rows, config: DecodeConfig, step: int) -> Tensor:
+    """Feeds every row's token: log softmax(logits / temperature) without what is forbidden now, (rows, V)."""
+    backbone = generator.backbone
+    x = _embed_response(generator, rows.token, rows.position)  # (rows, 1, H)
+    h = backbone.encode(x, rows.bias[..., : rows.cache.length + 1], rows.cache)  # (rows, 1, H)
+    logits = backbone.lm_logits(h[:, 0]).float()  # (rows, V)
+    if config.no_repeat_ngram:
+        history = rows.history[:, : rows.filled]
+        logits.masked_fill_(repeating(history, config.no_repeat_ngram, logits.shape[1]), BLOCKED)
     logits[:, [UNK_ID, generator.model_config.mask_id]] = float("-inf")
     if step < config.min_tokens:
         logits[:, EOS_ID] = float("-inf")
     return (logits / config.temperature).log_softmax(dim=-1)
+
+
+def repeating(history: Tensor, n: int, n_tokens: int) -> Tensor:
+    """The tokens that would make an n-gram which is there already.
+
+    Args:
+        history: (rows, W) ids; an n-gram does not reach over `NO_TOKEN`. The next token follows the last.
+        n: 1 forbids every token that is there.
+        n_tokens: V.
+
+    Returns:
+        (rows, V) bool.
+    """
+    blocked = torch.zeros(len(history), n_tokens + 1, dtype=torch.bool, device=history.device)
+    if history.shape[1] >= n:
+        last = history[:, history.shape[1] - n + 1 :]  # (rows, n - 1)
+        windows = history.unfold(1, n, 1)  # (rows, W - n + 1, n)
+        found = (windows[..., :-1] == last[:, None]).all(dim=-1) & (last != NO_TOKEN).all(dim=-1)[:, None]
+        token = torch.where(found & (windows[..., -1] != NO_TOKEN), windows[..., -1], n_tokens)
+        blocked.scatter_(1, token, True)
+    return blocked[:, :n_tokens]
 
 
 def choose(log_probs: Tensor, top_k: int, uniforms: Tensor) -> Tensor:
@@ -196,10 +344,46 @@ def choose(log_probs: Tensor, top_k: int, uniforms: Tensor) -> Tensor:
     if top_k == 1:
         return log_probs.argmax(dim=-1)
     least = log_probs.topk(min(top_k, log_probs.shape[-1]), dim=-1).values[:, -1:]
-    kept = torch.where(log_probs >= least, log_probs, float("-inf")).double().exp()
-    cumulative = kept.cumsum(dim=-1)  # in double u * total < total, so the token found is one of those kept
-    point = uniforms.double()[:, None] * cumulative[:, -1:]
+    return _draw(log_probs.masked_fill(log_probs < least, float("-inf")), uniforms)
+
+
+def choose_top_p(log_probs: Tensor, top_p: float, uniforms: Tensor) -> Tensor:
+    """Draws one token a row among the most probable; a token is out when those before it reach `top_p`.
+
+    Args:
+        log_probs: (rows, V).
+        top_p: p; 1 keeps all tokens.
+        uniforms: (rows,) in [0, 1): the point of the cumulative distribution, the most probable token first.
+
+    Returns:
+        (rows,) token ids.
+    """
+    best = log_probs.sort(dim=-1, descending=True, stable=True)
+    kept = best.values
+    if top_p < 1:  # rounding may bring the sum to 1 before the last token
+        probs = kept.double().exp()
+        before = probs.cumsum(dim=-1) - probs
+        kept = kept.masked_fill(before >= top_p, float("-inf"))
+    return best.indices.gather(1, _draw(kept, uniforms)[:, None])[:, 0]
+
+
+def _draw(log_probs: Tensor, uniforms: Tensor) -> Tensor:
+    """Draws one column of (rows, V) a row: those of -inf never, the others in proportion."""
+    cumulative = log_probs.double().exp().cumsum(dim=-1)
+    point = uniforms.double()[:, None] * cumulative[:, -1:]  # in double u * total < total: never beyond
     return torch.searchsorted(cumulative, point, right=True)[:, 0]
+
+
+def _lengths(tokens: Tensor) -> Tensor:
+    """Tokens of each row up to its [SEP], which is one of them: (rows, steps) -> (rows,)."""
+    is_end = tokens == EOS_ID
+    return torch.where(is_end.any(dim=1), is_end.int().argmax(dim=1) + 1, tokens.shape[1])
+
+
+def _norm(lengths: Tensor, length_penalty: float | None) -> Tensor:
+    """What the summed log-probabilities of that many tokens are divided by to be a score."""
+    lengths = lengths.double()
+    return lengths if length_penalty is None else ((5 + lengths) / 6) ** length_penalty
 
 
 def _row_keys(contexts: Sequence[Sequence[int]], n: int, seed: int) -> Tensor:
@@ -210,27 +394,21 @@ def _row_keys(contexts: Sequence[Sequence[int]], n: int, seed: int) -> Tensor:
     return torch.tensor(keys)
 
 
-def _check_length(generator: Generator, contexts: Sequence[Sequence[int]], config: DecodeConfig) -> None:
-    longest, limit = max(len(context) for context in contexts), generator.model_config.max_position
+def _check_size(
+    generator: Generator,
+    contexts: Sequence[Sequence[int]],
+    prefixes: Sequence[Sequence[int]],
+    config: DecodeConfig,
+) -> None:
+    limit = generator.model_config.max_position
+    longest = max(len(context) + len(prefix) for context, prefix in zip(contexts, prefixes, strict=True))
     if longest + config.max_tokens > limit:
         raise UserError(
             f"max_tokens={config.max_tokens}: with a context of {longest} tokens that is more than the "
             f"model's {limit} positions; use at most {max(limit - longest, 0)} or a shorter context"
         )
-
-
-def _hypotheses(
-    tokens: Tensor, log_probs: Tensor, n_contexts: int, latents: Sequence[int | None]
-) -> list[list[Hypothesis]]:
-    """Cuts every row after its [SEP]; the candidates of each context in the order of their latents."""
-    is_end = tokens == EOS_ID
-    lengths = torch.where(is_end.any(dim=1), is_end.int().argmax(dim=1) + 1, tokens.shape[1])
-    inside = torch.arange(tokens.shape[1]) < lengths[:, None]
-    means = (log_probs.double() * inside).sum(dim=1) / lengths
-    found = [
-        Hypothesis(tuple(row[:length]), latents[number // n_contexts], mean)
-        for number, (row, length, mean) in enumerate(
-            zip(tokens.tolist(), lengths.tolist(), means.tolist(), strict=True)
+    n_usable = generator.model_config.vocab_size - 3  # [UNK], [MASK] and, at first, [SEP] are not
+    if config.strategy == "beam" and config.beam_size > n_usable:
+        raise UserError(
+            f"beam_size={config.beam_size}: the model has {n_usable} tokens; use at most that many"
         )
-    ]
-    return [found[context::n_contexts] for context in range(n_contexts)]

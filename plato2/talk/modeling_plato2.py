@@ -18,7 +18,7 @@ from plato2.config import DecodeConfig, ModelConfig
 from plato2.data.samples import encode_context
 from plato2.data.tokenizer import Tokenizer
 from plato2.model.attention import attention  # noqa: F401  (named here, so that transformers copies the file)
-from plato2.model.backbone import put_front
+from plato2.model.backbone import initialize_parameter, put_front
 from plato2.model.dropout import Dropout  # noqa: F401
 from plato2.model.heads import Latents  # noqa: F401
 from plato2.model.masks import additive  # noqa: F401
@@ -43,7 +43,7 @@ class Plato2Model(PreTrainedModel):
     """A generation model and/or an evaluation model; the word tables are tied to their output layers."""
 
     config_class = Plato2Config
-    folder: str
+    folder = ""
     base_model_prefix = ""
     _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
         r"generation\.recognition\.(transform|classifier|bias)",
@@ -70,13 +70,26 @@ class Plato2Model(PreTrainedModel):
         model.folder = str(folder)
         return loaded
 
+    def save_pretrained(self, folder: Any, *arguments: Any, **options: Any) -> None:
+        """As in transformers; the tokenizer goes along."""
+        super().save_pretrained(folder, *arguments, **options)
+        if self.folder:
+            self.tokenizer.save(folder / Path("tokenizer"))
+
+    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: weights come from the folder."""
+        """Initial values for what the folder lacks because only training needs it."""
+        kind = "norm." if isinstance(module, nn.LayerNorm) else ""
+        for name, parameter in module.named_parameters(recurse=False):
+            if not getattr(parameter, "_is_hf_initialized", False):
+                initialize_parameter(kind + name, parameter)
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer in the folder."""
         if not hasattr(self, "_tokenizer"):
+            if not self.folder:
+                raise ValueError("this model was not loaded from a folder: it has no tokenizer")
             folder = Path(self.folder)
             if not folder.is_dir():  # a name on a hub
                 from huggingface_hub import snapshot_download
@@ -91,6 +104,14 @@ class Plato2Model(PreTrainedModel):
         network = self.generation or self.evaluation
         assert network is not None
         return network.backbone.word
+
+    def get_output_embeddings(self) -> nn.Module:
+        """What makes logits of `backbone.lm_transform`'s output: the word table and the bias, not copies."""
+        network = self.generation or self.evaluation
+        assert network is not None
+        layer = nn.Linear(*reversed(network.backbone.word.weight.shape), device="meta")
+        layer.weight, layer.bias = network.backbone.word.weight, network.backbone.lm_bias
+        return layer
 
     def forward(
         self,
@@ -151,8 +172,10 @@ class Plato2Model(PreTrainedModel):
         if self.generation is None:
             raise ValueError("this folder has no generation model")
         context = self.encode_context(turns)
-        hypotheses = decode(self.generation, [context], DecodeConfig(**options))
-        return rank(self.tokenizer, [context], hypotheses, self.evaluation)[0]
+        config = DecodeConfig(**options)
+        hypotheses = decode(self.generation, [context], config)
+        penalties = config.penalties
+        return rank(self.tokenizer, [context], hypotheses, self.evaluation, [turns], penalties)[0]
 
     def coherence(self, turns: Sequence[str], responses: Sequence[str]) -> list[float]:
         """p(l=1|c,r) of each response."""

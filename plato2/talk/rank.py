@@ -1,18 +1,24 @@
 """Which candidate is said: the one the evaluation model finds most coherent, p(l=1|c,r) (section 2.2).
 
-Without an evaluation model it is the one with the highest length-averaged log-probability.
+Without an evaluation model it is the one with the highest length-averaged log-probability. Knover's penalties
+put candidates that do not end, or that repeat three words, behind all others (spec section 9).
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from plato2.data.samples import encode_response, role_ids
-from plato2.data.tokenizer import PAD_ID, Tokenizer
+from plato2.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, Tokenizer
 from plato2.model.networks import Evaluator
 from plato2.talk.decode import Hypothesis
+
+PENALTY = 1000.0
+"""Taken off the score: more than any two scores differ by."""
+N_GRAM = 3
+"""So many words in a row must not come twice."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +31,16 @@ class Candidate:
     latent: int | None
     """z, or None from a stage-1 model."""
     log_prob: float
-    """Mean log-probability of a token, the end included."""
+    """Mean log-probability of a token, the end included, or as `DecodeConfig.length_penalty` says."""
     coherence: float | None
     """p(l=1|c,r), or None without an evaluation model."""
+    penalty: float = 0.0
+    """What it loses by having no end or by repeating words."""
 
     @property
     def score(self) -> float:
         """What candidates are ranked by."""
-        return self.log_prob if self.coherence is None else self.coherence
+        return (self.log_prob if self.coherence is None else self.coherence) - self.penalty
 
 
 def rank(
@@ -40,6 +48,8 @@ def rank(
     contexts: Sequence[Sequence[int]],
     hypotheses: Sequence[Sequence[Hypothesis]],
     evaluation: Evaluator | None = None,
+    turns: Sequence[Sequence[str]] | None = None,
+    penalties: bool | None = None,
 ) -> list[list[Candidate]]:
     """The candidates of each context, best first.
 
@@ -48,7 +58,14 @@ def rank(
         contexts: B lists of ids, [CLS] (turn [SEP])*.
         hypotheses: what `decode` found for each of them.
         evaluation: an evaluation network or a `2_eval` stage in evaluation mode; None: by log-probability.
+        turns: the texts of each context, of which candidates should not repeat three words; also those turns
+            that are no more in `contexts`. By default the text of `contexts`.
+        penalties: whether candidates with a `penalty` go behind the others; None: if there is `evaluation`.
     """
+    if penalties is None:
+        penalties = evaluation is not None
+    if turns is None:
+        turns = [_turns(tokenizer, context) for context in contexts]
     scores: list[list[float | None]] = [[None] * len(found) for found in hypotheses]
     if evaluation is not None:
         pairs = [
@@ -59,13 +76,42 @@ def rank(
         flat = iter(coherence(evaluation, pairs))
         scores = [[next(flat) for _ in found] for found in hypotheses]
     ranked = []
-    for found, values in zip(hypotheses, scores, strict=True):
-        candidates = [
-            Candidate(_text(tokenizer, h.words), h.words, h.latent, h.log_prob, value)
-            for h, value in zip(found, values, strict=True)
-        ]
+    for said, found, values in zip(turns, hypotheses, scores, strict=True):
+        candidates = []
+        for hypothesis, value in zip(found, values, strict=True):
+            text = _text(tokenizer, hypothesis.words)
+            loss = penalty(hypothesis, text, said) if penalties else 0.0
+            candidates.append(
+                Candidate(text, hypothesis.words, hypothesis.latent, hypothesis.log_prob, value, loss)
+            )
         ranked.append(sorted(candidates, key=lambda candidate: candidate.score, reverse=True))
     return ranked
+
+
+def penalty(hypothesis: Hypothesis, text: str, turns: Sequence[str]) -> float:
+    """`PENALTY` for a response without end, or with three words in a row that are in a turn or come twice.
+
+    Words are what stands between blanks, whatever their case; inside the response three ids in a row must not
+    come twice either.
+
+    Args:
+        hypothesis: the response.
+        text: its text.
+        turns: the texts of its context.
+    """
+    own = _n_grams(text.lower().split())
+    known = {n_gram for turn in turns for n_gram in _n_grams(turn.lower().split())}
+    repeats = not known.isdisjoint(own) or _has_twice(own) or _has_twice(_n_grams(hypothesis.words))
+    return PENALTY if repeats or not hypothesis.has_end else 0.0
+
+
+def _n_grams(items: Sequence[Hashable]) -> list[tuple[Hashable, ...]]:
+    """All runs of `N_GRAM` items; none of fewer items, or of nothing."""
+    return [tuple(items[start : start + N_GRAM]) for start in range(len(items) - N_GRAM + 1)]
+
+
+def _has_twice(items: Sequence[Hashable]) -> bool:
+    return len(set(items)) < len(items)
 
 
 @torch.no_grad()
@@ -113,6 +159,17 @@ def _unit(evaluation: Evaluator, pairs: Sequence[tuple[Sequence[int], Sequence[i
         found = [torch.from_numpy(role_ids(context, width)) for context, _ in pairs]
         unit["role_ids"] = torch.stack(found) * real
     return unit
+
+
+def _turns(tokenizer: Tokenizer, context: Sequence[int]) -> list[str]:
+    """Texts of the turns of a context, [CLS] (turn [SEP])*."""
+    turns: list[list[int]] = [[]]
+    for token in context:
+        if token == EOS_ID:
+            turns.append([])
+        elif token != BOS_ID:
+            turns[-1].append(token)
+    return [_text(tokenizer, turn) for turn in turns[:-1]]
 
 
 def _text(tokenizer: Tokenizer, words: Sequence[int]) -> str:

@@ -34,6 +34,7 @@ def score_lines(
     tokenizer: Tokenizer,
     generation: Stage | None = None,
     evaluation: CoherenceEstimation | None = None,
+    posterior: bool = True,
 ) -> Iterator[dict[str, Any]]:
     """Scores `turn [SEP] turn TAB response` lines, in their order.
 
@@ -42,6 +43,7 @@ def score_lines(
         tokenizer: of the models.
         generation: a `1_coarse` or `2_gen` stage in evaluation mode.
         evaluation: a `2_eval` stage in evaluation mode.
+        posterior: whether stage 2.1 gives it; it means nothing where the recognition head is not trained.
 
     Yields:
         One dict a line: of stage 1 `nll` (summed, nats) and `n_tokens`; of stage 2.1 `n_tokens`, `posterior`
@@ -64,7 +66,7 @@ def score_lines(
             places = order[start : start + BATCH]
             batch = [records[place] for place in places]
             for stage in stages:
-                for place, scores in zip(places, score(stage, batch), strict=True):
+                for place, scores in zip(places, score(stage, batch, posterior), strict=True):
                     found[place] |= scores
         yield from found
 
@@ -80,7 +82,8 @@ def read_line(line: bytes, tokenizer: Tokenizer, limit: int) -> Record:
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
     if len(columns) != 2:
-        raise UserError(f"{len(columns)} columns; a line is: turns joined by {SEPARATOR}, TAB, response")
+        tabs = f"{len(columns) - 1} TABs" if len(columns) > 2 else "no TAB"
+        raise UserError(f"{tabs}; a line is: turns joined by {SEPARATOR}, TAB, response")
     *turns, words = tokenizer.encode_batch([*columns[0].split(SEPARATOR), columns[1]])
     context = encode_context(turns, limit)
     if context is None:
@@ -92,7 +95,7 @@ def read_line(line: bytes, tokenizer: Tokenizer, limit: int) -> Record:
 
 
 @torch.no_grad()
-def score(stage: Stage, records: Sequence[Record]) -> list[dict[str, Any]]:
+def score(stage: Stage, records: Sequence[Record], posterior: bool = True) -> list[dict[str, Any]]:
     """The scores of a batch (see `score_lines`)."""
     if stage.training:
         raise ValueError("score needs the stage in evaluation mode: stage.eval()")
@@ -102,11 +105,12 @@ def score(stage: Stage, records: Sequence[Record]) -> list[dict[str, Any]]:
             coherence = stage.coherence_logits(_unit(stage, records, device)).float().softmax(dim=-1)[:, 1]
             return [{"coherence": value} for value in coherence.tolist()]
         unit = _unit(stage, records, device)
-        counts = [{"n_tokens": len(record.response) - 1} for record in records]
+        counts: list[dict[str, Any]] = [{"n_tokens": len(record.response) - 1} for record in records]
         if isinstance(stage, FineGeneration):
-            x = stage.embed(unit)
-            posterior = stage.posterior(unit, x).float().softmax(dim=-1)  # (N, K)
-            k = posterior.shape[1]
+            x, k = stage.embed(unit), stage.model_config.n_latent
+            if posterior:
+                p_z = stage.posterior(unit, x).float().softmax(dim=-1)  # (N, K)
+                counts = [count | {"posterior": p} for count, p in zip(counts, p_z.tolist(), strict=True)]
             one_hot = torch.eye(k, device=device, dtype=x.dtype)
             by_latent = torch.stack(
                 [
@@ -116,8 +120,7 @@ def score(stage: Stage, records: Sequence[Record]) -> list[dict[str, Any]]:
                 dim=1,
             )  # (N, K)
             return [
-                count | {"posterior": p, "nll_by_latent": nll}
-                for count, p, nll in zip(counts, posterior.tolist(), by_latent.tolist(), strict=True)
+                count | {"nll_by_latent": nll} for count, nll in zip(counts, by_latent.tolist(), strict=True)
             ]
         assert isinstance(stage, CoarseGeneration)
         nll = _by_sample(stage.losses(unit)["nll"], unit)

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
+import os
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -98,22 +101,22 @@ def import_knover(
         raise UserError(f"{path}: no such file or folder")
     with _unpacked(path, out, say) as place:
         sources, left_alone = find_sources(place)
-        heads, heads_from = (n_head, "--n-head") if n_head else _find_heads(path, place)
-        parts: dict[str, Part] = {}
+        folders = list(_beside(path, place, sources[0].path))
+        models, heads_from = {}, ""
         for source in sources:
-            parts[source.part] = _part(source, heads, dtype)
-        models = {name: ModelConfig(**part.arguments["model"]) for name, part in parts.items()}
+            models[source.part], heads_from = _geometry(source, n_head, folders)
         _check_pair(path, models)
-        vocabulary, tokenizer_from = _find_tokenizer(path, place, tokenizer, models, lower_case)
+        parts = {source.part: _part(source, models[source.part], dtype) for source in sources}
+        vocabulary, tokenizer_from = _find_tokenizer(path, folders, tokenizer, models, lower_case)
         say("hashing the source")
-        sha256 = source_sha256(place)
+        sha256 = source_sha256(path)
         imported = Imported(
             out,
             models,
             {name: part.stage for name, part in parts.items()},
             {name: part.absent for name, part in parts.items()},
             left_alone,
-            heads_from if heads else f"hidden_size / {STANDARD_HEAD}",
+            heads_from,
             tokenizer_from,
             sha256,
         )
@@ -129,7 +132,7 @@ def find_sources(place: Path) -> tuple[list[Source], list[str]]:
         UserError: no weights there, or a file that is damaged.
     """
     if place.is_file():
-        return _pdparams_sources(place), []
+        return _pdparams_sources(place)
     folders = [folder for folder in (place / "Plato", place / "NSP") if folder.is_dir()]
     if not folders and (place / "word_embedding").is_file():
         folders = [place]
@@ -168,6 +171,7 @@ def export_knover(
         UserError: there is something at `out`, or a parameter Knover has no name for.
     """
     refuse_existing(out)
+    out = Path(os.path.abspath(out))
     new = out.with_name(f".{out.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     counts = {}
@@ -185,8 +189,8 @@ def export_knover(
                         f"{ours}: Knover has no such parameter; only its own heads can be exported"
                     )
                 array = array.T if is_transposed(ours) else array
-                if dtype and "norm." not in ours:
-                    array = array.astype(dtype)
+                if dtype:
+                    array = array.astype("float32" if "norm." in ours else dtype)
                 write_parameter(folder / names[ours], array)
             counts[folder.name] = len(arrays)
         if out.exists():
@@ -205,7 +209,7 @@ def _folder_source(folder: Path) -> tuple[Source, list[str]]:
     """One folder of parameter files; also the names of files in it that are no weights."""
     files = {file.name: file for file in sorted(folder.iterdir()) if file.is_file()}
     layers = n_layers(set(files))
-    known = set(knover_names(max(layers, 0)).values())
+    known = set(knover_names(layers).values())
     left_alone = []
     for name in files.keys() - known:
         is_state = name.endswith(_OPTIMIZER) or name.startswith(_NOT_WEIGHTS_STARTS) or name in _NOT_WEIGHTS
@@ -226,10 +230,11 @@ def _folder_source(folder: Path) -> tuple[Source, list[str]]:
     )
 
 
-def _pdparams_sources(path: Path) -> list[Source]:
-    """The generation and the evaluation model in PaddleNLP's dict."""
+def _pdparams_sources(path: Path) -> tuple[list[Source], list[str]]:
+    """The generation and the evaluation model in PaddleNLP's dict; the names of what is of neither."""
     arrays = read_pdparams(path)
     sources = []
+    left_alone = set(arrays)
     for part, marker in (("generation", "plato2_encoder."), ("evaluation", "nsp_predictor.")):
         mine = {
             name
@@ -239,6 +244,7 @@ def _pdparams_sources(path: Path) -> list[Source]:
         }
         if not mine:
             continue
+        left_alone -= set(paddlenlp_names(n_layers(mine), part).values())
         sources.append(
             Source(
                 path,
@@ -252,19 +258,17 @@ def _pdparams_sources(path: Path) -> list[Source]:
     if not sources:
         first = ", ".join(sorted(arrays)[:3]) or "nothing"
         raise UserError(f"{path}: no PLATO-2 of PaddleNLP in it (it has {first} ...)")
-    return sources
+    return sources, sorted(left_alone)
 
 
-def _part(source: Source, n_head: int | None, dtype: str | None) -> Part:
-    """Geometry from the shapes; every shape checked against it.
+def _part(source: Source, config: ModelConfig, dtype: str | None) -> Part:
+    """The parameters of a model; the shape of every one checked.
 
     Raises:
         UserError: a parameter is missing, or has a shape that does not fit the others.
     """
-    layers = n_layers(set(source.shapes))
-    names = source.names(layers)
+    names = source.names(config.n_layer)
     shapes = {ours: source.shapes[theirs] for ours, theirs in names.items() if theirs in source.shapes}
-    config = _geometry(source, shapes, names, layers, n_head)
     stage = "2_eval"
     if source.part == "generation":
         stage = "2_gen" if "recognition.latent_embedding" in shapes else "1_coarse"
@@ -303,20 +307,32 @@ def _read(source: Source, name: str, turn: bool) -> Tensor:
     return torch.from_numpy(np.array(array.T if turn else array, order="C"))
 
 
-def _geometry(
-    source: Source, shapes: dict[str, tuple[int, ...]], names: dict[str, str], layers: int, n_head: int | None
-) -> ModelConfig:
-    def shape(ours: str) -> tuple[int, ...]:
-        if ours not in shapes:
-            raise UserError(f"{source.path}: {names.get(ours, ours)} is missing; download it again")
-        if len(shapes[ours]) != 2 or 0 in shapes[ours]:
-            raise UserError(f"{source.path}: {names[ours]} is {list(shapes[ours])}: fits no model of PLATO-2")
-        return shapes[ours]
+def _geometry(source: Source, n_head: int | None, folders: list[Path]) -> tuple[ModelConfig, str]:
+    """What the shapes say, and the number of heads; also where that is from.
 
-    if not layers:
+    Raises:
+        UserError: a table is missing or none, or nothing tells the number of heads.
+    """
+    n_layer = n_layers(set(source.shapes))
+    names = source.names(n_layer)
+
+    def shape(ours: str) -> tuple[int, ...]:
+        found = source.shapes.get(names[ours])
+        if found is None:
+            raise UserError(f"{source.path}: {names[ours]} is missing; download it again")
+        if len(found) != 2 or 0 in found:
+            raise UserError(f"{source.path}: {names[ours]} is {list(found)}: fits no model of PLATO-2")
+        return found
+
+    def size(ours: str, axis: int, otherwise: int) -> int:
+        return shape(ours)[axis] if names.get(ours) in source.shapes else otherwise
+
+    if not n_layer:
         raise UserError(f"{source.path}: no blocks in it (encoder_layer_0_...); download it again")
     vocab_size, hidden_size = shape("backbone.word.weight")
-    latents = shapes.get("recognition.latent_embedding", (hidden_size, 20))
+    heads_from = "--n-head"
+    if n_head is None:
+        n_head, heads_from = _find_heads(folders, hidden_size, n_layer)
     if n_head is None:
         if hidden_size % STANDARD_HEAD:
             raise UserError(
@@ -324,19 +340,23 @@ def _geometry(
                 f"{hidden_size} is not a multiple of {STANDARD_HEAD}; give --n-head, or put Knover's "
                 "configuration (a .json with num_attention_heads) beside it"
             )
-        n_head = hidden_size // STANDARD_HEAD
-    if hidden_size % n_head:
-        raise UserError(f"--n-head {n_head}: hidden size {hidden_size} is not a multiple of it")
-    return ModelConfig(
-        n_layer=layers,
+        n_head, heads_from = hidden_size // STANDARD_HEAD, f"hidden_size / {STANDARD_HEAD}"
+    if n_head < 1 or hidden_size % n_head:
+        raise UserError(
+            f"{source.path}: {n_head} attention heads ({heads_from}) cannot share hidden size {hidden_size}; "
+            "give --n-head"
+        )
+    config = ModelConfig(
+        n_layer=n_layer,
         n_head=n_head,
         hidden_size=hidden_size,
         vocab_size=vocab_size,
         max_position=shape("backbone.position.weight")[0],
         n_type=shape("backbone.token_type.weight")[0],
-        n_role=shapes["backbone.role.weight"][0] if "backbone.role.weight" in shapes else 0,
-        n_latent=latents[-1],
+        n_role=size("backbone.role.weight", 0, 0),
+        n_latent=size("recognition.latent_embedding", 1, ModelConfig.n_latent),
     )
+    return config, heads_from
 
 
 def _check_pair(path: Path, models: dict[str, ModelConfig]) -> None:
@@ -348,7 +368,7 @@ def _check_pair(path: Path, models: dict[str, ModelConfig]) -> None:
     if len(models) < 2:
         return
     one, other = models["generation"], models["evaluation"]
-    for key in ("n_layer", "hidden_size", "vocab_size", "max_position", "n_type", "n_role"):
+    for key in ("n_layer", "n_head", "hidden_size", "vocab_size", "max_position", "n_type", "n_role"):
         if getattr(one, key) != getattr(other, key):
             raise UserError(
                 f"{path}: two geometries: {key}={getattr(one, key)} in the generation model and "
@@ -359,49 +379,58 @@ def _check_pair(path: Path, models: dict[str, ModelConfig]) -> None:
 # ------------------------------------------------------------------------------------- what lies beside it
 
 
-def _beside(path: Path, place: Path) -> Iterator[Path]:
-    """Folders in which configuration and tokenizer may lie: at the weights, then up to two above."""
-    start = place if place.is_dir() else place.parent
-    yield start
+def _beside(path: Path, place: Path, weights: Path) -> Iterator[Path]:
+    """Folders in which configuration and tokenizer may lie: from that of the weights to two above `path`."""
+    folder = weights if weights.is_dir() else weights.parent
+    top = place if place.is_dir() else place.parent
+    yield folder
+    while folder != top:
+        folder = folder.parent
+        yield folder
     if place != path:  # an archive: what is beside it
         yield path.parent
-        start = path.parent
-    yield from list(start.absolute().parents)[:2]
+        top = path.parent
+    yield from list(Path(os.path.abspath(top)).parents)[:2]
 
 
-def _find_heads(path: Path, place: Path) -> tuple[int | None, str]:
-    for folder in _beside(path, place):
+def _find_heads(folders: list[Path], hidden_size: int, n_layer: int) -> tuple[int | None, str]:
+    """The number of attention heads in a Knover configuration of this geometry, and the name of its file."""
+    for folder in folders:
         for file in sorted(folder.glob("*.json")):
-            if file.stat().st_size > 1 << 20:
-                continue
             try:
-                heads = json.loads(file.read_text(encoding="utf-8"))["num_attention_heads"]
-            except (ValueError, KeyError, TypeError, OSError):
+                config = json.loads(file.read_text(encoding="utf-8")) if file.stat().st_size < 1 << 20 else {}
+                heads = config["num_attention_heads"]
+                of = config.get("hidden_size", hidden_size), config.get("num_hidden_layers", n_layer)
+            except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
                 continue
-            if isinstance(heads, int) and heads > 0:
-                return heads, str(file)
+            if type(heads) is int and of == (hidden_size, n_layer):
+                return heads, file.name
     return None, ""
 
 
 def _find_tokenizer(
-    path: Path, place: Path, given: Path | None, models: dict[str, ModelConfig], lower_case: bool | None
+    path: Path,
+    folders: list[Path],
+    given: Path | None,
+    models: dict[str, ModelConfig],
+    lower_case: bool | None,
 ) -> tuple[Tokenizer, str]:
-    found, where = None, ""
-    folders = [given] if given else list(_beside(path, place))
-    for folder in folders:
-        if given or ((folder / "spm.model").is_file() and (folder / "vocab.txt").is_file()):
-            found, where = Tokenizer.load(folder), str(folder)
-            break
-    if found is None:
+    """The tokenizer, and a name for where it is from."""
+    beside = (f for f in folders if (f / "spm.model").is_file() and (f / "vocab.txt").is_file())
+    if folder := given or next(beside, None):
+        found = Tokenizer.load(folder)
+        name, where = Path(os.path.abspath(folder)).name, f"the tokenizer in {folder}"
+    else:
         with resources.as_file(resources.files("plato2.weights") / "knover_english") as folder:
-            found, where = Tokenizer.load(folder), "Knover's English tokenizer, which comes with plato2"
+            found = Tokenizer.load(folder)
+        name = where = "Knover's English tokenizer, which comes with plato2"
     vocab_size = next(iter(models.values())).vocab_size
     if found.vocab_size != vocab_size:
         raise UserError(
             f"{path}: a model of {vocab_size} tokens; {where} has {found.vocab_size}; give the folder "
             "with its spm.model and vocab.txt as --tokenizer"
         )
-    return found if lower_case is None else found.with_lower_case(lower_case), where
+    return found if lower_case is None else found.with_lower_case(lower_case), name
 
 
 # ------------------------------------------------------------------------------------------------ archives
@@ -409,7 +438,7 @@ def _find_tokenizer(
 
 @contextmanager
 def _unpacked(path: Path, out: Path, say: Callable[[str], None]) -> Iterator[Path]:
-    """The folder to read: `path` itself, or what a tar holds, unpacked beside `out` for the while.
+    """The folder to read: `path` itself, or what a tar holds, unpacked near `out` for the while.
 
     Raises:
         UserError: no tar or `.pdparams`, or one with members that have no business there.
@@ -417,22 +446,32 @@ def _unpacked(path: Path, out: Path, say: Callable[[str], None]) -> Iterator[Pat
     if path.is_dir() or path.suffix == ".pdparams":
         yield path
         return
-    if not tarfile.is_tarfile(path):
-        raise UserError(f"{path}: neither a folder, a tar nor a .pdparams file")
-    say(f"checking {path}")
+    beside = next(folder for folder in Path(os.path.abspath(out)).parents if folder.is_dir())
+    with tempfile.TemporaryDirectory(dir=beside, prefix=f".{out.name}.") as folder:
+        _unpack(path, Path(folder), say)
+        yield Path(folder)
+
+
+def _unpack(path: Path, folder: Path, say: Callable[[str], None]) -> None:
     try:
+        if not tarfile.is_tarfile(path):
+            raise UserError(f"{path}: neither a folder, a tar nor a .pdparams file")
         with tarfile.open(path) as archive:
+            say(f"checking {path}")
             members = archive.getmembers()
             for member in members:
                 _check_member(path, member)
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-                say(f"unpacking {path}")
-                archive.extractall(folder, members, filter="data")
-                yield Path(folder)
-    except (tarfile.TarError, EOFError, OSError) as error:
+            assert archive.fileobj is not None
+            archive.fileobj.seek(archive.offset)
+            if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("its end is missing")
+            while archive.fileobj.read(1 << 20):
+                pass  # a compressed file has its checksum at the end
+            say(f"unpacking {path}")
+            archive.extractall(folder, members, filter="data")
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise
+            raise UserError(f"{path}: cannot be unpacked in {folder.parent} ({error.strerror})") from None
         raise UserError(f"{path}: not a whole tar ({error}); download it again") from None
 
 
@@ -449,15 +488,19 @@ def _check_member(path: Path, member: tarfile.TarInfo) -> None:
         raise UserError(f"{path}: {member.name!r} is {problem}: refused, nothing was unpacked")
 
 
-def source_sha256(place: Path) -> str:
+def source_sha256(path: Path) -> str:
     """Hash of a file, or of the names and contents of all files in a folder."""
-    files = [place] if place.is_file() else sorted(f for f in place.rglob("*") if f.is_file())
+    if path.is_file():
+        return _sha256(path).hex()
     total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").digest()
-        total.update(file.relative_to(place).as_posix().encode() + b"\0" + digest)
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        total.update(file.relative_to(path).as_posix().encode() + b"\0" + _sha256(file))
     return total.hexdigest()
+
+
+def _sha256(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").digest()
 
 
 def _card(path: Path, imported: Imported, dtype: str | None) -> str:
@@ -470,6 +513,7 @@ def _card(path: Path, imported: Imported, dtype: str | None) -> str:
         rows.append(f"| {part} | `{imported.stages[part]}` | {shape}, {size}{latents} |")
     absent = [name for names in imported.absent.values() for name in names]
     lacking = ", ".join(f"`{name}`" for name in absent) or "nothing"
+    of_what = "" if path.is_file() else " of the names and contents of its files"
     return f"""---
 license: apache-2.0
 tags: [dialogue, plato-2]
@@ -480,7 +524,7 @@ tags: [dialogue, plato-2]
 | --- | --- | --- |
 {chr(10).join(rows)}
 
-- Source: `{path.name}`, sha256 `{imported.sha256}`.
+- Source: `{Path(os.path.abspath(path)).name}`, sha256 `{imported.sha256}`{of_what}.
 - Made by `plato2 import knover` of plato2 {__version__}{f", converted to {dtype}" if dtype else ""}.
 - Number of heads from: {imported.heads_from}. Tokenizer from: {imported.tokenizer_from}.
 - Parameters that only training needs and the source does not have: {lacking}.

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
@@ -23,7 +24,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from plato2.config import UserError
@@ -34,6 +34,7 @@ PARTS = {"generation": ("2_gen", "1_coarse"), "evaluation": ("2_eval",)}
 """Which stages can be which part of a model folder."""
 SHARD_BYTES = 5_000_000_000
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_SAFETENSORS_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def write_model_folder(
 ) -> None:
     """Writes a model folder, whole or not at all.
 
-    Parameters are read one after the other, a file's worth at a time: memory holds `shard_bytes` at most.
+    Parameters are read one after the other: memory holds one at a time.
 
     Args:
         out: the folder; it must not exist, or be empty.
@@ -104,6 +105,7 @@ def write_model_folder(
         UserError: there is something at `out`.
     """
     refuse_existing(out)
+    out = Path(os.path.abspath(out))
     new = out.with_name(f".{out.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -114,8 +116,6 @@ def write_model_folder(
         _write_json(new / "config.json", config | (extra_config or {}))
         _write_weights(new, _prefixed(parts), shard_bytes)
         tokenizer.save(new / "tokenizer")
-        for file in new.glob("*.safetensors"):
-            file.chmod(0o666 & ~_umask())  # safetensors leaves it to the owner alone
         for name, text in ({"README.md": card} | (files or {})).items():
             (new / name).write_text(text, encoding="utf-8")
         if out.exists():
@@ -196,12 +196,32 @@ def _write_weights(folder: Path, parameters: dict[str, Lazy], shard_bytes: int) 
         names = ["model.safetensors"]
     weight_map: dict[str, str] = {}
     for name, keys in zip(names, shards, strict=True):
-        save_file({key: parameters[key].tensor() for key in keys}, folder / name, {"format": "pt"})
+        _save(folder / name, {key: parameters[key] for key in keys})
         weight_map |= dict.fromkeys(keys, name)
     if len(shards) > 1:
         total = sum(lazy.n_bytes for lazy in parameters.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _save(file: Path, parameters: dict[str, Lazy]) -> None:
+    """A safetensors file; safetensors' own writer would want all values in memory at once."""
+    ordered = dict(sorted(parameters.items(), key=lambda item: -item[1].dtype.itemsize))  # values lie aligned
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for key, lazy in ordered.items():
+        begin, end = end, end + lazy.n_bytes
+        header[key] = {
+            "dtype": _SAFETENSORS_DTYPES[lazy.dtype],
+            "shape": lazy.shape,
+            "data_offsets": (begin, end),
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as opened:
+        opened.write(struct.pack("<Q", len(text)) + text)
+        for lazy in ordered.values():
+            opened.write(lazy.tensor().flatten().view(torch.uint8).numpy().data)
 
 
 def _shards(parameters: dict[str, Lazy], shard_bytes: int) -> Iterator[list[str]]:
@@ -215,12 +235,6 @@ def _shards(parameters: dict[str, Lazy], shard_bytes: int) -> Iterator[list[str]
         keys.append(key)
         size += lazy.n_bytes
     yield keys
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -81,9 +81,12 @@ def is_transposed(name: str) -> bool:
 
 
 def n_layers(theirs: set[str]) -> int:
-    """How many blocks parameters of these names (Knover's or PaddleNLP's) belong to; gaps count."""
-    found = [re.search(r"(?:encoder_layer_|\.layers\.)(\d+)[_.]", name) for name in theirs]
-    return 1 + max((int(match[1]) for match in found if match), default=-1)
+    """How many blocks parameters of these names (Knover's or PaddleNLP's) belong to; gaps count.
+
+    Never more than there are names, whatever number one of them has.
+    """
+    found = [re.search(r"(?:encoder_layer_|\.layers\.)(\d{1,9})[_.]", name) for name in theirs]
+    return min(len(theirs), 1 + max((int(match[1]) for match in found if match), default=-1))
 
 
 def _names(n_layer: int, column: int) -> dict[str, str]:

@@ -3,16 +3,16 @@
 - One binary file a parameter (spec section 10): u32 0 | u64 levels of detail, then for each u64 bytes and
   data | u32 0 | i32 n | n bytes of a TensorDesc protobuf (field 1 dtype, field 2 dimensions) | the values,
   little-endian.
-- `.pdparams`: a pickle of a dict of arrays. Of a pickle only the calls that build arrays are carried out;
-  anything else is refused before it runs.
+- `.pdparams`: a pickle of a dict of arrays. What such a pickle calls is replaced by stand-ins that can do
+  nothing but build arrays; a pickle that names anything else is refused before it runs.
 """
 
 from __future__ import annotations
 
-import codecs
 import pickle
+import re
 import struct
-from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -61,7 +61,7 @@ def open_parameter(path: Path) -> Parameter:
             raise UserError(f"{path}: not a Paddle parameter ({levels} levels of detail)")
         for _ in range(levels):
             n_bytes = _number(file, "<Q", path)
-            file.seek(n_bytes, 1)
+            _read(file, min(n_bytes, path.stat().st_size + 1), path)
         tensor_version = _number(file, "<I", path)
         if tensor_version != 0:
             raise UserError(f"{path}: not a Paddle parameter (tensor version {tensor_version}, not 0)")
@@ -156,27 +156,75 @@ def _read_varint(data: bytes, place: int, path: Path) -> tuple[int, int]:
 # --------------------------------------------------------------------------------------------- .pdparams
 
 
-def _paddle_tensor(*parts: Any) -> Any:
-    """Newer Paddle pickles a tensor as `tuple((name, array))`."""
-    return tuple(*parts)
+class _Dtype:
+    """Stands for a numpy.dtype of numbers."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, name: str, *flags: Any) -> None:
+        if not re.fullmatch(r"[biuf]\d", name):
+            raise UserError(f"it holds an array of {name}, not of numbers: refused, nothing was run")
+        self.dtype = np.dtype(name)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
 
 
-_SAFE: dict[tuple[str, str], Any] = {
-    ("builtins", "tuple"): _paddle_tensor,
-    ("__builtin__", "tuple"): _paddle_tensor,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): codecs.encode,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy", "ndarray"): np.ndarray,
-} | {
-    (f"numpy.{core}.multiarray", "_reconstruct"): np.ndarray((0,)).__reduce__()[0]
-    for core in ("core", "_core")
+class _Array:
+    """Stands for a numpy.ndarray."""
+
+    __slots__ = ("array",)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, is_fortran, data = state
+        self.fill(data, dtype, shape, "F" if is_fortran else "C")
+
+    def fill(self, data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: Any) -> _Array:
+        """Takes the values, without a copy."""
+        self.array = np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
+        return self
+
+
+class _Call:
+    """What a pickle may call, and do nothing else with."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("it changes what it may only call")
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """Bytes, as protocol 2 writes them."""
+    if encoding not in ("latin1", "latin-1"):
+        raise UserError(f"the pickle wants to encode as {encoding!r}: refused, nothing was run")
+    return text.encode("latin1")
+
+
+_TUPLE = _Call(tuple)
+"""Newer Paddle pickles a tensor as `tuple((name, array))`."""
+_SAFE: dict[tuple[str, str], _Call | None] = {
+    ("builtins", "tuple"): _TUPLE,
+    ("__builtin__", "tuple"): _TUPLE,
+    ("collections", "OrderedDict"): _Call(dict),
+    ("_codecs", "encode"): _Call(_latin1),
+    ("numpy", "dtype"): _Call(_Dtype),
+    ("numpy", "ndarray"): None,  # only named: what _reconstruct is to make
 }
+for _core in ("numpy.core", "numpy._core"):  # numpy 1 and 2
+    _SAFE[f"{_core}.multiarray", "_reconstruct"] = _Call(lambda *what: _Array())
+    _SAFE[f"{_core}.numeric", "_frombuffer"] = _Call(lambda *what: _Array().fill(*what))
 
 
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """Only what builds arrays."""
+        """The stand-in for what builds arrays; nothing is imported."""
         try:
             return _SAFE[module, name]
         except KeyError:
@@ -197,7 +245,7 @@ def read_pdparams(path: Path) -> dict[str, np.ndarray]:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # whatever a broken pickle leads to
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: not a readable .pdparams file ({reason}); download it again") from None
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: not a dict of parameters ({type(loaded).__name__})")
@@ -205,10 +253,11 @@ def read_pdparams(path: Path) -> dict[str, np.ndarray]:
     for name, value in loaded.items():
         if isinstance(value, tuple) and len(value) == 2:
             value = value[1]
-        if isinstance(name, str) and isinstance(value, np.ndarray):
-            if value.dtype.newbyteorder("<") not in DTYPES.values():
-                raise UserError(f"{path}: {name} is {value.dtype}; weights are float32 or float16")
-            arrays[name] = value
+        array = getattr(value, "array", None)
+        if isinstance(name, str) and array is not None:
+            if array.dtype.newbyteorder("<") not in DTYPES.values():
+                raise UserError(f"{path}: {name} is {array.dtype}; weights are float32 or float16")
+            arrays[name] = array
         elif name != "StructuredToParameterName@@":
             raise UserError(f"{path}: {name!r} is a {type(value).__name__}, not an array")
     return arrays

@@ -11,7 +11,7 @@ from runs import KNOVER, make_stage
 from plato2.data.samples import encode_response, role_ids
 from plato2.data.tokenizer import Tokenizer
 from plato2.talk.decode import Hypothesis
-from plato2.talk.rank import coherence, rank
+from plato2.talk.rank import PENALTY, coherence, penalty, rank
 
 TOKENIZER = Tokenizer.load(KNOVER)
 CONTEXTS = [[1, 70, 90, 2, 110, 2], [1, 330, 2]]
@@ -58,7 +58,8 @@ def test_best_first() -> None:
     hypotheses = [
         [Hypothesis((*response, 2), z, -z - 1.0) for z, response in enumerate(RESPONSES)] for _ in CONTEXTS
     ]
-    for context, candidates in zip(CONTEXTS, rank(TOKENIZER, CONTEXTS, hypotheses, evaluation), strict=True):
+    ranked = rank(TOKENIZER, CONTEXTS, hypotheses, evaluation, penalties=False)
+    for context, candidates in zip(CONTEXTS, ranked, strict=True):
         scores = [candidate.coherence for candidate in candidates]
         assert scores == sorted(scores, reverse=True)
         assert {candidate.latent for candidate in candidates} == {0, 1, 2, 3}
@@ -71,6 +72,67 @@ def test_best_first() -> None:
     for candidates in rank(TOKENIZER, CONTEXTS, [found[::-1] for found in hypotheses]):
         assert [candidate.log_prob for candidate in candidates] == [-1.0, -2.0, -3.0, -4.0]
         assert [candidate.coherence for candidate in candidates] == [None] * 4
+
+
+def hypothesis_of(text: str, ended: bool = True) -> Hypothesis:
+    return Hypothesis((*TOKENIZER.encode(text), *[2] * ended), 0, -1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_penalized"),
+    [
+        ("i am fine , thanks .", False),
+        ("do you like big cats ?", False),  # two words of a turn in a row
+        ("really , you like walking more ?", True),  # three
+        ("YOU LIKE Walking", True),  # whatever their case
+        ("rowing ? i like walking", False),  # the end of one turn and the beginning of the next
+        ("so am i , so am i", True),
+        ("so am i , So AM I", True),  # other ids, the same words
+        ("hahahahahaha", True),  # one word, but ids that come again
+        ("no no", False),
+        ("no no no no", True),
+        ("", False),
+    ],
+)
+def test_three_words_of_a_turn_or_of_its_own_are_penalized(text: str, is_penalized: bool) -> None:
+    turns = ["do you  like rowing ?", "i like walking", "You like walking more than rowing ?"]
+    assert penalty(hypothesis_of(text), text, turns) == PENALTY * is_penalized
+    assert penalty(hypothesis_of(text, ended=False), text, turns) == PENALTY
+
+
+@pytest.mark.parametrize("words", [(), (TOKENIZER.encode("hi")[0],), (3,), (0, 1)])
+def test_a_response_of_no_words_is_no_mistake(words: tuple[int, ...]) -> None:
+    """Knover's bug B3."""
+    ((candidate,),) = rank(TOKENIZER, CONTEXTS[:1], [[Hypothesis((*words, 2), 0, -1.0)]], penalties=True)
+    assert (candidate.penalty, candidate.score) == (0.0, -1.0)
+
+
+def test_penalized_candidates_come_last() -> None:
+    turns = [["it is late", "shall we walk home now ?"]]
+    texts = ["shall we walk home ?", "yes yes yes yes", "it is not far .", "it is"]
+    found = [
+        Hypothesis((*TOKENIZER.encode(text), *[2] * (text != "it is")), z, -1.0 - z)
+        for z, text in enumerate(texts)
+    ]
+    contexts = [[1, *(token for turn in turns[0] for token in (*TOKENIZER.encode(turn), 2))]]
+    by_log_prob = rank(TOKENIZER, contexts, [found])
+    assert [candidate.latent for candidate in by_log_prob[0]] == [0, 1, 2, 3]
+    assert [candidate.penalty for candidate in by_log_prob[0]] == [0.0] * 4
+    (candidates,) = rank(TOKENIZER, contexts, [found], penalties=True)
+    assert [candidate.latent for candidate in candidates] == [2, 0, 1, 3]
+    assert [candidate.score for candidate in candidates] == [-3.0, -1001.0, -1002.0, -1004.0]
+    assert candidates == rank(TOKENIZER, contexts, [found], None, turns, penalties=True)[0]
+    forgotten = [[1, 7, 2]]  # turns that fell out of the context count all the same
+    assert candidates == rank(TOKENIZER, forgotten, [found], None, turns, penalties=True)[0]
+    (without,) = rank(TOKENIZER, forgotten, [found], penalties=True)
+    assert [candidate.latent for candidate in without] == [0, 2, 1, 3]
+    evaluation = make_stage("2_eval")
+    (coherent,) = rank(TOKENIZER, contexts, [found], evaluation)
+    assert {c.latent: c.penalty for c in coherent} == {0: PENALTY, 1: PENALTY, 2: 0.0, 3: PENALTY}
+    assert coherent[0].latent == 2
+    for candidate in coherent:
+        assert candidate.coherence is not None
+        assert candidate.score == candidate.coherence - candidate.penalty
 
 
 def test_special_tokens_have_no_text() -> None:
