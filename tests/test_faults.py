@@ -171,7 +171,7 @@ def test_starts_that_are_none(train_here: Train, coarse: Path, tmp_path: Path) -
     tensors = tmp_path / "tensors.pt"
     torch.save({"a": torch.zeros(2)}, tensors)
     for path, says in {
-        tmp_path / "nowhere": "no such run folder or checkpoint",
+        tmp_path / "nowhere": "no such run folder, checkpoint or model folder",
         tmp_path: "neither a run folder (no lineage.json) nor a checkpoint",
         coarse / "checkpoints": "neither a run folder (no lineage.json) nor a checkpoint",
         text: "not a readable checkpoint",

@@ -23,7 +23,9 @@ Evaluation = Annotated[
 ]
 Decoding = Annotated[str, typer.Option(help="top_k or top_p (sampling), or beam (search).")]
 TopK = Annotated[int, typer.Option(help="Sample among the k most probable tokens; 1 = greedy.")]
-TopP = Annotated[float, typer.Option(help="For top_p: sample among the likeliest tokens that together reach it.")]
+TopP = Annotated[
+    float, typer.Option(help="For top_p: sample among the likeliest tokens that together reach it.")
+]
 Temperature = Annotated[float, typer.Option(help="Below 1 more probable tokens, above 1 more variety.")]
 BeamSize = Annotated[int, typer.Option(help="For beam: hypotheses of each latent; all become candidates.")]
 MinTokens = Annotated[int, typer.Option(help="No end before this many tokens.")]

@@ -23,7 +23,8 @@ from plato2.talk.rank import Candidate, rank
 from plato2.weights.folder import has_evaluation, load_evaluation, load_generation, saved_tokenizer
 
 CONTEXTS_AT_ONCE = 16
-"""Contexts decoded in one batch; bounds the memory of `reply_batch` and changes no result."""
+"""Contexts decoded in one batch, fewer with several samples or beams of each latent; bounds the memory of
+`reply_batch` and changes no result."""
 
 
 @dataclass(frozen=True)
@@ -153,10 +154,16 @@ class PlatoBot:
             turns: all that was said, as text; by default the text of `contexts`. See `rank`.
         """
         replies = []
-        for start in range(0, len(contexts), CONTEXTS_AT_ONCE):
-            some = contexts[start : start + CONTEXTS_AT_ONCE]
+        rows = (
+            self.decode_config.beam_size
+            if self.decode_config.strategy == "beam"
+            else self.decode_config.n_samples
+        )
+        step = max(1, CONTEXTS_AT_ONCE // rows)
+        for start in range(0, len(contexts), step):
+            some = contexts[start : start + step]
             hypotheses = decode(self.generation, some, self.decode_config)
-            said = None if turns is None else turns[start : start + CONTEXTS_AT_ONCE]
+            said = None if turns is None else turns[start : start + step]
             penalties = self.decode_config.penalties
             for candidates in rank(self.tokenizer, some, hypotheses, self.evaluation, said, penalties):
                 replies.append(Reply(candidates[0].text, candidates))

@@ -70,7 +70,7 @@ class Plato2Model(PreTrainedModel):
         model.folder = str(folder)
         return loaded
 
-    def save_pretrained(self, folder: Any, *arguments: Any, **options: Any) -> None:
+    def save_pretrained(self, folder: Any, *arguments: Any, **options: Any) -> None:  # type: ignore[override]
         """As in transformers; the tokenizer goes along."""
         super().save_pretrained(folder, *arguments, **options)
         if self.folder:
@@ -109,8 +109,9 @@ class Plato2Model(PreTrainedModel):
         """What makes logits of `backbone.lm_transform`'s output: the word table and the bias, not copies."""
         network = self.generation or self.evaluation
         assert network is not None
-        layer = nn.Linear(*reversed(network.backbone.word.weight.shape), device="meta")
-        layer.weight, layer.bias = network.backbone.word.weight, network.backbone.lm_bias
+        words = network.backbone.word
+        layer = nn.Linear(words.embedding_dim, words.num_embeddings, device="meta")
+        layer.weight, layer.bias = words.weight, network.backbone.lm_bias
         return layer
 
     def forward(

@@ -11,7 +11,6 @@ import hashlib
 import json
 import lzma
 import os
-import shutil
 import tarfile
 import tempfile
 import zlib
@@ -30,7 +29,15 @@ from plato2 import __version__
 from plato2.config import ModelConfig, OptimConfig, UserError
 from plato2.data.tokenizer import Tokenizer
 from plato2.model.networks import parameter_shapes
-from plato2.weights.model_folder import DTYPES, Lazy, Part, refuse_existing, write_model_folder
+from plato2.weights.model_folder import (
+    DTYPES,
+    Lazy,
+    Part,
+    existing_parent,
+    new_folder,
+    refuse_existing,
+    write_model_folder,
+)
 from plato2.weights.names import TRAINING_ONLY, is_transposed, knover_names, n_layers, paddlenlp_names
 from plato2.weights.paddle import open_parameter, read_pdparams, write_parameter
 
@@ -170,19 +177,13 @@ def export_knover(
     Raises:
         UserError: there is something at `out`, or a parameter Knover has no name for.
     """
-    refuse_existing(out)
-    out = Path(os.path.abspath(out))
-    new = out.with_name(f".{out.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    counts = {}
-    try:
+    with new_folder(out) as new:
         for part, arrays in parts.items():
-            folder = new / FOLDERS[part]
-            folder.mkdir(parents=True)
-            layers = 1 + max(
+            (new / FOLDERS[part]).mkdir()
+            n_layer = 1 + max(
                 int(name.split(".")[2]) for name in arrays if name.startswith("backbone.blocks.")
             )
-            names = knover_names(layers)
+            names = knover_names(n_layer)
             for ours, array in arrays.items():
                 if ours not in names:
                     raise UserError(
@@ -191,15 +192,8 @@ def export_knover(
                 array = array.T if is_transposed(ours) else array
                 if dtype:
                     array = array.astype("float32" if "norm." in ours else dtype)
-                write_parameter(folder / names[ours], array)
-            counts[folder.name] = len(arrays)
-        if out.exists():
-            out.rmdir()  # empty
-        new.rename(out)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    return counts
+                write_parameter(new / FOLDERS[part] / names[ours], array)
+    return {FOLDERS[part]: len(arrays) for part, arrays in parts.items()}
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -446,8 +440,7 @@ def _unpacked(path: Path, out: Path, say: Callable[[str], None]) -> Iterator[Pat
     if path.is_dir() or path.suffix == ".pdparams":
         yield path
         return
-    beside = next(folder for folder in Path(os.path.abspath(out)).parents if folder.is_dir())
-    with tempfile.TemporaryDirectory(dir=beside, prefix=f".{out.name}.") as folder:
+    with tempfile.TemporaryDirectory(dir=existing_parent(out), prefix=f".{out.name}.") as folder:
         _unpack(path, Path(folder), say)
         yield Path(folder)
 

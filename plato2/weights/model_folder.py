@@ -17,6 +17,7 @@ import os
 import shutil
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -79,6 +80,36 @@ def refuse_existing(out: Path) -> None:
         raise UserError(f"--out {out}: is there already and not empty; choose another folder or remove it")
 
 
+def existing_parent(out: Path) -> Path:
+    """The nearest folder above `out` that is there."""
+    return next(folder for folder in Path(os.path.abspath(out)).parents if folder.is_dir())
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes `out` at the end; if that is not reached, nothing is left.
+
+    Raises:
+        UserError: there is something at `out`, or it cannot be written.
+    """
+    refuse_existing(out)
+    target = Path(os.path.abspath(out))
+    new = existing_parent(out) / f".{target.name}.new"
+    try:
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        yield new
+        if target.exists():
+            target.rmdir()  # empty
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(new, target)
+    except BaseException as error:
+        shutil.rmtree(new, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UserError(f"--out {out}: could not be written ({error})") from None
+        raise
+
+
 def write_model_folder(
     out: Path,
     parts: dict[str, Part],
@@ -102,28 +133,17 @@ def write_model_folder(
         files: further text files, name -> content.
 
     Raises:
-        UserError: there is something at `out`.
+        UserError: there is something at `out`, or it cannot be written.
     """
-    refuse_existing(out)
-    out = Path(os.path.abspath(out))
-    new = out.with_name(f".{out.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    try:
-        config: dict[str, Any] = {"format": FORMAT, "tokenizer_sha256": tokenizer.sha256}
-        for name, part in parts.items():
-            config[name] = {"stage": part.stage, "arguments": part.arguments, "absent": list(part.absent)}
+    config: dict[str, Any] = {"format": FORMAT, "tokenizer_sha256": tokenizer.sha256}
+    for name, part in parts.items():
+        config[name] = {"stage": part.stage, "arguments": part.arguments, "absent": list(part.absent)}
+    with new_folder(out) as new:
         _write_json(new / "config.json", config | (extra_config or {}))
         _write_weights(new, _prefixed(parts), shard_bytes)
         tokenizer.save(new / "tokenizer")
         for name, text in ({"README.md": card} | (files or {})).items():
             (new / name).write_text(text, encoding="utf-8")
-        if out.exists():
-            out.rmdir()  # empty
-        os.replace(new, out)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
 
 
 def is_model_folder(path: Path) -> bool:

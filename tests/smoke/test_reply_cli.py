@@ -117,7 +117,7 @@ def test_a_report(runs: dict[str, Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--generation", "{2_gen}x", "hi"], "no such run folder or checkpoint; did you mean"),
+        (["--generation", "{2_gen}x", "hi"], "no such run folder, checkpoint or model folder; did you mean"),
         (["--generation", "{2_eval}", "hi"], "this is a 2_eval run; give a run of 2_gen or 1_coarse"),
         (["--generation", "{2_gen}", "--evaluation", "{1_coarse}", "hi"], "give a run of 2_eval"),
         (["--generation", "{2_gen}", " "], "the message is empty"),

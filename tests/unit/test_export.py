@@ -1,4 +1,4 @@
-"""Exported models: Knover's files byte for byte, and a folder that transformers loads without this repository."""
+"""Exported models: Knover's files byte for byte, and a folder that transformers loads without plato2."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,24 @@ import numpy as np
 import pytest
 import torch
 from knover import CONFIG, load
-from runs import checkpoint_of, make_corpus, make_run, make_stage
+from runs import checkpoint_of, make_run, make_stage, small_tokenizer_texts
 from small import ROOT, Train, environment, write_dialogues
-from test_import_knover import FIXTURES, write_arrays, write_release
+from test_import_knover import FIXTURES, LM_HEAD, write_release
 from typer.testing import CliRunner
 
 from plato2.commands import app
 from plato2.config import DecodeConfig, UserError
 from plato2.data.prepare import PrepareOptions, prepare
-from plato2.data.tokenizer import Tokenizer
+from plato2.data.tokenizer import Tokenizer, train_tokenizer
 from plato2.model.backbone import put_front
+from plato2.stages import STAGES
 from plato2.talk.bot import PlatoBot
 from plato2.talk.rank import coherence
 from plato2.training.metrics import read_metrics
 from plato2.weights.export import export_to_huggingface, export_to_knover
-from plato2.weights.folder import load_evaluation, load_stage, read_saved
+from plato2.weights.folder import load_evaluation, load_generation, load_stage, read_saved
 from plato2.weights.knover import import_knover
+from plato2.weights.model_folder import write_model_folder
 from plato2.weights.paddle import open_parameter
 
 SHARED = ROOT.parent / "shared" / "knover" / "fixtures" / "ckpt"
@@ -107,13 +110,11 @@ def test_a_run_of_ours_goes_to_knover_and_back(tmp_path: Path, name: str) -> Non
 
 
 def test_heads_that_knover_does_not_have_are_refused(tmp_path: Path) -> None:
-    from plato2.stages import STAGES
-
     run = make_run(tmp_path / "run", "2_gen")
-    stage: Any = STAGES["2_gen"](make_stage("2_gen").model_config, heads="linear")
+    stage: Any = STAGES["2_gen"](make_stage("2_gen").model_config, recognition_head="linear")
     torch.save(checkpoint_of(stage, Tokenizer.load(run / "tokenizer")), run / "checkpoints" / "last.ckpt")
-    with pytest.raises(UserError, match="classifier.weight: Knover has no such parameter"):
-        export_to_knover(tmp_path / "out", run, None)
+    with pytest.raises(UserError, match=r"classifier\.weight: Knover has no such parameter"):
+        export_to_knover(tmp_path / "models" / "out", run, None)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -149,7 +150,11 @@ import json, sys
 import torch
 from transformers import AutoModel
 
-folder, half, saved, rows = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
+base, rows = sys.argv[1], {key: torch.tensor(value) for key, value in json.loads(sys.argv[2]).items()}
+
+
+def load(name):
+    return AutoModel.from_pretrained(f"{base}/{name}", trust_remote_code=True)
 
 
 def look(model):
@@ -157,10 +162,11 @@ def look(model):
     for z in range(model.generation.model_config.n_latent):
         latents = torch.full((len(rows["input_ids"]),), z)
         with torch.no_grad():
-            out = model(**{key: torch.tensor(value) for key, value in rows.items()}, latent_ids=latents)
+            out = model(**rows, latent_ids=latents)
         found["logits"].append(out.logits.float().tolist())
     found["coherence"] = model.coherence(TURNS, RESPONSES)
-    found["replies"] = [[c.text, c.latent, c.log_prob, c.coherence] for c in model.reply(TURNS, max_tokens=12)]
+    replies = model.reply(TURNS, max_tokens=12)
+    found["replies"] = [[c.text, c.latent, c.log_prob, c.coherence] for c in replies]
     words, layer = model.get_input_embeddings(), model.get_output_embeddings()
     backbone = model.generation.backbone
     with torch.no_grad():
@@ -169,15 +175,20 @@ def look(model):
     return found
 
 
-model = AutoModel.from_pretrained(folder, trust_remote_code=True)
-found = {"whole": look(model), "half": look(AutoModel.from_pretrained(half, trust_remote_code=True))}
-model.save_pretrained(saved)
-del model
-found["saved"] = look(AutoModel.from_pretrained(saved, trust_remote_code=True))
-fresh = AutoModel.from_config(
-    AutoModel.from_pretrained(folder, trust_remote_code=True).config, trust_remote_code=True
-)
-found["finite"] = all(bool(p.isfinite().all()) and float(p.abs().max()) < 2 for p in fresh.parameters())
+def initial(module):
+    return all(float(p.abs().max()) <= (1 if "norm" in n else 0.04) for n, p in module.state_dict().items())
+
+
+model, bare = load("whole"), load("bare")
+found = {"whole": look(model), "half": look(load("half")), "bare": look(bare)}
+with torch.no_grad():
+    found["coarse"] = load("coarse")(**rows).logits.tolist()
+found["judge"] = load("judge").coherence(TURNS, RESPONSES)
+model.save_pretrained(f"{base}/saved")
+found["saved"] = look(load("saved"))
+fresh = AutoModel.from_config(model.config, trust_remote_code=True)
+backbone = bare.evaluation.backbone
+found["initial"] = [initial(fresh), initial(backbone.lm_transform), not backbone.lm_bias.any()]
 found["modules"] = sorted({name.split(".")[0] for name in sys.modules})
 found["path"] = sys.path
 print(json.dumps(found))
@@ -196,23 +207,29 @@ def away_from_here(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def remote(exported: Path, imported: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What transformers made of the folder in a process of its own."""
+def remote(release: Path, imported: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What transformers made of exported folders in a process of its own."""
     pytest.importorskip("transformers")
     tmp_path = tmp_path_factory.mktemp("remote")
+    export_to_huggingface(tmp_path / "whole", imported, None)
     export_to_huggingface(tmp_path / "half", imported, None, "bfloat16")
-    shutil.copytree(exported, tmp_path / "whole")
+    export_to_huggingface(tmp_path / "coarse", make_run(tmp_path / "runs" / "1_coarse", "1_coarse"), None)
+    export_to_huggingface(tmp_path / "judge", None, import_knover(release / "NSP", tmp_path / "in").out)
+    shutil.copytree(release, tmp_path / "knover")
+    for file in (tmp_path / "knover").glob("*/*"):
+        if file.name.startswith(("recognition_", "bow_")) or file.match("NSP/mask_lm_*"):
+            file.unlink()
+    import_knover(tmp_path / "knover", tmp_path / "no_heads")
+    with pytest.MonkeyPatch.context() as patch:
+        in_shards = partial(write_model_folder, shard_bytes=200_000)
+        patch.setattr("plato2.weights.export.write_model_folder", in_shards)
+        export_to_huggingface(tmp_path / "bare", tmp_path / "no_heads", None)
     given = f"TURNS, RESPONSES = {TURNS!r}, {RESPONSES!r}\n"
     script = tmp_path / "elsewhere" / "use.py"
     script.parent.mkdir()
     script.write_text(given + REMOTE)
     done = subprocess.run(
-        [
-            sys.executable,
-            str(script),
-            *(str(tmp_path / n) for n in ("whole", "half", "saved")),
-            json.dumps(ROWS),
-        ],
+        [sys.executable, str(script), str(tmp_path), json.dumps(ROWS)],
         cwd=script.parent,
         env=away_from_here(tmp_path),
         capture_output=True,
@@ -222,7 +239,7 @@ def remote(exported: Path, imported: Path, tmp_path_factory: pytest.TempPathFact
     assert done.returncode == 0, done.stderr
     assert "not initialized" not in done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found | {"saved_at": tmp_path / "saved"}
+    return found | {"base": tmp_path}
 
 
 def stage_logits(folder: Path, z: int) -> torch.Tensor:
@@ -245,7 +262,7 @@ def stage_logits(folder: Path, z: int) -> torch.Tensor:
     return logits.view(*tokens.shape, -1)
 
 
-@pytest.mark.parametrize("which", ["whole", "saved"])
+@pytest.mark.parametrize("which", ["whole", "bare", "saved"])
 def test_transformers_gives_the_logits_of_the_stage_for_each_latent(
     remote: dict[str, Any], imported: Path, which: str
 ) -> None:
@@ -257,7 +274,7 @@ def test_transformers_gives_the_logits_of_the_stage_for_each_latent(
         )
 
 
-@pytest.mark.parametrize("which", ["whole", "saved"])
+@pytest.mark.parametrize("which", ["whole", "bare", "saved"])
 def test_transformers_gives_the_same_coherence_and_replies(
     remote: dict[str, Any], imported: Path, which: str
 ) -> None:
@@ -279,7 +296,6 @@ def test_transformers_needs_nothing_of_this_repository(remote: dict[str, Any]) -
 def test_the_word_table_is_tied_to_the_output_layer(remote: dict[str, Any]) -> None:
     assert remote["whole"]["tied"]
     assert remote["saved"]["tied"]
-    assert remote["finite"]  # a model from the configuration alone has initial values
 
 
 def test_a_bfloat16_export_is_loaded_as_bfloat16(remote: dict[str, Any], imported: Path) -> None:
@@ -292,12 +308,34 @@ def test_a_bfloat16_export_is_loaded_as_bfloat16(remote: dict[str, Any], importe
     assert len(remote["half"]["replies"]) == CONFIG.n_latent
 
 
+def test_what_a_folder_lacks_has_initial_values(remote: dict[str, Any]) -> None:
+    """Also all of a model that is made of the configuration alone."""
+    assert (remote["base"] / "bare" / "model.safetensors.index.json").is_file()
+    config = json.loads((remote["base"] / "bare" / "config.json").read_text())
+    assert config["evaluation"]["absent"] == list(LM_HEAD)
+    assert remote["initial"] == [True, True, True]
+
+
+def test_one_model_alone_and_one_of_stage_1_are_loaded_too(remote: dict[str, Any], imported: Path) -> None:
+    assert remote["judge"] == pytest.approx(remote["whole"]["coherence"], abs=1e-6)
+    network = load_generation(remote["base"] / "coarse").backbone
+    tokens, types, real = (torch.tensor(rows) for rows in ROWS.values())
+    with torch.no_grad():
+        x = network.embed(tokens, types, torch.arange(tokens.shape[1]).expand_as(tokens))
+        logits = network.lm_logits(network.encode(x, network.mask(real, types)).flatten(0, 1))
+    wanted = logits.view(*tokens.shape, -1)[real.bool()]
+    torch.testing.assert_close(torch.tensor(remote["coarse"])[real.bool()], wanted, atol=1e-5, rtol=0)
+
+
 def test_a_folder_saved_by_transformers_is_a_model_folder_too(remote: dict[str, Any], imported: Path) -> None:
     decode = DecodeConfig(max_tokens=8)
     ours, theirs = (
-        PlatoBot.load(p, device="cpu", decode=decode).reply(TURNS) for p in (imported, remote["saved_at"])
+        PlatoBot.load(p, device="cpu", decode=decode).reply(TURNS)
+        for p in (imported, remote["base"] / "saved")
     )
     assert ours == theirs
+    for file in (remote["base"] / "saved").glob("*.json"):
+        assert str(remote["base"]) not in file.read_text()
 
 
 def test_the_exported_folder_holds_no_paths_and_no_optimizer_state(exported: Path, tmp_path: Path) -> None:
@@ -317,10 +355,6 @@ def test_the_exported_folder_holds_no_paths_and_no_optimizer_state(exported: Pat
 
 
 def test_models_of_two_curricula_are_refused(imported: Path, tmp_path: Path) -> None:
-    from runs import small_tokenizer_texts
-
-    from plato2.data.tokenizer import train_tokenizer
-
     train_tokenizer(small_tokenizer_texts(), n_pieces=40).save(tmp_path / "small")
     run = make_run(tmp_path / "run", "2_eval", tokenizer_folder=tmp_path / "small")
     with pytest.raises(UserError, match="trained with different tokenizers"):
@@ -392,8 +426,6 @@ def test_every_verb_takes_every_form_of_a_model(models: dict[str, Path], tmp_pat
     assert "bot  " in plato2("chat", *given, "--max-tokens", 6, stdin="hello\n/quit\n")
     (tmp_path / "pairs.tsv").write_text("hi [SEP] hello ! how are you ?\tfine .\n")
     assert plato2("score", tmp_path / "pairs.tsv", *given) == plato2("score", tmp_path / "pairs.tsv", *first)
-    data = make_corpus(tmp_path / "data", [([f"question {n} ?"], f"answer {n} .") for n in range(3)])
-    assert json.loads(plato2("report", *given, "--data", data, "--contexts", 1, "--json"))["contexts"]
     plato2("export", "knover", *given, "--out", tmp_path / "knover")
     plato2("export", "hf", *given, "--out", tmp_path / "hf")
     assert files_of(tmp_path / "knover")["Plato/word_embedding"]
@@ -431,20 +463,44 @@ MODEL = [
 ]
 
 
-@pytest.mark.parametrize(("stage", "monitored"), [("2_gen", "train/nll"), ("2_eval", "train/coherence")])
-def test_training_goes_on_from_an_imported_folder(
-    imported: Path, knover_corpus: Path, train_here: Train, tmp_path: Path, stage: str, monitored: str
+def train_from(
+    folder: Path, train_here: Train, corpus: Path, stage: str, steps: int, *overrides: str
 ) -> None:
-    """Of a folder of both, each stage takes its own model."""
-    given = [f"stage={stage}", f"init_from={imported}", f"data.path={knover_corpus}", *MODEL]
-    steps = ["trainer.max_steps=12", "trainer.val_check_interval=12", "trainer.log_every_n_steps=1"]
-    done = train_here(*given, *steps, "optim.lr=3e-3", "optim.warmup_steps=1")
-    assert "init_from" in done.stdout + done.stderr or str(imported) in done.stdout + done.stderr
+    train_here(
+        f"stage={stage}",
+        f"init_from={folder}",
+        f"data.path={corpus}",
+        *MODEL,
+        f"trainer.max_steps={steps}",
+        f"trainer.val_check_interval={steps}",
+        "trainer.log_every_n_steps=1",
+        "optim.warmup_steps=1",
+        *overrides,
+    )
+
+
+@pytest.mark.parametrize("stage", ["2_gen", "2_eval"])
+def test_training_goes_on_from_an_imported_folder(
+    imported: Path, knover_corpus: Path, train_here: Train, tmp_path: Path, stage: str
+) -> None:
+    train_from(imported, train_here, knover_corpus, stage, 12, "optim.lr=3e-3")
     run = tmp_path / "outputs" / f"tiny-{stage}" / "r"
     losses = [value for _, name, value in read_metrics(run / "metrics.csv") if name == "train/loss"]
     assert len(losses) == 12
     assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.05
-    assert read_saved(run).stage == stage
+
+
+@pytest.mark.parametrize("form", ["imported", "exported"])
+@pytest.mark.parametrize("stage", ["2_gen", "2_eval"])
+def test_of_a_folder_of_both_each_stage_takes_its_own_model(
+    models: dict[str, Path], knover_corpus: Path, train_here: Train, tmp_path: Path, stage: str, form: str
+) -> None:
+    train_from(models[form], train_here, knover_corpus, stage, 1, "optim.lr=1e-12")
+    found = read_saved(tmp_path / "outputs" / f"tiny-{stage}" / "r")
+    wanted = read_saved(models[form], (stage,))
+    assert found.weights.keys() == wanted.weights.keys()
+    for name, tensor in wanted.weights.items():
+        torch.testing.assert_close(found.weights[name], tensor, atol=1e-6, rtol=0)
 
 
 def test_training_refuses_a_folder_that_does_not_fit(
@@ -456,4 +512,3 @@ def test_training_refuses_a_folder_that_does_not_fit(
     assert "this folder holds 2_eval" in done.stderr
     done = train_here("stage=2_gen", f"data.path={corpus}", f"init_from={imported}", expect=2)
     assert "trained with tokenizer" in done.stderr
-    assert write_arrays  # the helper of the import tests writes what `release` holds
