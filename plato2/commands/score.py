@@ -20,8 +20,8 @@ HELP = """Give the probabilities of responses, one JSON object a line.
 
 A line of FILE is the turns of a context joined by [SEP], a TAB, and a response. A 1_coarse model gives nll
 (summed, in nats) and n_tokens of p(r|c); a 2_gen model posterior, p(z|c,r) of each latent, and nll_by_latent;
-a 2_eval model coherence, p(l=1|c,r). A line that cannot be read gives {"error": ...} in its place. An
-imported 2_gen model without its recognition head (released ones may lack it) gives no posterior.
+a 2_eval model coherence, p(l=1|c,r). A line that cannot be read gives {"error": ...} in its
+place. An imported 2_gen model without its recognition head (released ones may lack it) gives no posterior.
 
 [bold]Examples[/]
 

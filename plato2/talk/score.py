@@ -27,6 +27,8 @@ class Record:
 
     context: list[int]
     response: list[int]
+    is_cut: bool = False
+    """The response was longer than the model can read: its end, [SEP] included, is not scored."""
 
 
 def score_lines(
@@ -47,7 +49,8 @@ def score_lines(
 
     Yields:
         One dict a line: of stage 1 `nll` (summed, nats) and `n_tokens`; of stage 2.1 `n_tokens`, `posterior`
-        (K,) and `nll_by_latent` (K,); of stage 2.2 `coherence`; or `error` alone.
+        (K,) and `nll_by_latent` (K,); of stage 2.2 `coherence`; with
+        `response_cut` where the response was too long; or `error` alone.
     """
     stages = [stage for stage in (generation, evaluation) if stage is not None]
     limit = min(stage.model_config.max_position for stage in stages) // 2
@@ -58,7 +61,7 @@ def score_lines(
         for place, (number, line) in enumerate(chunk):
             try:
                 records[place] = read_line(line, tokenizer, limit)
-                found.append({})
+                found.append({"response_cut": True} if records[place].is_cut else {})
             except UserError as error:
                 found.append({"error": f"line {number}: {error}"})
         order = sorted(records, key=lambda place: len(records[place].context) + len(records[place].response))
@@ -72,10 +75,11 @@ def score_lines(
 
 
 def read_line(line: bytes, tokenizer: Tokenizer, limit: int) -> Record:
-    """One line as ids; nothing is cut but turns that do not fit.
+    """One line as ids, cut as training data is (spec section 2): turns that do not fit are dropped from the
+    oldest on, a response loses its end.
 
     Raises:
-        UserError: not UTF-8, not two columns, or a turn or response longer than the model can read.
+        UserError: not UTF-8, not two columns, or a last turn longer than the model can read.
     """
     try:
         columns = line.decode("utf-8").rstrip("\r\n").split("\t")
@@ -88,10 +92,7 @@ def read_line(line: bytes, tokenizer: Tokenizer, limit: int) -> Record:
     context = encode_context(turns, limit)
     if context is None:
         raise UserError(f"the last turn has {len(turns[-1])} tokens; at most {limit - 2} can be read")
-    response = encode_response(words, len(words) + 2)
-    if len(response) > limit:
-        raise UserError(f"the response has {len(words)} tokens; at most {limit - 2} can be read")
-    return Record(context, response)
+    return Record(context, encode_response(words, limit), is_cut=len(words) > limit - 2)
 
 
 @torch.no_grad()

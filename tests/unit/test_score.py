@@ -137,7 +137,6 @@ def test_a_stage_in_training_is_refused() -> None:
         (b"a\tb\tc\n", "2 TABs"),
         (b"caf\xe9\tyes\n", "not UTF-8 (invalid continuation byte at byte 3)"),
         (f"{words(LIMIT + 1)}\tyes".encode(), f"the last turn has {LIMIT + 1} tokens; at most {LIMIT}"),
-        (f"hi\t{words(LIMIT + 1)}".encode(), f"the response has {LIMIT + 1} tokens; at most {LIMIT}"),
     ],
 )
 def test_a_line_that_cannot_be_scored_is_an_error_in_its_place(line: bytes, message: str) -> None:
@@ -146,6 +145,13 @@ def test_a_line_that_cannot_be_scored_is_an_error_in_its_place(line: bytes, mess
     assert found[1]["error"].startswith("line 2: ")
     assert message in found[1]["error"]
     assert found[0] == found[2] == pytest.approx(scores_of([b"hi\tyes"])[0], rel=1e-5)
+
+
+def test_a_response_that_is_too_long_is_cut_and_says_so() -> None:
+    fits, cut = scores_of([f"hi\t{words(LIMIT)}".encode(), f"hi\t{words(LIMIT + 1)}".encode()])
+    assert "response_cut" not in fits
+    assert cut["response_cut"]
+    assert cut["n_tokens"] == fits["n_tokens"] == LIMIT + 1  # one without its end, the other with it
 
 
 def test_an_empty_file_has_no_scores() -> None:
