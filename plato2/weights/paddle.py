@@ -222,7 +222,20 @@ for _core in ("numpy.core", "numpy._core"):  # numpy 1 and 2
     _SAFE[f"{_core}.numeric", "_frombuffer"] = _Call(lambda *what: _Array().fill(*what))
 
 
-class _ArraysOnly(pickle.Unpickler):
+class _Memo(dict[int, Any]):
+    """What a pickle may refer to again: not the values of an array, so that they are in memory only once."""
+
+    def __setitem__(self, place: int, value: Any) -> None:
+        held = value if isinstance(value, tuple) else (value,)
+        has_values = any(isinstance(one, (str, bytes, bytearray)) and len(one) > 1 << 10 for one in held)
+        super().__setitem__(place, None if has_values else value)
+
+
+class _ArraysOnly(pickle._Unpickler):  # the one in Python: it can be given a memo
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file)
+        self.memo = _Memo()
+
     def find_class(self, module: str, name: str) -> Any:
         """The stand-in for what builds arrays; nothing is imported."""
         try:

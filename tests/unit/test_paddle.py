@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import subprocess
+import tracemalloc
 import types
 from collections import OrderedDict
 from collections.abc import Callable
@@ -282,3 +283,15 @@ def test_numbers_that_are_no_weights_are_named(tmp_path: Path) -> None:
     (tmp_path / "bad.pdparams").write_bytes(pickle.dumps({"ids": np.arange(4)}))
     with pytest.raises(UserError, match="ids is int64; weights are float32 or float16"):
         read_pdparams(tmp_path / "bad.pdparams")
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_values_are_in_memory_only_once(tmp_path: Path, protocol: int) -> None:
+    """Protocol 2 writes them as text, and every protocol lets a pickle refer to what it has read."""
+    arrays = {str(n): RNG.standard_normal(1 << 18, dtype=np.float32) for n in range(20)}
+    (tmp_path / "24L.pdparams").write_bytes(pickle.dumps(paddle_21(arrays), protocol))
+    tracemalloc.start()
+    found = read_pdparams(tmp_path / "24L.pdparams")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.3 * sum(array.nbytes for array in found.values())
