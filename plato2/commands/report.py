@@ -14,7 +14,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptio
 HELP = """Show what the runs of a curriculum reached.
 
 Loss and perplexity of the stages beside a unigram baseline, the evaluation model's coherence accuracy, and
-the candidates for a few validation contexts, ranked, beside what a human said.
+the candidates for a few validation contexts, ranked, beside what a human said. Only run folders have numbers.
 
 [bold]Example[/]
 
@@ -26,9 +26,9 @@ plato2 report --coarse outputs/tiny-1_coarse/RUN --generation outputs/tiny-2_gen
 @app.command(help=HELP)
 def report(
     data: Annotated[str, typer.Option(help="The prepared corpus of the runs, local or remote.")],
-    coarse: Annotated[Path | None, typer.Option(help="A 1_coarse run.")] = None,
-    generation: Annotated[Path | None, typer.Option(help="A 2_gen run.")] = None,
-    evaluation: Annotated[Path | None, typer.Option(help="A 2_eval run.")] = None,
+    coarse: Annotated[Path | None, typer.Option(help="Run, checkpoint or model folder of 1_coarse.")] = None,
+    generation: Annotated[Path | None, typer.Option(help="The same of 2_gen.")] = None,
+    evaluation: Annotated[Path | None, typer.Option(help="The same of 2_eval.")] = None,
     contexts: Annotated[int, typer.Option(min=0, help="Validation contexts to answer.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

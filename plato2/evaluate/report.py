@@ -24,6 +24,7 @@ from plato2.talk.rank import coherence
 from plato2.talk.table import candidate_table
 from plato2.training.metrics import read_metrics
 from plato2.training.run import RunFolder
+from plato2.weights.folder import read_saved
 
 SHOWN = {
     "1_coarse": ("val/nll", "val/ppl"),
@@ -42,8 +43,8 @@ def curriculum_report(
     """What the runs of a curriculum reached.
 
     Args:
-        runs: run folders by stage, all three or some of `1_coarse`, `2_gen`, `2_eval`. Candidates are those
-            of the `2_gen` run, else of the `1_coarse` run.
+        runs: run folders, checkpoint files or model folders by stage, all three or some of `1_coarse`,
+            `2_gen`, `2_eval`. Candidates are those of the `2_gen` model, else of the `1_coarse` model.
         data: the prepared corpus they were trained on.
         n_contexts: validation contexts to answer.
 
@@ -66,15 +67,18 @@ def curriculum_report(
     }
 
 
-def best_validation(run: str | Path, stage: str) -> dict[str, float | int]:
+def best_validation(run: str | Path, stage: str) -> dict[str, float | int | None]:
     """The step and metrics of a run's best validation, by the metric that picks the stage's best checkpoint.
 
+    A checkpoint file or a model folder has no metrics: its step is None.
+
     Raises:
-        UserError: not a run of that stage, no `metrics.csv`, or no validation in it.
+        UserError: not of that stage, no `metrics.csv`, or no validation in it.
     """
     found = RunFolder(Path(run)).lineage().get("stage")
     if found is None:
-        raise UserError(f"{OPTIONS[stage]} {run}: not a run folder (no lineage.json)")
+        read_saved(run, (stage,), OPTIONS[stage])  # which says what else may be wrong with it
+        return {"step": None}
     if found != stage:
         raise UserError(f"{OPTIONS[stage]} {run}: this is a {found} run; give a {stage} run")
     path = Path(run) / "metrics.csv"
@@ -190,7 +194,7 @@ def _numbers(report: Mapping[str, Any]) -> Table:
             "" if nll is None else f"{nll:.3f}",
             "" if ppl is None else f"{ppl:.1f}",
             "" if accuracy is None else f"{accuracy:.3f} (chance {report['chance']})",
-            f"{values['step']:,}",
+            "" if values["step"] is None else f"{values['step']:,}",
         )
     return table
 

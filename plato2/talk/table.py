@@ -22,4 +22,8 @@ def candidate_table(candidates: Sequence[Mapping[str, Any]]) -> Table:
             f"{candidate['log_prob']:.2f}",
             Text(candidate["text"]),
         )
+    scores = [candidate["coherence"] for candidate in candidates]
+    if None not in scores and scores != sorted(scores, reverse=True):
+        table.caption = "the last ones repeat words or have no end (penalties)"
+        table.caption_justify = "left"
     return table

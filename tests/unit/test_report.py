@@ -100,10 +100,19 @@ def test_some_of_the_stages(runs: dict[str, Path], data: Path) -> None:
         curriculum_report({}, data)
 
 
+def test_a_checkpoint_file_answers_but_has_no_numbers(runs: dict[str, Path], data: Path) -> None:
+    files = {stage: run / "checkpoints" / "best.ckpt" for stage, run in runs.items()}
+    report = curriculum_report(files, data, n_contexts=1)
+    assert report["stages"]["2_gen"] == {"run": str(files["2_gen"]), "step": None}
+    of_runs = curriculum_report(runs, data, n_contexts=1)
+    assert report["contexts"] == of_runs["contexts"]
+    print_report(report, Console(file=io.StringIO()))
+
+
 def test_runs_that_do_not_fit_are_named(runs: dict[str, Path], data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--coarse .*: this is a 2_gen run; give a 1_coarse run"):
         best_validation(runs["2_gen"], "1_coarse")
-    with pytest.raises(UserError, match="not a run folder"):
+    with pytest.raises(UserError, match="there is no checkpoint in it"):
         best_validation(tmp_path, "1_coarse")
     run = make_run(tmp_path / "run", "2_gen")
     with pytest.raises(UserError, match=r"metrics\.csv: missing; train with logger=csv"):
