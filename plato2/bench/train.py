@@ -84,7 +84,7 @@ class Plan:
 FULL = Plan(
     {
         "small": Size((4, 4, 256), 8192, 32, warm=4, rounds=5, finalists=2, probe_samples=32),
-        "93m": Size((12, 12, 768), 4096, 16, warm=1, rounds=2, finalists=1, probe_samples=8),
+        "93m": Size((12, 12, 768), 8192, 32, warm=1, rounds=2, finalists=1, probe_samples=8),
     },
     own_rounds=9,
 )
