@@ -170,10 +170,11 @@ def test_starts_that_are_none(train_here: Train, coarse: Path, tmp_path: Path) -
     half.write_bytes((coarse / "checkpoints" / "last.ckpt").read_bytes()[:3000])
     tensors = tmp_path / "tensors.pt"
     torch.save({"a": torch.zeros(2)}, tensors)
+    nothing = "neither a run folder (no lineage.json), a model folder (no config.json) nor a checkpoint"
     for path, says in {
         tmp_path / "nowhere": "no such run folder, checkpoint or model folder",
-        tmp_path: "neither a run folder (no lineage.json) nor a checkpoint",
-        coarse / "checkpoints": "neither a run folder (no lineage.json) nor a checkpoint",
+        tmp_path: nothing,
+        coarse / "checkpoints": nothing,
         text: "not a readable checkpoint",
         half: "not a readable checkpoint",
         tensors: "not a plato2 checkpoint (no state_dict, stage, hyper_parameters)",
@@ -250,7 +251,7 @@ def test_going_on_with_a_run(train_here: Train, coarse: Path, tmp_path: Path) ->
         done.stderr, "trainer.max_steps=2", str(run.name), "already trained 2 steps", "raise trainer"
     )
     more = ["trainer.max_steps=4", "trainer.val_check_interval=2", "run_id=c"]
-    for key, before in {"optim.lr": 0.002, "seed": 11, "model.dropout": 0.1, "data.row_length": 128}.items():
+    for key, before in {"optim.lr": 0.0015, "seed": 11, "model.dropout": 0.1, "data.row_length": 128}.items():
         value = {"data.row_length": 64}.get(key, 0.5 if key != "seed" else 12)
         done = train_here(*more, f"{key}={value}", expect=2)
         assert_one_line(done.stderr, f"{key}={value}", f"started with {key}={before}", "another run_id")

@@ -336,7 +336,9 @@ def test_negatives_never_have_the_true_text(texts: list[int], epoch: int) -> Non
         return
     items = CoherenceBatch().items(held)
     own, negatives = items.responses[::2], items.responses[1::2]
-    assert own.tolist() == items.contexts[::2].tolist() == items.contexts[1::2].tolist() == [*range(len(texts))]
+    assert (
+        own.tolist() == items.contexts[::2].tolist() == items.contexts[1::2].tolist() == [*range(len(texts))]
+    )
     assert all(texts[i] != texts[j] for i, j in enumerate(negatives))
     assert items.labels.tolist() == [1, 0] * len(texts)  # any part of a validation pass is balanced
 

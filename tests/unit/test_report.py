@@ -13,6 +13,7 @@ from runs import make_corpus, make_run, write_metrics
 from plato2.config import UserError
 from plato2.evaluate.report import best_validation, curriculum_report, print_report, report_sweep
 from plato2.training.run import RunFolder
+from plato2.weights.folder import checkpoint_file
 
 PAIRS = [([f"question {n} ?", f"and {n} ?"], f"answer {n} .") for n in range(9)]
 
@@ -101,7 +102,7 @@ def test_some_of_the_stages(runs: dict[str, Path], data: Path) -> None:
 
 
 def test_a_checkpoint_file_answers_but_has_no_numbers(runs: dict[str, Path], data: Path) -> None:
-    files = {stage: run / "checkpoints" / "best.ckpt" for stage, run in runs.items()}
+    files = {stage: checkpoint_file(run) for stage, run in runs.items()}
     report = curriculum_report(files, data, n_contexts=1)
     assert report["stages"]["2_gen"] == {"run": str(files["2_gen"]), "step": None}
     of_runs = curriculum_report(runs, data, n_contexts=1)
