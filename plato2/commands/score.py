@@ -44,7 +44,13 @@ def score(
     """Run the verb."""
     from plato2.talk.bot import pick_device
     from plato2.talk.score import score_lines
-    from plato2.weights.folder import EVALUATION, GENERATION, load_stage, saved_tokenizer
+    from plato2.weights.folder import (
+        EVALUATION,
+        GENERATION,
+        has_recognition,
+        load_stage,
+        saved_tokenizer,
+    )
 
     if generation is None and evaluation is None:
         raise UserError("give --generation, --evaluation or both: there is nothing to score with")
@@ -84,17 +90,3 @@ def score(
             typer.echo(json.dumps(scores, ensure_ascii=False), file=target)
     if n_errors:
         typer.echo(f"{n_errors} of {n_lines} lines could not be scored; their place has an error", err=True)
-
-
-def has_recognition(path: Path) -> bool:
-    """Whether the generation model at `path` has all that p(z|c,r) needs, as every run of ours has.
-
-    Without it a loaded stage has initial values there, and its posterior would mean nothing.
-    """
-    from plato2.weights.model_folder import is_model_folder, read_config
-
-    folder = path.expanduser()
-    if not is_model_folder(folder):
-        return True
-    absent = read_config(folder)["generation"].get("absent", [])
-    return not any(name.startswith("recognition.") for name in absent)

@@ -114,7 +114,6 @@ def _has_twice(items: Sequence[Hashable]) -> bool:
     return len(set(items)) < len(items)
 
 
-@torch.no_grad()
 def coherence(evaluation: Evaluator, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
     """p(l=1|c,r) of every (context, response) in one batch, nothing masked (equation 8).
 
@@ -123,6 +122,17 @@ def coherence(evaluation: Evaluator, pairs: Sequence[tuple[Sequence[int], Sequen
         pairs: context ids [CLS] (turn [SEP])*, and response ids without [CLS] and [SEP]. A response that does
             not fit into the model's positions is cut on the right.
     """
+    limit = evaluation.model_config.max_position
+    return coherence_of_records(
+        evaluation, [(c, encode_response(r, max(limit - len(c), 1))) for c, r in pairs]
+    )
+
+
+@torch.no_grad()
+def coherence_of_records(
+    evaluation: Evaluator, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> list[float]:
+    """`coherence` where the responses are those of records: [CLS] words, and [SEP] unless it was cut off."""
     if evaluation.training:
         raise ValueError("coherence needs the evaluator in evaluation mode: evaluation.eval()")
     if not pairs:
@@ -139,11 +149,8 @@ def coherence(evaluation: Evaluator, pairs: Sequence[tuple[Sequence[int], Sequen
 
 def _unit(evaluation: Evaluator, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, Tensor]:
     """One record a row, padded on the right: what the evaluation model reads."""
-    limit = evaluation.model_config.max_position
     context_len = torch.tensor([len(context) for context, _ in pairs])
-    records = [
-        [*context, *encode_response(response, max(limit - len(context), 1))] for context, response in pairs
-    ]
+    records = [[*context, *response] for context, response in pairs]
     lengths = torch.tensor([len(record) for record in records])
     width = int(lengths.max())
     slot = torch.arange(width)

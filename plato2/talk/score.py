@@ -14,6 +14,7 @@ from plato2.config import UserError
 from plato2.data.samples import encode_context, encode_response, role_ids
 from plato2.data.tokenizer import Tokenizer
 from plato2.stages import CoarseGeneration, CoherenceEstimation, FineGeneration, Stage
+from plato2.talk.rank import coherence_of_records
 
 SEPARATOR = "[SEP]"
 LINES_AT_ONCE = 256
@@ -100,11 +101,11 @@ def score(stage: Stage, records: Sequence[Record], posterior: bool = True) -> li
     """The scores of a batch (see `score_lines`)."""
     if stage.training:
         raise ValueError("score needs the stage in evaluation mode: stage.eval()")
+    if isinstance(stage, CoherenceEstimation):
+        found = coherence_of_records(stage, [(record.context, record.response) for record in records])
+        return [{"coherence": value} for value in found]
     device = stage.backbone.word.weight.device
     with torch.autocast(device.type, enabled=False):
-        if isinstance(stage, CoherenceEstimation):
-            coherence = stage.coherence_logits(_unit(stage, records, device)).float().softmax(dim=-1)[:, 1]
-            return [{"coherence": value} for value in coherence.tolist()]
         unit = _unit(stage, records, device)
         counts: list[dict[str, Any]] = [{"n_tokens": len(record.response) - 1} for record in records]
         if isinstance(stage, FineGeneration):
@@ -135,18 +136,13 @@ def _by_sample(values: Tensor, unit: dict[str, Tensor]) -> Tensor:
 
 
 def _unit(stage: Stage, records: Sequence[Record], device: torch.device) -> dict[str, Tensor]:
-    """One record a row, as the stage's batch maker would lay it out (data/collate.py)."""
-    is_evaluation, front = isinstance(stage, CoherenceEstimation), int(isinstance(stage, FineGeneration))
-    rows = [
-        record.context + (record.response if is_evaluation else record.response[:-1]) for record in records
-    ]
+    """One record a row, as the batch maker of a generation stage would lay it out (data/collate.py)."""
+    front = int(isinstance(stage, FineGeneration))
+    rows = [record.context + record.response[:-1] for record in records]  # the last id is only a target
     width = front + max(map(len, rows))
-    unit = {
-        key: torch.zeros(len(rows), width, dtype=torch.int64) for key in ("token_ids", "type_ids", "pos_ids")
-    }
-    unit |= {"segment_ids": torch.zeros(len(rows), width, dtype=torch.int64)}
-    if stage.backbone.role is not None:
-        unit["role_ids"] = torch.zeros(len(rows), width, dtype=torch.int64)
+    keys = ["token_ids", "type_ids", "pos_ids", "segment_ids"]
+    keys += ["role_ids"] if stage.backbone.role is not None else []
+    unit = {key: torch.zeros(len(rows), width, dtype=torch.int64) for key in keys}
     target_index: list[int] = []
     target_sample: list[int] = []
     target_ids: list[int] = []
@@ -160,11 +156,10 @@ def _unit(stage: Stage, records: Sequence[Record], device: torch.device) -> dict
             unit["role_ids"][number, front:end] = torch.from_numpy(role_ids(record.context, len(ids)))
         if front:
             unit["token_ids"][number, 0] = stage.model_config.mask_id
-        if not is_evaluation:  # place p predicts the id at p + 1
-            first = number * width + front + n_context
-            target_index += range(first, first + len(record.response) - 1)
-            target_sample += [number] * (len(record.response) - 1)
-            target_ids += record.response[1:]
+        first = number * width + front + n_context  # place p predicts the id at p + 1
+        target_index += range(first, first + len(record.response) - 1)
+        target_sample += [number] * (len(record.response) - 1)
+        target_ids += record.response[1:]
     unit["sample_index"] = torch.arange(len(rows)) * width
     for name, values in (("index", target_index), ("sample", target_sample), ("ids", target_ids)):
         unit[f"target_{name}"] = torch.tensor(values, dtype=torch.int64)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-from importlib import import_module
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +85,18 @@ def export_to_huggingface(
         "dtype": str(torch.float32 if torch.float32 in stored else stored.pop()).removeprefix("torch."),
         "tie_word_embeddings": True,
     }
-    files = {f"{name.rpartition('.')[2]}.py": remote_source(name) for name in REMOTE_CODE}
-    write_model_folder(out, parts, tokenizer, _card(read), extra, files=files)
+    code = {f"{name.rpartition('.')[2]}.py": remote_source(name) for name in REMOTE_CODE}
+    write_model_folder(out, parts, tokenizer, _card(read), extra, files=code)
     return list(parts)
 
 
 def remote_source(module: str) -> str:
-    """The source of a module, its imports of ours made relative: all files lie in one folder."""
-    source = inspect.getsource(import_module(module))
+    """The source of a module, its imports of ours made relative: all files lie in one folder.
+
+    The module is read, not imported: two of them need transformers, which writing a folder does not.
+    """
+    package, _, name = module.partition(".")
+    source = files(package).joinpath(f"{name.replace('.', '/')}.py").read_text(encoding="utf-8")
     source = re.sub(r"^from plato2\.model import (\w+)$", r"from . import \1", source, flags=re.M)
     return re.sub(r"^from plato2\.(?:\w+\.)*(\w+) import ", r"from .\1 import ", source, flags=re.M)
 

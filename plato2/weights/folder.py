@@ -10,7 +10,7 @@ a model to train or to score with as its stage.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -121,6 +121,16 @@ def has_evaluation(path: str | Path) -> bool:
     return is_model_folder(folder) and "evaluation" in read_config(folder)
 
 
+def has_recognition(path: str | Path) -> bool:
+    """Whether the generation model at `path` has all that p(z|c,r) needs, as every run of ours has.
+
+    Without it a loaded stage has initial values there, and its posterior would mean nothing.
+    """
+    folder = Path(path).expanduser()
+    absent = read_config(folder)["generation"].get("absent", []) if is_model_folder(folder) else []
+    return not any(name.startswith("recognition.") for name in absent)
+
+
 def load_stage(path: str | Path, accept: Collection[str] = ALL_STAGES, option: str = "") -> Stage:
     """The stage at `path`, in evaluation mode, float32, on the CPU.
 
@@ -142,7 +152,7 @@ def load_stage(path: str | Path, accept: Collection[str] = ALL_STAGES, option: s
             f"{saved.file}: written by another version of plato2 ({error}); train it again or "
             "install that version"
         ) from None
-    _fill(stage, saved, saved.weights)
+    _fill(stage, saved)
     for module in stage.modules():
         if isinstance(module, Metric):  # sums over a validation, not in the checkpoint: they start from zero
             module._apply(lambda state: torch.zeros_like(state, device="cpu"))
@@ -158,7 +168,7 @@ def load_generation(path: str | Path, option: str = "") -> GenerationNetwork:
     saved = read_saved(path, GENERATION, option)
     with torch.device("meta"):
         network = GenerationNetwork(saved.model_config, saved.stage == "2_gen")
-    _fill(network, saved, _shared(saved, network))
+    _fill(network, saved, only_shared=True)
     return network.eval()
 
 
@@ -171,18 +181,21 @@ def load_evaluation(path: str | Path, option: str = "") -> EvaluationNetwork:
     saved = read_saved(path, EVALUATION, option)
     with torch.device("meta"):
         network = EvaluationNetwork(saved.model_config)
-    _fill(network, saved, _shared(saved, network))
+    _fill(network, saved, only_shared=True)
     return network.eval()
 
 
-def _shared(saved: Saved, network: nn.Module) -> dict[str, Tensor]:
-    """Without the heads that only training needs."""
-    return {key: tensor for key, tensor in saved.weights.items() if key in network.state_dict()}
+def _fill(module: nn.Module, saved: Saved, only_shared: bool = False) -> None:
+    """Puts stored weights, and initial values for what is absent, into a module on the meta device.
 
-
-def _fill(module: nn.Module, saved: Saved, stored: Mapping[str, Tensor]) -> None:
-    """Puts stored weights, and initial values for what is absent, into a module on the meta device."""
-    weights = {key: tensor.float().clone() for key, tensor in stored.items()}
+    Empties `saved.weights` on the way, so that a model is in memory once. `only_shared` leaves out heads that
+    only training needs.
+    """
+    known, weights = module.state_dict().keys(), {}
+    for key in list(saved.weights):
+        tensor = saved.weights.pop(key)
+        if key in known or not only_shared:
+            weights[key] = tensor.float().clone()  # not the bytes of a file that may change
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(saved.arguments.get("seed", 0)))
         for name, parameter in module.named_parameters():

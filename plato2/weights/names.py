@@ -55,7 +55,7 @@ _SINGLE = {
 }
 _BLOCK_PREFIX = ("encoder_layer_{}_", "plato2_encoder.layers.{}.", "nsp_predictor.encoder.layers.{}.")
 
-TABLES = {"_embedding", ".word.", ".position.", ".token_type.", ".role."}
+_TABLES = (".word.", ".position.", ".token_type.", ".role.")
 TRAINING_ONLY: dict[str, tuple[str, ...]] = {
     "1_coarse": (),
     "2_gen": ("recognition.transform.", "recognition.bias", "bag_of_words."),
@@ -77,7 +77,7 @@ def paddlenlp_names(n_layer: int, part: str) -> dict[str, str]:
 def is_transposed(name: str) -> bool:
     """Whether a parameter (our name) is the matrix of a linear layer, which Paddle stores as [in, out]."""
     is_matrix = name.endswith(".weight") and "norm." not in name
-    return is_matrix and not any(table in name for table in TABLES)
+    return is_matrix and not any(table in name for table in _TABLES)
 
 
 def n_layers(theirs: set[str]) -> int:

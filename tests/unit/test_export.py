@@ -291,6 +291,24 @@ def test_transformers_needs_nothing_of_this_repository(remote: dict[str, Any]) -
     assert {"torch", "transformers", "sentencepiece"} <= set(remote["modules"])
 
 
+def test_writing_the_folder_needs_no_transformers(imported: Path, exported: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['transformers'] = None; from plato2.commands import app;"
+        "app(['export', 'hf', '--generation', sys.argv[1], '--out', sys.argv[2]])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(imported), str(tmp_path / "hf")],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    written = {file.name: file.read_bytes() for file in (tmp_path / "hf").iterdir() if file.is_file()}
+    assert written == {file.name: file.read_bytes() for file in exported.iterdir() if file.is_file()}
+
+
 def test_the_word_table_is_tied_to_the_output_layer(remote: dict[str, Any]) -> None:
     assert remote["whole"]["tied"]
     assert remote["saved"]["tied"]

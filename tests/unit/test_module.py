@@ -158,7 +158,10 @@ def test_a_position_of_other_data_is_refused(path: str, tmp_path: Path) -> None:
 
 def test_another_batch_size_may_go_on(path: str) -> None:
     """Positions are counted in units, so batch_tokens and the number of workers or steps may change."""
-    module(path, batch_tokens=1024, n_workers=2, max_steps=99).load_state_dict(module(path).state_dict())
+    state = module(path).state_dict()
+    other = module(path, batch_tokens=1024, n_workers=2, max_steps=99)
+    other.load_state_dict(state)
+    assert other.state_dict() == state
 
 
 # ----------------------------------------------------------------------------------------------------- errors
