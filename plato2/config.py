@@ -6,10 +6,12 @@ these keys fails before anything starts; below `train.py` they are ordinary type
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 Strategy = Literal["top_k", "top_p", "beam"]
+Criterion = Literal["coherence", "forward", "backward"]
 
 
 class UserError(Exception):
@@ -105,7 +107,7 @@ class OptimConfig:
 
 @dataclass
 class DecodeConfig:
-    """How candidates are found and ranked; by default top-k sampling of one for each latent (spec section 9).
+    """How candidates are found; by default top-k sampling of one for each latent (spec section 9).
 
     Raises:
         UserError: a value decoding cannot use.
@@ -134,13 +136,14 @@ class DecodeConfig:
     """Samples for each latent."""
     n_candidates: int = 20
     """Samples of a stage-1 model, which has no latents; other models give `n_samples` for each latent."""
+    stop: tuple[str, ...] = ()
+    """Texts before which a candidate is cut; they are not part of it."""
     seed: int = 11
-    penalties: bool | None = None
-    """Rank candidates that do not end, or repeat three words, behind all others, as Knover does; None =
-    where an evaluation model ranks."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
+        self.stop = tuple(self.stop)
+        _require(all(self.stop), "stop: a text to stop at is empty")
         _require(
             self.strategy in get_args(Strategy),
             f"strategy={self.strategy}: use one of {', '.join(get_args(Strategy))}",
@@ -167,6 +170,48 @@ class DecodeConfig:
             f"n_samples={self.n_samples}: a beam search always finds the same; use a larger beam_size",
         )
         _require(self.n_candidates >= 1, f"n_candidates={self.n_candidates}: must be at least 1")
+
+
+@dataclass
+class RankConfig:
+    """What candidates are ranked by: a weighted sum of scores, less Knover's penalties (spec section 9).
+
+    Raises:
+        UserError: a criterion that there is not.
+    """
+
+    weights: Mapping[Criterion, float] | None = None
+    """Of `coherence` p(l=1|c,r), `forward` log p(r|c,z) and `backward` log p(c|r), the last two the mean of a
+    token; None = coherence alone, or forward where there is no evaluation model."""
+    penalties: bool | None = None
+    """Rank candidates that do not end, or repeat three words, behind all others, as Knover does; None =
+    where an evaluation model ranks."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        known = get_args(Criterion)
+        for name in self.weights or {}:
+            _require(name in known, f"rank: {name!r} is no score; use {', '.join(known)}")
+        _require(
+            self.weights is None or any(self.weights.values()),
+            "rank: no score has a weight other than 0",
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> RankConfig:
+        """`coherence`, `backward` or `coherence=1,backward=0.5` as typed by a user.
+
+        Raises:
+            UserError: no such score, or a weight that is not a number.
+        """
+        weights = {}
+        for part in text.split(","):
+            name, _, weight = part.partition("=")
+            try:
+                weights[name.strip()] = float(weight) if weight else 1.0
+            except ValueError:
+                raise UserError(f"rank: the weight in {part!r} is not a number") from None
+        return cls(weights)  # type: ignore[arg-type]
 
 
 @dataclass

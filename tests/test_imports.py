@@ -34,6 +34,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "plato2.model",
         "plato2.data.tokenizer",
         "plato2.data.samples",
+        "plato2.data.packing",
         "plato2.data.examples",
         "plato2.config",
     ),

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from plato2.commands.reply import Device, Evaluation, Generation, MaxTokens, Seed, TopK, say_unranked
+from plato2.commands.talking import Device, Evaluation, Generation, MaxTokens, Seed, TopK, say_if_unranked
 from plato2.config import DecodeConfig, UserError
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ def chat(
 
     decode = DecodeConfig(top_k=top_k, max_tokens=max_tokens, seed=seed)
     bot = PlatoBot.load(generation, evaluation, device, decode)
-    if bot.evaluation is None:
-        say_unranked()
+    say_if_unranked(bot)
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (arrow keys and earlier lines in `input`)
     console = Console(highlight=False)

@@ -2,29 +2,48 @@
 
     bot = PlatoBot.load("outputs/tiny-2_gen/RUN", "outputs/tiny-2_eval/RUN")
     reply = bot.reply(["hi , how was your day ?"])
-    reply.text, [(c.text, c.latent, c.log_prob, c.coherence) for c in reply.candidates]
+    reply.text, [(c.text, c.latent, c.log_prob, c.coherence) for c in reply.candidates], reply.timing
 
-Everything runs in float32: the same seed gives the same reply to the same context, in any batch.
+In float32, the default, the same seed gives the same reply to the same context, in any batch.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
 
-from plato2.config import DecodeConfig, UserError
+from plato2.config import DecodeConfig, RankConfig, UserError
 from plato2.data.samples import encode_context
-from plato2.data.tokenizer import Tokenizer
+from plato2.data.tokenizer import EOS_ID, Tokenizer
 from plato2.model.networks import Evaluator, Generator
-from plato2.talk.decode import decode
-from plato2.talk.rank import Candidate, rank
-from plato2.weights.folder import has_evaluation, load_evaluation, load_generation, saved_tokenizer
+from plato2.talk.decode import Hypothesis, decode
+from plato2.talk.rank import Candidate, rank, score_weights
+from plato2.talk.safety import Flag, Safety
+from plato2.weights.folder import (
+    has_evaluation,
+    load_backward,
+    load_evaluation,
+    load_generation,
+    saved_tokenizer,
+)
 
 CONTEXTS_AT_ONCE = 16
 """Contexts decoded in one batch, fewer with several samples or beams of each latent; bounds the memory of
 `reply_batch` and changes no result."""
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds the batch took in which a reply was found."""
+
+    decode_s: float = 0.0
+    rank_s: float = 0.0
+    contexts: int = 0
+    """Contexts in that batch."""
 
 
 @dataclass(frozen=True)
@@ -33,21 +52,42 @@ class Reply:
 
     text: str
     candidates: list[Candidate]
-    """All candidates, best first; `text` is the first one's."""
+    """All candidates, best first; `text` is the first one's. Those that a safety filter blocks come last, and
+    there are none where the message itself was blocked."""
+    flags: tuple[Flag, ...] = ()
+    """What the safety filter found in the message, and in candidates that would have been said."""
+    timing: Timing = field(default=Timing(), compare=False)
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the safety filter left nothing to say but its refusal."""
+        return all(candidate.flag for candidate in self.candidates) and any(
+            flag.action == "block" for flag in self.flags
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: `{"reply": ..., "candidates": [...]}`."""
-        return {"reply": self.text, "candidates": [as_dict(candidate) for candidate in self.candidates]}
+        """Plain values for JSON: `{"reply", "candidates", "timing"}`, and `flags` where there are some."""
+        found: dict[str, Any] = {
+            "reply": self.text,
+            "candidates": [as_dict(candidate) for candidate in self.candidates],
+            "timing": asdict(self.timing),
+        }
+        return found | ({"flags": [asdict(flag) for flag in self.flags]} if self.flags else {})
 
 
 def as_dict(candidate: Candidate) -> dict[str, Any]:
-    """A candidate in plain values: text, latent, log_prob, coherence."""
-    return {
+    """A candidate in plain values: text, latent, log_prob, coherence; backward and flag where there are."""
+    found: dict[str, Any] = {
         "text": candidate.text,
         "latent": candidate.latent,
         "log_prob": candidate.log_prob,
         "coherence": candidate.coherence,
     }
+    if candidate.backward is not None:
+        found["backward"] = candidate.backward
+    if candidate.flag is not None:
+        found["flag"] = candidate.flag
+    return found
 
 
 class PlatoBot:
@@ -55,12 +95,16 @@ class PlatoBot:
 
     Args:
         generation: a `2_gen` model (one candidate for each latent) or a `1_coarse` model (samples).
-        tokenizer: the one both models were trained with.
+        tokenizer: the one all models were trained with.
         evaluation: a `2_eval` model; None ranks by log-probability.
-        decode: how to sample; a model with room for fewer than `max_tokens` response tokens stops there.
+        decode: how to find candidates; a model with room for fewer than `max_tokens` response tokens stops
+            there.
+        backward: a model of stage `backward`, for ranking by log p(c|r).
+        rank: what to rank by.
+        safety: a filter on messages and candidates.
 
     Raises:
-        UserError: the models differ in vocabulary or length.
+        UserError: the models differ in vocabulary or length, or ranking needs one that is not given.
     """
 
     def __init__(
@@ -69,23 +113,28 @@ class PlatoBot:
         tokenizer: Tokenizer,
         evaluation: Evaluator | None = None,
         decode: DecodeConfig | None = None,
+        backward: Generator | None = None,
+        rank: RankConfig | None = None,
+        safety: Safety | None = None,
     ) -> None:
         self.generation, self.tokenizer, self.evaluation = generation, tokenizer, evaluation
-        decode = decode or DecodeConfig()
+        self.backward, self.rank_config, self.safety = backward, rank or RankConfig(), safety
+        score_weights(self.rank_config, evaluation, backward)
         config = generation.model_config
         if config.vocab_size != tokenizer.vocab_size:
             raise UserError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the generation model {config.vocab_size}; "
                 "give the tokenizer of its run"
             )
-        if evaluation is not None and evaluation.model_config.max_position < config.max_position:
-            raise UserError(
-                f"the evaluation model has {evaluation.model_config.max_position} positions, the generation "
-                f"model {config.max_position}: it cannot read all candidates; give one with as many"
-            )
+        for name, judge in (("evaluation", evaluation), ("backward", backward)):
+            if judge is not None and judge.model_config.max_position < config.max_position:
+                raise UserError(
+                    f"the {name} model has {judge.model_config.max_position} positions, the generation "
+                    f"model {config.max_position}: it cannot read all candidates; give one with as many"
+                )
         self.max_context = config.max_position // 2  # the other half is the response's (spec section 2)
-        room = config.max_position - self.max_context
-        self.decode_config = replace(decode, max_tokens=min(decode.max_tokens, room))
+        self.max_tokens = config.max_position - self.max_context
+        self.decode_config = self.fitting(decode or DecodeConfig())
 
     @classmethod
     def load(
@@ -94,6 +143,10 @@ class PlatoBot:
         evaluation: str | Path | None = None,
         device: str = "auto",
         decode: DecodeConfig | None = None,
+        backward: str | Path | None = None,
+        rank: RankConfig | None = None,
+        safety: Safety | None = None,
+        precision: str = "float32",
     ) -> "PlatoBot":
         """A bot from run folders, checkpoint files or model folders.
 
@@ -102,71 +155,109 @@ class PlatoBot:
             evaluation: a `2_eval` model with the same tokenizer; None takes the one in `generation` when
                 that is a model folder that has one.
             device: `auto` (the GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...
-            decode: how to sample.
+            decode: how to find candidates.
+            backward: a model of stage `backward` with the same tokenizer.
+            rank: what to rank by.
+            safety: a filter on messages and candidates.
+            precision: `float32`, or `bfloat16`, which is faster; then what else is in a batch may change a
+                last digit, and so a word.
 
         Raises:
-            UserError: a path, checkpoint, tokenizer or device that does not fit.
+            UserError: a path, checkpoint, tokenizer, device or precision that does not fit.
         """
         where = pick_device(device)
-        generator, tokenizer = load_generation(generation, "--generation"), saved_tokenizer(generation)
+        if precision not in PRECISIONS:
+            raise UserError(f"--precision {precision}: use {' or '.join(PRECISIONS)}")
+        dtype = PRECISIONS[precision]
+        generator = load_generation(generation, "--generation").to(where, dtype)
+        tokenizer = saved_tokenizer(generation)
         if evaluation is None and has_evaluation(generation):
             evaluation = generation
-        judge = None
-        if evaluation is not None:
-            judge = load_evaluation(evaluation, "--evaluation").to(where)
-            theirs = saved_tokenizer(evaluation)
+        for option, path in (("evaluation", evaluation), ("backward", backward)):
+            theirs = tokenizer if path is None else saved_tokenizer(path)
             if theirs.sha256 != tokenizer.sha256:
                 raise UserError(
-                    f"--evaluation {evaluation}: trained with another tokenizer (sha256 "
-                    f"{theirs.sha256[:12]}) than --generation {generation} ({tokenizer.sha256[:12]}); give "
-                    "runs of one curriculum"
+                    f"--{option} {path}: trained with another tokenizer (sha256 {theirs.sha256[:12]}) than "
+                    f"--generation {generation} ({tokenizer.sha256[:12]}); give runs of one curriculum"
                 )
-        return cls(generator.to(where), tokenizer, judge, decode)
+        judge = load_evaluation(evaluation, "--evaluation").to(where, dtype) if evaluation else None
+        reader = load_backward(backward, "--backward").to(where, dtype) if backward else None
+        return cls(generator, tokenizer, judge, decode, reader, rank, safety)
 
-    def reply(self, context: Sequence[str]) -> Reply:
+    def reply(self, context: Sequence[str], decode: DecodeConfig | None = None) -> Reply:
         """The reply to a conversation.
 
         Args:
             context: the turns so far, oldest first; the last one is answered. Turns that do not fit into
                 the model's context are dropped from the oldest on; a last turn that alone is too long keeps
                 its end.
+            decode: other settings than the bot's own.
 
         Raises:
             UserError: no turns, or nothing in the last one.
         """
-        return self.reply_batch([context])[0]
+        return self.reply_batch([context], decode)[0]
 
-    def reply_batch(self, contexts: Sequence[Sequence[str]]) -> list[Reply]:
+    def reply_batch(
+        self,
+        contexts: Sequence[Sequence[str]],
+        decode: DecodeConfig | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> list[Reply]:
         """The replies to several conversations; each is what `reply` would have said.
+
+        Args:
+            contexts: the turns of each.
+            decode: other settings than the bot's own.
+            seeds: one a conversation, instead of the settings'.
 
         Raises:
             UserError: as `reply`.
         """
-        return self.reply_to_ids([self.encode(context) for context in contexts], contexts)
+        ids = [self.encode(context) for context in contexts]
+        if self.safety is None:
+            return self.reply_to_ids(ids, contexts, decode, seeds)
+        found = self.safety.check("input", [context[-1] for context in contexts])
+        flags = [() if rule is None else (self.safety.flag("input", rule),) for rule in found]
+        replies = [Reply(self.safety.refusal, [], some) for some in flags]
+        going = [n for n, some in enumerate(flags) if not any(flag.action == "block" for flag in some)]
+        answers = self.reply_to_ids(
+            [ids[n] for n in going],
+            [contexts[n] for n in going],
+            decode,
+            None if seeds is None else [seeds[n] for n in going],
+        )
+        for n, answer in zip(going, answers, strict=True):
+            replies[n] = replace(answer, flags=flags[n] + answer.flags)
+        return replies
 
     def reply_to_ids(
-        self, contexts: Sequence[Sequence[int]], turns: Sequence[Sequence[str]] | None = None
+        self,
+        contexts: Sequence[Sequence[int]],
+        turns: Sequence[Sequence[str]] | None = None,
+        decode: DecodeConfig | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> list[Reply]:
         """The replies to contexts that are ids already, [CLS] (turn [SEP])*, as in prepared data.
 
         Args:
             contexts: the ids.
             turns: all that was said, as text; by default the text of `contexts`. See `rank`.
+            decode: other settings than the bot's own.
+            seeds: one a context, instead of the settings'.
         """
+        config = self.decode_config if decode is None else self.fitting(decode)
         replies = []
-        rows = (
-            self.decode_config.beam_size
-            if self.decode_config.strategy == "beam"
-            else self.decode_config.n_samples
-        )
+        rows = config.beam_size if config.strategy == "beam" else config.n_samples
         step = max(1, CONTEXTS_AT_ONCE // rows)
         for start in range(0, len(contexts), step):
-            some = contexts[start : start + step]
-            hypotheses = decode(self.generation, some, self.decode_config)
-            said = None if turns is None else turns[start : start + step]
-            penalties = self.decode_config.penalties
-            for candidates in rank(self.tokenizer, some, hypotheses, self.evaluation, said, penalties):
-                replies.append(Reply(candidates[0].text, candidates))
+            part = slice(start, start + step)
+            replies += self._reply(
+                contexts[part],
+                None if turns is None else turns[part],
+                config,
+                None if seeds is None else seeds[part],
+            )
         return replies
 
     def encode(self, context: Sequence[str]) -> list[int]:
@@ -181,6 +272,56 @@ class PlatoBot:
         ids = encode_context(turns, self.max_context, cut_turn=True)
         assert ids is not None  # cut_turn
         return ids
+
+    def fitting(self, decode: DecodeConfig) -> DecodeConfig:
+        """The settings with `max_tokens` that the model has positions for."""
+        most = min(decode.max_tokens, self.max_tokens)
+        return replace(decode, max_tokens=most, min_tokens=min(decode.min_tokens, most))
+
+    def _reply(
+        self,
+        contexts: Sequence[Sequence[int]],
+        turns: Sequence[Sequence[str]] | None,
+        config: DecodeConfig,
+        seeds: Sequence[int] | None,
+    ) -> list[Reply]:
+        """One batch."""
+        began = perf_counter()
+        hypotheses = decode(self.generation, contexts, config, seeds)
+        if config.stop:
+            hypotheses = [[self._stopped(found, config.stop) for found in some] for some in hypotheses]
+        decoded = perf_counter()
+        ranked = rank(
+            self.tokenizer, contexts, hypotheses, self.evaluation, turns, self.rank_config, self.backward
+        )
+        timing = Timing(decoded - began, perf_counter() - decoded, len(contexts))
+        return [self._choose(candidates, timing) for candidates in ranked]
+
+    def _choose(self, candidates: list[Candidate], timing: Timing) -> Reply:
+        """The best candidate that the safety filter lets through."""
+        if self.safety is None:
+            return Reply(candidates[0].text, candidates, (), timing)
+        found = self.safety.check("output", [candidate.text for candidate in candidates])
+        candidates = [
+            replace(candidate, flag=rule) for candidate, rule in zip(candidates, found, strict=True)
+        ]
+        if self.safety.output == "warn":
+            said = found[0]
+            flags = (self.safety.flag("output", said),) if said else ()
+            return Reply(candidates[0].text, candidates, flags, timing)
+        passed = [candidate for candidate in candidates if candidate.flag is None]
+        before = candidates[: candidates.index(passed[0])] if passed else candidates
+        passed_over = tuple(self.safety.flag("output", c.flag) for c in before if c.flag)
+        text = passed[0].text if passed else self.safety.refusal
+        return Reply(text, passed + [c for c in candidates if c.flag], passed_over, timing)
+
+    def _stopped(self, hypothesis: Hypothesis, stop: Sequence[str]) -> Hypothesis:
+        """The hypothesis up to where one of these texts begins, which counts as its end."""
+        text = self.tokenizer.decode([word for word in hypothesis.words if word > EOS_ID])
+        places = [place for end in stop if (place := text.find(end)) >= 0]
+        if not places:
+            return hypothesis
+        return replace(hypothesis, token_ids=(*self.tokenizer.encode(text[: min(places)]), EOS_ID))
 
 
 def pick_device(device: str) -> torch.device:

@@ -93,6 +93,7 @@ def decode(
     generator: Generator,
     contexts: Sequence[Sequence[int]],
     config: DecodeConfig,
+    seeds: Sequence[int] | None = None,
     uniforms: Tensor | None = None,
     prefixes: Sequence[Sequence[int]] | None = None,
 ) -> list[list[Hypothesis]]:
@@ -109,8 +110,9 @@ def decode(
         generator: a generation network, or a `1_coarse` or `2_gen` stage, in evaluation mode.
         contexts: B lists of ids, [CLS] (turn [SEP])*.
         config: how to decode.
+        seeds: one a context, instead of `config.seed`.
         uniforms: (n * B, max_tokens) numbers in [0, 1) to sample with, row = candidate * B + context; by
-            default a function of `config.seed`, the context and the candidate.
+            default a function of the context's seed, its ids and the candidate.
         prefixes: B lists of ids with which the responses begin, without [CLS]; they are part of the
             hypotheses, but count neither as tokens generated nor in their scores.
 
@@ -137,7 +139,8 @@ def decode(
             if copies > 1:
                 rows.keep(torch.arange(len(rows.token), device=device).repeat(copies))
             if uniforms is None:
-                uniforms = uniform(_row_keys(contexts, n, config.seed).to(device), config.max_tokens)
+                keys = _row_keys(contexts, n, [config.seed] * len(contexts) if seeds is None else seeds)
+                uniforms = uniform(keys.to(device), config.max_tokens)
             tokens, sums = _sample(generator, rows, config, uniforms.to(device))
     lengths = _lengths(tokens)
     scores = (sums / _norm(lengths, config.length_penalty)).tolist()
@@ -386,10 +389,14 @@ def _norm(lengths: Tensor, length_penalty: float | None) -> Tensor:
     return lengths if length_penalty is None else ((5 + lengths) / 6) ** length_penalty
 
 
-def _row_keys(contexts: Sequence[Sequence[int]], n: int, seed: int) -> Tensor:
-    """(n * B,) int64 keys, a hash of seed, context and candidate number."""
+def _row_keys(contexts: Sequence[Sequence[int]], n: int, seeds: Sequence[int]) -> Tensor:
+    """(n * B,) int64 keys, a hash of seed, candidate number and context."""
     texts = [" ".join(map(str, context)) for context in contexts]
-    rows = (f"{seed}/{candidate}/{text}".encode() for candidate in range(n) for text in texts)
+    rows = (
+        f"{seed}/{candidate}/{text}".encode()
+        for candidate in range(n)
+        for seed, text in zip(seeds, texts, strict=True)
+    )
     keys = [int.from_bytes(blake2b(row, digest_size=8).digest(), "big", signed=True) for row in rows]
     return torch.tensor(keys)
 

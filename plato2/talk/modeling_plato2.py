@@ -15,12 +15,14 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from plato2.config import DecodeConfig, ModelConfig
+from plato2.data.packing import best_fit_rows  # noqa: F401  (named here, so that transformers copies the file)
 from plato2.data.samples import encode_context
 from plato2.data.tokenizer import Tokenizer
-from plato2.model.attention import attention  # noqa: F401  (named here, so that transformers copies the file)
+from plato2.model.attention import attention  # noqa: F401
 from plato2.model.backbone import initialize_parameter, put_front
 from plato2.model.dropout import Dropout  # noqa: F401
 from plato2.model.heads import Latents  # noqa: F401
+from plato2.model.losses import nll  # noqa: F401
 from plato2.model.masks import additive  # noqa: F401
 from plato2.model.networks import EvaluationNetwork, GenerationNetwork
 from plato2.model.noise import uniform  # noqa: F401
@@ -175,8 +177,7 @@ class Plato2Model(PreTrainedModel):
         context = self.encode_context(turns)
         config = DecodeConfig(**options)
         hypotheses = decode(self.generation, [context], config)
-        penalties = config.penalties
-        return rank(self.tokenizer, [context], hypotheses, self.evaluation, [turns], penalties)[0]
+        return rank(self.tokenizer, [context], hypotheses, self.evaluation, [turns])[0]
 
     def coherence(self, turns: Sequence[str], responses: Sequence[str]) -> list[float]:
         """p(l=1|c,r) of each response."""

@@ -1,24 +1,36 @@
 """Which candidate is said: the one the evaluation model finds most coherent, p(l=1|c,r) (section 2.2).
 
-Without an evaluation model it is the one with the highest length-averaged log-probability. Knover's penalties
-put candidates that do not end, or that repeat three words, behind all others (spec section 9).
+The other scores are the candidate's own log-probability, forward log p(r|c,z), and how well it tells what was
+said before, backward log p(c|r) of a `backward` model (maximum mutual information); a weighted sum of them
+may rank too. Knover's penalties put candidates that do not end, or that repeat three words, behind all others
+(spec section 9). All candidates of a batch are scored in one pass over packed rows.
 """
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from plato2.config import Criterion, RankConfig, UserError
+from plato2.data.packing import best_fit_rows
 from plato2.data.samples import encode_response, role_ids
-from plato2.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, Tokenizer
-from plato2.model.networks import Evaluator
+from plato2.data.tokenizer import BOS_ID, EOS_ID, Tokenizer
+from plato2.model import losses
+from plato2.model.backbone import Backbone
+from plato2.model.networks import Evaluator, Generator
 from plato2.talk.decode import Hypothesis
 
 PENALTY = 1000.0
 """Taken off the score: more than any two scores differ by."""
 N_GRAM = 3
 """So many words in a row must not come twice."""
+ROW_LENGTH = 512
+"""Slots of the rows that records are packed into; longer where a record is."""
+
+Pairs = Sequence[tuple[Sequence[int], Sequence[int]]]
+"""What is read first and what follows it, such as a context and a response, as ids."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +46,16 @@ class Candidate:
     """Mean log-probability of a token, the end included, or as `DecodeConfig.length_penalty` says."""
     coherence: float | None
     """p(l=1|c,r), or None without an evaluation model."""
+    backward: float | None = None
+    """log p(c|r), the mean of a token, or None where it does not rank."""
     penalty: float = 0.0
     """What it loses by having no end or by repeating words."""
-
-    @property
-    def score(self) -> float:
-        """What candidates are ranked by."""
-        return (self.log_prob if self.coherence is None else self.coherence) - self.penalty
+    score: float = 0.0
+    """What candidates are ranked by."""
+    has_end: bool = True
+    """Whether it ended before `max_tokens` cut it."""
+    flag: str | None = None
+    """The rule of the safety filter it breaks."""
 
 
 def rank(
@@ -49,7 +64,8 @@ def rank(
     hypotheses: Sequence[Sequence[Hypothesis]],
     evaluation: Evaluator | None = None,
     turns: Sequence[Sequence[str]] | None = None,
-    penalties: bool | None = None,
+    config: RankConfig | None = None,
+    backward: Generator | None = None,
 ) -> list[list[Candidate]]:
     """The candidates of each context, best first.
 
@@ -57,35 +73,69 @@ def rank(
         tokenizer: turns ids into text.
         contexts: B lists of ids, [CLS] (turn [SEP])*.
         hypotheses: what `decode` found for each of them.
-        evaluation: an evaluation network or a `2_eval` stage in evaluation mode; None: by log-probability.
+        evaluation: an evaluation network or a `2_eval` stage in evaluation mode.
         turns: the texts of each context, of which candidates should not repeat three words; also those turns
             that are no more in `contexts`. By default the text of `contexts`.
-        penalties: whether candidates with a `penalty` go behind the others; None: if there is `evaluation`.
+        config: what to rank by.
+        backward: a network of stage `backward` in evaluation mode.
+
+    Raises:
+        UserError: a score needs a model that was not given.
     """
-    if penalties is None:
-        penalties = evaluation is not None
+    config = config or RankConfig()
+    weights = score_weights(config, evaluation, backward)
+    penalties = evaluation is not None if config.penalties is None else config.penalties
     if turns is None:
         turns = [_turns(tokenizer, context) for context in contexts]
-    scores: list[list[float | None]] = [[None] * len(found) for found in hypotheses]
-    if evaluation is not None:
-        pairs = [
-            (context, hypothesis.words)
-            for context, found in zip(contexts, hypotheses, strict=True)
-            for hypothesis in found
-        ]
-        flat = iter(coherence(evaluation, pairs))
-        scores = [[next(flat) for _ in found] for found in hypotheses]
+    pairs = [
+        (context, hypothesis.words)
+        for context, found in zip(contexts, hypotheses, strict=True)
+        for hypothesis in found
+    ]
+    unknown: list[None] = [None] * len(pairs)
+    coherences = unknown if evaluation is None else coherence(evaluation, pairs)
+    backwards = backward_log_probs(backward, pairs) if backward and weights.get("backward") else unknown
+    values = zip(coherences, backwards, strict=True)
     ranked = []
-    for said, found, values in zip(turns, hypotheses, scores, strict=True):
+    for said, found in zip(turns, hypotheses, strict=True):
         candidates = []
-        for hypothesis, value in zip(found, values, strict=True):
+        for hypothesis in found:
+            l_prob, c_prob = next(values)
             text = _text(tokenizer, hypothesis.words)
             loss = penalty(hypothesis, text, said) if penalties else 0.0
+            scores = {"coherence": l_prob, "forward": hypothesis.log_prob, "backward": c_prob}
             candidates.append(
-                Candidate(text, hypothesis.words, hypothesis.latent, hypothesis.log_prob, value, loss)
+                Candidate(
+                    text,
+                    hypothesis.words,
+                    hypothesis.latent,
+                    hypothesis.log_prob,
+                    l_prob,
+                    c_prob,
+                    loss,
+                    sum(weight * (scores[name] or 0.0) for name, weight in weights.items() if weight) - loss,
+                    hypothesis.has_end,
+                )
             )
         ranked.append(sorted(candidates, key=lambda candidate: candidate.score, reverse=True))
     return ranked
+
+
+def score_weights(
+    config: RankConfig, evaluation: Evaluator | None, backward: Generator | None
+) -> dict[Criterion, float]:
+    """The weight of each score.
+
+    Raises:
+        UserError: a score needs a model that was not given.
+    """
+    if config.weights is None:
+        return {"forward": 1.0} if evaluation is None else {"coherence": 1.0}
+    if config.weights.get("coherence") and evaluation is None:
+        raise UserError("rank: coherence needs an evaluation model; give --evaluation, or rank by forward")
+    if config.weights.get("backward") and backward is None:
+        raise UserError("rank: backward needs a model of stage=backward; give --backward, or rank without it")
+    return dict(config.weights)
 
 
 def penalty(hypothesis: Hypothesis, text: str, turns: Sequence[str]) -> float:
@@ -114,8 +164,8 @@ def _has_twice(items: Sequence[Hashable]) -> bool:
     return len(set(items)) < len(items)
 
 
-def coherence(evaluation: Evaluator, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
-    """p(l=1|c,r) of every (context, response) in one batch, nothing masked (equation 8).
+def coherence(evaluation: Evaluator, pairs: Pairs) -> list[float]:
+    """p(l=1|c,r) of every (context, response), nothing masked (equation 8).
 
     Args:
         evaluation: an evaluation network, or a `2_eval` stage, in evaluation mode.
@@ -129,43 +179,84 @@ def coherence(evaluation: Evaluator, pairs: Sequence[tuple[Sequence[int], Sequen
 
 
 @torch.no_grad()
-def coherence_of_records(
-    evaluation: Evaluator, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
-) -> list[float]:
+def coherence_of_records(evaluation: Evaluator, pairs: Pairs) -> list[float]:
     """`coherence` where the responses are those of records: [CLS] words, and [SEP] unless it was cut off."""
     if evaluation.training:
         raise ValueError("coherence needs the evaluator in evaluation mode: evaluation.eval()")
     if not pairs:
         return []
-    device = evaluation.backbone.word.weight.device
-    unit = {key: value.to(device) for key, value in _unit(evaluation, pairs).items()}
-    with torch.autocast(device.type, enabled=False):
-        backbone = evaluation.backbone
+    backbone = evaluation.backbone
+    with torch.autocast(backbone.word.weight.device.type, enabled=False):
+        unit = pack(backbone, pairs)
         x = backbone.embed(unit["token_ids"], unit["type_ids"], unit["pos_ids"], unit.get("role_ids"))
         h = backbone.encode(x, backbone.mask(unit["segment_ids"]), read=unit["sample_index"])  # (N, H)
         logits = evaluation.coherence(h)  # (N, 2)
-    return logits.float().softmax(dim=-1)[:, 1].tolist()
+    probabilities: list[float] = logits.float().softmax(dim=-1)[:, 1].tolist()
+    return probabilities
 
 
-def _unit(evaluation: Evaluator, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, Tensor]:
-    """One record a row, padded on the right: what the evaluation model reads."""
-    context_len = torch.tensor([len(context) for context, _ in pairs])
-    records = [[*context, *response] for context, response in pairs]
-    lengths = torch.tensor([len(record) for record in records])
-    width = int(lengths.max())
-    slot = torch.arange(width)
-    real = slot < lengths[:, None]
-    unit = {
-        "token_ids": torch.tensor([record + [PAD_ID] * (width - len(record)) for record in records]),
-        "type_ids": ((slot >= context_len[:, None]) & real).long(),
-        "pos_ids": slot * real,
-        "segment_ids": real.long(),
-        "sample_index": torch.arange(len(pairs)) * width,
+@torch.no_grad()
+def backward_log_probs(backward: Generator, pairs: Pairs) -> list[float]:
+    """log p(c|r) of every (context, response), the mean of a token, [SEP]s included.
+
+    Args:
+        backward: a network of stage `backward` in evaluation mode: it reads [CLS] words [SEP] and predicts
+            the context after its [CLS].
+        pairs: as of `coherence`.
+    """
+    if backward.training:
+        raise ValueError("backward_log_probs needs the network in evaluation mode: backward.eval()")
+    if not pairs:
+        return []
+    backbone, limit = backward.backbone, backward.model_config.max_position
+    records = [(encode_response(r, max(limit - len(c), 1)), c) for c, r in pairs]
+    with torch.autocast(backbone.word.weight.device.type, enabled=False):
+        unit = pack(backbone, records)
+        n_read = torch.tensor([len(response) for response, _ in records])
+        n_target = torch.tensor([len(context) - 1 for _, context in records])
+        sample = torch.arange(len(records)).repeat_interleave(n_target)  # (M,)
+        place = torch.arange(len(sample)) - (n_target.cumsum(0) - n_target)[sample]
+        slot = unit["sample_index"].cpu()[sample] + n_read[sample] + place
+        x = backbone.embed(unit["token_ids"], unit["type_ids"], unit["pos_ids"])
+        mask = backbone.mask(unit["segment_ids"], unit["type_ids"])
+        h = backbone.encode(x, mask, read=slot.to(x.device))  # (M, H)
+        targets = unit["token_ids"].flatten()[slot.to(x.device) + 1]
+        nll = losses.nll(backbone.lm_logits(h), targets).double().cpu()  # (M,)
+    sums = torch.zeros(len(records), dtype=torch.double).index_add(0, sample, nll)
+    means: list[float] = (-sums / n_target).tolist()
+    return means
+
+
+def pack(backbone: Backbone, pairs: Pairs) -> dict[str, Tensor]:
+    """Pairs of ids in rows, as batches of training are (data/collate.py), on the backbone's device.
+
+    Returns:
+        `token_ids type_ids pos_ids segment_ids` (R, T), with role embeddings `role_ids`, and
+        `sample_index` (N,): the flat slot at which each pair begins.
+    """
+    lengths = np.array([len(first) + len(second) for first, second in pairs])
+    row_length = max(ROW_LENGTH, int(lengths.max()))
+    row = best_fit_rows(lengths, row_length)
+    filled = np.zeros(int(row.max()) + 1, dtype=np.int64)
+    width = int(min(row_length, np.bincount(row, weights=lengths).max()))
+    names = ["token_ids", "type_ids", "pos_ids", "segment_ids", *["role_ids"] * (backbone.role is not None)]
+    unit = {name: np.zeros((len(filled), width), dtype=np.int64) for name in names}
+    index = np.empty(len(pairs), dtype=np.int64)
+    for number, ((first, second), length) in enumerate(zip(pairs, lengths, strict=True)):
+        start = filled[row[number]]
+        place = row[number], slice(start, start + length)
+        filled[row[number]] += length
+        index[number] = row[number] * width + start
+        unit["token_ids"][place] = [*first, *second]
+        unit["type_ids"][place] = np.arange(length) >= len(first)
+        unit["pos_ids"][place] = np.arange(length)
+        unit["segment_ids"][place] = number + 1
+        if backbone.role is not None:
+            unit["role_ids"][place] = role_ids(first, int(length))
+    device = backbone.word.weight.device
+    return {
+        name: torch.from_numpy(values).to(device) for name, values in (unit | {"sample_index": index}).items()
     }
-    if evaluation.backbone.role is not None:
-        found = [torch.from_numpy(role_ids(context, width)) for context, _ in pairs]
-        unit["role_ids"] = torch.stack(found) * real
-    return unit
 
 
 def _turns(tokenizer: Tokenizer, context: Sequence[int]) -> list[str]:

@@ -18,12 +18,14 @@ from plato2.weights.model_folder import DTYPES, Lazy, Part, write_model_folder
 
 REMOTE_CODE = (
     "plato2.config",
+    "plato2.data.packing",
     "plato2.data.samples",
     "plato2.data.tokenizer",
     "plato2.model.attention",
     "plato2.model.backbone",
     "plato2.model.dropout",
     "plato2.model.heads",
+    "plato2.model.losses",
     "plato2.model.masks",
     "plato2.model.networks",
     "plato2.model.noise",

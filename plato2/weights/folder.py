@@ -29,8 +29,8 @@ if TYPE_CHECKING:  # Lightning is not needed to talk to a model folder
     from plato2.stages import Stage
     from plato2.training.checkpoint import Weights
 
-GENERATION, EVALUATION = PARTS["generation"], PARTS["evaluation"]
-ALL_STAGES = ("1_coarse", "2_gen", "2_eval")
+GENERATION, EVALUATION, BACKWARD = PARTS["generation"], PARTS["evaluation"], ("backward",)
+ALL_STAGES = ("1_coarse", "2_gen", "2_eval", "backward")
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,19 @@ def load_generation(path: str | Path, option: str = "") -> GenerationNetwork:
     saved = read_saved(path, GENERATION, option)
     with torch.device("meta"):
         network = GenerationNetwork(saved.model_config, saved.stage == "2_gen")
+    _fill(network, saved, only_shared=True)
+    return network.eval()
+
+
+def load_backward(path: str | Path, option: str = "") -> GenerationNetwork:
+    """The model of stage `backward` at `path`, in evaluation mode, float32, on the CPU.
+
+    Raises:
+        UserError: as `load_stage`.
+    """
+    saved = read_saved(path, BACKWARD, option)
+    with torch.device("meta"):
+        network = GenerationNetwork(saved.model_config, has_latents=False)
     _fill(network, saved, only_shared=True)
     return network.eval()
 

@@ -56,7 +56,9 @@ def decoded(run: dict[str, Any]) -> list[list[Hypothesis]]:
     config, n_rows = config_of(run), len(run["token_ids"])
     uniforms = knovers_uniforms(n_rows, config.max_tokens)  # a beam search ignores them
     prefixes = [run.get("prefix", [])] * len(CONTEXTS)
-    return decode(knover_stage(stage_class, "plato_weights.npz"), CONTEXTS, config, uniforms, prefixes)
+    return decode(
+        knover_stage(stage_class, "plato_weights.npz"), CONTEXTS, config, uniforms=uniforms, prefixes=prefixes
+    )
 
 
 def by_context(run: dict[str, Any], values: list[Any]) -> list[list[Any]]:

@@ -165,7 +165,7 @@ def beam_search_slowly(
 def test_the_cache_changes_nothing(stage_class: type[Stage], config: DecodeConfig) -> None:
     stage = made(stage_class)
     uniforms = torch.rand(4 * len(CONTEXTS), config.max_tokens, generator=torch.Generator().manual_seed(2))
-    found = decode(stage, CONTEXTS, config, uniforms)
+    found = decode(stage, CONTEXTS, config, uniforms=uniforms)
     lengths = set()
     for b, context in enumerate(CONTEXTS):
         assert len(found[b]) == 4
@@ -184,7 +184,7 @@ def test_a_long_batch_in_which_rows_leave_one_by_one() -> None:
     stage = made(CoarseGeneration)
     config = DecodeConfig(max_tokens=30, top_k=60, n_candidates=40)
     uniforms = torch.rand(40, 30, generator=torch.Generator().manual_seed(3))
-    for number, hypothesis in enumerate(decode(stage, CONTEXTS[:1], config, uniforms)[0]):
+    for number, hypothesis in enumerate(decode(stage, CONTEXTS[:1], config, uniforms=uniforms)[0]):
         ids, log_prob = decode_slowly(stage, CONTEXTS[0], None, config, uniforms[number].tolist())
         assert list(hypothesis.token_ids) == ids
         assert hypothesis.log_prob == pytest.approx(log_prob, abs=1e-5)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from runs import KNOVER, make_stage
 
+from plato2.config import RankConfig
 from plato2.data.samples import encode_response, role_ids
 from plato2.data.tokenizer import Tokenizer
 from plato2.talk.decode import Hypothesis
@@ -58,7 +59,7 @@ def test_best_first() -> None:
     hypotheses = [
         [Hypothesis((*response, 2), z, -z - 1.0) for z, response in enumerate(RESPONSES)] for _ in CONTEXTS
     ]
-    ranked = rank(TOKENIZER, CONTEXTS, hypotheses, evaluation, penalties=False)
+    ranked = rank(TOKENIZER, CONTEXTS, hypotheses, evaluation, config=RankConfig(penalties=False))
     for context, candidates in zip(CONTEXTS, ranked, strict=True):
         scores = [candidate.coherence for candidate in candidates]
         assert scores == sorted(scores, reverse=True)
@@ -103,7 +104,9 @@ def test_three_words_of_a_turn_or_of_its_own_are_penalized(text: str, is_penaliz
 @pytest.mark.parametrize("words", [(), (TOKENIZER.encode("hi")[0],), (3,), (0, 1)])
 def test_a_response_of_no_words_is_no_mistake(words: tuple[int, ...]) -> None:
     """Knover's bug B3."""
-    ((candidate,),) = rank(TOKENIZER, CONTEXTS[:1], [[Hypothesis((*words, 2), 0, -1.0)]], penalties=True)
+    ((candidate,),) = rank(
+        TOKENIZER, CONTEXTS[:1], [[Hypothesis((*words, 2), 0, -1.0)]], config=RankConfig(penalties=True)
+    )
     assert (candidate.penalty, candidate.score) == (0.0, -1.0)
 
 
@@ -118,13 +121,15 @@ def test_penalized_candidates_come_last() -> None:
     by_log_prob = rank(TOKENIZER, contexts, [found])
     assert [candidate.latent for candidate in by_log_prob[0]] == [0, 1, 2, 3]
     assert [candidate.penalty for candidate in by_log_prob[0]] == [0.0] * 4
-    (candidates,) = rank(TOKENIZER, contexts, [found], penalties=True)
+    (candidates,) = rank(TOKENIZER, contexts, [found], config=RankConfig(penalties=True))
     assert [candidate.latent for candidate in candidates] == [2, 0, 1, 3]
     assert [candidate.score for candidate in candidates] == [-3.0, -1001.0, -1002.0, -1004.0]
-    assert candidates == rank(TOKENIZER, contexts, [found], None, turns, penalties=True)[0]
+    assert candidates == rank(TOKENIZER, contexts, [found], None, turns, config=RankConfig(penalties=True))[0]
     forgotten = [[1, 7, 2]]  # turns that fell out of the context count all the same
-    assert candidates == rank(TOKENIZER, forgotten, [found], None, turns, penalties=True)[0]
-    (without,) = rank(TOKENIZER, forgotten, [found], penalties=True)
+    assert (
+        candidates == rank(TOKENIZER, forgotten, [found], None, turns, config=RankConfig(penalties=True))[0]
+    )
+    (without,) = rank(TOKENIZER, forgotten, [found], config=RankConfig(penalties=True))
     assert [candidate.latent for candidate in without] == [0, 2, 1, 3]
     evaluation = make_stage("2_eval")
     (coherent,) = rank(TOKENIZER, contexts, [found], evaluation)

@@ -1,0 +1,142 @@
+"""The options of the verbs that talk: which models, how they decode, what ranks, what must not be said.
+
+A verb names the options it has; `load_bot` and `decode_config` take what was given.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from plato2.config import DecodeConfig, RankConfig, Strategy
+
+if TYPE_CHECKING:
+    from plato2.talk.bot import PlatoBot
+    from plato2.talk.safety import Safety
+
+DEFAULT = DecodeConfig()
+MODELS, DECODING, RANKING, SAFETY = "Models", "Decoding", "Ranking", "Safety"
+"""Groups of options in `--help`."""
+
+Generation = Annotated[
+    Path,
+    typer.Option(
+        help="Run folder, checkpoint or model folder of stage 2_gen (or 1_coarse).", rich_help_panel=MODELS
+    ),
+]
+Evaluation = Annotated[
+    Path | None,
+    typer.Option(
+        help="The same of stage 2_eval, which ranks; else log-probability does.", rich_help_panel=MODELS
+    ),
+]
+Backward = Annotated[
+    Path | None, typer.Option(help="The same of stage backward, for --rank.", rich_help_panel=MODELS)
+]
+Device = Annotated[
+    str, typer.Option(help="auto (the GPU if there is one), cpu, cuda, cuda:1, ...", rich_help_panel=MODELS)
+]
+Precision = Annotated[
+    str, typer.Option(help="float32, or bfloat16, which is faster.", rich_help_panel=MODELS)
+]
+Decoding = Annotated[
+    str, typer.Option(help="top_k or top_p (sampling), or beam (search).", rich_help_panel=DECODING)
+]
+TopK = Annotated[
+    int, typer.Option(help="Sample among the k most probable tokens; 1 = greedy.", rich_help_panel=DECODING)
+]
+TopP = Annotated[
+    float,
+    typer.Option(
+        help="For top_p: sample among the likeliest tokens that together reach it.", rich_help_panel=DECODING
+    ),
+]
+Temperature = Annotated[
+    float,
+    typer.Option(help="Below 1 more probable tokens, above 1 more variety.", rich_help_panel=DECODING),
+]
+BeamSize = Annotated[
+    int,
+    typer.Option(
+        help="For beam: hypotheses of each latent; all become candidates.", rich_help_panel=DECODING
+    ),
+]
+MinTokens = Annotated[int, typer.Option(help="No end before this many tokens.", rich_help_panel=DECODING)]
+MaxTokens = Annotated[
+    int, typer.Option(help="Longest candidate, the end token included.", rich_help_panel=DECODING)
+]
+NoRepeat = Annotated[
+    int,
+    typer.Option(help="Repeat no n tokens of the context or the reply; 0 = off.", rich_help_panel=DECODING),
+]
+Samples = Annotated[int, typer.Option(help="Candidates for each latent.", rich_help_panel=DECODING)]
+Seed = Annotated[
+    int,
+    typer.Option(help="Another seed, other candidates; the same one, the same.", rich_help_panel=DECODING),
+]
+Rank = Annotated[
+    str | None,
+    typer.Option(
+        help="coherence, forward, backward, or a weighted sum: coherence=1,backward=0.5.",
+        rich_help_panel=RANKING,
+    ),
+]
+SafetyRules = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--safety",
+        help="A file of words that must not be said, or a rule of your own, package.module:rule. "
+        "May be given several times.",
+        rich_help_panel=SAFETY,
+    ),
+]
+SafetyInput = Annotated[
+    str, typer.Option(help="What becomes of a bad message: off, warn or block.", rich_help_panel=SAFETY)
+]
+SafetyOutput = Annotated[
+    str, typer.Option(help="What becomes of a bad candidate: off, warn or block.", rich_help_panel=SAFETY)
+]
+
+
+def decode_config(**options: Any) -> DecodeConfig:
+    """The options as settings, which check themselves."""
+    options["strategy"] = cast(Strategy, options.get("strategy", DEFAULT.strategy))
+    return DecodeConfig(**options)
+
+
+def load_bot(
+    generation: Path,
+    evaluation: Path | None,
+    decode: DecodeConfig,
+    device: str = "auto",
+    precision: str = "float32",
+    backward: Path | None = None,
+    rank: str | None = None,
+    safety: Safety | None = None,
+) -> PlatoBot:
+    """The bot of these options."""
+    ranking = RankConfig() if rank is None else RankConfig.parse(rank)
+    from plato2.talk.bot import PlatoBot  # after the options are checked: importing torch takes seconds
+
+    return PlatoBot.load(generation, evaluation, device, decode, backward, ranking, safety, precision)
+
+
+def load_safety(rules: list[str] | None, input: str = "block", output: str = "block") -> Safety | None:
+    """The filter of these options; none without a rule.
+
+    Raises:
+        UserError: a rule that cannot be read, or a mode that there is not.
+    """
+    from plato2.talk.safety import Mode, Safety, read_rule
+
+    if not rules:
+        return None
+    return Safety([read_rule(rule) for rule in rules], cast(Mode, input), cast(Mode, output))
+
+
+def say_if_unranked(bot: PlatoBot) -> None:
+    """What it means that nothing was given to rank with; on stderr, beside the answer."""
+    if bot.evaluation is None and bot.rank_config.weights is None:
+        typer.echo("no --evaluation: candidates are ranked by log-probability, not by coherence", err=True)
