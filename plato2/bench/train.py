@@ -8,17 +8,15 @@ of samples padded to the longest, with its loss over the response tokens as ours
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from plato2.bench.report import Target, has_bf16, machine, report
 from plato2.bench.sides import (
     Record,
     alternate,
@@ -34,7 +32,7 @@ from plato2.data.collate import GenerationBatch, Unit
 from plato2.data.module import DialogueDataModule
 from plato2.stages import CoarseGeneration, FineGeneration
 
-TARGETS = {
+TARGETS: dict[str, Target] = {
     "small_bf16_over_huggingface": (">=", 3.5),
     "93m_bf16_over_huggingface": (">=", 2.0),
     "small_fp32_over_huggingface": (">=", 3.5),
@@ -44,9 +42,6 @@ TARGETS = {
     "activation_checkpointing_cost": ("<=", 1.45),
 }
 """What the project holds itself to. `over`: times as many tokens a second; `cost`: times the CPU seconds."""
-
-BF16_UNITS = ("amx_bf16", "avx512_bf16", "bf16")
-"""CPU flags of bf16 matrix or dot-product units (x86, x86, Arm)."""
 
 
 @dataclass(frozen=True)
@@ -235,71 +230,33 @@ def bench_train(
         UserError: no corpus, or transformers is missing.
     """
     plan, begin = QUICK if quick else FULL, time.monotonic()
-    has_bf16 = bool(set(BF16_UNITS) & cpu_flags())
+    bf16 = has_bf16()
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         bench = Bench(data, plan, say)
         for name in plan.sizes:
             if name == "93m":  # last, for it takes most of the time
-                bench.within(has_bf16)
+                bench.within(bf16)
                 bench.loader()
-            if has_bf16:
+            if bf16:
                 bench.over_huggingface(name, bf16=True)
             else:
                 bench.ratios[f"{name}_bf16_over_huggingface"] = None
             bench.over_huggingface(name, bf16=False)
+        measured_on = machine()
     finally:
         torch.set_num_threads(n_threads)
     return {
-        "ratios": bench.ratios,
-        "targets": {name: f"{sign} {value}" for name, (sign, value) in TARGETS.items()},
-        "met": {name: met(name, bench.ratios[name]) for name in TARGETS},
+        **report(bench.ratios, TARGETS),
         "parts": bench.parts,
-        "machine": machine(),
+        "machine": measured_on,
         "settings": {
             **asdict(plan),
             "dropout": 0.1,
-            "own_precision": "bf16" if has_bf16 else "fp32",
+            "own_precision": "bf16" if bf16 else "fp32",
             "data": data,
             "quick": quick,
         },
         "wall_s": round(time.monotonic() - begin, 1),
     }
-
-
-def met(name: str, value: float | None) -> bool | None:
-    """Whether a ratio reaches its target; None where it was not measured."""
-    sign, target = TARGETS[name]
-    if value is None:
-        return None
-    return value >= target if sign == ">=" else value <= target
-
-
-def cpu_flags() -> set[str]:
-    """Instruction sets of the CPU; empty where the system does not tell."""
-    for line in _cpuinfo():
-        if line.startswith(("flags", "Features")):
-            return set(line.split(":", 1)[1].split())
-    return set()
-
-
-def machine() -> dict[str, Any]:
-    """What was measured on."""
-    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "flags": sorted(
-            flag for flag in cpu_flags() if flag.startswith(("amx", "avx512_bf16", "avx512f", "avx2", "bf16"))
-        ),
-        "threads": 1,
-        "torch": torch.__version__,
-        "system": platform.platform(),
-        "load_average": [round(load, 2) for load in os.getloadavg()],
-    }
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []

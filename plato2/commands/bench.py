@@ -16,15 +16,17 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     no_args_is_help=True,
-    help="Measure training side by side with other ways of doing it.",
+    help="Measure training and talking side by side with other ways of doing it.",
 )
 
+Quick = Annotated[bool, typer.Option("--quick", help="A smoke test; its numbers mean nothing.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 DEFAULT_DATA = "data/chitchat"
 
 
 @app.callback()
 def _group() -> None:
-    """Measure training side by side with other ways of doing it."""
+    """Measure training and talking side by side with other ways of doing it."""
 
 
 @app.command()
@@ -35,8 +37,8 @@ def train(
             help="A prepared corpus; else data/chitchat, prepared in a temporary folder if need be."
         ),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A smoke test; its numbers mean nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    quick: Quick = False,
+    as_json: AsJson = False,
 ) -> None:
     """The cost of a training step beside Hugging Face's GPT-2 and our own alternatives, in CPU seconds.
 
@@ -55,26 +57,9 @@ def train(
         found = bench_train(data, quick, lambda text: status.update(f"measuring {text}"))
     if as_json:
         typer.echo(json.dumps(found))
-    else:
-        _print(found, Console(highlight=False))
-
-
-def _prepare(out: Path) -> str:
-    from plato2.data.options import PrepareOptions
-    from plato2.data.prepare import prepare
-
-    return str(prepare(PrepareOptions(corpus="chitchat", out=str(out))))
-
-
-def _print(found: dict[str, Any], console: Console) -> None:
-    table = Table(title="Ratios (medians of alternating rounds, CPU seconds, one thread)")
-    for column in ("what", "ratio", "target", "met"):
-        table.add_column(column, justify="left" if column == "what" else "right")
-    words = {True: "yes", False: "no", None: ""}
-    for name, value in found["ratios"].items():
-        shown = "not measured" if value is None else f"{value:.2f}"
-        table.add_row(name, shown, found["targets"].get(name, ""), words[found["met"].get(name)])
-    console.print(table)
+        return
+    console = Console(highlight=False)
+    console.print(_ratios(found, "Ratios (medians of alternating rounds, CPU seconds, one thread)"))
     costs = Table(title="CPU seconds for each 1,000 real tokens")
     for column in ("what", "side", "cost", "steps"):
         costs.add_column(column, justify="left" if column in ("what", "side") else "right")
@@ -85,9 +70,60 @@ def _print(found: dict[str, Any], console: Console) -> None:
                 costs.add_row(name, shown, f"{summary['cpu_s_per_1000_tokens']:.3f}", str(summary["steps"]))
     console.print(costs)
     console.print(f"loader: {found['parts']['loader_samples_per_cpu_s']:,} samples/s of CPU time")
+    _print_machine(found, console)
+
+
+@app.command()
+def generate(
+    quick: Quick = False,
+    as_json: AsJson = False,
+) -> None:
+    """Finding and ranking 20 candidates beside Hugging Face's generate, and beside our own alternatives.
+
+    Needs transformers (pip install transformers) and about five minutes.
+    """
+    from plato2.bench.generate import bench_generate
+
+    with Console(stderr=True, highlight=False).status("starting") as status:
+        found = bench_generate(quick, lambda text: status.update(f"measuring {text}"))
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    console = Console(highlight=False)
+    console.print(_ratios(found, "Ratios (medians of alternating rounds, wall seconds)"))
+    seconds = Table(title="Milliseconds for one context (medians)")
+    for column in ("what", "side", "ms"):
+        seconds.add_column(column, justify="right" if column == "ms" else "left")
+    for name, part in found["parts"].items():
+        for side, value in {**part, **part.get("bounds", {})}.items():
+            if side.endswith("_s"):
+                seconds.add_row(name, side.removesuffix("_s"), f"{1000 * value:.0f}")
+    console.print(seconds)
+    _print_machine(found, console)
+
+
+def _prepare(out: Path) -> str:
+    from plato2.data.options import PrepareOptions
+    from plato2.data.prepare import prepare
+
+    return str(prepare(PrepareOptions(corpus="chitchat", out=str(out))))
+
+
+def _ratios(found: dict[str, Any], title: str) -> Table:
+    table = Table(title=title)
+    for column in ("what", "ratio", "target", "met"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    words = {True: "yes", False: "no", None: ""}
+    for name, value in found["ratios"].items():
+        shown = "not measured" if value is None else f"{value:.2f}"
+        table.add_row(name, shown, found["targets"].get(name, ""), words[found["met"].get(name)])
+    return table
+
+
+def _print_machine(found: dict[str, Any], console: Console) -> None:
     machine = found["machine"]
     console.print(
         f"{machine['cpu']}, {machine['cores']} cores, {' '.join(machine['flags'])}, "
-        f"torch {machine['torch']}; {found['wall_s']:.0f} s",
+        f"torch {machine['torch']}, {machine['threads']} threads; {found['wall_s']:.0f} s",
         markup=False,
     )

@@ -114,17 +114,23 @@ class SelfAttention(nn.Module):
     def _context(self, x: Tensor, mask: Mask, cache: KeyValueCache | None) -> Tensor:
         """The heads' weighted values: (B, Q, H)."""
         dropout = self.dropout if self.training else 0.0
-        parts = (self.query, self.key, self.value)  # one product is faster than three
-        weight, bias = torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])
-        qkv = F.linear(x, weight, bias)  # (B, Q, 3 H)
-        if isinstance(mask, SampleBlocks):
-            return block_attention(qkv, mask, dropout)
-        heads = qkv.unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)  # (3, B, heads, Q, d)
-        query, key, value = heads.unbind(0)
-        if cache is not None:
+        parts = (self.query, self.key, self.value)
+        if cache is None:  # one product is faster than three
+            weight, bias = torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])
+            qkv = F.linear(x, weight, bias)  # (B, Q, 3 H)
+            if isinstance(mask, SampleBlocks):
+                return block_attention(qkv, mask, dropout)
+            query, key, value = (self._heads(part) for part in qkv.chunk(3, dim=-1))
+        else:  # unless the slots are few: then it is the weights that cost
+            query, key, value = (self._heads(part(x)) for part in parts)
             key, value = cache.append(self.layer, key, value)
+        assert isinstance(mask, Tensor)
         context = attention(query, key, value, mask.to(query.dtype), dropout)
         return context.transpose(1, 2).flatten(2)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, Q, H) -> (B, heads, Q, d)."""
+        return x.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
 
 
 class Block(nn.Module):

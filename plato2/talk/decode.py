@@ -261,7 +261,8 @@ def _prefill(
         real = torch.cat([real.new_ones(len(real), 1), real], dim=1).repeat(n, 1)
         types = torch.cat([types.new_zeros(len(types), 1), types], dim=1).repeat(n, 1)
     cache = KeyValueCache(generator.model_config, len(x), x.shape[1] + max_tokens, device, x.dtype)
-    backbone.encode(x, masks.additive(masks.prefix_lm(real.long(), types), x.dtype), cache)
+    nothing = torch.empty(0, dtype=torch.long, device=device)  # of the last block only keys and values count
+    backbone.encode(x, masks.additive(masks.prefix_lm(real.long(), types), x.dtype), cache, read=nothing)
     response = real.new_ones(len(real), max_tokens)
     bias = masks.additive(torch.cat([real, response], dim=1)[:, None, :], x.dtype)
     token = torch.tensor([start[-1] for start in starts], device=device)
@@ -347,7 +348,12 @@ def choose(log_probs: Tensor, top_k: int, uniforms: Tensor) -> Tensor:
     if top_k == 1:
         return log_probs.argmax(dim=-1)
     least = log_probs.topk(min(top_k, log_probs.shape[-1]), dim=-1).values[:, -1:]
-    return _draw(log_probs.masked_fill(log_probs < least, float("-inf")), uniforms)
+    kept = log_probs >= least  # (rows, V); what is not kept is left out, so that few are drawn from
+    count = kept.sum(dim=-1, keepdim=True)
+    column = torch.arange(int(count.max()), device=count.device) < count  # (rows, n), the ids in order
+    best = log_probs.new_full(column.shape, float("-inf")).masked_scatter_(column, log_probs[kept])
+    ids = torch.zeros_like(column, dtype=torch.long).masked_scatter_(column, kept.nonzero()[:, 1])
+    return ids.gather(1, _draw(best, uniforms)[:, None])[:, 0]
 
 
 def choose_top_p(log_probs: Tensor, top_p: float, uniforms: Tensor) -> Tensor:

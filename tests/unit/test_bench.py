@@ -9,6 +9,7 @@ import torch
 from synthetic import write_corpus
 from typer.testing import CliRunner
 
+from plato2.bench import generate
 from plato2.bench.sides import Side, alternate, padded_batch, padded_unit, ratio, real_tokens, records
 from plato2.bench.train import TARGETS
 from plato2.commands import app
@@ -16,6 +17,7 @@ from plato2.config import ModelConfig
 from plato2.data.collate import GenerationBatch
 from plato2.data.module import DialogueDataModule
 from plato2.stages import CoarseGeneration
+from plato2.talk.decode import decode
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +99,39 @@ def test_without_transformers_the_error_says_what_to_install(
     result = CliRunner().invoke(app, ["bench", "train", "--quick", "--data", str(corpus)])
     assert result.exit_code == 2
     assert "pip install transformers" in result.output
+
+
+def test_generate_names_every_ratio_and_they_follow_from_their_parts() -> None:
+    pytest.importorskip("transformers")
+    result = CliRunner().invoke(app, ["bench", "generate", "--quick", "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["ratios"].keys() == generate.TARGETS.keys()
+    fp32 = found["parts"]["fp32"]
+    assert found["ratios"]["fp32_over_huggingface"] == min(fp32["over"].values())
+    for attention in ("eager", "sdpa"):  # one round: the median is the ratio
+        assert fp32["over"][f"huggingface_{attention}"] == pytest.approx(
+            fp32[f"huggingface_{attention}_s"] / fp32["plato2_s"], rel=0.05
+        )
+    bound = fp32["bounds"]["weights_s"] + fp32["bounds"]["arithmetic_s"]
+    assert found["ratios"]["fp32_time_over_bounds"] == pytest.approx(fp32["plato2_s"] / bound, rel=0.05)
+    share = found["parts"]["ranking_share_of_decoding"]
+    assert found["ratios"]["ranking_share_of_decoding"] == pytest.approx(
+        share["rank_s"] / share["decode_s"], rel=0.05
+    )
+    assert found["met"]["ranking_share_of_decoding"] == (found["ratios"]["ranking_share_of_decoding"] <= 0.25)
+
+
+def test_the_sides_of_generate_do_the_same_work() -> None:
+    pytest.importorskip("transformers")
+    bench = generate.Bench(generate.QUICK, lambda text: None)
+    k, n = bench.plan.model.n_latent, bench.plan.new_tokens
+    ours = decode(bench.generation, [bench.context], bench.fixed)[0]
+    assert [len(hypothesis.token_ids) for hypothesis in ours] == [n] * k
+    theirs = bench.huggingface("eager", "fp32")()
+    assert theirs.shape == (k, bench.plan.context + n)
+    copied = bench.in_precision(bench.generation, "bf16")
+    assert copied.backbone.word.weight.dtype == torch.bfloat16
+    torch.testing.assert_close(
+        copied.backbone.word.weight.float(), bench.generation.backbone.word.weight, atol=1e-3, rtol=0
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,55 @@ def test_a_batch_says_what_each_alone_would(bot: PlatoBot) -> None:
         alone = bot.reply(context)
         assert {c.latent: c.text for c in alone.candidates} == {c.latent: c.text for c in reply.candidates}
     assert bot.reply_batch([]) == []
+
+
+def test_a_seed_a_conversation_and_settings_for_one_call(bot: PlatoBot) -> None:
+    other = DecodeConfig(max_tokens=5, temperature=2.0, seed=3)
+    contexts = [CONTEXT, CONTEXT, CONTEXT[:1]]
+    replies = bot.reply_batch(contexts, other, seeds=[7, 8, 7])
+    one, two, _ = together = [{c.latent: c.text for c in reply.candidates} for reply in replies]
+    alone = [bot.reply(contexts[n], replace(other, seed=seed)) for n, seed in enumerate((7, 8, 7))]
+    assert together == [{c.latent: c.text for c in reply.candidates} for reply in alone]
+    assert one != two
+    assert max(len(candidate.token_ids) for reply in replies for candidate in reply.candidates) <= 5
+    assert bot.reply(CONTEXT) == bot.reply(CONTEXT, DECODE)  # the bot's own settings are as they were
+
+
+def test_a_candidate_ends_before_a_text_to_stop_at(bot: PlatoBot) -> None:
+    free = {candidate.latent: candidate for candidate in bot.reply(CONTEXT).candidates}
+    letter = "a"
+    assert any(letter in candidate.text for candidate in free.values())
+    reply = bot.reply(CONTEXT, replace(DECODE, stop=(letter, "no such text")))
+    for candidate in reply.candidates:
+        whole = free[candidate.latent].text
+        cut = whole.partition(letter)[0]
+        assert candidate.text == TOKENIZER.decode(TOKENIZER.encode(cut)) if letter in whole else whole
+        assert letter not in candidate.text
+        assert candidate.has_end or letter not in whole
+    assert bot.evaluation is not None
+    pairs = [(bot.encode(CONTEXT), candidate.token_ids) for candidate in reply.candidates]
+    scores = [candidate.coherence for candidate in reply.candidates]  # of what is said, not of what was cut
+    assert scores == pytest.approx(coherence(bot.evaluation, pairs), abs=1e-6)
+    with pytest.raises(UserError, match="stop: a text to stop at is empty"):
+        DecodeConfig(stop=("",))
+
+
+def test_a_reply_says_how_long_it_took(bot: PlatoBot) -> None:
+    reply, _ = bot.reply_batch([CONTEXT, CONTEXT[:1]])
+    assert reply.timing.decode_s > 0
+    assert reply.timing.rank_s > 0
+    assert reply.timing.contexts == 2
+
+
+def test_bfloat16_says_nearly_the_same(runs: dict[str, Path]) -> None:
+    half = PlatoBot.load(runs["2_gen"], runs["2_eval"], "cpu", replace(DECODE, top_k=1), precision="bfloat16")
+    assert half.generation.backbone.word.weight.dtype == torch.bfloat16
+    full = PlatoBot.load(runs["2_gen"], runs["2_eval"], "cpu", replace(DECODE, top_k=1))
+    replies = [{c.latent: c.coherence for c in each.reply(CONTEXT[:1]).candidates} for each in (half, full)]
+    assert replies[0].keys() == replies[1].keys()
+    assert replies[0] == pytest.approx(replies[1], abs=0.05)
+    with pytest.raises(UserError, match="--precision float16: use float32 or bfloat16"):
+        PlatoBot.load(runs["2_gen"], precision="float16")
 
 
 def test_old_turns_are_dropped_and_a_long_one_keeps_its_end(bot: PlatoBot) -> None:
