@@ -102,6 +102,36 @@ def generate(
     _print_machine(found, console)
 
 
+@app.command()
+def serve(
+    quick: Quick = False,
+    as_json: AsJson = False,
+) -> None:
+    """Requests a second and waiting times of a real server, with 1 client and with 16.
+
+    Needs what plato2 serve needs (pip install 'plato2\\[serve]') and about ten minutes.
+    """
+    from plato2.bench.serve import bench_serve
+
+    with Console(stderr=True, highlight=False).status("starting") as status:
+        found = bench_serve(quick, lambda text: status.update(f"measuring {text}"))
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    console = Console(highlight=False)
+    console.print(_ratios(found, "Ratios"))
+    table = Table(title="Closed loop: a client sends its next request when it has its answer")
+    for column in ("model", "clients", "requests", "a second", "median s", "99 % s", "statuses"):
+        table.add_column(column, justify="left" if column in ("model", "statuses") else "right")
+    for name, part in found["parts"].items():
+        for clients, each in ((1, part["alone"]), (part["clients"], part["together"])):
+            statuses = ", ".join(f"{status}: {n}" for status, n in each["statuses"].items())
+            rate, median, p99 = (f"{each[key]:.2f}" for key in ("requests_per_s", "median_s", "p99_s"))
+            table.add_row(name, str(clients), f"{each['requests']:,}", rate, median, p99, statuses)
+    console.print(table)
+    _print_machine(found, console)
+
+
 def _prepare(out: Path) -> str:
     from plato2.data.options import PrepareOptions
     from plato2.data.prepare import prepare

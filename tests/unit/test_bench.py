@@ -9,11 +9,11 @@ import torch
 from synthetic import write_corpus
 from typer.testing import CliRunner
 
-from plato2.bench import generate
+from plato2.bench import generate, serve
 from plato2.bench.sides import Side, alternate, padded_batch, padded_unit, ratio, real_tokens, records
 from plato2.bench.train import TARGETS
 from plato2.commands import app
-from plato2.config import ModelConfig
+from plato2.config import ModelConfig, UserError
 from plato2.data.collate import GenerationBatch
 from plato2.data.module import DialogueDataModule
 from plato2.stages import CoarseGeneration
@@ -135,3 +135,24 @@ def test_the_sides_of_generate_do_the_same_work() -> None:
     torch.testing.assert_close(
         copied.backbone.word.weight.float(), bench.generation.backbone.word.weight, atol=1e-3, rtol=0
     )
+
+
+def test_serve_asks_a_real_server_and_counts_every_answer() -> None:
+    pytest.importorskip("fastapi")
+    result = CliRunner().invoke(app, ["bench", "serve", "--quick", "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["ratios"].keys() >= serve.TARGETS.keys()
+    for name, load in serve.QUICK.items():
+        for side, n in (("alone", load.alone), ("together", load.together)):
+            part = found["parts"][name][side]
+            assert part["statuses"] == {"200": n}
+            assert 0 < part["median_s"] <= part["p99_s"]
+    assert found["ratios"]["failed_requests"] == 0
+    assert found["met"]["failed_requests"]
+
+
+def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
+    pytest.importorskip("fastapi")
+    with pytest.raises(UserError, match="no such run folder"), serve.serving(tmp_path / "nothing", "float32"):
+        pass
