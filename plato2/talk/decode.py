@@ -1,11 +1,11 @@
 """Contexts to candidates: replies for each latent z, all in one batch (section 2.2, spec section 9).
 
-1. The prefix of every row, [z] context, is encoded once into a key/value cache. Context attends to the
+1. The prefix of every row, [z] context [CLS], is encoded once into a key/value cache. Context attends to the
    latent, so a stage-2.1 model has a prefix for each (context, latent); several samples of one latent, or of
    a stage-1 model, share theirs, and so do the hypotheses of a beam.
-2. [CLS] and then token after token goes through the cache. A row samples among its top k, or top p, tokens
-   with random numbers that are a function of (seed, context, candidate) alone, whatever else is in the batch;
-   or it takes part in the beam search of its prefix.
+2. Token after token goes through the cache. A row samples among its top k, or top p, tokens with random
+   numbers that are a function of (seed, context, candidate) alone, whatever else is in the batch; or it takes
+   part in the beam search of its prefix.
 3. Rows that have ended leave the batch (samples, when they are a quarter of it); all done, or `max_tokens`:
    stop.
 """
@@ -65,10 +65,10 @@ class Rows:
     bias: Tensor
     """Additive mask (rows, 1, 1, prefix + max_tokens) over the cache's slots, those of later steps included;
     the padding between a short prefix and its response is shut."""
-    token: Tensor
-    """(rows,) what is fed next: [CLS], or the last token chosen."""
+    h: Tensor
+    """(rows, H) the backbone's output at the last token, from which the next one follows."""
     position: Tensor
-    """(rows,) of `token`."""
+    """(rows,) of the next token."""
     history: Tensor
     """(rows, W + max_tokens) ids in which n-grams are looked up: the turns, `NO_TOKEN` after each, and then
     the response."""
@@ -78,13 +78,17 @@ class Rows:
     def keep(self, index: Tensor) -> None:
         """Goes on with these rows, in this order, some perhaps several times: (rows',) indices."""
         self.cache.keep(index)
-        self.bias, self.token, self.position = self.bias[index], self.token[index], self.position[index]
+        self.bias, self.h, self.position = self.bias[index], self.h[index], self.position[index]
         self.history = self.history[index]
 
-    def append(self, token: Tensor) -> None:
-        """The tokens chosen, (rows,), which are fed next."""
-        self.token, self.position = token, self.position + 1
-        self.history[:, self.filled] = token
+    def feed(self, generator: Generator, token: Tensor) -> None:
+        """Takes each row on by the token that was chosen for it, (rows,): of type 1 and role 0."""
+        token, zeros = token[:, None], torch.zeros_like(token[:, None])
+        x = generator.backbone.embed(token, zeros + 1, self.position[:, None], zeros)  # (rows, 1, H)
+        bias = self.bias[..., : self.cache.length + 1]
+        self.h = generator.backbone.encode(x, bias, self.cache)[:, 0]
+        self.position = self.position + 1
+        self.history[:, self.filled] = token[:, 0]
         self.filled += 1
 
 
@@ -137,7 +141,7 @@ def decode(
             tokens, sums = _beam_search(generator, rows, config)
         else:
             if copies > 1:
-                rows.keep(torch.arange(len(rows.token), device=device).repeat(copies))
+                rows.keep(torch.arange(len(rows.h), device=device).repeat(copies))
             if uniforms is None:
                 keys = _row_keys(contexts, n, [config.seed] * len(contexts) if seeds is None else seeds)
                 uniforms = uniform(keys.to(device), config.max_tokens)
@@ -176,15 +180,15 @@ def _sample(
             token = choose(full, config.top_k, uniforms[number, step])
         tokens[number, step] = token
         log_probs[number, step] = full.gather(1, token[:, None])[:, 0]
-        rows.append(token)
         ended |= token == EOS_ID
         n_ended = int(ended.sum())
-        if n_ended == len(ended):
+        if n_ended == len(ended) or step + 1 == config.max_tokens:
             break
         if n_ended >= LEAVE_AT * len(ended):
             going = (~ended).nonzero()[:, 0]
             rows.keep(going)
-            number, ended = number[going], ended[going]
+            number, ended, token = number[going], ended[going], token[going]
+        rows.feed(generator, token)
     tokens, log_probs = tokens[:, : step + 1], log_probs[:, : step + 1]
     inside = torch.arange(step + 1, device=tokens.device) < _lengths(tokens)[:, None]
     return tokens, (log_probs.double() * inside).sum(dim=1)
@@ -199,7 +203,7 @@ def _beam_search(generator: Generator, rows: Rows, config: DecodeConfig) -> tupl
     Returns:
         Tokens (rows * b, steps), best first, and the sums of their log-probabilities (rows * b,).
     """
-    n, width, device = len(rows.token), config.beam_size, rows.token.device
+    n, width, device = len(rows.h), config.beam_size, rows.h.device
     tokens = torch.full((n, 1, config.max_tokens), PAD_ID, device=device)  # one hypothesis each: nothing yet
     sums = torch.zeros(n, 1, dtype=torch.double, device=device)
     lengths = torch.zeros(n, 1, dtype=torch.long, device=device)
@@ -222,10 +226,10 @@ def _beam_search(generator: Generator, rows: Rows, config: DecodeConfig) -> tupl
         tokens[..., step] = token
         lengths = lengths.gather(1, parent)
         ended = ended.gather(1, parent) | (token == EOS_ID)
-        if bool(ended.all()):
+        if bool(ended.all()) or step + 1 == config.max_tokens:
             break
         rows.keep(row.gather(1, parent)[~ended])
-        rows.append(token[~ended])
+        rows.feed(generator, token[~ended])
     order = (sums / _norm(lengths, config.length_penalty)).argsort(dim=-1, descending=True, stable=True)
     tokens = tokens.gather(1, order[..., None].expand(-1, -1, config.max_tokens))
     return tokens[..., : step + 1].flatten(0, 1), sums.gather(1, order).flatten()
@@ -237,11 +241,13 @@ def _prefill(
     prefixes: Sequence[Sequence[int]],
     max_tokens: int,
 ) -> Rows:
-    """Encodes [z] context and all of the given response but its last token: row = z * B + context."""
+    """Encodes [z] context [CLS] and what is given of the response: row = z * B + context."""
     backbone = generator.backbone
     device = backbone.word.weight.device
-    starts = [encode_prefix(prefix, len(prefix) + 1) for prefix in prefixes]
-    records = [[*context, *start[:-1]] for context, start in zip(contexts, starts, strict=True)]
+    records = [
+        [*context, *encode_prefix(prefix, len(prefix) + 1)]
+        for context, prefix in zip(contexts, prefixes, strict=True)
+    ]
     lengths = torch.tensor([len(record) for record in records], device=device)
     context_len = torch.tensor([len(context) for context in contexts], device=device)
     width = int(lengths.max())
@@ -261,14 +267,13 @@ def _prefill(
         real = torch.cat([real.new_ones(len(real), 1), real], dim=1).repeat(n, 1)
         types = torch.cat([types.new_zeros(len(types), 1), types], dim=1).repeat(n, 1)
     cache = KeyValueCache(generator.model_config, len(x), x.shape[1] + max_tokens, device, x.dtype)
-    nothing = torch.empty(0, dtype=torch.long, device=device)  # of the last block only keys and values count
-    backbone.encode(x, masks.additive(masks.prefix_lm(real.long(), types), x.dtype), cache, read=nothing)
+    last = torch.arange(len(x), device=device) * x.shape[1] + real.sum(dim=1) - 1  # flat slots
+    h = backbone.encode(x, masks.additive(masks.prefix_lm(real.long(), types), x.dtype), cache, read=last)
     response = real.new_ones(len(real), max_tokens)
     bias = masks.additive(torch.cat([real, response], dim=1)[:, None, :], x.dtype)
-    token = torch.tensor([start[-1] for start in starts], device=device)
     history = _history(contexts, prefixes, max_tokens).to(device)
     filled = history.shape[1] - max_tokens
-    return Rows(cache, bias, token.repeat(n), lengths.repeat(n), history.repeat(n, 1), filled)
+    return Rows(cache, bias, h, lengths.repeat(n), history.repeat(n, 1), filled)
 
 
 def _history(contexts: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]], max_tokens: int) -> Tensor:
@@ -291,19 +296,9 @@ def _with_latents(recognition: Latents, x: Tensor, n: int) -> Tensor:
     return put_front(rows, front, vectors)
 
 
-def _embed_response(generator: Generator, token: Tensor, position: Tensor) -> Tensor:
-    """Response tokens have type 1 and role 0: (rows,), (rows,) -> (rows, 1, H)."""
-    token, position = token[:, None], position[:, None]
-    zeros = torch.zeros_like(token)
-    return generator.backbone.embed(token, zeros + 1, position, zeros)
-
-
 def _log_probs(generator: Generator, rows: Rows, config: DecodeConfig, step: int) -> Tensor:
-    """Feeds every row's token: log softmax(logits / temperature) without what is forbidden now, (rows, V)."""
-    backbone = generator.backbone
-    x = _embed_response(generator, rows.token, rows.position)  # (rows, 1, H)
-    h = backbone.encode(x, rows.bias[..., : rows.cache.length + 1], rows.cache)  # (rows, 1, H)
-    logits = backbone.lm_logits(h[:, 0]).float()  # (rows, V)
+    """log softmax(logits / temperature) of each row's next token, without what is forbidden: (rows, V)."""
+    logits = generator.backbone.lm_logits(rows.h).float()
     if config.no_repeat_ngram:
         history = rows.history[:, : rows.filled]
         logits.masked_fill_(repeating(history, config.no_repeat_ngram, logits.shape[1]), BLOCKED)
