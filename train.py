@@ -148,7 +148,12 @@ def build_stage_and_data(keys: TrainConfig) -> tuple[Stage, DialogueDataModule]:
     check_arguments(pl.Trainer, keys.trainer, "trainer")
     check_counts(keys.trainer, ("max_steps", "val_check_interval", "log_every_n_steps"), "trainer")
     batch = build(keys.stage.pop("batch"), "stage.batch")
-    if batch.roles != (keys.model.n_role > 0):
+    if not hasattr(batch, "roles"):
+        if keys.model.n_role:
+            raise UserError(
+                f"model.n_role={keys.model.n_role}: {type(batch).__name__} has no roles; use model.n_role=0"
+            )
+    elif batch.roles != (keys.model.n_role > 0):
         cure = "model.n_role=4" if batch.roles else "stage.batch.roles=true"
         raise UserError(
             f"stage.batch.roles={batch.roles}, model.n_role={keys.model.n_role}: roles take both; add {cure}"
@@ -242,6 +247,7 @@ def build_trainer(
     from plato2.training.callbacks import LatentHistogram, RunProgress, SampleReplies, Throughput
     from plato2.training.checkpoint import Checkpoints
     from plato2.training.parallel import best_precision, n_ranks
+    from plato2.weights.folder import GENERATION
 
     strategy = dict(keys.strategy)
     if in_sweep() and strategy.get("devices") != 1 and "LOCAL_RANK" not in os.environ:
@@ -262,7 +268,7 @@ def build_trainer(
     if sharded:  # Lightning's own "auto" is the number of machines
         ranks = n_ranks(strategy["devices"], strategy.get("num_nodes", 1))
         strategy["strategy"] = {**strategy["strategy"], "data_parallel_size": ranks}
-    if keys.sample_replies and stage.name != "2_eval" and not sharded:
+    if keys.sample_replies and stage.name in GENERATION and not sharded:
         replies = ValidationReplies(data, keys.sample_replies)
         callbacks.append(SampleReplies(run.path / "replies.jsonl", replies))
     quiet_lightning()

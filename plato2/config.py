@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Literal, get_args
 
 Strategy = Literal["top_k", "top_p", "beam"]
@@ -190,8 +191,9 @@ class RankConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
         known = get_args(Criterion)
-        for name in self.weights or {}:
+        for name, weight in (self.weights or {}).items():
             _require(name in known, f"rank: {name!r} is no score; use {', '.join(known)}")
+            _require(isfinite(weight), f"rank: {name}={weight}: must be a finite number")
         _require(
             self.weights is None or any(self.weights.values()),
             "rank: no score has a weight other than 0",
@@ -207,6 +209,7 @@ class RankConfig:
         weights = {}
         for part in text.split(","):
             name, _, weight = part.partition("=")
+            _require(name.strip() not in weights, f"rank: {name.strip()} has two weights in {text!r}")
             try:
                 weights[name.strip()] = float(weight) if weight else 1.0
             except ValueError:

@@ -19,6 +19,7 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 from small import ROOT
 
 import train
+from plato2.config import UserError
 from plato2.stages import STAGES
 from plato2.training.build import build, check_arguments
 from plato2.training.loggers import build_loggers
@@ -209,7 +210,7 @@ KNOVER = {  # spec section 8, the 24L confs
 
 
 @pytest.mark.parametrize(("model", "published"), [("1.6b", PAPER), ("314m", KNOVER)])
-@pytest.mark.parametrize("stage", list(STAGES))
+@pytest.mark.parametrize("stage", list(PAPER))
 def test_published_values(compose: Compose, model: str, published: dict[str, Any], stage: str) -> None:
     config = compose(f"model={model}", f"stage={stage}")
     optim = config.optim
@@ -228,6 +229,26 @@ def test_published_values(compose: Compose, model: str, published: dict[str, Any
         1e-8,
         0.1,
     )
+
+
+@pytest.mark.parametrize("model", [model for model in MODELS if model != "tiny"])
+def test_the_backward_stage_has_the_values_of_stage_1_for_half_the_steps(
+    compose: Compose, model: str
+) -> None:
+    config, coarse = (compose(f"model={model}", f"stage={stage}") for stage in ("backward", "1_coarse"))
+    assert config.optim == coarse.optim
+    assert config.data == coarse.data
+    assert 2 * config.trainer.max_steps == coarse.trainer.max_steps
+
+
+def test_the_backward_stage_is_stage_1_on_other_batches(compose: Compose) -> None:
+    _, stage, data = built(compose("stage=backward"))
+    _, coarse, _ = built(compose("stage=1_coarse"))
+    shapes = [[(key, p.shape) for key, p in module.named_parameters()] for module in (stage, coarse)]
+    assert shapes[0] == shapes[1]
+    assert type(data.batch).__name__ == "BackwardBatch"
+    with pytest.raises(UserError, match=r"model\.n_role=4: BackwardBatch has no roles; use model\.n_role=0"):
+        built(compose("stage=backward", "model.n_role=4"))
 
 
 # ----------------------------------------------------------------------------------------------- who wins

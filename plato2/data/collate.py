@@ -1,8 +1,9 @@
 """Batch makers: what the items of a window are, and one unit of them as the tensors a stage reads.
 
 A stage's configuration names its batch maker: `GenerationBatch` for stages 1 and 2.1 (spec sections 3, 5),
-`CoherenceBatch` for stage 2.2 (section 6). Both gather straight from the window's flat token array; there is
-no Python loop over samples or tokens.
+`CoherenceBatch` for stage 2.2 (section 6), `BackwardBatch` for the extra stage p(c|r), whose records begin
+with the response. All gather straight from the window's flat token array; there is no Python loop over
+samples or tokens.
 
 A unit of R rows x T slots is a dict of int64 tensors:
 
@@ -66,13 +67,24 @@ class Items:
 
 
 @dataclass(frozen=True)
+class _Parts:
+    """The two parts of n records in the order they are read, as spans of the window's token array."""
+
+    first: np.ndarray
+    """(n, 2) where each part begins."""
+    length: np.ndarray
+    """(n, 2) its ids."""
+
+
+@dataclass(frozen=True)
 class _Slots:
     """Every token of a unit, sample by sample: flat arrays (S,)."""
 
     token_ids: np.ndarray
     slot: np.ndarray
     """Flat index row * T + column."""
-    is_response: np.ndarray
+    is_second: np.ndarray
+    """Of the record's second part: the response, of a backward record the context."""
     item: np.ndarray
     """Which of the unit's N samples."""
     place: np.ndarray
@@ -106,21 +118,43 @@ class GenerationBatch:
 
     def unit(self, window: Window, items: Items, layout: UnitLayout) -> Unit:
         """The tensors of one unit (see the module's docstring)."""
-        chosen, front = layout.items, int(self.latent_slot)
-        slots = _gather(window, items, layout, front, drop_last=not self.keep_eos)
+        parts, front = _parts(window, items, layout.items), int(self.latent_slot)
+        slots = _gather(window, layout, parts, front, drop_last=not self.keep_eos)
         unit = _inputs(window, layout, slots, slots.token_ids, self.positions, self.roles)
-        unit |= _samples(window, items, layout)
+        unit |= _samples(window, items, layout) | _targets(window, layout, parts, front)
         if self.latent_slot:
             _mark_front_slots(unit, window.mask_id)
-        # Record place p predicts the id at p + 1, from the response's [CLS] to the last but one id.
-        samples, rows = window.samples, items.responses[chosen]
-        n_context, n_target = samples.context_len[items.contexts[chosen]], window.response_len[rows] - 1
-        first_slot = layout.rows * layout.row_length + layout.columns + front + n_context
-        first_id = samples.offsets[rows] + samples.context_len[rows] + 1
-        unit["target_index"] = torch.from_numpy(_ranges(first_slot, n_target))
-        unit["target_ids"] = torch.from_numpy(samples.token_ids[_ranges(first_id, n_target)].astype(np.int64))
-        unit["target_sample"] = torch.from_numpy(np.repeat(np.arange(len(chosen)), n_target))
         return unit
+
+
+@dataclass(frozen=True)
+class BackwardBatch:
+    """p(c|r): a record is response + context, without its last id; the targets are the context after [CLS].
+
+    Types are 0 for the response and 1 for the context, positions count on over both. There are no roles: they
+    count turns back from the last one, and which that is the model has to find out.
+    """
+
+    def longest(self, index: ShardIndex) -> int:
+        """Slots of the longest item the corpus may hold."""
+        return index.max_response + index.max_context - 1
+
+    def items(self, window: Window) -> Items:
+        """One item for each sample."""
+        rows = np.arange(len(window.samples))
+        return Items(rows, rows, np.ones_like(rows), np.diff(window.samples.offsets) - 1)
+
+    def count_targets(self, window: Window, items: Items, chosen: np.ndarray) -> int:
+        """Targets of the chosen items: every context id but [CLS]."""
+        return int((window.samples.context_len[items.contexts[chosen]] - 1).sum())
+
+    def unit(self, window: Window, items: Items, layout: UnitLayout) -> Unit:
+        """The tensors of one unit (see the module's docstring)."""
+        forward = _parts(window, items, layout.items)
+        parts = _Parts(forward.first[:, ::-1], forward.length[:, ::-1])
+        slots = _gather(window, layout, parts, front=0, drop_last=True)
+        unit = _inputs(window, layout, slots, slots.token_ids, "continuous", roles=False)
+        return unit | _samples(window, items, layout) | _targets(window, layout, parts, front=0)
 
 
 @dataclass(frozen=True)
@@ -166,12 +200,12 @@ class CoherenceBatch:
         """Masked tokens of the chosen items."""
         n = len(chosen)
         line = UnitLayout(chosen, np.zeros(n, np.int64), np.zeros(n, np.int64), 1, 0)
-        slots = _gather(window, items, line, front=0, drop_last=False)
+        slots = _gather(window, line, _parts(window, items, chosen), front=0, drop_last=False)
         return int(self._masked(slots, self._draw(window, items, chosen, slots)).sum())
 
     def unit(self, window: Window, items: Items, layout: UnitLayout) -> Unit:
         """The tensors of one unit (see the module's docstring); the record keeps its last id."""
-        slots = _gather(window, items, layout, front=0, drop_last=False)
+        slots = _gather(window, layout, _parts(window, items, layout.items), front=0, drop_last=False)
         bits = self._draw(window, items, layout.items, slots)
         masked = self._masked(slots, bits)
         choice = bits >> np.uint64(32)
@@ -224,27 +258,41 @@ class CoherenceBatch:
 # ------------------------------------------------------------------------------------------- shared parts
 
 
-def _gather(window: Window, items: Items, layout: UnitLayout, front: int, drop_last: bool) -> _Slots:
-    """Every token of a unit; `front` slots stay free before each sample, `drop_last` omits its last id."""
-    samples = window.samples
-    contexts, responses = items.contexts[layout.items], items.responses[layout.items]
-    n = len(contexts)
-    # Each item is two spans of the token array: its context, then its response.
-    first, length = np.empty((n, 2), dtype=np.int64), np.empty((n, 2), dtype=np.int64)
-    first[:, 0] = samples.offsets[contexts]
+def _parts(window: Window, items: Items, chosen: np.ndarray) -> _Parts:
+    """Context and response of the chosen items."""
+    samples, contexts, responses = window.samples, items.contexts[chosen], items.responses[chosen]
+    first, length = np.empty((2, len(chosen), 2), dtype=np.int64)
+    first[:, 0], length[:, 0] = samples.offsets[contexts], samples.context_len[contexts]
     first[:, 1] = samples.offsets[responses] + samples.context_len[responses]
-    length[:, 0] = samples.context_len[contexts]
-    length[:, 1] = samples.offsets[responses + 1] - first[:, 1] - drop_last
+    length[:, 1] = samples.offsets[responses + 1] - first[:, 1]
+    return _Parts(first, length)
+
+
+def _gather(window: Window, layout: UnitLayout, parts: _Parts, front: int, drop_last: bool) -> _Slots:
+    """Every token of a unit; `front` slots stay free before each sample, `drop_last` omits its last id."""
+    length = parts.length - [0, int(drop_last)]
     total = length.sum(axis=1)
-    item = np.repeat(np.arange(n), total)
+    item = np.repeat(np.arange(len(total)), total)
     place = np.arange(len(item)) - np.repeat(np.cumsum(total) - total, total)
     return _Slots(
-        token_ids=samples.token_ids[_ranges(first.ravel(), length.ravel())].astype(np.int64),
+        token_ids=window.samples.token_ids[_ranges(parts.first.ravel(), length.ravel())].astype(np.int64),
         slot=place + (layout.rows * layout.row_length + layout.columns + front)[item],
-        is_response=place >= length[:, 0][item],
+        is_second=place >= length[:, 0][item],
         item=item,
         place=place,
     )
+
+
+def _targets(window: Window, layout: UnitLayout, parts: _Parts, front: int) -> Unit:
+    """Place p of a record predicts the id at p + 1, from the second part's [CLS] to the last but one id."""
+    n_target = parts.length[:, 1] - 1
+    first_slot = layout.rows * layout.row_length + layout.columns + front + parts.length[:, 0]
+    ids = window.samples.token_ids[_ranges(parts.first[:, 1] + 1, n_target)]
+    return {
+        "target_index": torch.from_numpy(_ranges(first_slot, n_target)),
+        "target_ids": torch.from_numpy(ids.astype(np.int64)),
+        "target_sample": torch.from_numpy(np.repeat(np.arange(len(n_target)), n_target)),
+    }
 
 
 def _ranges(first: np.ndarray, length: np.ndarray) -> np.ndarray:
@@ -263,10 +311,9 @@ def _inputs(
 ) -> Unit:
     """token, type, position, segment (and role) ids (R, T)."""
     in_row = np.arange(len(layout.rows)) - np.searchsorted(layout.rows, layout.rows)
-    is_response = slots.is_response.astype(np.int64)
     values = {
         "token_ids": token_ids,
-        "type_ids": is_response,
+        "type_ids": slots.is_second.astype(np.int64),
         "pos_ids": slots.place if positions == "continuous" else _relative(window, slots),
         "segment_ids": (in_row + 1)[slots.item],
     }
@@ -283,18 +330,18 @@ def _inputs(
 def _relative(window: Window, slots: _Slots) -> np.ndarray:
     """Positions that count down to the response and from 0 in it (spec section 2, `relative`)."""
     n_items = int(slots.item[-1]) + 1 if len(slots.item) else 0
-    n_context = np.bincount(slots.item[~slots.is_response], minlength=n_items)[slots.item]
+    n_context = np.bincount(slots.item[~slots.is_second], minlength=n_items)[slots.item]
     countdown = window.max_response + n_context - 1 - slots.place
-    return np.where(slots.is_response, slots.place - n_context, countdown)
+    return np.where(slots.is_second, slots.place - n_context, countdown)
 
 
 def _roles(slots: _Slots) -> np.ndarray:
     """Roles: context turn i of n has (n - i) % 2, [CLS] and the response 0 (spec section 2, use_role)."""
     n_items = int(slots.item[-1]) + 1 if len(slots.item) else 0
-    ends = (slots.token_ids == EOS_ID) & ~slots.is_response
+    ends = (slots.token_ids == EOS_ID) & ~slots.is_second
     n_before = np.cumsum(ends) - ends  # turn ends before this token, over the whole unit
     n_upto_item = np.cumsum(np.bincount(slots.item[ends], minlength=n_items))
-    in_turn = ~slots.is_response & (slots.place > 0)
+    in_turn = ~slots.is_second & (slots.place > 0)
     return np.where(in_turn, (n_upto_item[slots.item] - n_before) % 2, 0)
 
 

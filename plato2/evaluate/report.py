@@ -136,7 +136,7 @@ def report_sweep(output_dir: Path, name: str, console: Console | None = None) ->
         if lineage.get("stage") in SHOWN:
             runs[lineage["stage"]], data = run.path, lineage["data"]["path"]
     if not runs:
-        raise UserError(f"{output_dir}: no runs of the sweep {name}; nothing to report")
+        raise UserError(f"{output_dir}: no runs of the sweep {name} of {', '.join(SHOWN)}; nothing to report")
     report = curriculum_report({stage: runs[stage] for stage in SHOWN if stage in runs}, data)
     print_report(report, console or Console(highlight=False))
 

@@ -15,7 +15,7 @@ class CoarseGeneration(Stage):
     name = "1_coarse"
     loss_terms: ClassVar[dict[str, str]] = {"nll": "targets"}
     metric_terms: ClassVar[dict[str, str]] = {"acc": "targets"}
-    warm_starts_from = ("1_coarse",)
+    warm_starts_from: ClassVar[tuple[str, ...]] = ("1_coarse",)
     recognition = None
     """No latent (see model/networks.py, `Generator`)."""
 

@@ -251,7 +251,7 @@ def warm_start_path(
         tokenizer_sha256: of the data, for `auto`.
 
     Raises:
-        UserError: stage 2 without `init_from`, nothing found, an unfinished run.
+        UserError: a stage after the first without `init_from`, nothing found, an unfinished run.
     """
     if init_from == "scratch" or (stage == "1_coarse" and init_from in (None, "auto")):
         return None

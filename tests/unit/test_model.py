@@ -65,7 +65,12 @@ def test_the_chinese_model_has_its_larger_vocabulary() -> None:
 def test_only_the_heads_a_stage_trains_are_built() -> None:
     heads = {"recognition", "bag_of_words", "coherence"}
     built = {name: {child for child, _ in on_meta(name, MODEL).named_children()} & heads for name in STAGES}
-    assert built == {"1_coarse": set(), "2_gen": {"recognition", "bag_of_words"}, "2_eval": {"coherence"}}
+    assert built == {
+        "1_coarse": set(),
+        "2_gen": {"recognition", "bag_of_words"},
+        "2_eval": {"coherence"},
+        "backward": set(),
+    }
 
 
 @pytest.mark.parametrize("name", STAGES)

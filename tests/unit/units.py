@@ -10,20 +10,22 @@ import torch
 from torch import Tensor
 
 from plato2.config import ModelConfig, OptimConfig
-from plato2.data.collate import CoherenceBatch, GenerationBatch, Items, Window
+from plato2.data.collate import BackwardBatch, CoherenceBatch, GenerationBatch, Items, Window
 from plato2.data.order import Batching, lay_out
 from plato2.data.packing import UnitLayout
 from plato2.data.shards import Samples, ShardIndex, ShardWriter, SplitIndex, read_index, write_index
+from plato2.data.stream import Batch
 from plato2.stages import STAGES
 
 Unit = dict[str, Tensor]
 MODEL = ModelConfig(
     n_layer=2, n_head=2, hidden_size=16, vocab_size=61, max_position=64, n_latent=5, dropout=0.0
 )
-BATCHES: dict[str, GenerationBatch | CoherenceBatch] = {
+BATCHES: dict[str, Batch] = {
     "1_coarse": GenerationBatch(),
     "2_gen": GenerationBatch(latent_slot=True),
     "2_eval": CoherenceBatch(mask_prob=0.3),
+    "backward": BackwardBatch(),
 }
 
 
@@ -69,7 +71,7 @@ def make_window(n: int = 12, vocab_size: int = MODEL.vocab_size, seed: int = 0, 
 class Packed:
     """A window laid out in one unit, and the same samples one by one."""
 
-    batch: GenerationBatch | CoherenceBatch
+    batch: Batch
     window: Window
     items: Items
     layout: UnitLayout
@@ -105,9 +107,7 @@ class Packed:
         return unit | {name: torch.tensor(total) for name, total in totals.items()}
 
 
-def pack(
-    batch: GenerationBatch | CoherenceBatch, window: Window | None = None, row_length: int = 96
-) -> Packed:
+def pack(batch: Batch, window: Window | None = None, row_length: int = 96) -> Packed:
     """The window in rows of `row_length`, all of them in one unit; rows hold two samples or more."""
     window = window or make_window()
     items = batch.items(window)
