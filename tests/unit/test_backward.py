@@ -385,6 +385,8 @@ def test_the_sum_is_of_what_the_models_say() -> None:
         ("backward=much", "rank: the weight in 'backward=much' is not a number"),
         ("backward=0", "rank: no score has a weight other than 0"),
         ("forward=0,backward=0.0", "rank: no score has a weight other than 0"),
+        ("forward=nan", "rank: forward=nan: must be a finite number"),
+        ("forward=1,forward=2", "rank: forward has two weights in 'forward=1,forward=2'"),
     ],
 )
 def test_what_cannot_rank_is_named(text: str, message: str) -> None:
