@@ -1,0 +1,943 @@
+"""The HTTP side of `plato2 serve`: OpenAI's chat completions, answered by a `Batcher` (docs/serve.md).
+
+    metrics = Metrics()
+    batcher = Batcher(bot, on_batch=metrics.count_batch)
+    app = make_app(bot, batcher, metrics, "tiny")
+
+A request goes through `Gate` (size, key, counting), becomes a `ChatRequest`, which checks itself, then turns
+and a `DecodeConfig`, waits for its reply in the batcher's queue, and goes back as one object or as a stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+import os
+import re
+import secrets
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, StreamingResponse
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from plato2 import __version__
+from plato2.config import DecodeConfig, Strategy, UserError
+from plato2.data.tokenizer import EOS_ID
+from plato2.talk.batching import Batcher, Job, QueueFull, Stopped
+from plato2.talk.bot import PlatoBot, Reply, as_dict
+from plato2.talk.rank import Candidate
+from plato2.talk.safety import Safety
+
+BACKLOG = 2048
+"""Connections that the system holds until they are taken."""
+CLIENT_GONE = 499
+"""Status under which requests are counted whose client closed the connection; nobody sees it."""
+STREAM_STATUS = "plato2.status"
+"""Key of a request's scope: the status it is counted under where its 200 was sent before."""
+KEEP_ALIVE_S = 5.0
+"""Seconds between the comments of a stream that waits for its reply."""
+LINGER_S = 1.0
+"""Seconds for which the rest of a body that is too large is read and thrown away. Closing at once would reset
+the connection, and the client would not see why."""
+MOST = 20
+"""Samples or beams of each latent that a request may ask for, or the server's own setting if that is more."""
+COLDEST = 0.01
+"""Lowest temperature but 0; far below it logits overflow."""
+
+
+# ------------------------------------------------------------------------------------------------- errors
+
+
+class ApiError(Exception):
+    """An answer that is an error, in OpenAI's format."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.param = status, code, message, param
+        self.headers = headers
+
+    def to_dict(self) -> dict[str, Any]:
+        """`{"error": {"message", "type", "param", "code"}}`."""
+        kind = {429: "rate_limit_error"}.get(
+            self.status, "invalid_request_error" if self.status < 500 else "server_error"
+        )
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> Response:
+        """The same as an answer."""
+        return JSONResponse(self.to_dict(), self.status, self.headers)
+
+
+def wrong(param: str | None, message: str) -> ApiError:
+    """A value that is not possible."""
+    return ApiError(400, "invalid_value", f"{param}: {message}" if param else message, param)
+
+
+CODES = {
+    "extra_forbidden": "unknown_parameter",
+    "missing": "missing_required_parameter",
+    "json_invalid": "invalid_json",
+}
+"""pydantic's name of a mistake -> ours; others are `invalid_value`, or `invalid_type` where they end so."""
+
+
+def of_validation(found: RequestValidationError) -> ApiError:
+    """The first mistake in a body, named as OpenAI does: `messages[0].content`."""
+    first = found.errors()[0]
+    kind, place = first["type"], [part for part in first["loc"][1:] if not str(part).startswith("<")]
+    if kind == "json_invalid":
+        return ApiError(400, "invalid_json", f"the body is not JSON: {first['ctx']['error']}")
+    if not place:
+        return ApiError(
+            400, "invalid_type", "the body must be a JSON object, sent with Content-Type: application/json"
+        )
+    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)[1:]
+    message = {
+        "extra_forbidden": "plato2 does not know this field; leave it out",
+        "missing": "is missing",
+    }.get(kind, first["msg"])
+    code = CODES.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
+    return ApiError(400, code, f"{param}: {message}", param)
+
+
+# ----------------------------------------------------------------------------------------------- requests
+
+
+class Strict(BaseModel):
+    """An object without unknown fields, whose values have the right type already."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0, 0.0),
+    "presence_penalty": (0, 0.0),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+    "annotations": ([],),
+    "tool_calls": ([],),
+}
+"""Fields of OpenAI's for what plato2 does not have, and the values, beside null, that ask for nothing."""
+
+
+def is_neutral(value: Any, info: ValidationInfo) -> Any:
+    """Refuses a field that asks for what plato2 does not have."""
+    values = NEUTRAL[str(info.field_name)]
+    if value is not None and not any(type(value) is type(known) and value == known for known in values):
+        shown = " or ".join(json.dumps(known) for known in values or (None,))
+        message = f"plato2 does not have this; leave it out or send {shown}"
+        raise PydanticCustomError("unsupported", "{message}", {"message": message})
+    return value
+
+
+class TextPart(Strict):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+Content = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[list[TextPart], Tag("<parts>")],
+    Discriminator(
+        lambda value: "<text>" if isinstance(value, str) else "<parts>" if isinstance(value, list) else None,
+        custom_error_type="content_type",
+        custom_error_message="must be a text or a list of text parts",
+    ),
+]
+
+
+class Turn(Strict):
+    """A message: something that was said."""
+
+    role: Literal["user", "assistant"]
+    content: Content
+    name: str | None = None
+    # What a client sends back of an earlier answer.
+    refusal: str | None = None
+    annotations: Any = None
+    audio: Any = None
+    function_call: Any = None
+    tool_calls: Any = None
+
+    _neutral = field_validator("annotations", "audio", "function_call", "tool_calls")(is_neutral)
+
+    @field_validator("role", mode="before")
+    @classmethod
+    def _has_no_system_prompt(cls, role: Any) -> Any:
+        if role in ("system", "developer"):
+            raise PydanticCustomError(
+                "role", "PLATO-2 has no system prompt; send the turns of user and assistant only"
+            )
+        if role in ("tool", "function"):
+            raise PydanticCustomError("role", "PLATO-2 calls no tools; send the turns of user and assistant")
+        return role
+
+    @property
+    def text(self) -> str:
+        """What was said."""
+        if isinstance(self.content, str):
+            return self.content
+        return " ".join(part.text for part in self.content)
+
+
+class StreamOptions(Strict):
+    """What else a stream has."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class Extension(Strict):
+    """What PLATO-2 has and OpenAI has no field for; settings that are not given are the server's."""
+
+    candidates: bool = False
+    strategy: Strategy | None = None
+    top_k: int | None = Field(default=None, ge=1)
+    beam_size: int | None = Field(default=None, ge=1)
+    n_samples: int | None = Field(default=None, ge=1)
+    min_tokens: int | None = Field(default=None, ge=0)
+    no_repeat_ngram: int | None = Field(default=None, ge=0)
+    length_penalty: float | None = Field(default=None, ge=0, le=10)
+
+
+Stop = Annotated[
+    list[Annotated[str, Field(min_length=1)]],
+    Field(max_length=4),
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value, str | list[str]),
+]
+
+
+class ChatRequest(Strict):
+    """The body of POST /v1/chat/completions."""
+
+    model: str
+    messages: list[Turn] = Field(min_length=1)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(default=None, ge=1)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    stop: Stop | None = None
+    plato2: Extension | None = None
+    # Harmless: nothing that is said depends on them.
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    parallel_tool_calls: bool | None = None
+    # For what plato2 does not have.
+    frequency_penalty: Any = None
+    presence_penalty: Any = None
+    logit_bias: Any = None
+    logprobs: Any = None
+    top_logprobs: Any = None
+    response_format: Any = None
+    modalities: Any = None
+    audio: Any = None
+    prediction: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
+    web_search_options: Any = None
+
+    _neutral = field_validator(*(NEUTRAL.keys() - {"annotations", "tool_calls"}))(is_neutral)
+
+    def turns(self) -> list[str]:
+        """What was said, oldest first.
+
+        Raises:
+            ApiError: the user did not speak last.
+        """
+        if self.messages[-1].role != "user":
+            raise wrong(f"messages[{len(self.messages) - 1}].role", "the last message must be the user's")
+        return [message.text for message in self.messages]
+
+    def decode_config(self, default: DecodeConfig, seed: int) -> DecodeConfig:
+        """How to find candidates: the server's settings with what was asked for.
+
+        Args:
+            default: the server's settings.
+            seed: where the request has none.
+
+        Raises:
+            ApiError: settings that contradict each other or that decoding cannot use.
+        """
+        own = self.plato2 or Extension()
+        asked: dict[str, Any] = own.model_dump(exclude={"candidates"}, exclude_none=True)
+        if self.temperature == 0:
+            for name in ("strategy", "top_k"):
+                if name in asked:
+                    raise wrong(f"plato2.{name}", "temperature 0 is greedy decoding; leave one of them out")
+            asked |= {"strategy": "top_k", "top_k": 1}
+        elif self.temperature is not None:
+            if self.temperature < COLDEST:
+                raise wrong("temperature", f"use 0 (greedy) or {COLDEST} to 2")
+            asked["temperature"] = self.temperature
+        if self.top_p is not None and self.top_p < 1 and self.temperature != 0:
+            if asked.get("strategy", "top_p") != "top_p":
+                raise wrong("top_p", f"plato2.strategy is {asked['strategy']}; leave one of them out")
+            asked |= {"strategy": "top_p", "top_p": self.top_p}
+        strategy = asked.get("strategy", default.strategy)
+        for name, its in (("top_k", "top_k"), ("beam_size", "beam")):
+            if getattr(own, name) is not None and strategy != its:
+                raise wrong(f"plato2.{name}", f"the strategy is {strategy}; {name} is a setting of {its}")
+        for name in ("beam_size", "n_samples"):
+            if asked.get(name, 1) > max(MOST, getattr(default, name)):
+                raise wrong(f"plato2.{name}", f"at most {max(MOST, getattr(default, name))}")
+        if strategy == "beam":
+            asked.setdefault("n_samples", 1)  # a beam search always finds the same
+        if self.max_tokens and self.max_completion_tokens:
+            raise wrong("max_tokens", "max_completion_tokens is the same; leave one of them out")
+        if most := self.max_tokens or self.max_completion_tokens:
+            asked["max_tokens"] = most
+            asked.setdefault("min_tokens", min(default.min_tokens, most))
+        asked["seed"] = self.seed if self.seed is not None else seed
+        try:
+            return replace(default, **asked, stop=tuple(self.stop or ()))
+        except UserError as error:
+            name = str(error).partition("=")[0]
+            raise wrong(f"plato2.{name}" if name in Extension.model_fields else None, str(error)) from None
+
+
+# -------------------------------------------------------------------------------------------------- answers
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of the replies that were asked for."""
+
+    text: str
+    finish_reason: Literal["stop", "length", "content_filter"]
+    n_tokens: int
+    """Tokens generated for it, its end included."""
+
+
+def n_candidates(bot: PlatoBot, decode: DecodeConfig) -> int:
+    """How many candidates these settings give."""
+    has_latents = bot.generation.recognition is not None
+    n_latents = bot.generation.model_config.n_latent if has_latents else 1
+    if decode.strategy == "beam":
+        return n_latents * decode.beam_size
+    return n_latents * decode.n_samples if has_latents else decode.n_candidates
+
+
+def is_truncated(bot: PlatoBot, job: Job) -> bool:
+    """Whether the model reads less than all that was said."""
+    if job.context.count(EOS_ID) < len(job.turns):  # an end for each turn that is there
+        return True
+    room = bot.max_context - 2
+    return len(job.context) == bot.max_context and len(bot.tokenizer.encode(job.turns[-1])) > room
+
+
+def is_held(candidate: Candidate, safety: Safety | None) -> bool:
+    """Whether the safety filter holds a candidate back."""
+    return safety is not None and safety.output == "block" and candidate.flag is not None
+
+
+def choices_of(reply: Reply, n: int, safety: Safety | None) -> list[Choice]:
+    """The n best candidates; refusals in place of those that the safety filter holds back."""
+    said = [candidate for candidate in reply.candidates if not is_held(candidate, safety)]
+    found = [
+        Choice(c.text, "stop" if c.has_end else "length", len(c.token_ids) + c.has_end) for c in said[:n]
+    ]
+    if safety is None:
+        return found
+    return found + [Choice(safety.refusal, "content_filter", 0)] * (n - len(found))
+
+
+def candidate_dict(candidate: Candidate, safety: Safety | None) -> dict[str, Any]:
+    """All of a candidate; one that is held back has no text."""
+    found = as_dict(candidate) | {"score": candidate.score, "has_end": candidate.has_end}
+    return found | ({"text": None} if is_held(candidate, safety) else {})
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What goes back, as an object or as a stream."""
+
+    choices: list[Choice]
+    usage: dict[str, int]
+    plato2: dict[str, Any]
+
+
+class Chat:
+    """Answers chat requests.
+
+    Args:
+        bot: the batcher's, for its settings and its tokenizer.
+        batcher: answers.
+        metrics: counts.
+        name: of the model.
+        timeout_s: seconds that a request may wait for its reply.
+        seed: of requests that have none; None takes a new one each time.
+    """
+
+    def __init__(
+        self, bot: PlatoBot, batcher: Batcher, metrics: Metrics, name: str, timeout_s: float, seed: int | None
+    ) -> None:
+        self.bot, self.batcher, self.metrics, self.name = bot, batcher, metrics, name
+        self.timeout_s, self.seed = timeout_s, seed
+
+    async def respond(self, chat: ChatRequest, request: Request) -> Response:
+        """The response to a request.
+
+        Raises:
+            ApiError: there is none.
+        """
+        if chat.model != self.name:
+            raise no_model(chat.model, self.name)
+        seed = secrets.randbits(63) if self.seed is None else self.seed
+        decode = chat.decode_config(self.bot.decode_config, seed)
+        most = n_candidates(self.bot, decode)
+        if (chat.n or 1) > most:
+            raise wrong("n", f"these settings give {most} candidates; use at most that many")
+        if chat.stream_options and not chat.stream:
+            raise wrong("stream_options", "only with stream: true")
+        # In a thread: cutting a very long text into tokens takes a while.
+        job, truncated = await asyncio.to_thread(self._submit, chat.turns(), decode)
+        waiting = asyncio.create_task(self._wait(job, request))
+        waiting.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may be there
+        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
+        if chat.stream:
+            events = self._events(chat, job, truncated, waiting, head, request.scope)
+            quiet = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies must not collect it
+            return StreamingResponse(events, media_type="text/event-stream", headers=quiet)
+        answer = self._answer(chat, job, truncated, await waiting)
+        choices = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "logprobs": None,
+                "finish_reason": choice.finish_reason,
+            }
+            for index, choice in enumerate(answer.choices)
+        ]
+        body = head | {"object": "chat.completion", "choices": choices, "usage": answer.usage}
+        return JSONResponse(body | {"plato2": answer.plato2})
+
+    def _submit(self, turns: list[str], decode: DecodeConfig) -> tuple[Job, bool]:
+        """Into the queue; also whether the model reads less than all turns."""
+        try:
+            job = self.batcher.submit(turns, decode)
+        except UserError as error:
+            raise wrong(f"messages[{len(turns) - 1}].content", str(error)) from None
+        except QueueFull as error:
+            text = f"the server is busy, {error}; try again in a moment"
+            raise ApiError(429, "queue_full", text, headers={"Retry-After": "1"}) from None
+        except Stopped as error:
+            raise stopped(error) from None
+        return job, is_truncated(self.bot, job)
+
+    async def _wait(self, job: Job, request: Request) -> Reply:
+        """The reply; a request that is given up leaves the queue.
+
+        Raises:
+            ApiError: time is up, the client has gone, the batch failed, or the server stops.
+        """
+        reply = asyncio.wrap_future(job.future)
+        gone = asyncio.ensure_future(until_gone(request))
+        either: set[asyncio.Future[Any]] = {reply, gone}
+        try:
+            await asyncio.wait(either, timeout=self.timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if reply.done():
+                return reply.result()
+            if gone.done():
+                raise ApiError(CLIENT_GONE, "client_gone", "the client has closed the connection")
+            text = f"no reply within {self.timeout_s:g} s; try again, or ask for fewer candidates"
+            raise ApiError(504, "timeout", text)
+        except Stopped as error:
+            raise stopped(error) from None
+        except ApiError:
+            raise
+        except Exception:  # the batcher has logged it
+            raise ApiError(500, "reply_failed", "the reply failed; the server's log says why") from None
+        finally:
+            gone.cancel()
+            reply.cancel()
+            self.batcher.cancel(job)
+
+    def _answer(self, chat: ChatRequest, job: Job, truncated: bool, reply: Reply) -> Answer:
+        choices = choices_of(reply, chat.n or 1, self.bot.safety)
+        n_in, n_out = len(job.context), sum(choice.n_tokens for choice in choices)
+        self.metrics.count_answer(n_in, n_out, reply.is_refusal)
+        plato2: dict[str, Any] = {
+            "seed": job.decode.seed,
+            "context_tokens": n_in,
+            "context_truncated": truncated,
+            "timing": asdict(reply.timing),
+            "flags": [asdict(flag) for flag in reply.flags],
+        }
+        if chat.plato2 and chat.plato2.candidates:
+            plato2["candidates"] = [candidate_dict(c, self.bot.safety) for c in reply.candidates]
+        usage = {"prompt_tokens": n_in, "completion_tokens": n_out, "total_tokens": n_in + n_out}
+        return Answer(choices, usage, plato2)
+
+    async def _events(
+        self,
+        chat: ChatRequest,
+        job: Job,
+        truncated: bool,
+        waiting: asyncio.Task[Reply],
+        head: dict[str, Any],
+        scope: Scope,
+    ) -> AsyncIterator[str]:
+        """Server-sent events: the role at once, then comments, and all words when the reply is there."""
+        with_usage = chat.stream_options is not None and bool(chat.stream_options.include_usage)
+        rest: dict[str, Any] = {"usage": None} if with_usage else {}
+
+        def chunk(index: int, delta: dict[str, str], finish_reason: str | None = None, **more: Any) -> str:
+            choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+            return event(head | {"object": "chat.completion.chunk", "choices": [choice]} | rest | more)
+
+        try:
+            for index in range(chat.n or 1):
+                yield chunk(index, {"role": "assistant", "content": ""})
+            while not (await asyncio.wait({waiting}, timeout=KEEP_ALIVE_S))[0]:
+                yield ": waiting\n\n"
+            try:
+                answer = self._answer(chat, job, truncated, waiting.result())
+            except ApiError as error:
+                scope[STREAM_STATUS] = error.status
+                yield "event: error\n" + event(error.to_dict())
+                return
+            for index, choice in enumerate(answer.choices):
+                for word in re.findall(r"\s*\S+|\s+$", choice.text):
+                    yield chunk(index, {"content": word})
+                last = index == len(answer.choices) - 1
+                yield chunk(index, {}, choice.finish_reason, **({"plato2": answer.plato2} if last else {}))
+            if with_usage:
+                usage = {"object": "chat.completion.chunk", "choices": [], "usage": answer.usage}
+                yield event(head | usage)
+            yield "data: [DONE]\n\n"
+        finally:  # also when the client has gone
+            if not waiting.done():
+                scope[STREAM_STATUS] = CLIENT_GONE
+                waiting.cancel()
+
+
+def event(data: dict[str, Any]) -> str:
+    """A server-sent event; its JSON is ASCII, so that nothing in it can end a line."""
+    return f"data: {json.dumps(data)}\n\n"
+
+
+def stopped(error: Stopped) -> ApiError:
+    """The server is about to end."""
+    return ApiError(503, "stopping", str(error), headers={"Retry-After": "5", "Connection": "close"})
+
+
+def no_model(asked: str, name: str) -> ApiError:
+    """Another model than the one that is here."""
+    return ApiError(404, "model_not_found", f"there is no model {asked!r} here, only {name!r}", "model")
+
+
+async def until_gone(request: Request) -> None:
+    """Returns when the client has closed the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+# -------------------------------------------------------------------------------------------------- counting
+
+
+class Metrics:
+    """What Prometheus reads at /metrics."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "plato2_requests", "Requests answered.", ["endpoint", "status"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            "plato2_request_seconds",
+            "From a request to the end of its answer.",
+            ["endpoint"],
+            registry=registry,
+        )
+        self.queue_length = Gauge("plato2_queue_length", "Requests that have not begun.", registry=registry)
+        self.batch_contexts = Histogram(
+            "plato2_batch_contexts",
+            "Contexts answered in one batch.",
+            registry=registry,
+            buckets=(1, 2, 4, 6, 8, 10, 12, 14, 16, math.inf),
+        )
+        self.decode_seconds = Histogram(
+            "plato2_decode_seconds", "Decoding the candidates of a batch.", registry=registry
+        )
+        self.rank_seconds = Histogram(
+            "plato2_rank_seconds", "Ranking the candidates of a batch.", registry=registry
+        )
+        self.tokens = Counter(
+            "plato2_tokens", "Tokens of contexts (in) and of replies (out).", ["direction"], registry=registry
+        )
+        self.refusals = Counter("plato2_refusals", "Replies the safety filter refused.", registry=registry)
+        ProcessCollector(registry=registry)
+
+    def count_batch(self, replies: list[Reply]) -> None:
+        """For `Batcher.on_batch`."""
+        self.batch_contexts.observe(len(replies))
+        timing = max((reply.timing for reply in replies), key=lambda timing: timing.contexts)
+        if timing.contexts:  # none where the safety filter stopped all messages
+            self.decode_seconds.observe(timing.decode_s)
+            self.rank_seconds.observe(timing.rank_s)
+
+    def count_answer(self, n_in: int, n_out: int, is_refusal: bool) -> None:
+        """A reply that goes back, in tokens."""
+        self.tokens.labels("in").inc(n_in)
+        self.tokens.labels("out").inc(n_out)
+        self.refusals.inc(is_refusal)
+
+    def count_request(self, path: str, status: int, seconds: float) -> None:
+        """A request that was answered; paths that are not ours count as one."""
+        known = ("/v1/models", "/v1/chat/completions", "/healthz", "/metrics", "/openapi.json", "/")
+        endpoint = path if path in known else "other"
+        if path.startswith("/v1/models/"):
+            endpoint = "/v1/models/{id}"
+        self.requests.labels(endpoint, str(status)).inc()
+        self.request_seconds.labels(endpoint).observe(seconds)
+
+
+# -------------------------------------------------------------------------------------------- application
+
+
+class Gate:
+    """What every request passes first: its body is read, up to a limit, its key compared, and it is counted.
+
+    Args:
+        app: the application behind it.
+        metrics: counts.
+        max_body: bytes.
+        api_key: what /v1/* asks for; None lets everybody in.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, max_body: int, api_key: str | None) -> None:
+        self.app, self.metrics, self.max_body, self.api_key = app, metrics, max_body, api_key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        began, status = time.perf_counter(), 500
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._pass(scope, receive, send_and_note)
+        finally:
+            seconds = time.perf_counter() - began
+            self.metrics.count_request(scope["path"], scope.get(STREAM_STATUS, status), seconds)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "")
+        declared = int(length) if length.isdecimal() else 0
+        body, more = bytearray(), True
+        while more and max(len(body), declared) <= self.max_body:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                scope[STREAM_STATUS] = CLIENT_GONE
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        if max(len(body), declared) > self.max_body:
+            return await self._refuse_body(receive, send, more)
+        if self.api_key and scope["path"].startswith("/v1/") and not self._has_key(headers):
+            text = "a valid API key is needed: send Authorization: Bearer KEY"
+            error = ApiError(401, "invalid_api_key", text, headers={"WWW-Authenticate": "Bearer"})
+            return await error.response()(scope, receive, send)
+        unread: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+        async def receive_again() -> Message:
+            return unread.pop() if unread else await receive()
+
+        await self.app(scope, receive_again, send)
+
+    def _has_key(self, headers: Headers) -> bool:
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        assert self.api_key is not None
+        right = secrets.compare_digest(key.strip().encode(), self.api_key.encode())
+        return scheme.lower() == "bearer" and right
+
+    async def _refuse_body(self, receive: Receive, send: Send, more: bool) -> None:
+        """The error at once; what is on its way is thrown away for a moment, then the connection closes."""
+        text = f"the body is larger than {self.max_body // 1024} KB; send fewer or shorter messages"
+        response = ApiError(413, "body_too_large", text, headers={"Connection": "close"}).response()
+        await send({"type": "http.response.start", "status": 413, "headers": response.raw_headers})
+        await send({"type": "http.response.body", "body": response.body, "more_body": True})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while more:
+                    more = (await receive()).get("more_body", False)  # none of a disconnect
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def make_app(
+    bot: PlatoBot,
+    batcher: Batcher,
+    metrics: Metrics,
+    name: str,
+    *,
+    api_key: str | None = None,
+    cors_origins: Sequence[str] = (),
+    max_body: int = 2**20,
+    timeout_s: float = 60.0,
+    seed: int | None = None,
+) -> FastAPI:
+    """The application.
+
+    Args:
+        bot: the batcher's.
+        batcher: answers.
+        metrics: what /metrics shows.
+        name: of the model.
+        api_key: what /v1/* asks for; None lets everybody in.
+        cors_origins: pages in whose scripts browsers may read answers, such as `https://example.org`.
+        max_body: bytes of a request.
+        timeout_s: seconds that a request may wait for its reply.
+        seed: of requests that have none; None takes a new one each time.
+    """
+    chat_of = Chat(bot, batcher, metrics, name, timeout_s, seed)
+    metrics.queue_length.set_function(lambda: batcher.queue_length)
+    model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "plato2"}
+    app = FastAPI(
+        title="plato2",
+        version=__version__,
+        docs_url=None,  # these pages load their scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+    )
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The one model that is here."""
+        return {"object": "list", "data": [model]}
+
+    @app.get("/v1/models/{id:path}")
+    async def one_model(id: str) -> dict[str, Any]:
+        """The model of that name."""
+        if id != name:
+            raise no_model(id, name)
+        return model
+
+    error = {"description": '{"error": {"message", "type", "param", "code"}}'}
+
+    @app.post("/v1/chat/completions", responses={"4XX": error, "5XX": error})
+    async def chat_completions(chat: ChatRequest, request: Request) -> Response:
+        """The reply to a conversation."""
+        return await chat_of.respond(chat, request)
+
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        """200 while requests are answered, 503 before the end."""
+        ready = batcher.is_ready
+        return JSONResponse({"status": "ready" if ready else "stopping"}, 200 if ready else 503)
+
+    @app.get("/metrics")
+    async def show_metrics() -> Response:
+        """For Prometheus."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.exception_handler(ApiError)
+    async def on_api_error(request: Request, error: ApiError) -> Response:
+        return error.response()
+
+    @app.exception_handler(RequestValidationError)
+    async def on_wrong_body(request: Request, error: RequestValidationError) -> Response:
+        return of_validation(error).response()
+
+    @app.exception_handler(HTTPException)
+    async def on_http_error(request: Request, error: HTTPException) -> Response:
+        place, headers = f"{request.method} {request.url.path}", dict(error.headers or {})
+        if error.status_code == 404:
+            code, text = "not_found", f"{place}: there is no such address"
+        elif error.status_code == 405:
+            code, text = "method_not_allowed", f"{place}: not with this method"
+        else:
+            code, text = "invalid_json", f"the body cannot be read: {error.detail}"
+        return ApiError(error.status_code, code, text, headers=headers).response()
+
+    @app.exception_handler(Exception)
+    async def on_error(request: Request, error: Exception) -> Response:
+        return ApiError(500, "server_error", "something went wrong; the server's log says what").response()
+
+    app.add_middleware(Gate, metrics=metrics, max_body=max_body, api_key=api_key)
+    if cors_origins:  # outside of the gate: its errors need the headers too, and a preflight has no key
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+        )
+    return app
+
+
+# ------------------------------------------------------------------------------------------------- server
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to that address, before a model is loaded in vain; it does not take connections yet.
+
+    Raises:
+        UserError: there is no such address here, or the port cannot be had.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+        listener = socket.socket(family, kind, protocol)
+        # Else the port of a server that has just ended stays taken for a minute.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except socket.gaierror as error:
+        raise UserError(f"--host {host}: {error.strerror}; use 127.0.0.1, or 0.0.0.0 for all") from None
+    except OSError as error:
+        raise no_port(host, port, error) from None
+    return listener
+
+
+def no_port(host: str, port: int, error: OSError) -> UserError:
+    """Why the port cannot be had."""
+    return UserError(f"--port {port}: {host}:{port} cannot be used ({error.strerror}); use another --port")
+
+
+def url_of(listener: socket.socket) -> str:
+    """`http://127.0.0.1:8000`."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Server(uvicorn.Server):
+    """Uvicorn, which at the first signal lets the batcher finish and at the second quits at once.
+
+    Until the batcher has finished, new requests are answered with 503, and so is /healthz.
+
+    Args:
+        config: Uvicorn's.
+        batcher: what has to finish.
+        shutdown_s: seconds it has for that, and the answers for being sent.
+        on_ready: called when connections are taken.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, batcher: Batcher, shutdown_s: float, on_ready: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self.batcher, self.shutdown_s, self.on_ready = batcher, shutdown_s, on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Takes connections."""
+        await super().startup(sockets)
+        self.on_ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal."""
+        if self.should_exit:
+            os._exit(128 + sig)
+        self.should_exit = True
+
+    async def main_loop(self) -> None:
+        """Serves until a signal, and then until what was begun is done."""
+        await super().main_loop()
+        began = time.monotonic()
+        await asyncio.to_thread(self.batcher.close, self.shutdown_s)
+        left = self.shutdown_s - (time.monotonic() - began)
+        self.config.timeout_graceful_shutdown = max(1, math.ceil(left))  # for answers that are being sent
+
+
+def run(
+    app: FastAPI,
+    listener: socket.socket,
+    batcher: Batcher,
+    *,
+    shutdown_s: float = 30.0,
+    log_requests: bool = False,
+    on_ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Serves until a signal comes.
+
+    Args:
+        app: the application.
+        listener: from `listen`.
+        batcher: the application's.
+        shutdown_s: seconds for what was begun when the signal came.
+        log_requests: whether to print a line for each request.
+        on_ready: called when connections are taken.
+
+    Raises:
+        UserError: another process has begun to listen at the same port.
+    """
+    try:
+        listener.listen(BACKLOG)
+    except OSError as error:
+        host, port = listener.getsockname()[:2]
+        raise no_port(host, port, error) from None
+    config = uvicorn.Config(
+        app, log_level="info" if log_requests else "warning", access_log=log_requests, backlog=BACKLOG
+    )
+    Server(config, batcher, shutdown_s, on_ready).run([listener])
