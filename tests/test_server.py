@@ -398,6 +398,10 @@ WRONG: dict[str, tuple[Any, int, str, str | None, str]] = {
         {**ASK, "messages": [{**USER, "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         *(400, "invalid_value", "messages[0].content[0].type", "'text'"),
     ),
+    "a field whose name is half a pair": (
+        '{"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "\\ud800": 1}',
+        *(400, "invalid_value", None, "no Unicode text"),
+    ),
     "half a pair": (
         '{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}',
         *(400, "invalid_value", "messages[0].content", "the message is empty"),

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -60,7 +59,8 @@ class ApiError(Exception):
 
     def response(self) -> Response:
         """The same as an answer."""
-        return JSONResponse(self.to_dict(), self.status, self.headers)
+        body = json.dumps(self.to_dict())  # ASCII: the name of an unknown field may be no text
+        return Response(body, self.status, self.headers, "application/json")
 
 
 def wrong(param: str | None, message: str) -> ApiError:
@@ -82,6 +82,8 @@ def of_validation(found: RequestValidationError) -> ApiError:
     kind, place = first["type"], [part for part in first["loc"][1:] if not str(part).startswith("<")]
     if kind == "json_invalid":
         return ApiError(400, "invalid_json", f"the body is not JSON: {first['ctx']['error']}")
+    if not place and kind == "string_unicode":
+        return ApiError(400, "invalid_value", "a name in the body is no Unicode text, but half of a pair")
     if not place:
         return ApiError(
             400, "invalid_type", "the body must be a JSON object, sent with Content-Type: application/json"

@@ -1,0 +1,570 @@
+"""The web page of `plato2 serve --ui`: over HTTP, with gradio_client, and in a real Chromium."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from runs import make_run
+
+pytest.importorskip("gradio", reason="the page needs gradio: pip install 'plato2[ui]'")
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
+from gradio_client import Client
+
+from plato2.config import DecodeConfig, UserError
+from plato2.talk.batching import Batcher, Job, QueueFull
+from plato2.talk.bot import PlatoBot, Reply
+from plato2.talk.page import mount_page
+from plato2.talk.rank import Candidate
+from plato2.talk.safety import Flag, Safety, WordList
+
+pytestmark = pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")  # of gradio's own
+
+N_LATENT = 20
+EVIL = """<script>document.title = "owned"</script><img src=x onerror="alert()"> **bold** [a](b)
+`c` ${document.title = "owned"} {{document.title}} &amp; <b>fat</b> $$x^2$$
+    indented"""
+
+
+class ScriptedBot:
+    """A tiny random model that does as it is told by some messages."""
+
+    def __init__(self, bot: PlatoBot) -> None:
+        self.own = bot.reply_batch
+
+    def __call__(
+        self,
+        contexts: Sequence[Sequence[str]],
+        decode: DecodeConfig | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> list[Reply]:
+        message = contexts[0][-1]
+        if message == "break":
+            raise RuntimeError("out of memory")
+        if message == "wrong":
+            raise UserError("no <b>such</b> 'rule' & more")
+        if message == "slow":
+            time.sleep(0.8)
+        if message == "two are bad":
+            found = [("good", None), ("bad <i>one</i>", "words: bad"), ("worse", "words: <worse>")]
+            candidates = [
+                Candidate(text, (), number, -1.0 - number, 0.9 - number / 10, flag=flag)
+                for number, (text, flag) in enumerate(found)
+            ]
+            return [Reply("good", candidates, (Flag("output", "words: bad", "block"),))]
+        if message == EVIL:
+            candidates = [Candidate(f"{EVIL} {number}", (), number, -1.0, 0.5) for number in range(3)]
+            return [Reply(candidates[0].text, candidates)]
+        return self.own(contexts, decode, seeds)
+
+
+class FullBatcher(Batcher):
+    """Full for one message."""
+
+    def submit(self, turns: Sequence[str], decode: DecodeConfig | None = None) -> Job:
+        if turns[-1] == "full":
+            raise QueueFull("256 requests are waiting")
+        return super().submit(turns, decode)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_other_machine_is_asked() -> Iterator[None]:
+    """Not by the server, that is; gradio_client asks in the thread of the tests, and may."""
+    asked = set()
+    look_up = socket.getaddrinfo
+
+    def listen(host: Any, *rest: Any, **more: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            asked.add(host)
+        return look_up(host, *rest, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", listen)
+        yield
+    assert asked <= {"127.0.0.1"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    return {
+        "1_coarse": make_run(folder / "1_coarse", "1_coarse"),
+        "2_gen": make_run(folder / "2_gen", "2_gen", n_latent=N_LATENT),
+        "2_eval": make_run(folder / "2_eval", "2_eval"),
+    }
+
+
+def serve(app: FastAPI) -> Iterator[str]:
+    """The address of a server in a thread."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, args=([sock],))
+        thread.start()
+        while not server.started:
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def app(runs: dict[str, Path]) -> Iterator[FastAPI]:
+    safety = Safety([WordList(["forbidden"])])
+    bot = PlatoBot.load(runs["2_gen"], runs["2_eval"], decode=DecodeConfig(max_tokens=12), safety=safety)
+    bot.reply_batch = ScriptedBot(bot)
+    app = FastAPI()
+
+    @app.get("/healthz")
+    def healthz() -> str:
+        return "fine"
+
+    batcher = FullBatcher(bot)
+    yield mount_page(app, bot, batcher, "tiny <random>")
+    batcher.close(10)
+
+
+@pytest.fixture(scope="module")
+def address(app: FastAPI) -> Iterator[str]:
+    yield from serve(app)
+
+
+@pytest.fixture(scope="module")
+def session(address: str) -> Client:
+    return Client(address, verbose=False, analytics_enabled=False)
+
+
+@pytest.fixture
+def client(session: Client) -> Client:
+    """Somebody who has said nothing yet."""
+    session.predict(api_name="/reset")
+    return session
+
+
+def said(chat: list[dict[str, Any]]) -> list[str]:
+    """The texts in the chat window, as HTML."""
+    return [message["content"][0]["text"] for message in chat]
+
+
+def exported(client: Client) -> list[dict[str, Any]]:
+    lines = client.predict(api_name="/export").split("\n")
+    assert lines.pop() == ""
+    return [json.loads(line) for line in lines]
+
+
+# ---------------------------------------------------------------------------------------------------- HTTP
+
+
+def test_other_routes_of_the_application_stay(address: str) -> None:
+    assert httpx.get(f"{address}/healthz").json() == "fine"
+    page = httpx.get(address)
+    assert page.status_code == 200
+    assert "tiny &lt;random&gt;" in page.text
+    assert "tiny <random>" not in page.text
+
+
+OPEN = (
+    "/gradio_api/app_id",
+    "/gradio_api/api/{api_name}",
+    "/gradio_api/call/v2/{api_name}",
+    "/gradio_api/call/v2/{api_name}/{event_id}",
+    "/gradio_api/call/{api_name}",
+    "/gradio_api/call/{api_name}/{event_id}",
+    "/gradio_api/cancel",
+    "/gradio_api/heartbeat/{session_hash}",
+    "/gradio_api/info",
+    "/gradio_api/login_check",
+    "/gradio_api/openapi.json",
+    "/gradio_api/queue/data",
+    "/gradio_api/queue/join",
+    "/gradio_api/queue/status",
+    "/gradio_api/reset",
+    "/gradio_api/run/{api_name}",
+    "/gradio_api/startup-events",
+    "/gradio_api/theme.css",
+    "/gradio_api/token",
+    "/gradio_api/user",
+)
+"""What talking needs, and what only says that there are no users."""
+
+
+def test_what_takes_or_gives_files_is_closed(app: FastAPI, address: str) -> None:
+    """Whatever Gradio has below /gradio_api is closed or known, also after an update."""
+    mounted = app.routes[-1].app.routes
+    routes = {(m, r.path) for r in iter_route_contexts(mounted) for m in getattr(r, "methods", None) or ()}
+    tried = 0
+    for method, path in sorted(routes):
+        if path.startswith("/gradio_api") and path.rstrip("/") not in OPEN:
+            filled = path.replace("{path_or_url:path}", "/etc/hostname").replace("{url_path:path}", "a")
+            answer = httpx.request(method, address + filled.replace("{", "").replace("}", ""))
+            assert answer.status_code in (403, 404), (method, path, answer.status_code)
+            tried += 1
+    assert tried > 20
+
+
+def test_no_file_of_the_server_can_be_read(address: str, runs: dict[str, Path]) -> None:
+    own = Path(__file__)
+    with httpx.Client() as visitor:
+        for path in (str(own), str(runs["2_gen"] / "lineage.json")):
+            for route in ("gradio_api/file=", "file=", "static/", "assets/", "svelte/", "gradio_api/file/"):
+                for spelled in (path, path.replace("/", "%2F"), "..%2F" * 12 + path.lstrip("/")):
+                    answer = visitor.get(f"{address}/{route}{spelled}")
+                    assert answer.status_code in (403, 404), (route, spelled)
+
+
+# ------------------------------------------------------------------------------------------- gradio_client
+
+
+def test_a_conversation_by_its_endpoints(client: Client) -> None:
+    chat, _box, panel, line = client.predict("hi , how was your day ?", seed=3, api_name="/chat")
+    first = exported(client)
+    assert said(chat) == [escape(line["text"]) for line in first]
+    assert panel.count("<tr ") == panel.count('<div class="bar') - 1 == N_LATENT  # and the bars' axis
+    assert "20 candidates in" in line
+    assert "the model saw 1 turn" in line
+
+    bot = first[1]
+    assert bot["role"] == "bot"
+    assert bot["chosen"] == 1
+    assert bot["text"] == bot["candidates"][0]["text"]
+    assert bot["settings"]["seed"] == 3
+    assert bot["settings"]["max_tokens"] == 12
+    assert {c["latent"] for c in bot["candidates"]} == set(range(N_LATENT))
+    scores = [candidate["score"] for candidate in bot["candidates"]]
+    assert scores == sorted(scores, reverse=True)
+
+    chosen, *_ = client.predict(4, api_name="/choose")
+    assert said(chosen)[-1] == escape(bot["candidates"][3]["text"])
+    chat, *_ = client.predict("do you like music ?", api_name="/chat")
+    assert said(chat)[1] == said(chosen)[1]  # the conversation goes on from it
+    lines = exported(client)
+    assert lines[1]["chosen"] == 4
+    assert lines[3]["seen"] == 3
+
+    chat, box, panel, _line = client.predict(api_name="/undo")
+    assert len(chat) == 2
+    assert box == "do you like music ?"
+    assert 'class="row chosen" data-rank="4"' in panel
+    chat, *_ = client.predict(api_name="/reset")
+    assert chat == []
+    assert exported(client) == []
+    assert client.predict(api_name="/undo")[0] == []
+    assert client.predict(1, api_name="/choose")[0] == []
+
+
+def test_the_same_seed_says_the_same_and_another_something_else(client: Client) -> None:
+    texts = []
+    for seed in (1, 1, 2):
+        client.predict("hello there", seed=seed, api_name="/chat")
+        texts.append([candidate["text"] for candidate in exported(client)[1]["candidates"]])
+        client.predict(api_name="/reset")
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_nobody_sees_the_conversation_of_another(address: str, client: Client) -> None:
+    other = Client(address, verbose=False, analytics_enabled=False)
+    client.predict("my secret", api_name="/chat")
+    chat, *_ = other.predict("hello", api_name="/chat")
+    assert said(chat)[0] == "hello"
+    assert len(exported(other)) == len(exported(client)) == 2
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "word " * 20_000,
+        "😀👩‍👩‍👧 ok",
+        "\x00\x07\x1b[31m\u202eabc\u2028d",
+        "你好 مرحبا नमस्ते สวัสดี",
+        "[SEP] [CLS] </s> [MASK]",
+        '"quotes" \\ and\na second line',
+        "a.",
+    ],
+    ids=["100 KB", "emoji", "control", "scripts", "special", "json", "short"],
+)
+def test_any_text_is_a_message(client: Client, message: str) -> None:
+    client.predict(message, api_name="/chat")
+    client.predict("and then ?", api_name="/chat")
+    lines = exported(client)
+    assert len(lines) == 4
+    assert lines[0]["text"] == message
+
+
+@pytest.mark.parametrize("message", ["", "  \n\t", "full", "wrong", "break"])
+def test_what_is_not_answered_stays_in_the_box(client: Client, message: str) -> None:
+    client.predict("hello", api_name="/chat")
+    chat, box, panel, _line = client.predict(message, api_name="/chat")
+    assert len(chat) == 2
+    assert box == message
+    assert 'class="ready"' in panel
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"top_k": 0},
+        {"top_p": 1.5},
+        {"temperature": 0},
+        {"temperature": 1e-9},
+        {"min_tokens": 99},
+        {"seed": None},
+        {"samples": 21},
+        {"samples": 0},
+        {"beam_size": 1000},
+        {"no_repeat_ngram": -1},
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_keep_the_message(client: Client, settings: dict[str, Any]) -> None:
+    chat, box, *_ = client.predict("hello", **settings, api_name="/chat")
+    assert chat == []
+    assert box == "hello"
+
+
+def test_a_beam_search_and_more_samples(client: Client) -> None:
+    client.predict("hello", strategy="beam", beam_size=2, samples=3, api_name="/chat")
+    client.predict("hello", strategy="top_p", top_p=0.5, samples=2, api_name="/chat")
+    lines = exported(client)
+    assert [len(line["candidates"]) for line in lines[1::2]] == [2 * N_LATENT] * 2
+    assert [line["settings"]["strategy"] for line in lines[1::2]] == ["beam", "top_p"]
+
+
+def test_what_the_safety_filter_holds_back_is_not_shown_and_cannot_be_chosen(client: Client) -> None:
+    _chat, _box, panel, _line = client.predict("two are bad", api_name="/chat")
+    assert panel.count("data-rank") == 2  # the good one as row and bar
+    assert "bad &lt;i&gt;one" not in panel
+    assert "words: &lt;worse&gt;" in panel
+    chat, *_ = client.predict(2, api_name="/choose")
+    assert said(chat)[-1] == "good"
+    texts = [candidate["text"] for candidate in exported(client)[1]["candidates"]]
+    assert texts == ["good", None, None]
+
+    chat, _box, panel, _line = client.predict("something forbidden", api_name="/chat")
+    assert said(chat)[-1] == "I would rather not talk about that."
+    assert "stopped the message: words: forbidden" in panel
+    assert exported(client)[3] | {"settings": None, "timing": None} == {
+        "role": "bot",
+        "text": "I would rather not talk about that.",
+        "chosen": None,
+        "candidates": [],
+        "flags": [{"side": "input", "rule": "words: forbidden", "action": "block"}],
+        "settings": None,
+        "seen": 3,
+        "timing": None,
+    }
+
+
+def test_a_stage_1_model_has_samples_and_bars_of_log_probability(runs: dict[str, Path]) -> None:
+    bot = PlatoBot.load(runs["1_coarse"], decode=DecodeConfig(max_tokens=8))
+    batcher = Batcher(bot)
+    for address in serve(mount_page(FastAPI(), bot, batcher, "coarse")):
+        client = Client(address, verbose=False, analytics_enabled=False)
+        _chat, _box, panel, _line = client.predict("hello", samples=7, api_name="/chat")
+        assert len(exported(client)[1]["candidates"]) == 7
+        assert "Log-probability" in panel
+        assert "<th>rank</th><th>log p</th><th>reply</th>" in panel
+    batcher.close(10)
+
+
+def test_who_waits_too_long_keeps_the_message(runs: dict[str, Path]) -> None:
+    bot = PlatoBot.load(runs["1_coarse"])
+    bot.reply_batch = ScriptedBot(bot)
+    batcher = Batcher(bot)
+    for address in serve(mount_page(FastAPI(), bot, batcher, "coarse", timeout_s=0.2)):
+        client = Client(address, verbose=False, analytics_enabled=False)
+        chat, box, *_ = client.predict("slow", api_name="/chat")
+        assert (chat, box) == ([], "slow")
+    batcher.close(10)
+
+
+def test_an_open_page_does_not_hold_up_the_end(runs: dict[str, Path]) -> None:
+    bot = PlatoBot.load(runs["1_coarse"])
+    batcher = Batcher(bot)
+    for address in serve(mount_page(FastAPI(), bot, batcher, "coarse")):
+        with httpx.stream("GET", f"{address}/gradio_api/heartbeat/abc", timeout=10) as heartbeat:
+            beats = heartbeat.iter_lines()
+            assert next(beats) == "data: ALIVE"
+            batcher.close(10)
+            began = time.monotonic()
+            assert len(list(beats)) < 3  # which ends
+            assert time.monotonic() - began < 5
+
+
+def test_without_gradio_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "plato2.talk.page")
+    with pytest.raises(UserError, match=r"pip install 'plato2\[ui\]'"):
+        importlib.import_module("plato2.talk.page")
+
+
+# ------------------------------------------------------------------------------------------------ Chromium
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs chromium")
+    quiet = ["no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update"]
+    quiet += ["disable-sync", "no-first-run"]
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=[f"--{name}" for name in quiet])
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """Somebody who looks at the page."""
+
+    def __init__(self, browser: Any, address: str) -> None:
+        self.page = browser.new_page(viewport={"width": 1280, "height": 800})
+        self.page.set_default_timeout(15_000)
+        self.hosts: set[str | None] = set()
+        self.complaints: list[str] = []
+        self.page.on("request", lambda request: self.hosts.add(urlsplit(request.url).hostname))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", lambda line: line.type == "error" and self.complaints.append(line.text))
+        self.page.goto(address)
+        self.box = self.page.locator("#message textarea")
+        self.box.wait_for()
+
+    def say(self, message: str) -> None:
+        """Sends a message and waits for the reply."""
+        before = self.page.locator("#chat .bot.message").count()
+        self.box.fill(message)
+        self.box.press("Enter")
+        self.page.locator("#chat .bot.message").nth(before).wait_for()
+        self.page.locator("#panel .ready").wait_for()
+
+    def texts(self) -> list[str]:
+        """What stands in the chat window."""
+        return self.page.locator("#chat .message-content").all_inner_texts()
+
+    def rows(self) -> list[str]:
+        """The replies in the table."""
+        return self.page.locator("#panel td:last-child").all_inner_texts()
+
+
+def test_a_visit(browser: Any, address: str, tmp_path: Path) -> None:
+    visit = Visit(browser, address)
+    page = visit.page
+    assert page.title() == "tiny <random>"
+    assert page.get_by_role("button", name="Undo").is_disabled()
+    visit.say("hi , how was your day ?")
+    rows = visit.rows()
+    assert len(rows) == page.locator("#panel .bar[data-rank]").count() == N_LATENT
+    assert visit.texts() == ["hi , how was your day ?", rows[0]]
+    label = page.locator("#panel .bar .label").nth(2).inner_text()
+    assert label.startswith("z ")
+    assert label.endswith(rows[2])
+
+    page.locator("#panel tr[data-rank='3']").click()
+    page.locator("#panel tr.chosen[data-rank='3']").wait_for()
+    assert visit.texts()[1] == rows[2]
+    page.locator("#panel .bar[data-rank='2']").press("Enter")  # a bar, and by keyboard
+    page.locator("#panel tr.chosen[data-rank='2']").wait_for()
+    assert visit.texts()[1] == rows[1]
+
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("seed").wait_for()
+    page.wait_for_timeout(300)  # Gradio sets the fields a moment after they appear
+    page.get_by_label("seed").fill("5")
+    visit.say("do you like music ?")
+    assert visit.texts()[1] == rows[1]
+    assert "the model saw all 3 turns" in page.locator("#line").inner_text()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export").click()
+    assert download.value.suggested_filename == "conversation.jsonl"
+    download.value.save_as(tmp_path / "conversation.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "conversation.jsonl").open(encoding="utf-8")]
+    assert [line["text"] for line in lines] == visit.texts()
+    assert lines[1]["chosen"] == 2
+    assert lines[3]["settings"]["seed"] == 5
+
+    page.get_by_role("button", name="Undo").click()
+    page.wait_for_function("document.querySelectorAll('#chat .message-content').length == 2")
+    assert visit.box.input_value() == "do you like music ?"
+    assert visit.rows() == rows
+    page.get_by_role("button", name="New conversation").click()
+    page.locator("#panel .hint").wait_for()
+    assert visit.texts() == []
+    assert visit.hosts <= {"127.0.0.1", None}  # None: made in the browser, as the download is
+    assert visit.complaints == []
+    page.close()
+
+
+def test_what_is_written_is_shown_as_text(browser: Any, address: str) -> None:
+    visit = Visit(browser, address)
+    visit.say(EVIL)
+    visit.page.wait_for_timeout(300)  # time for an image to fail to load
+    assert visit.page.title() == "tiny <random>"
+    shown = [" ".join(text.split()) for text in [*visit.texts(), *visit.rows()]]
+    evil = " ".join(EVIL.split())
+    assert shown == [evil, f"{evil} 0", f"{evil} 0", f"{evil} 1", f"{evil} 2"]
+    foreign = "#chat .message-content :is(img, script, b, strong, a, code), #panel td :is(img, script, b, a)"
+    assert visit.page.locator(foreign).count() == 0
+    assert visit.complaints == []
+    visit.page.close()
+
+
+def test_hints_and_warnings(browser: Any, address: str) -> None:
+    visit = Visit(browser, address)
+    toast = visit.page.locator(".toast-body")
+    for message, expected in (
+        ("", "the message is empty"),
+        ("full", "too many messages are waiting"),
+        ("wrong", "no <b>such</b> 'rule' & more"),
+    ):
+        visit.box.fill(message)
+        visit.box.press("Enter")
+        toast.filter(has_text=expected).wait_for()
+        assert visit.box.input_value() == message
+        assert visit.texts() == []
+    visit.say("hello")
+    assert len(visit.texts()) == 2
+    visit.page.close()
+
+
+def test_while_it_waits_the_message_is_there_and_nothing_can_be_chosen(browser: Any, address: str) -> None:
+    visit = Visit(browser, address)
+    visit.say("hello")
+    visit.box.fill("slow")
+    visit.box.press("Enter")
+    visit.page.locator("#panel .waiting").wait_for()
+    assert visit.texts()[2] == "slow"
+    assert visit.page.get_by_role("button", name="Undo").is_disabled()
+    visit.page.locator("#panel tr[data-rank='3']").click()
+    visit.box.fill("typed meanwhile")
+    visit.page.locator("#panel .ready").wait_for()
+    assert visit.box.input_value() == "typed meanwhile"
+    assert len(visit.texts()) == 4
+    assert visit.page.locator("#panel tr.chosen").get_attribute("data-rank") == "1"
+    visit.page.close()
+
+
+def test_it_fits(browser: Any, address: str) -> None:
+    visit = Visit(browser, address)
+    visit.say("word " * 60 + "x" * 300)
+    visit.page.get_by_role("button", name="Settings").click()
+    too_wide = """[...document.querySelectorAll('html, #chat, #panel .table, #panel figure, #settings')]
+        .filter((element) => element.scrollWidth > element.clientWidth + 1).map((element) => element.id)"""
+    for width, height in ((1280, 800), (390, 844)):
+        visit.page.set_viewport_size({"width": width, "height": height})
+        assert visit.page.evaluate(too_wide) == []
+    visit.page.close()
