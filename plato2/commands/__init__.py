@@ -23,6 +23,8 @@ VERBS = {
     "tokenizer": "Train a tokenizer, or look at how one cuts a text.",
     "reply": "Answer a message or a conversation, with all candidates.",
     "chat": "Talk to a model in the terminal.",
+    "serve": "Serve a model over HTTP, as OpenAI's chat API; also a web page.",
+    "self-chat": "Let a model talk to itself, or two models to each other.",
     "score": "Give the probabilities of responses: p(r|c), p(z|c,r), p(l=1|c,r).",
     "import": "Make a model folder from Knover's or PaddleNLP's weights.",
     "export": "Write a model for Knover or for Hugging Face transformers.",

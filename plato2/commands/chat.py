@@ -1,90 +1,409 @@
-"""`plato2 chat`: a conversation in the terminal."""
+"""`plato2 chat`: a conversation in the terminal.
+
+A line is a message, or a command if it begins with a slash. On a terminal lines can be edited and are kept
+for the next call, a spinner turns while the bot thinks and its words appear one after another; with a pipe on
+either side it reads lines and writes lines.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import io
+import json
+import os
+import re
 import sys
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from plato2.commands.talking import Device, Evaluation, Generation, MaxTokens, Seed, TopK, say_if_unranked
+from plato2.commands.talking import (
+    DEFAULT,
+    Backward,
+    BeamSize,
+    Decoding,
+    Device,
+    Evaluation,
+    Generation,
+    MaxTokens,
+    MinTokens,
+    NoRepeat,
+    Precision,
+    Rank,
+    SafetyInput,
+    SafetyOutput,
+    SafetyRules,
+    Samples,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    decode_config,
+    load_bot,
+    load_safety,
+    say_if_unranked,
+)
 from plato2.config import DecodeConfig, UserError
 
 if TYPE_CHECKING:
-    from plato2.talk.bot import PlatoBot
+    from plato2.talk.bot import PlatoBot, Reply
+    from plato2.talk.rank import Candidate
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-DEFAULT = DecodeConfig()
-COMMANDS = "/candidates shows what else could have been said, /reset starts anew, /quit (or Ctrl-D) leaves"
 
-HELP = f"""Talk to a model; all that was said is its context.
+COMMANDS = {
+    "/candidates": "what else could have been said last",
+    "/choose N": "go on from candidate N instead",
+    "/undo": "take back the last message and its reply",
+    "/reset": "begin a new conversation",
+    "/save FILE.jsonl": "append the conversation to a file",
+    "/set": "show how candidates are found",
+    "/set NAME VALUE": "change that, as in /set temperature 0.7",
+    "/help": "show these lines",
+    "/quit": "leave, as Ctrl-D does; Ctrl-C leaves too, or takes back a message while the bot thinks",
+}
 
-{COMMANDS}.
+HELP = (
+    "Talk to a model; all that was said is its context.\n\n"
+    + "\n\n".join(f"[bold]{name}[/]  {what}" for name, what in COMMANDS.items())
+    + "\n\n[bold]Example[/]\n\n"
+    "plato2 chat --generation outputs/tiny-2_gen/RUN --evaluation outputs/tiny-2_eval/RUN\n"
+)
 
-[bold]Example[/]
-
-plato2 chat --generation outputs/tiny-2_gen/RUN --evaluation outputs/tiny-2_eval/RUN
-"""
+SAFETY_LINES = {
+    ("input", "block"): "your message breaks {rule}: it is not answered and not kept",
+    ("input", "warn"): "your message breaks {rule}: it is answered all the same",
+    ("output", "block"): "a candidate that breaks {rule} was not said",
+    ("output", "warn"): "this reply breaks {rule}: it was said all the same",
+}
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""What a terminal would obey instead of show; nothing of it is ever printed."""
+WORD = re.compile(r"\s*(?:[\u3040-\u9fff]|[^\s\u3040-\u9fff]+)|\s+")
+"""A word, or a Chinese or Japanese character, with the blanks before it."""
+SECONDS_A_WORD, SECONDS_A_REPLY = 0.04, 1.0
+"""How slowly a reply appears on a terminal, at most."""
+HISTORY_LINES = 1000
 
 
 @app.command(help=HELP)
 def chat(
     generation: Generation,
     evaluation: Evaluation = None,
+    backward: Backward = None,
+    strategy: Decoding = DEFAULT.strategy,
     top_k: TopK = DEFAULT.top_k,
+    top_p: TopP = DEFAULT.top_p,
+    temperature: Temperature = DEFAULT.temperature,
+    beam_size: BeamSize = DEFAULT.beam_size,
+    min_tokens: MinTokens = DEFAULT.min_tokens,
     max_tokens: MaxTokens = DEFAULT.max_tokens,
+    no_repeat_ngram: NoRepeat = DEFAULT.no_repeat_ngram,
+    n_samples: Samples = DEFAULT.n_samples,
     seed: Seed = DEFAULT.seed,
+    rank: Rank = None,
+    safety: SafetyRules = None,
+    safety_input: SafetyInput = "block",
+    safety_output: SafetyOutput = "block",
     device: Device = "auto",
+    precision: Precision = "float32",
 ) -> None:
     """Run the verb."""
-    from plato2.talk.bot import PlatoBot  # after the options are checked: importing torch takes seconds
-
-    decode = DecodeConfig(top_k=top_k, max_tokens=max_tokens, seed=seed)
-    bot = PlatoBot.load(generation, evaluation, device, decode)
+    decode = decode_config(
+        strategy=strategy,
+        top_k=top_k,
+        top_p=top_p,
+        beam_size=beam_size,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        no_repeat_ngram=no_repeat_ngram,
+        n_samples=n_samples,
+        seed=seed,
+    )
+    checks = load_safety(safety, safety_input, safety_output)
+    bot = load_bot(generation, evaluation, decode, device, precision, backward, rank, checks)
     say_if_unranked(bot)
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (arrow keys and earlier lines in `input`)
-    console = Console(highlight=False)
-    console.print(COMMANDS, style="dim")
-    try:
-        converse(bot, console)
-    except (KeyboardInterrupt, EOFError):
-        console.print()
+    if isinstance(sys.stdin, io.TextIOWrapper) and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="ignore")  # bytes that are no text
+        sys.stdout.reconfigure(errors="replace")  # text that the terminal's encoding lacks
+    if evaluation is None and bot.evaluation is not None:
+        evaluation = generation  # a model folder with both
+    models = {"generation": generation, "evaluation": evaluation, "backward": backward}
+    Chat(bot, {name: None if path is None else str(path) for name, path in models.items()}).run()
 
 
-def converse(bot: PlatoBot, console: Console) -> None:
-    """Reads a line, answers it, until /quit."""
-    from plato2.talk.bot import as_dict
-    from plato2.talk.table import candidate_table
+@dataclass(frozen=True)
+class Exchange:
+    """A message and what was answered."""
 
-    history: list[str] = []
-    candidates: list[dict[str, object]] = []
-    while True:
-        line = _read_line(console)
-        if line == "/quit":
-            return
-        if line == "/reset":
-            history, candidates = [], []
-            console.print("(a new conversation)", style="dim")
-        elif line == "/candidates":
-            console.print(candidate_table(candidates) if candidates else "(nothing was said yet)")
-        elif line.startswith("/"):
-            console.print(Text(f"{line}: no such command; {COMMANDS}", style="yellow"), soft_wrap=True)
-        else:
+    message: str
+    asked_at: str
+    text: str
+    """The answer: a candidate's text, or a refusal."""
+    candidate: Candidate | None
+    reply: Reply
+    answered_at: str
+    decode: DecodeConfig
+
+
+class Chat:
+    """One person's sitting.
+
+    Args:
+        bot: who answers.
+        models: the names of its models, for `/save`.
+    """
+
+    def __init__(self, bot: PlatoBot, models: dict[str, str | None]) -> None:
+        self.bot, self.models = bot, models
+        self.decode = bot.decode_config
+        self.exchanges: list[Exchange] = []
+        self.console = Console(highlight=False)
+        self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
+
+    def run(self) -> None:
+        """Reads lines until /quit, the end of the input, or Ctrl-C at the prompt."""
+        self.note("/help shows the commands, /quit or Ctrl-D leaves")
+        with line_editing() if self.interactive else nullcontext():
+            prompt = self.prompt()
             try:
-                reply = bot.reply([*history, line])
-            except UserError as error:
-                console.print(Text(str(error), style="yellow"), soft_wrap=True)
-                continue
-            history += [line, reply.text]
-            candidates = [as_dict(candidate) for candidate in reply.candidates]
-            console.print(Text.assemble(("bot  ", "bold cyan"), reply.text), soft_wrap=True)
+                while (line := input(prompt).strip()) != "/quit":
+                    self.take(line)
+            except (EOFError, KeyboardInterrupt):
+                if self.interactive:
+                    self.console.show_cursor(True)  # should Ctrl-C have hit the spinner
+                    self.console.print()
+
+    def take(self, line: str) -> None:
+        """Answers a message or obeys a command; whatever goes wrong costs that line only."""
+        try:
+            if line.startswith("/"):
+                self.obey(line)
+            else:
+                self.answer(line)
+        except UserError as error:
+            self.note(str(error), "yellow")
+        except KeyboardInterrupt:
+            self.note("(taken back; Ctrl-C once more leaves)")
+
+    def answer(self, message: str) -> None:
+        """Finds a reply, shows it and keeps it; an exception on the way leaves the conversation as it was."""
+        asked_at = now()
+        turns = [text for exchange in self.exchanges for text in (exchange.message, exchange.text)]
+        context = [*turns[-self.bot.max_context :], message]  # a turn has one token at least: no more fit
+        with self.console.status("thinking") if self.interactive else nullcontext():
+            try:
+                reply = self.bot.reply(context, self.decode)
+            except (IndexError, MemoryError, OverflowError, RuntimeError) as error:
+                reason = str(error).split("\n")[0]  # too much for the memory, or numbers without end
+                raise UserError(f"no reply with these settings ({reason}); /set shows them") from error
+        slim = [replace(candidate, token_ids=()) for candidate in reply.candidates]  # a sitting may be long
+        reply = replace(reply, candidates=slim)
+        self.show(reply)
+        if any((flag.side, flag.action) == ("input", "block") for flag in reply.flags):
+            return
+        candidate = None if reply.is_refusal else reply.candidates[0]
+        self.exchanges.append(Exchange(message, asked_at, reply.text, candidate, reply, now(), self.decode))
+
+    def show(self, reply: Reply) -> None:
+        """The reply, on a terminal word by word, and what the safety filter found."""
+        self.console.print(Text("bot  ", style="bold cyan"), end="")
+        words = WORD.findall(printable(reply.text))
+        for word in words:
+            self.console.print(Text(word), end="", soft_wrap=True)
+            if self.interactive:
+                time.sleep(min(SECONDS_A_WORD, SECONDS_A_REPLY / len(words)))
+        self.console.print()
+        lines = [SAFETY_LINES[flag.side, flag.action].format(rule=flag.rule) for flag in reply.flags]
+        for line in dict.fromkeys(lines):  # several candidates may break one rule
+            self.note(f"safety: {line}")
+
+    def obey(self, line: str) -> None:
+        """Runs a command.
+
+        Raises:
+            UserError: there is no such command, or it cannot do that.
+        """
+        name, _, argument = line.partition(" ")
+        match name, argument.strip():
+            case "/candidates", "":
+                self.show_candidates()
+            case "/choose", number:
+                self.choose(number)
+            case "/undo", "":
+                self.last("/undo")
+                self.exchanges.pop()
+                self.note("(taken back)")
+            case "/reset", "":
+                self.exchanges = []
+                self.note("(a new conversation)")
+            case "/save", file:
+                self.save(file)
+            case "/set", "":
+                for key, value in asdict(self.decode).items():
+                    self.note(f"{key:<16} {setting_text(value)}")
+            case "/set", setting:
+                self.set(setting)
+            case "/help", "":
+                for known, what in COMMANDS.items():
+                    self.note(f"{known:<17} {what}")
+            case _:
+                raise UserError(f"{line[:60]}: no such command; /help shows them")
+
+    def show_candidates(self) -> None:
+        """All candidates of the last reply, best first."""
+        from plato2.talk.bot import as_dict
+        from plato2.talk.table import candidate_table
+
+        candidates = self.last("/candidates").reply.candidates
+        if not candidates:
+            raise UserError("/candidates: there are none")
+        shown = [as_dict(candidate) for candidate in candidates]
+        self.console.print(candidate_table([{**some, "text": printable(some["text"])} for some in shown]))
+        for number, candidate in enumerate(candidates, start=1):
+            if candidate.flag:
+                self.note(f"safety: candidate {number} breaks {candidate.flag}")
+
+    def choose(self, number: str) -> None:
+        """Goes on from another candidate of the last reply, by its rank."""
+        last = self.last("/choose")
+        candidates = last.reply.candidates
+        if not number.isdecimal() or not 1 <= int(number) <= len(candidates):
+            raise UserError(f"/choose {number}: give a rank that /candidates shows, 1 to {len(candidates)}")
+        chosen = candidates[int(number) - 1]
+        if chosen.flag and self.bot.safety and self.bot.safety.output == "block":
+            raise UserError(f"/choose {number}: that candidate breaks {chosen.flag}; choose another one")
+        self.exchanges[-1] = replace(last, text=chosen.text, candidate=chosen)
+        self.console.print(Text.assemble(("bot  ", "bold cyan"), printable(chosen.text)), soft_wrap=True)
+
+    def set(self, setting: str) -> None:
+        """Changes one setting, from the next message on."""
+        name, _, text = setting.partition(" ")
+        key = name.removeprefix("--").replace("-", "_")
+        if key not in asdict(self.decode):
+            raise UserError(f"/set {name}: no such setting; there are {', '.join(asdict(self.decode))}")
+        if text.strip():
+            value = setting_value(key, text.strip())
+            self.decode = self.bot.fitting(replace(self.decode, **{key: value}))
+        self.note(f"{key} {setting_text(getattr(self.decode, key))}")
+
+    def save(self, name: str) -> None:
+        """Appends the conversation to a file as a JSON object in a line."""
+        self.last("/save")
+        if not name:
+            raise UserError("/save: give a file, as in /save chats.jsonl")
+        line = json.dumps(self.record(), ensure_ascii=False).encode() + b"\n"
+        try:
+            with Path(name).expanduser().open("a+b") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(size - 1, 0))
+                whole = file.read(1) in (b"", b"\n")  # else somebody's last line has no end
+                file.write(line if whole else b"\n" + line)
+        except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: ~ of nobody; ValueError: a NUL
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise UserError(f"/save {name}: {reason}; give a file that can be written") from None
+        self.note(f"({'appended' if size else 'saved'} to {name})")
+
+    def record(self) -> dict[str, Any]:
+        """The conversation in plain values; see docs/talk.md."""
+        from plato2.talk.bot import as_dict
+
+        settings, turns = asdict(self.decode), []
+        for exchange in self.exchanges:
+            turns.append({"speaker": "human", "text": exchange.message, "time": exchange.asked_at})
+            answer: dict[str, Any] = {
+                "speaker": "bot",
+                "text": exchange.text,
+                "time": exchange.answered_at,
+            }
+            if exchange.candidate:
+                answer |= as_dict(exchange.candidate)
+                answer["rank"] = exchange.reply.candidates.index(exchange.candidate) + 1
+            if exchange.reply.flags:
+                answer["flags"] = [asdict(flag) for flag in exchange.reply.flags]
+            others = {key: value for key, value in asdict(exchange.decode).items() if value != settings[key]}
+            turns.append(answer | ({"settings": others} if others else {}))
+        seed = settings.pop("seed")
+        return {"turns": turns, "models": self.models, "settings": settings, "seed": seed, "saved_at": now()}
+
+    def last(self, command: str) -> Exchange:
+        """The last exchange.
+
+        Raises:
+            UserError: nothing was said yet.
+        """
+        if not self.exchanges:
+            raise UserError(f"{command}: nothing was said yet")
+        return self.exchanges[-1]
+
+    def note(self, text: str, style: str = "dim") -> None:
+        """A line that nobody said."""
+        self.console.print(Text(printable(text), style=style), soft_wrap=True)
+
+    def prompt(self) -> str:
+        """What stands before a message that is typed."""
+        if not self.interactive:
+            return ""
+        if self.console.color_system is None or self.console.no_color or "readline" not in sys.modules:
+            return "you  "
+        return "\x01\x1b[1;32m\x02you  \x01\x1b[0m\x02"  # 1 and 2: what has no width
 
 
-def _read_line(console: Console) -> str:
-    """What the person types, without blanks around it; bytes that are not text are dropped."""
-    prompt = Text("you  ", style="bold green") if sys.stdin.isatty() else ""
-    return console.input(prompt).encode("utf-8", "ignore").decode().strip()
+@contextmanager
+def line_editing() -> Iterator[None]:
+    """Arrow keys and earlier lines in `input`, those of earlier calls too where a file can be written."""
+    try:
+        import readline
+    except ImportError:  # Windows: its terminal can do that
+        yield
+        return
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    file = Path(state) / "plato2" / "chat_history"
+    readline.set_history_length(HISTORY_LINES)
+    with suppress(OSError):
+        readline.read_history_file(file)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            readline.write_history_file(file)
+
+
+def printable(text: str) -> str:
+    """The text with a mark in place of each character that would control the terminal."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def setting_text(value: object) -> str:
+    """A setting as `/set` shows and takes it."""
+    if isinstance(value, tuple):
+        value = value[0] if value else None
+    return "none" if value is None else str(value)
+
+
+def setting_value(key: str, text: str) -> Any:
+    """A setting from what was typed; `DecodeConfig` checks it further."""
+    kind = type(getattr(DEFAULT, key))
+    if kind is tuple:  # stop: one text here
+        return () if text == "none" else (text,)
+    if kind is str:
+        return text
+    if kind is type(None) and text == "none":  # length_penalty
+        return None
+    try:
+        return int(text) if kind is int else float(text)
+    except ValueError:
+        raise UserError(f"{key}={text}: must be a {'whole ' * (kind is int)}number") from None
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""`plato2 reply`, `chat` and `report` as a person starts them."""
+"""`plato2 reply` and `report` as a person starts them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Done:
     stderr: str
 
 
-def plato2(*arguments: object, stdin: str = "") -> Done:
+def plato2(*arguments: object, stdin: str | bytes = "") -> Done:
     """The command in this process, which saves the seconds that importing torch takes."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -84,25 +84,6 @@ def test_the_table_has_the_reply_on_top(runs: dict[str, Path]) -> None:
     assert "coherence" in done.stdout
 
 
-def test_a_conversation_with_its_commands(runs: dict[str, Path]) -> None:
-    lines = ["hello", "", "/candidates", "/what", "/reset", "hello", "/quit", "never read"]
-    done = plato2_itself("chat", *models(runs), stdin="\n".join(lines) + "\n")
-    assert done.returncode == 0
-    said = [line.removeprefix("bot  ") for line in done.stdout.splitlines() if line.startswith("bot  ")]
-    assert len(said) == 2
-    assert said[0] == said[1]  # after /reset the same conversation begins again
-    for expected in ("the message is empty", "rank", "/what: no such command", "(a new conversation)"):
-        assert expected in done.stdout
-    assert "Traceback" not in done.stderr
-
-
-def test_the_end_of_the_input_is_a_quiet_end(runs: dict[str, Path]) -> None:
-    done = plato2("chat", "--generation", runs["2_gen"], "--max-tokens", 4, stdin="hello")
-    assert done.returncode == 0
-    assert "bot  " in done.stdout
-    assert done.stderr.strip().startswith("no --evaluation")
-
-
 def test_a_report(runs: dict[str, Path], tmp_path: Path) -> None:
     data = make_corpus(tmp_path / "data", [([f"question {n} ?"], f"answer {n} .") for n in range(5)])
     write_metrics(runs["2_gen"], [(2, "val/nll", 5.0), (2, "val/ppl", 148.4)])
@@ -138,7 +119,6 @@ def test_mistakes_are_one_line(runs: dict[str, Path], arguments: list[str], mess
 
 
 def test_a_mistake_is_one_line_for_a_person_too(runs: dict[str, Path]) -> None:
-    done = plato2_itself("chat", "--generation", runs["2_eval"])
+    done = plato2_itself("reply", "--generation", runs["2_gen"], "--top-k", 0, "hi")
     assert done.returncode == 2
-    mistake = f"--generation {runs['2_eval']}: this is a 2_eval run"
-    assert done.stderr == f"error: {mistake}; give a run of 2_gen or 1_coarse\n"
+    assert done.stderr == "error: top_k=0: must be at least 1 (1 = greedy)\n"
