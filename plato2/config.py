@@ -13,6 +13,8 @@ from typing import Literal, get_args
 
 Strategy = Literal["top_k", "top_p", "beam"]
 Criterion = Literal["coherence", "forward", "backward"]
+COLDEST, HOTTEST = 0.01, 100.0
+"""Temperatures between which logits neither overflow nor vanish."""
 
 
 class UserError(Exception):
@@ -152,7 +154,10 @@ class DecodeConfig:
         _require(self.top_k >= 1, f"top_k={self.top_k}: must be at least 1 (1 = greedy)")
         _require(0 < self.top_p <= 1, f"top_p={self.top_p}: must be above 0 and at most 1 (1 = all tokens)")
         _require(self.beam_size >= 1, f"beam_size={self.beam_size}: must be at least 1 (1 = greedy)")
-        _require(self.temperature > 0, f"temperature={self.temperature}: must be positive")
+        _require(
+            COLDEST <= self.temperature <= HOTTEST,
+            f"temperature={self.temperature}: must be between {COLDEST:g} and {HOTTEST:g} (greedy: top_k=1)",
+        )
         _require(self.max_tokens >= 1, f"max_tokens={self.max_tokens}: must be at least 1")
         _require(
             0 <= self.min_tokens <= self.max_tokens,

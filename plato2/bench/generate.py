@@ -39,7 +39,7 @@ TARGETS: dict[str, Target] = {
 weights at each step and the arithmetic would be."""
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-END_BIAS = 1.2
+END_BIAS = 2.0
 """Added to the logit of [SEP] where lengths vary: with the ten best tokens of random weights a response then
 ends after about 13 tokens, as those of chitchat do; the report has the true mean."""
 
@@ -184,6 +184,7 @@ class Bench:
         self.say("latents one at a time")
         network = self.in_precision(self.generation, precision)
         alone = GenerationNetwork(replace(self.plan.model, n_latent=1), has_latents=True).eval()
+        initialize(alone)
         alone = alone.to(DTYPES[precision])
         alone.backbone = network.backbone
         k = self.plan.model.n_latent

@@ -51,6 +51,7 @@ from plato2.commands.talking import (
     say_if_unranked,
 )
 from plato2.config import DecodeConfig, UserError
+from plato2.talk.table import candidate_table, printable
 
 if TYPE_CHECKING:
     from plato2.talk.bot import PlatoBot, Reply
@@ -83,8 +84,6 @@ SAFETY_LINES = {
     ("output", "block"): "a candidate that breaks {rule} was not said",
     ("output", "warn"): "this reply breaks {rule}: it was said all the same",
 }
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-"""What a terminal would obey instead of show; nothing of it is ever printed."""
 WORD = re.compile(r"\s*(?:[\u3040-\u9fff]|[^\s\u3040-\u9fff]+)|\s+")
 """A word, or a Chinese or Japanese character, with the blanks before it."""
 SECONDS_A_WORD, SECONDS_A_REPLY = 0.04, 1.0
@@ -260,13 +259,12 @@ class Chat:
     def show_candidates(self) -> None:
         """All candidates of the last reply, best first."""
         from plato2.talk.bot import as_dict
-        from plato2.talk.table import candidate_table
 
         candidates = self.last("/candidates").reply.candidates
         if not candidates:
             raise UserError("/candidates: there are none")
         shown = [as_dict(candidate) for candidate in candidates]
-        self.console.print(candidate_table([{**some, "text": printable(some["text"])} for some in shown]))
+        self.console.print(candidate_table(shown))
         for number, candidate in enumerate(candidates, start=1):
             if candidate.flag:
                 self.note(f"safety: candidate {number} breaks {candidate.flag}")
@@ -375,11 +373,6 @@ def line_editing() -> Iterator[None]:
         with suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
             readline.write_history_file(file)
-
-
-def printable(text: str) -> str:
-    """The text with a mark in place of each character that would control the terminal."""
-    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def setting_text(value: object) -> str:

@@ -35,6 +35,7 @@ from plato2.commands.talking import (
     load_safety,
     say_if_unranked,
 )
+from plato2.talk.table import candidate_table, printable
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -99,9 +100,7 @@ def reply(
     if as_json:
         typer.echo(json.dumps(answer, ensure_ascii=False))
         return
-    from plato2.talk.table import candidate_table
-
     console = Console(highlight=False)
-    console.print(Text(answer["reply"], style="bold"), soft_wrap=True)
+    console.print(Text(printable(answer["reply"]), style="bold"), soft_wrap=True)
     if answer["candidates"]:
         console.print(candidate_table(answer["candidates"]))

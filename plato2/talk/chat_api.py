@@ -24,12 +24,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from plato2.config import DecodeConfig, Strategy, UserError
+from plato2.config import COLDEST, DecodeConfig, Strategy, UserError
 
 MOST = 20
 """Samples or beams of each latent that a request may ask for, or the server's own setting if that is more."""
-COLDEST = 0.01
-"""Lowest temperature but 0; far below it logits overflow."""
 
 
 # ------------------------------------------------------------------------------------------------- errors

@@ -121,8 +121,8 @@ def decode(
             hypotheses, but count neither as tokens generated nor in their scores.
 
     Raises:
-        UserError: context, prefix and `max_tokens` are longer than the model's positions, or the beam is
-            wider than its vocabulary.
+        UserError: context, prefix and `max_tokens` are longer than the model's positions, the beam is wider
+            than its vocabulary, or its weights give no probabilities.
     """
     if generator.training:
         raise ValueError("decode needs the generator in evaluation mode: generator.eval()")
@@ -305,7 +305,13 @@ def _log_probs(generator: Generator, rows: Rows, config: DecodeConfig, step: int
     logits[:, [UNK_ID, generator.model_config.mask_id]] = float("-inf")
     if step < config.min_tokens:
         logits[:, EOS_ID] = float("-inf")
-    return (logits / config.temperature).log_softmax(dim=-1)
+    log_probs = (logits / config.temperature).log_softmax(dim=-1)
+    if bool(log_probs[:, PAD_ID].isnan().any()):  # one that is no number makes all of its row so
+        raise UserError(
+            "the model's probabilities are not numbers: its weights are damaged, or training diverged; take "
+            "an earlier checkpoint"
+        )
+    return log_probs
 
 
 def repeating(history: Tensor, n: int, n_tokens: int) -> Tensor:

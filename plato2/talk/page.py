@@ -57,8 +57,6 @@ SETTINGS: dict[str, tuple[str, str]] = {
 """Fields of `DecodeConfig` on the page, in the order of what `chat` takes: label and hint."""
 MOST = {"beam_size": 20, "n_samples": 20, "n_candidates": 100}
 """What one visitor may ask of the machine at most, or the bot's own setting where that is more."""
-COLDEST = 0.01
-"""Lowest temperature; far below it logits overflow."""
 
 CLOSED = (
     "upload",
@@ -360,8 +358,6 @@ def _settings(defaults: DecodeConfig, strategy: str, values: dict[str, float | N
         most = max(MOST.get(field, math.inf), getattr(defaults, field))
         if value > most:
             raise UserError(f"{field}={value}: at most {most} here")
-        if field == "temperature" and value < COLDEST:
-            raise UserError(f"temperature={value}: at least {COLDEST} here; for greedy decoding use top_k=1")
     if strategy == "beam" and "n_samples" in values:
         values = values | {"n_samples": 1}  # a beam search always finds the same
     return replace(defaults, strategy=strategy, **values)  # type: ignore[arg-type]

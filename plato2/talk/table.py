@@ -1,10 +1,19 @@
 """Candidates as a table for the terminal."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""What a terminal would obey instead of show; nothing of it is ever printed."""
+
+
+def printable(text: str) -> str:
+    """The text with a mark in place of each character that would control the terminal."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def candidate_table(candidates: Sequence[Mapping[str, Any]]) -> Table:
@@ -20,7 +29,7 @@ def candidate_table(candidates: Sequence[Mapping[str, Any]]) -> Table:
             "" if latent is None else str(latent),
             "" if score is None else f"{score:.3f}",
             f"{candidate['log_prob']:.2f}",
-            Text(candidate["text"]),
+            Text(printable(candidate["text"])),
         )
     scores = [candidate["coherence"] for candidate in candidates]
     if None not in scores and scores != sorted(scores, reverse=True):

@@ -130,8 +130,8 @@ def test_settings_are_shown_and_changed(models: list[object]) -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("temperature -1", "temperature=-1.0: must be positive"),
-        ("temperature nan", "temperature=nan: must be positive"),
+        ("temperature -1", "temperature=-1.0: must be between 0.01 and 100"),
+        ("temperature nan", "temperature=nan: must be between 0.01 and 100"),
         ("temperature warm", "temperature=warm: must be a number"),
         ("top_k 1.5", "top_k=1.5: must be a whole number"),
         ("strategy guess", "strategy=guess: use one of top_k, top_p, beam"),
