@@ -80,11 +80,11 @@ class Load:
 
 
 FULL = {
-    "93m": Load(ModelConfig(dropout=0.0), alone=12, together=96),
-    "tiny": Load(ModelConfig(4, 4, 256, dropout=0.0), alone=100, together=5000),
+    "93m": Load(ModelConfig(dropout=0.0), alone=8, together=64),
+    "small": Load(ModelConfig(2, 2, 64, dropout=0.0), alone=50, together=5000, new_tokens=8),
 }
 SMALLEST = Load(ModelConfig(1, 2, 32, n_latent=3, dropout=0.0), alone=2, together=8, clients=4, new_tokens=4)
-QUICK = {"93m": SMALLEST, "tiny": SMALLEST}
+QUICK = {"93m": SMALLEST, "small": SMALLEST}
 
 
 @dataclass
