@@ -137,6 +137,7 @@ def test_the_sides_of_generate_do_the_same_work() -> None:
     )
 
 
+@pytest.mark.slow
 def test_serve_asks_a_real_server_and_counts_every_answer() -> None:
     pytest.importorskip("fastapi")
     result = CliRunner().invoke(app, ["bench", "serve", "--quick", "--json"])
@@ -152,6 +153,7 @@ def test_serve_asks_a_real_server_and_counts_every_answer() -> None:
     assert found["met"]["failed_requests"]
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
     pytest.importorskip("fastapi")
     with pytest.raises(UserError, match="no such run folder"), serve.serving(tmp_path / "nothing", "float32"):

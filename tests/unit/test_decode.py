@@ -424,7 +424,7 @@ def test_what_cannot_be_decoded_is_refused() -> None:
         ({"top_p": 1.1}, "top_p=1.1: must be above 0 and at most 1"),
         ({"beam_size": 0}, "beam_size=0: must be at least 1"),
         ({"temperature": 0.0}, "temperature=0.0: must be between 0.01 and 100"),
-        ({"temperature": 1e-320}, "must be between 0.01 and 100"),
+        ({"temperature": 1e-320}, "temperature=.*: must be between 0.01 and 100"),
         ({"temperature": float("inf")}, "temperature=inf: must be between 0.01 and 100"),
         ({"min_tokens": 65}, "min_tokens=65: must be between 0 and max_tokens=64"),
         ({"no_repeat_ngram": -1}, "no_repeat_ngram=-1: must be 0"),
@@ -436,6 +436,16 @@ def test_what_cannot_be_decoded_is_refused() -> None:
 def test_a_config_that_cannot_be_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=f"^{message}"):
         DecodeConfig(**values)
+
+
+@pytest.mark.parametrize("strategy", ["top_k", "top_p", "beam"])
+def test_weights_that_give_no_probabilities_are_named(strategy: Any) -> None:
+    stage = made(FineGeneration)
+    with torch.no_grad():
+        stage.backbone.blocks[0].feed_forward_in.bias[3] = float("nan")
+    config = DecodeConfig(strategy=strategy, max_tokens=4, beam_size=2)
+    with pytest.raises(UserError, match="probabilities are not numbers: its weights are damaged"):
+        decode(stage, CONTEXTS, config)
 
 
 def test_words_are_without_the_end() -> None:
