@@ -452,6 +452,19 @@ class Visit:
         self.page.locator("#chat .bot.message").nth(before).wait_for()
         self.page.locator("#panel .ready").wait_for()
 
+    def wait_for_box(self, text: str) -> None:
+        """Waits until that is in the box: what changes at once may be shown one after the other."""
+        from playwright.sync_api import expect
+
+        expect(self.box).to_have_value(text)
+
+    def wait_for_texts(self, n: int) -> list[str]:
+        """What stands in the chat window, as soon as there is so much of it."""
+        from playwright.sync_api import expect
+
+        expect(self.page.locator("#chat .message-content")).to_have_count(n)
+        return self.texts()
+
     def texts(self) -> list[str]:
         """What stands in the chat window."""
         return self.page.locator("#chat .message-content").all_inner_texts()
@@ -499,7 +512,7 @@ def test_a_visit(browser: Any, address: str, tmp_path: Path) -> None:
 
     page.get_by_role("button", name="Undo").click()
     page.wait_for_function("document.querySelectorAll('#chat .message-content').length == 2")
-    assert visit.box.input_value() == "do you like music ?"
+    visit.wait_for_box("do you like music ?")
     assert visit.rows() == rows
     page.get_by_role("button", name="New conversation").click()
     page.locator("#panel .hint").wait_for()
@@ -534,10 +547,10 @@ def test_hints_and_warnings(browser: Any, address: str) -> None:
         visit.box.fill(message)
         visit.box.press("Enter")
         toast.filter(has_text=expected).wait_for()
-        assert visit.box.input_value() == message
-        assert visit.texts() == []
+        visit.wait_for_box(message)
+        visit.wait_for_texts(0)
     visit.say("hello")
-    assert len(visit.texts()) == 2
+    visit.wait_for_texts(2)
     visit.page.close()
 
 
@@ -547,13 +560,13 @@ def test_while_it_waits_the_message_is_there_and_nothing_can_be_chosen(browser: 
     visit.box.fill("slow")
     visit.box.press("Enter")
     visit.page.locator("#panel .waiting").wait_for()
-    assert visit.texts()[2] == "slow"
+    assert visit.wait_for_texts(3)[2] == "slow"
     assert visit.page.get_by_role("button", name="Undo").is_disabled()
     visit.page.locator("#panel tr[data-rank='3']").click()
     visit.box.fill("typed meanwhile")
     visit.page.locator("#panel .ready").wait_for()
-    assert visit.box.input_value() == "typed meanwhile"
-    assert len(visit.texts()) == 4
+    visit.wait_for_box("typed meanwhile")
+    visit.wait_for_texts(4)
     assert visit.page.locator("#panel tr.chosen").get_attribute("data-rank") == "1"
     visit.page.close()
 
