@@ -104,6 +104,7 @@ def test_killed_and_started_again_is_bit_identical(corpus: Path, tmp_path: Path,
     assert_same(whole / name / "a", run)
 
 
+@pytest.mark.slow
 def test_the_unfinished_run_of_the_same_config_goes_on_without_a_name(corpus: Path, tmp_path: Path) -> None:
     output_dir = tmp_path / "outputs"
     process = start(corpus, output_dir)
