@@ -177,6 +177,11 @@ class DecodeConfig:
         )
         _require(self.n_candidates >= 1, f"n_candidates={self.n_candidates}: must be at least 1")
 
+    @property
+    def rows_per_latent(self) -> int:
+        """Rows of a batch that each latent of a context takes."""
+        return self.beam_size if self.strategy == "beam" else self.n_samples
+
 
 @dataclass
 class RankConfig:

@@ -27,25 +27,15 @@ from rich.text import Text
 from plato2.commands.talking import (
     DEFAULT,
     Backward,
-    BeamSize,
-    Decoding,
     Device,
     Evaluation,
     Generation,
-    MaxTokens,
-    MinTokens,
-    NoRepeat,
     Precision,
     Rank,
     SafetyInput,
     SafetyOutput,
     SafetyRules,
-    Samples,
-    Seed,
-    Temperature,
-    TopK,
-    TopP,
-    decode_config,
+    decodes,
     load_bot,
     load_safety,
     say_if_unranked,
@@ -92,20 +82,12 @@ HISTORY_LINES = 1000
 
 
 @app.command(help=HELP)
+@decodes
 def chat(
     generation: Generation,
     evaluation: Evaluation = None,
     backward: Backward = None,
-    strategy: Decoding = DEFAULT.strategy,
-    top_k: TopK = DEFAULT.top_k,
-    top_p: TopP = DEFAULT.top_p,
-    temperature: Temperature = DEFAULT.temperature,
-    beam_size: BeamSize = DEFAULT.beam_size,
-    min_tokens: MinTokens = DEFAULT.min_tokens,
-    max_tokens: MaxTokens = DEFAULT.max_tokens,
-    no_repeat_ngram: NoRepeat = DEFAULT.no_repeat_ngram,
-    n_samples: Samples = DEFAULT.n_samples,
-    seed: Seed = DEFAULT.seed,
+    decode: DecodeConfig = DEFAULT,
     rank: Rank = None,
     safety: SafetyRules = None,
     safety_input: SafetyInput = "block",
@@ -114,18 +96,6 @@ def chat(
     precision: Precision = "float32",
 ) -> None:
     """Run the verb."""
-    decode = decode_config(
-        strategy=strategy,
-        top_k=top_k,
-        top_p=top_p,
-        beam_size=beam_size,
-        temperature=temperature,
-        max_tokens=max_tokens,
-        min_tokens=min_tokens,
-        no_repeat_ngram=no_repeat_ngram,
-        n_samples=n_samples,
-        seed=seed,
-    )
     checks = load_safety(safety, safety_input, safety_output)
     bot = load_bot(generation, evaluation, decode, device, precision, backward, rank, checks)
     say_if_unranked(bot)

@@ -12,29 +12,20 @@ from rich.text import Text
 from plato2.commands.talking import (
     DEFAULT,
     Backward,
-    BeamSize,
-    Decoding,
     Device,
     Evaluation,
     Generation,
-    MaxTokens,
-    MinTokens,
-    NoRepeat,
     Precision,
     Rank,
     SafetyInput,
     SafetyOutput,
     SafetyRules,
-    Samples,
-    Seed,
-    Temperature,
-    TopK,
-    TopP,
-    decode_config,
+    decodes,
     load_bot,
     load_safety,
     say_if_unranked,
 )
+from plato2.config import DecodeConfig
 from plato2.talk.table import candidate_table, printable
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -55,22 +46,14 @@ plato2 reply --generation RUN --backward RUN --rank forward=1,backward=0.5 "do y
 
 
 @app.command(help=HELP)
+@decodes
 def reply(
     turns: Annotated[list[str], typer.Argument(help="The conversation, oldest turn first.")],
     generation: Generation,
     evaluation: Evaluation = None,
     backward: Backward = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    strategy: Decoding = DEFAULT.strategy,
-    top_k: TopK = DEFAULT.top_k,
-    top_p: TopP = DEFAULT.top_p,
-    temperature: Temperature = DEFAULT.temperature,
-    beam_size: BeamSize = DEFAULT.beam_size,
-    min_tokens: MinTokens = DEFAULT.min_tokens,
-    max_tokens: MaxTokens = DEFAULT.max_tokens,
-    no_repeat_ngram: NoRepeat = DEFAULT.no_repeat_ngram,
-    n_samples: Samples = DEFAULT.n_samples,
-    seed: Seed = DEFAULT.seed,
+    decode: DecodeConfig = DEFAULT,
     rank: Rank = None,
     safety: SafetyRules = None,
     safety_input: SafetyInput = "block",
@@ -79,18 +62,6 @@ def reply(
     precision: Precision = "float32",
 ) -> None:
     """Run the verb."""
-    decode = decode_config(
-        strategy=strategy,
-        top_k=top_k,
-        top_p=top_p,
-        beam_size=beam_size,
-        temperature=temperature,
-        max_tokens=max_tokens,
-        min_tokens=min_tokens,
-        no_repeat_ngram=no_repeat_ngram,
-        n_samples=n_samples,
-        seed=seed,
-    )
     checks = load_safety(safety, safety_input, safety_output)
     bot = load_bot(generation, evaluation, decode, device, precision, backward, rank, checks)
     answer = bot.reply(turns).to_dict()

@@ -19,26 +19,16 @@ from plato2.commands.talking import (
     DEFAULT,
     MODELS,
     Backward,
-    BeamSize,
-    Decoding,
     Device,
     Evaluation,
     Generation,
-    MaxTokens,
-    MinTokens,
-    NoRepeat,
     Precision,
     Rank,
-    Samples,
-    Seed,
-    Temperature,
-    TopK,
-    TopP,
-    decode_config,
+    decodes,
     load_bot,
     say_if_unranked,
 )
-from plato2.config import UserError
+from plato2.config import DecodeConfig, UserError
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -58,6 +48,7 @@ plato2 self-chat --starts questions.txt --generation RUN --generation2 RUN --swa
 
 
 @app.command(help=HELP)
+@decodes
 def self_chat(
     starts: Annotated[Path, typer.Option(help="A start a line: text, JSON lines (.jsonl) or Knover's .tsv.")],
     generation: Generation,
@@ -85,33 +76,12 @@ def self_chat(
         bool, typer.Option("--candidates", help="Keep all candidates of each turn.", rich_help_panel=DECODING)
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
-    strategy: Decoding = DEFAULT.strategy,
-    top_k: TopK = DEFAULT.top_k,
-    top_p: TopP = DEFAULT.top_p,
-    temperature: Temperature = DEFAULT.temperature,
-    beam_size: BeamSize = DEFAULT.beam_size,
-    min_tokens: MinTokens = DEFAULT.min_tokens,
-    max_tokens: MaxTokens = DEFAULT.max_tokens,
-    no_repeat_ngram: NoRepeat = DEFAULT.no_repeat_ngram,
-    n_samples: Samples = DEFAULT.n_samples,
-    seed: Seed = DEFAULT.seed,
+    decode: DecodeConfig = DEFAULT,
     rank: Rank = None,
     device: Device = "auto",
     precision: Precision = "float32",
 ) -> None:
     """Run the verb."""
-    decode = decode_config(
-        strategy=strategy,
-        top_k=top_k,
-        top_p=top_p,
-        beam_size=beam_size,
-        temperature=temperature,
-        max_tokens=max_tokens,
-        min_tokens=min_tokens,
-        no_repeat_ngram=no_repeat_ngram,
-        n_samples=n_samples,
-        seed=seed,
-    )
     if format not in FORMATS:
         raise UserError(f"--format {format}: use {' or '.join(FORMATS)}")
     for option, number, least in (("--utterances", utterances, 2), ("--batch", batch, 1)):

@@ -15,28 +15,19 @@ from plato2.commands.talking import (
     DEFAULT,
     MODELS,
     Backward,
-    BeamSize,
-    Decoding,
     Device,
     Evaluation,
-    MaxTokens,
-    MinTokens,
-    NoRepeat,
     Precision,
     Rank,
     SafetyInput,
     SafetyOutput,
     SafetyRules,
-    Samples,
-    Temperature,
-    TopK,
-    TopP,
-    decode_config,
+    decodes,
     load_bot,
     load_safety,
     say_if_unranked,
 )
-from plato2.config import UserError
+from plato2.config import DecodeConfig, UserError
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -62,6 +53,7 @@ plato2 serve models/24L --host 0.0.0.0 --safety words.txt --max-queue 64 --timeo
 
 
 @app.command(help=HELP)
+@decodes
 def serve(
     model: Annotated[
         Path | None, typer.Argument(metavar="GENERATION", help="The same as --generation.")
@@ -132,15 +124,7 @@ def serve(
     max_queue: Annotated[
         int, typer.Option(help="Requests that may wait; others get 429.", rich_help_panel=BATCHING)
     ] = 256,
-    strategy: Decoding = DEFAULT.strategy,
-    top_k: TopK = DEFAULT.top_k,
-    top_p: TopP = DEFAULT.top_p,
-    temperature: Temperature = DEFAULT.temperature,
-    beam_size: BeamSize = DEFAULT.beam_size,
-    min_tokens: MinTokens = DEFAULT.min_tokens,
-    max_tokens: MaxTokens = DEFAULT.max_tokens,
-    no_repeat_ngram: NoRepeat = DEFAULT.no_repeat_ngram,
-    n_samples: Samples = DEFAULT.n_samples,
+    decode: DecodeConfig = DEFAULT,
     seed: Annotated[
         int | None,
         typer.Option(help="Of requests without one; else a new one each time.", rich_help_panel=DECODING),
@@ -167,17 +151,6 @@ def serve(
             raise UserError(f"{option} {value}: use {least} {'or more' if most is None else f'to {most}'}")
     if api_key is not None and not re.fullmatch(r"[!-~]+", api_key):
         raise UserError("--api-key: use letters, digits and signs without blanks, or leave it out")
-    decode = decode_config(
-        strategy=strategy,
-        top_k=top_k,
-        top_p=top_p,
-        beam_size=beam_size,
-        temperature=temperature,
-        max_tokens=max_tokens,
-        min_tokens=min_tokens,
-        no_repeat_ngram=no_repeat_ngram,
-        n_samples=n_samples,
-    )
     try:
         from plato2.talk.server import Metrics, listen, make_app, run, url_of
     except ModuleNotFoundError as error:

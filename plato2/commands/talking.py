@@ -1,16 +1,20 @@
 """The options of the verbs that talk: which models, how they decode, what ranks, what must not be said.
 
-A verb names the options it has; `load_bot` and `decode_config` take what was given.
+A verb names the options it has, but for those of decoding, which `decodes` gives it; `load_bot` and
+`load_safety` take what was given.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from plato2.config import DecodeConfig, RankConfig, Strategy
+from plato2.config import DecodeConfig, RankConfig
 
 if TYPE_CHECKING:
     from plato2.talk.bot import PlatoBot
@@ -100,10 +104,45 @@ SafetyOutput = Annotated[
 ]
 
 
-def decode_config(**options: Any) -> DecodeConfig:
-    """The options as settings, which check themselves."""
-    options["strategy"] = cast(Strategy, options.get("strategy", DEFAULT.strategy))
-    return DecodeConfig(**options)
+DECODE_OPTIONS: dict[str, Any] = {
+    "strategy": Decoding,
+    "top_k": TopK,
+    "top_p": TopP,
+    "temperature": Temperature,
+    "beam_size": BeamSize,
+    "min_tokens": MinTokens,
+    "max_tokens": MaxTokens,
+    "no_repeat_ngram": NoRepeat,
+    "n_samples": Samples,
+    "seed": Seed,
+}
+"""Fields of `DecodeConfig` that are options; their defaults are its."""
+
+
+def decodes(verb: Callable[..., None]) -> Callable[..., None]:
+    """Gives a verb the options of decoding: its argument `decode` gets them as settings, checked.
+
+    An option that the verb has itself, such as a seed of another meaning, stays the verb's.
+    """
+    own = inspect.signature(verb, eval_str=True).parameters
+    added = {name: kind for name, kind in DECODE_OPTIONS.items() if name not in own}
+
+    @functools.wraps(verb)
+    def with_options(**given: Any) -> None:
+        verb(decode=DecodeConfig(**{name: given.pop(name) for name in added}), **given)
+
+    parameters = []
+    for name, parameter in own.items():
+        if name != "decode":
+            parameters.append(parameter)
+            continue
+        for option, kind in added.items():  # in its place, for the order of `--help`
+            default = getattr(DEFAULT, option)
+            parameters.append(inspect.Parameter(option, parameter.kind, default=default, annotation=kind))
+    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del with_options.__wrapped__  # or its signature would be taken
+    return with_options
 
 
 def load_bot(

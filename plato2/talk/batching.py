@@ -169,8 +169,7 @@ class Batcher:
             return []
         settings = replace(self._queue[0].decode, seed=0)
         alike = [job for job in self._queue if replace(job.decode, seed=0) == settings]
-        rows = settings.beam_size if settings.strategy == "beam" else settings.n_samples
-        alike = alike[: max(1, self.max_batch // rows)]
+        alike = alike[: max(1, self.max_batch // settings.rows_per_latent)]
         self._queue = [job for job in self._queue if job not in alike]
         self._running = [job for job in alike if job.future.set_running_or_notify_cancel()]
         return self._running

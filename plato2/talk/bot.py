@@ -248,8 +248,7 @@ class PlatoBot:
         """
         config = self.decode_config if decode is None else self.fitting(decode)
         replies = []
-        rows = config.beam_size if config.strategy == "beam" else config.n_samples
-        step = max(1, CONTEXTS_AT_ONCE // rows)
+        step = max(1, CONTEXTS_AT_ONCE // config.rows_per_latent)
         for start in range(0, len(contexts), step):
             part = slice(start, start + step)
             replies += self._reply(

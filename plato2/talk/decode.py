@@ -92,6 +92,14 @@ class Rows:
         self.filled += 1
 
 
+def n_candidates(generator: Generator, config: DecodeConfig) -> int:
+    """Candidates that `decode` finds of each context."""
+    if generator.recognition is None and config.strategy != "beam":
+        return config.n_candidates
+    n_latents = 1 if generator.recognition is None else generator.model_config.n_latent
+    return n_latents * config.rows_per_latent
+
+
 @torch.no_grad()
 def decode(
     generator: Generator,

@@ -49,6 +49,7 @@ from plato2.data.tokenizer import EOS_ID
 from plato2.talk.batching import Batcher, Job, QueueFull, Stopped
 from plato2.talk.bot import PlatoBot, Reply, as_dict
 from plato2.talk.chat_api import ApiError, ChatRequest, of_validation, wrong
+from plato2.talk.decode import n_candidates
 from plato2.talk.rank import Candidate
 from plato2.talk.safety import Safety
 
@@ -76,15 +77,6 @@ class Choice:
     finish_reason: Literal["stop", "length", "content_filter"]
     n_tokens: int
     """Tokens generated for it, its end included."""
-
-
-def n_candidates(bot: PlatoBot, decode: DecodeConfig) -> int:
-    """How many candidates these settings give."""
-    has_latents = bot.generation.recognition is not None
-    n_latents = bot.generation.model_config.n_latent if has_latents else 1
-    if decode.strategy == "beam":
-        return n_latents * decode.beam_size
-    return n_latents * decode.n_samples if has_latents else decode.n_candidates
 
 
 def is_truncated(bot: PlatoBot, job: Job) -> bool:
@@ -154,7 +146,7 @@ class Chat:
             raise no_model(chat.model, self.name)
         seed = secrets.randbits(63) if self.seed is None else self.seed
         decode = chat.decode_config(self.bot.decode_config, seed)
-        most = n_candidates(self.bot, decode)
+        most = n_candidates(self.bot.generation, decode)
         if (chat.n or 1) > most:
             raise wrong("n", f"these settings give {most} candidates; use at most that many")
         if chat.stream_options and not chat.stream:

@@ -17,7 +17,16 @@ from plato2.data.tokenizer import EOS_ID, UNK_ID
 from plato2.model import masks
 from plato2.model.backbone import put_front, read_slots
 from plato2.stages import CoarseGeneration, FineGeneration, Stage
-from plato2.talk.decode import NO_TOKEN, Hypothesis, _norm, choose, choose_top_p, decode, repeating
+from plato2.talk.decode import (
+    NO_TOKEN,
+    Hypothesis,
+    _norm,
+    choose,
+    choose_top_p,
+    decode,
+    n_candidates,
+    repeating,
+)
 
 MODEL = {"n_layer": 2, "n_head": 2, "hidden_size": 16, "vocab_size": 61, "max_position": 64, "n_latent": 4}
 CONTEXTS = [[1, 7, 9, 2, 11, 2], [1, 33, 2], [1, *range(10, 30), 2, *range(20, 40), 2]]
@@ -446,6 +455,21 @@ def test_weights_that_give_no_probabilities_are_named(strategy: Any) -> None:
     config = DecodeConfig(strategy=strategy, max_tokens=4, beam_size=2)
     with pytest.raises(UserError, match="probabilities are not numbers: its weights are damaged"):
         decode(stage, CONTEXTS, config)
+
+
+@pytest.mark.parametrize("stage_class", [CoarseGeneration, FineGeneration])
+@pytest.mark.parametrize(
+    "config",
+    [
+        DecodeConfig(max_tokens=2, n_candidates=7),
+        DecodeConfig(max_tokens=2, n_samples=3, strategy="top_p"),
+        DecodeConfig(max_tokens=2, strategy="beam", beam_size=3),
+    ],
+)
+def test_so_many_candidates_are_found(stage_class: type[Stage], config: DecodeConfig) -> None:
+    stage = made(stage_class)
+    for found in decode(stage, CONTEXTS, config):
+        assert len(found) == n_candidates(stage, config)
 
 
 def test_words_are_without_the_end() -> None:
