@@ -33,6 +33,10 @@ VERBS = {
 }
 """Verb -> its line in `plato2 --help`; the code is in plato2/commands/<verb>.py (import: import_.py)."""
 
+SPECIAL = {("prepare", "reddit"), ("prepare", "explain")}
+"""A verb and a first argument that have a file and a help of their own, plato2/commands/<verb>_<argument>.py:
+what a corpus of any other format needs is the same for all."""
+
 
 class LazyVerbs(TyperGroup):
     """Lists the verbs from VERBS and imports the module of the one that is called.
@@ -51,7 +55,11 @@ class LazyVerbs(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that is to be run."""
         name, command, rest = super().resolve_command(ctx, args)
-        if name in VERBS:
+        if (name, *rest[:1]) in SPECIAL:
+            name, rest = f"{name} {rest[0]}", rest[1:]
+            module = importlib.import_module(f"{__name__}.{name.replace(' ', '_')}")
+            command = typer.main.get_command(module.app)
+        elif name in VERBS:
             file = name.replace("-", "_") + "_" * keyword.iskeyword(name)
             module = importlib.import_module(f"{__name__}.{file}")
             command = typer.main.get_command(module.app)

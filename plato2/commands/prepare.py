@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -94,7 +94,7 @@ def prepare(
         corpus=corpus,
         out=out,
         files=files or [],
-        reader=dict(_pair(text, "reader") for text in reader or []),
+        reader=dict(pair(text, "reader") for text in reader or []),
         max_dialogues=max_dialogues,
         tokenizer=tokenizer,
         vocab_pieces=vocab_pieces,
@@ -153,16 +153,19 @@ def _print_summary(folder: Path, as_json: bool) -> None:
     console.print(f"the data card: {folder / 'card.md'}", markup=False, soft_wrap=True)
 
 
-def parse_rules(texts: list[str], rules: CleanRules) -> CleanRules:
+Rules = TypeVar("Rules", bound=CleanRules)
+
+
+def parse_rules(texts: list[str], rules: Rules) -> Rules:
     """Rules changed by texts such as `max_repeats=50`, `urls=off`, `offensive_words=words.txt`.
 
     Raises:
         UserError: an unknown rule or a value of the wrong kind.
     """
-    kinds = {field.name: str(field.type) for field in dataclasses.fields(CleanRules)}
+    kinds = {field.name: str(field.type) for field in dataclasses.fields(rules)}
     values: dict[str, Any] = {}
     for text in texts:
-        name, value = _pair(text, "rule")
+        name, value = pair(text, "rule")
         if name not in kinds:
             raise UserError(f"--rule {text}: there is no rule {name}; there are {', '.join(kinds)}")
         kind = kinds[name].split(" ")[0]
@@ -182,7 +185,12 @@ def _parse(value: str, kind: str) -> Any:
     return {"int": int, "float": float, "str": str}[kind](value)
 
 
-def _pair(text: str, option: str) -> tuple[str, str]:
+def pair(text: str, option: str) -> tuple[str, str]:
+    """The two sides of `NAME=VALUE`.
+
+    Raises:
+        UserError: the text is not of this form.
+    """
     name, sign, value = text.partition("=")
     if not sign or not name:
         raise UserError(f"--{option} {text}: must be NAME=VALUE")

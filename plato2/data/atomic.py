@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from plato2.config import UserError
 
@@ -30,11 +29,9 @@ def new_folder(target: Path) -> Iterator[Path]:
     old = target.parent / f".{target.name}.replaced"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        lock = (target.parent / f".{target.name}.lock").open("a")
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error}") from error
-    with lock:
-        _lock(lock, target)
+    with locked(target.parent / f".{target.name}.lock", target):
         try:
             if old.exists() and not target.exists():  # killed between the two renames below
                 old.rename(target)
@@ -49,13 +46,28 @@ def new_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
             if target.exists():
                 shutil.rmtree(old, ignore_errors=True)
-            Path(lock.name).unlink(missing_ok=True)
 
 
-def _lock(lock: IO[str], target: Path) -> None:
-    if fcntl is None:
-        return
+@contextmanager
+def locked(path: Path, target: Path) -> Iterator[None]:
+    """Hold the lock file at `path` while the block runs, so that one process at a time writes `target`.
+
+    Raises:
+        UserError: another process holds it, or the file cannot be made.
+    """
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = path.open("a")
     except OSError as error:
-        raise UserError(f"{target} is being written by another process; wait for it, or stop it") from error
+        raise UserError(f"{target} cannot be written: {error}") from error
+    with lock:
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(
+                    f"{target} is being written by another process; wait for it, or stop it"
+                ) from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

@@ -66,7 +66,7 @@ def prepare(options: PrepareOptions, *, show_progress: bool = True) -> Path:
         UserError: anything the user can mend; the target folder is then as it was before.
     """
     out = Path(options.out)
-    _check_target(out, options.force)
+    check_target(out, options.force)
     read_corpus(options.corpus, options.files, ReadReport(), options.reader)  # a wrong name fails at once
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     progress = Progress(
@@ -284,7 +284,10 @@ class _SampleWriter:
         writer = ShardWriter(self._folder, split, self._vocab_size, self._options.shard_samples)
         buckets = self.shuffles[split].buckets()
         for records, context_len in _track(progress, buckets, f"writing {split} shards"):
-            self.statistics[split].add(records, context_len)
+            if records:
+                lengths = [len(record) for record in records]
+                offsets = np.concatenate([[0], np.cumsum(lengths)])
+                self.statistics[split].add(np.concatenate(records), offsets, np.array(context_len))
             writer.write(records, context_len)
         return SplitIndex(tuple(writer.close()))
 
@@ -292,8 +295,12 @@ class _SampleWriter:
 # -- checks ---------------------------------------------------------------------------------------------
 
 
-def _check_target(out: Path, force: bool) -> None:
-    """Refuse to touch a folder that is not ours, or is and was not meant to be replaced."""
+def check_target(out: Path, force: bool) -> None:
+    """Refuse to touch a folder that is not ours, or is and was not meant to be replaced.
+
+    Raises:
+        UserError: it is; the message says what to do.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
@@ -308,7 +315,9 @@ def _check_target(out: Path, force: bool) -> None:
         )
     ours = {INDEX_FILE, "tokenizer", *CARD_FILES}
     foreign = sorted(
-        path.name for path in out.iterdir() if path.name not in ours and path.suffix != ".parquet"
+        path.name
+        for path in out.iterdir()
+        if path.name not in ours and path.suffix not in (".parquet", ".png")
     )
     if foreign:
         raise UserError(

@@ -133,7 +133,6 @@ class ShardWriter:
         """Nothing is written before the first shard is full."""
         self._folder, self._split, self._vocab_size = str(folder), split, vocab_size
         self._shard_samples = shard_samples
-        self._dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
         self._records: list[np.ndarray] = []
         self._context_len: list[int] = []
         self._infos: list[ShardInfo] = []
@@ -161,25 +160,40 @@ class ShardWriter:
 
     def _flush(self) -> None:
         lengths = np.array([len(record) for record in self._records], dtype=np.int64)
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        token_ids = np.concatenate(self._records)
-        if token_ids.min() < 0 or token_ids.max() >= self._vocab_size:
-            found = f"{token_ids.min()}..{token_ids.max()}"
-            raise ValueError(f"token ids must be in [0, {self._vocab_size}), got {found}")
-        context_len = np.array(self._context_len, dtype=np.uint16)
-        data = _encode(token_ids.astype(self._dtype), offsets, context_len)
-        n_context = int(context_len.sum(dtype=np.int64))
-        info = ShardInfo(
-            file=f"{self._split}-{len(self._infos):05d}.parquet",
-            samples=len(lengths),
-            context_tokens=n_context,
-            response_tokens=int(lengths.sum()) - n_context,
-            sha256=hashlib.sha256(data).hexdigest(),
-            bytes=len(data),
+        samples = Samples(
+            np.concatenate(self._records),
+            np.concatenate([[0], np.cumsum(lengths)]),
+            np.array(self._context_len, dtype=np.int64),
+            np.arange(len(lengths)),
         )
-        _write_bytes(_join(self._folder, info.file), data)
-        self._infos.append(info)
+        file = f"{self._split}-{len(self._infos):05d}.parquet"
+        self._infos.append(write_shard(self._folder, file, samples, self._vocab_size))
         self._records, self._context_len = [], []
+
+
+def write_shard(folder: str | Path, file: str, samples: Samples, vocab_size: int) -> ShardInfo:
+    """Write one shard file, whole or not at all, and return what belongs into the index.
+
+    Raises:
+        ValueError: an id outside the vocabulary.
+    """
+    token_ids = samples.token_ids
+    if len(token_ids) and (token_ids.min() < 0 or token_ids.max() >= vocab_size):
+        found = f"{token_ids.min()}..{token_ids.max()}"
+        raise ValueError(f"token ids must be in [0, {vocab_size}), got {found}")
+    dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
+    data = _encode(token_ids.astype(dtype), samples.offsets, samples.context_len.astype(np.uint16))
+    n_context = int(samples.context_len.sum())
+    info = ShardInfo(
+        file=file,
+        samples=len(samples),
+        context_tokens=n_context,
+        response_tokens=len(token_ids) - n_context,
+        sha256=hashlib.sha256(data).hexdigest(),
+        bytes=len(data),
+    )
+    _write_bytes(_join(str(folder), file), data)
+    return info
 
 
 def _encode(token_ids: np.ndarray, offsets: np.ndarray, context_len: np.ndarray) -> bytes:

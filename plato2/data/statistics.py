@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from plato2.data.tokenizer import EOS_ID
@@ -26,22 +24,27 @@ class SplitStatistics:
         self.n_tokens = 0
         """Ids of the utterances, without the special ones."""
 
-    def add(self, records: Sequence[np.ndarray], context_len: Sequence[int]) -> None:
-        """Count samples: whole records and the lengths of their contexts."""
-        if not records:
+    def add(self, token_ids: np.ndarray, offsets: np.ndarray, context_len: np.ndarray) -> None:
+        """Count samples: sample i is the record `token_ids[offsets[i]:offsets[i + 1]]`."""
+        if not len(context_len):
             return
-        contexts = np.concatenate([r[:n] for r, n in zip(records, context_len, strict=True)])
-        targets = np.concatenate([r[n + 1 :] for r, n in zip(records, context_len, strict=True)])
-        lengths = np.array([len(record) for record in records])
-        context_lengths = np.array(context_len)
-        self.context_lengths += np.bincount(context_lengths, minlength=len(self.context_lengths))
-        self.response_lengths += np.bincount(lengths - context_lengths, minlength=len(self.response_lengths))
+        lengths = np.diff(offsets)
+        place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        n_context = np.repeat(context_len, lengths)
+        contexts, targets = token_ids[place < n_context], token_ids[place > n_context]
+        self.context_lengths += np.bincount(context_len, minlength=len(self.context_lengths))
+        self.response_lengths += np.bincount(lengths - context_len, minlength=len(self.response_lengths))
         self.targets += np.bincount(targets, minlength=len(self.targets))
-        n_turns = int((contexts == EOS_ID).sum())
+        n, n_turns = len(context_len), int((contexts == EOS_ID).sum())
         n_ends = int((targets == EOS_ID).sum())
-        self.n_samples += len(records)
-        self.n_utterances += n_turns + len(records)
-        self.n_tokens += len(contexts) - n_turns - len(records) + len(targets) - n_ends
+        self.n_samples += n
+        self.n_utterances += n_turns + n
+        self.n_tokens += len(contexts) - n_turns - n + len(targets) - n_ends
+
+    def merge(self, other: SplitStatistics) -> None:
+        """Add what was counted elsewhere over other samples."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
 
     @property
     def utterances_per_sample(self) -> float:

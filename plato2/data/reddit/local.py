@@ -1,0 +1,195 @@
+"""The engine on one machine: processes of our own and DuckDB in this one; pip alone, no Java.
+
+One process reads and decompresses the dumps and hands out blocks of lines, so that a single monthly file
+keeps all processors busy. DuckDB counts the repeated messages and sorts the nodes by shard; what does not fit
+into its memory goes to disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from plato2.config import UserError
+from plato2.data.reddit.dumps import Block, Dump, DumpReader
+from plato2.data.reddit.node_parts import (
+    Advance,
+    NodeJob,
+    NodeWriter,
+    SampledText,
+    SampleJob,
+    finish_dump,
+    sample_dump,
+)
+from plato2.data.reddit.processes import Processes
+from plato2.data.reddit.shard_parts import ShardJob, group_by_shard, write_samples
+from plato2.data.reddit.work import write_part
+
+if TYPE_CHECKING:
+    import duckdb
+
+_ROWS = 65_536
+
+
+class LocalEngine:
+    """Runs the stages in `workers` processes.
+
+    Args:
+        work: the folder of the run; DuckDB's temporary files go there.
+        workers: processes beside this one; 1: all in this one.
+        memory: what DuckDB may take before it writes to disk, such as `1GB`.
+
+    Raises:
+        UserError: DuckDB is not installed, or `memory` is no size.
+    """
+
+    name = "local"
+
+    def __init__(self, work: Path, workers: int, memory: str) -> None:
+        """Check that DuckDB is there and takes the settings."""
+        try:
+            import duckdb
+        except ImportError:
+            raise UserError("the local engine needs DuckDB: pip install 'plato2[reddit]'") from None
+        self._work, self._workers, self._memory = work, workers, memory
+        self.settings = {"engine": self.name, "workers": workers, "memory": memory}
+        self.versions = {"duckdb": duckdb.__version__}
+        self._connect().close()
+
+    def sample(self, job: SampleJob, dumps: list[Dump], advance: Advance) -> Iterator[list[SampledText]]:
+        """The sampled messages of every dump."""
+        with Processes(self._workers, _as_is, job) as processes:
+            for dump, texts in zip(dumps, processes.each(sample_dump, dumps), strict=True):
+                advance(dump.size)
+                yield texts
+
+    def make_nodes(self, job: NodeJob, dumps: list[Dump], advance: Advance) -> None:
+        """Stage 1: the parts of these dumps."""
+        with Processes(self._workers, NodeWriter, job) as processes:
+            for dump in dumps:
+                reader = DumpReader(dump, job.on_broken, job.block_bytes)
+                for _ in processes.each(_write_block, _unwritten(job, dump, reader, advance)):
+                    pass
+                finish_dump(job, dump, reader)
+
+    def find_repeated(self, parts: list[Path], max_repeats: int, out: Path) -> None:
+        """Stage 2: the `text_key`s of messages that occur more often; a comment that is there twice is one."""
+        with self._connection() as connection:
+            names = {"parts": [str(part) for part in parts]}
+            keys = connection.sql(
+                """
+                WITH often AS (SELECT text_key FROM read_parquet($parts) GROUP BY 1 HAVING count(*) > $most)
+                SELECT text_key FROM read_parquet($parts) AS nodes SEMI JOIN often USING (text_key)
+                GROUP BY 1 HAVING count(DISTINCT id) > $most ORDER BY 1
+                """,
+                params=names | {"most": max_repeats},
+            ).to_arrow_table()
+            connection.register("repeated", keys)
+            months = connection.sql(
+                """
+                SELECT month, count(*) FROM read_parquet($parts) AS nodes SEMI JOIN repeated USING (text_key)
+                GROUP BY 1 ORDER BY 1
+                """,
+                params=names,
+            ).fetchall()
+        write_part(out, keys, {"months": json.dumps(months).encode()})
+
+    def build_shards(
+        self,
+        job: ShardJob,
+        parts: list[Path],
+        repeated: Path | None,
+        n_shards: int,
+        missing: list[int],
+        advance: Advance,
+    ) -> None:
+        """Stage 3: the samples of the shards in `missing`."""
+        with Processes(self._workers, _as_is, job) as processes, self._connection() as connection:
+            connection.register("missing", pa.table({"shard": pa.array(missing, pa.int64())}))
+            values: dict[str, Any] = {"parts": [str(part) for part in parts], "n": n_shards}
+            if repeated is not None:
+                values["repeated"] = str(repeated)
+            anti_join = "ANTI JOIN read_parquet($repeated) AS repeated USING (text_key)" if repeated else ""
+            batches = connection.sql(
+                f"""
+                SELECT shard_key % $n AS shard, id, parent, time, month, nodes.text_key, token_ids
+                FROM read_parquet($parts) AS nodes {anti_join}
+                WHERE shard_key % $n IN (SELECT shard FROM missing) ORDER BY shard
+                """,
+                params=values,
+            ).to_arrow_reader(_ROWS)
+            for n_nodes in processes.each(_write_shard, group_by_shard(batches, batches.schema, missing)):
+                advance(n_nodes)
+
+    @contextmanager
+    def _connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A database in this process; its errors become the user's."""
+        import duckdb
+
+        connection = self._connect()
+        try:
+            yield connection
+        except duckdb.OutOfMemoryException as error:
+            raise UserError(
+                f"memory={self._memory}: too little for DuckDB ({_first_line(error)}); give it more with --memory"
+            ) from error
+        except duckdb.Error as error:
+            message = _first_line(error)
+            if "space" in message.lower():
+                raise OSError(errno.ENOSPC, message, str(self._work)) from error
+            raise UserError(f"DuckDB could not go on: {message}") from error
+        finally:
+            connection.close()
+
+    def _connect(self) -> duckdb.DuckDBPyConnection:
+        import duckdb
+
+        connection = duckdb.connect()
+        try:
+            connection.execute("SET memory_limit = $1", [self._memory])
+        except duckdb.Error as error:
+            raise UserError(
+                f"memory={self._memory!r}: not a size such as 1GB ({_first_line(error)})"
+            ) from None
+        connection.execute("SET threads = $1", [self._workers])
+        connection.execute("SET temp_directory = $1", [str(self._work / "duckdb")])
+        connection.execute("SET preserve_insertion_order = false")
+        return connection
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _as_is(job: Any) -> Any:
+    """The state of processes that need nothing but the job."""
+    return job
+
+
+def _unwritten(
+    job: NodeJob, dump: Dump, reader: DumpReader, advance: Advance
+) -> Iterator[tuple[Dump, Block]]:
+    """The blocks of a dump that have no part yet."""
+    n_read = 0
+    for block in reader.blocks():
+        advance(reader.bytes_read - n_read)
+        n_read = reader.bytes_read
+        if not job.is_written(dump, block):
+            yield dump, block
+    advance(reader.bytes_read - n_read)
+
+
+def _write_block(writer: NodeWriter, item: tuple[Dump, Block]) -> None:
+    writer.write(*item)
+
+
+def _write_shard(job: ShardJob, item: tuple[int, pa.Table]) -> int:
+    number, nodes = item
+    write_samples(job, number, nodes)
+    return len(nodes)

@@ -1,0 +1,103 @@
+"""The folder of a run in progress: what is finished in it is never done again.
+
+A stage has a folder whose name ends with a hash of everything that decides its content: rules, lists,
+tokenizer, the stage before. Other settings are another folder, so a part can never be stale. A part is
+written under another name first and renamed when it is whole; what a kill leaves is swept up by the next run.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from plato2.config import UserError
+from plato2.data.atomic import locked
+
+_UNFINISHED = ".part"
+
+
+@contextmanager
+def open_work(folder: Path, command: str) -> Iterator[Path]:
+    """Make or reopen the work folder, for this process alone.
+
+    A full disk becomes a clear error: what is finished stays, and the same command goes on from it.
+
+    Raises:
+        UserError: another process works there, or the disk refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / "lock", folder):
+            for path in folder.rglob(f"*{_UNFINISHED}"):
+                path.unlink(missing_ok=True)
+            yield folder
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(disk_full(folder, command)) from error
+        raise UserError(
+            f"{error.filename or folder}: {error.strerror}; mend that and run {command} again"
+        ) from error
+
+
+def disk_full(folder: Path, command: str) -> str:
+    """What to say when there is no room left."""
+    free = shutil.disk_usage(folder).free
+    return (
+        f"the disk of {folder} is full ({free / 1e6:,.0f} MB free): free some space, or name a folder on another "
+        f"disk with --work, and run {command} again; it goes on from the last finished part"
+    )
+
+
+def stage_folder(work: Path, name: str, settings: Any) -> Path:
+    """The folder of a stage under these settings (plain values), made when missing."""
+    text = json.dumps(settings, sort_keys=True, default=str)
+    folder = work / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    if not (folder / "settings.json").exists():
+        folder.mkdir(exist_ok=True)
+        write_text(folder / "settings.json", json.dumps(settings, indent=1, default=str))
+    return folder
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a file under a temporary name beside `path`, then give it that name."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_UNFINISHED}")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file."""
+    write_whole(path, lambda temporary: _write_text(temporary, text))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def write_part(path: Path, table: pa.Table, metadata: dict[str, bytes]) -> None:
+    """Write a whole Parquet file whose schema carries `metadata`: data and counts are there together."""
+    table = table.replace_schema_metadata(metadata)
+    write_whole(
+        path, lambda temporary: pq.write_table(table, temporary, compression="zstd", use_dictionary=False)
+    )
+
+
+def part_metadata(path: Path) -> dict[str, bytes]:
+    """The metadata `write_part` was given."""
+    return {key.decode(): value for key, value in (pq.read_schema(path).metadata or {}).items()}
