@@ -43,18 +43,19 @@ class WordList:
 
     def __init__(self, entries: Iterable[str]) -> None:
         folded = sorted({entry.casefold() for entry in entries}, key=lambda entry: (-len(entry), entry))
+        self.entries = tuple(folded)  # what the list says, whatever the order and case of its lines
         spaced = [entry for entry in folded if not _UNSPACED.search(entry)]
         glued = [entry for entry in folded if _UNSPACED.search(entry)]
-        self._entries: dict[str, list[str]] = {}  # by a word that every text with the entry has
+        self._by_word: dict[str, list[str]] = {}  # entries by a word that every text with one has
         symbols = []  # entries without any
         for entry in spaced:
             if words := _ASCII_WORD.findall(entry) or _WORD.findall(entry):
                 # The longest is the rarest; among those of `s.o.b.` any but `s`, which is in every `it's`.
                 word = max(sorted(words), key=len)
-                self._entries.setdefault(word, []).append(entry)
+                self._by_word.setdefault(word, []).append(entry)
             else:
                 symbols.append(entry)
-        self._words = frozenset(self._entries)
+        self._words = frozenset(self._by_word)
         self._is_ascii = all(map(str.isascii, self._words))
         self._symbols = re.compile("|".join(map(_whole, symbols))) if symbols else None
         self._glued = re.compile("|".join(map(re.escape, glued))) if glued else None
@@ -84,7 +85,7 @@ class WordList:
                 words += _WORD.findall(folded)
         if not self._words.isdisjoint(words):
             for word in words:
-                for entry in self._entries.get(word, ()):
+                for entry in self._by_word.get(word, ()):
                     if (is_ascii and entry == word) or (entry in folded and re.search(_whole(entry), folded)):
                         return entry
         if self._symbols and (match := self._symbols.search(folded)):

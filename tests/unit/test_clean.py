@@ -1,5 +1,8 @@
-"""Each rule at its threshold, the policies, and rule 7 against a plain dictionary."""
+"""Each rule at its threshold and against its plain definition, the policies, rule 7 against a dictionary."""
 
+import hashlib
+import re
+import unicodedata
 from collections import Counter
 
 import pytest
@@ -7,7 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plato2.config import UserError
-from plato2.data.clean import Cleaner, CleanRules, RepeatCounter, conversations, message_key
+from plato2.data.clean import (
+    Cleaner,
+    CleanRules,
+    RepeatCounter,
+    conversations,
+    has_long_word,
+    has_special_string,
+    has_url,
+    letter_share,
+    message_key,
+    overlaps,
+    split_words,
+)
+from plato2.data.words import UNSPACED
 
 ZH = "今天天气真好我们一起去公园散步好不好然后再去吃一碗热热的牛肉面你觉得怎么样呢"
 
@@ -84,12 +100,64 @@ def test_rule_8_finds_whole_words_and_phrases(tmp_path):
     assert failed("他说坏话了吗", **rules) == {"8"}
 
 
+def test_rule_8_with_the_lists_that_ship_with_plato2():
+    assert failed("what the HELL is that ?", offensive_words="en") == {"8"}
+    assert failed("what is that ?", offensive_words="en") == set()
+    assert failed("你这个傻逼", offensive_words="zh") == {"8"}
+
+
 def test_rule_8_needs_a_file_with_words(tmp_path):
     empty = tmp_path / "empty.txt"
     empty.write_text("\n")
-    for path, why in ((empty, "has no words"), (tmp_path / "missing.txt", "cannot be read")):
-        with pytest.raises(UserError, match=why):
+    for path, why in ((empty, "has no word"), (tmp_path / "missing.txt", "cannot be read.*en, zh")):
+        with pytest.raises(UserError, match=rf"clean.offensive_words={re.escape(str(path))}: .*{why}"):
             Cleaner(CleanRules(offensive_words=str(path)))
+
+
+# -- the rules as they are meant, without haste -----------------------------------------------------------
+
+SLOW_URL = re.compile(r"(?i)\b(?:https?://|www\.)\S|\b[a-z0-9-]+\.(?:com|org|net|edu|gov)\b")
+PIECES = ["www.", "WWW.", "https://", "http\u017f://", ".com", ".ORG", ".Gov", "r/", "/u/", "&amp;", "and/or"]
+BLANKS = [" ", " ", "  ", "\n", "\t", "\x0b", "\x1c", "\x85", "\xa0", "\u3000", "\u200b", "\u2028"]
+CHARACTERS = [*"éßİ\u017fﬁ²Ⅷ_9\u2019…天\uff0c🙂\ud800\x00", "नि", "e\u0301"]
+WORDS = ["I", "i", "tea", "Tea", "don't", "x" * 29, "x" * 30, "x" * 31, ZH]
+TEXTS = st.lists(
+    st.one_of(*map(st.sampled_from, (PIECES, BLANKS, BLANKS, CHARACTERS, WORDS)), st.text(max_size=8)),
+    max_size=20,
+).map("".join)
+
+
+@given(TEXTS, st.sampled_from([1, 2, 5, 30]))
+def test_long_words_are_what_they_were(text, longest):
+    runs = re.split(rf"(?:\s|[{UNSPACED}])+", text)
+    assert has_long_word(text, longest) == any(len(run) > longest for run in runs)
+
+
+@given(TEXTS)
+def test_letters_are_what_they_were(text):
+    characters = "".join(text.split())
+    letters = [char for char in characters if char.isalpha() or unicodedata.category(char)[0] == "M"]
+    assert letter_share(text) == (len(letters) / len(characters) if characters else 1.0)
+
+
+@given(TEXTS)
+def test_addresses_and_special_strings_are_what_they_were(text):
+    assert has_url(text) == bool(SLOW_URL.search(text))
+    assert has_special_string(text) == bool(re.search(r"(?<!\w)[ru]/|&amp;", text))
+
+
+@given(TEXTS, TEXTS, st.sampled_from([0.0, 0.5, 0.8, 1.0]))
+def test_words_and_their_overlap_are_what_they_were(text, previous, most):
+    words = split_words(text)
+    assert words == re.findall(rf"[^\W{UNSPACED}]+|[{UNSPACED}]", text.casefold())
+    common = (Counter(words) & Counter(split_words(previous))).total()
+    assert overlaps(words, split_words(previous), most) == (common > most * len(words))
+
+
+@given(TEXTS)
+def test_keys_of_messages_are_what_they_were(text):
+    folded = " ".join(text.split()).casefold().encode("utf-8", "replace")
+    assert message_key(text) == int.from_bytes(hashlib.blake2b(folded, digest_size=8).digest(), "little")
 
 
 @pytest.mark.parametrize(
