@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from plato2.config import UserError
-from plato2.data.corpora import expand
+from plato2.data.reading import expand
 
 BLOCK_BYTES = 16 << 20
 """Uncompressed bytes of a block, the unit of work: some ten thousand comments."""
@@ -157,7 +157,7 @@ class DumpReader:
                     "--on-broken skip"
                 ) from None
             self.cut = str(error)
-            if lines:
+            if end:
                 yield self._block(number, lines + end)
             return
         if any(waiting):

@@ -52,7 +52,7 @@ def parse_comment(record: Any) -> Message:
     elif parent is not None and parent & 1:
         thread = parent
     elif found := _PERMALINK.search(str(record.get("permalink") or "")):
-        thread = 2 * int(found[1], 36) + 1
+        thread = 2 * _number(found[1], "permalink") + 1
     elif parent is not None:
         thread = parent
     else:
@@ -108,11 +108,12 @@ def base36(node: int) -> str:
 def _number(value: Any, key: str) -> int:
     """The number of an id such as `t1_c81`, `c81`."""
     try:
-        number = int(value.rpartition("_")[2] if value[:1] == "t" and value[2:3] == "_" else value, 36)
-    except (TypeError, ValueError, AttributeError):
-        raise ValueError(f"{key} {value!r} is not an id in base 36") from None
+        number = int(value[3:] if value[2] == "_" else value, 36)
+    except (TypeError, ValueError, LookupError):
+        is_short = isinstance(value, str) and 0 < len(value) < 3 and value.isascii() and value.isalnum()
+        number = int(value, 36) if is_short else -1  # one of the first thousand
     if not 0 <= number < 2**61:
-        raise ValueError(f"{key} {value!r} is out of range")
+        raise ValueError(f"{key} {value!r} is not an id in base 36")
     return number
 
 

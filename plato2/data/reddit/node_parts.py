@@ -12,11 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import orjson
-
 from plato2.data.reddit.dumps import BLOCK_BYTES, Block, Dump, DumpReader
 from plato2.data.reddit.messages import parse_comment
-from plato2.data.reddit.nodes import Counts, NodeMaker
+from plato2.data.reddit.nodes import Counts, NodeMaker, load_line
 from plato2.data.reddit.rules import Judge, RedditRules
 from plato2.data.reddit.work import part_metadata, write_part, write_text
 from plato2.data.tokenizer import Tokenizer
@@ -141,7 +139,7 @@ def sample_dump(job: SampleJob, dump: Dump) -> list[SampledText]:
         if number >= limit:
             continue
         try:
-            message = parse_comment(orjson.loads(line))
+            message = parse_comment(load_line(line))
         except ValueError:
             continue
         if message.text and not message.text.isspace() and not judge.failing(message):

@@ -94,7 +94,7 @@ def lists_sha256(rules: RedditRules) -> str:
     """Hash of the content of the lists in use: a list may change while its name stays."""
     words = WordList.read(rules.offensive_words, "rule offensive_words") if rules.offensive_words else None
     names = [read_names(name, f"rule {key}") for key, name in _name_lists(rules).items() if name is not None]
-    content = [sorted(words._words) if words else [], *map(sorted, names)]
+    content = [sorted(words.entries) if words else [], *map(sorted, names)]
     return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
