@@ -29,7 +29,7 @@ from test_imports import ALLOWED
 from typer.testing import CliRunner
 
 import train
-from plato2.commands import VERBS, app
+from plato2.commands import SPECIAL, VERBS, app
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "experiments" / "README.md"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -169,7 +169,7 @@ def test_own_files_of_the_configuration_page(own_files: Path) -> None:
 
 @cache
 def verb(name: str) -> Any:
-    file = name.replace("-", "_") + "_" * keyword.iskeyword(name)
+    file = re.sub("[- ]", "_", name) + "_" * keyword.iskeyword(name)
     module = importlib.import_module(f"plato2.commands.{file}")
     return typer.main.get_command(module.app)
 
@@ -177,6 +177,8 @@ def verb(name: str) -> Any:
 @pytest.mark.parametrize("line", PLATO2_LINES)
 def test_plato2_commands_parse(line: str) -> None:
     words = shlex.split(line.split("plato2 ", 1)[1], comments=True)
+    if (*words[:2],) in SPECIAL:
+        words = [" ".join(words[:2]), *words[2:]]
     found, arguments = verb(words[0]), words[1:]
     if hasattr(found, "commands"):
         found, arguments = found.commands[arguments[0]], arguments[1:]
@@ -184,7 +186,7 @@ def test_plato2_commands_parse(line: str) -> None:
 
 
 def test_options_named_in_the_text_exist() -> None:
-    commands = [verb(name) for name in VERBS]
+    commands = [verb(name) for name in [*VERBS, *map(" ".join, SPECIAL)]]
     commands += [sub for found in commands for sub in getattr(found, "commands", {}).values()]
     known = {option for found in commands for parameter in found.params for option in parameter.opts}
     for path in DOCUMENTS:

@@ -33,6 +33,12 @@ plato2 prepare jsonl 'chats/*.jsonl.gz' --out data/chats --policy split --vocab-
 plato2 prepare tsv train.tsv --out data/mine --tokenizer data/chitchat/tokenizer --rule max_repeats=off
 
 plato2 prepare hf_datasets DailyDialog/train --reader column=dialog --out data/dailydialog
+
+[bold]Also[/]
+
+plato2 prepare reddit --help: comment trees from dumps of Reddit, on one machine or a Spark cluster
+
+plato2 prepare explain --help: what every cleaning rule says about one message
 """
 
 
