@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from plato2.data.shards import ShardIndex
 from plato2.data.statistics import SplitStatistics
 
-CARD_FILES = ("card.md", "lengths.png")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+CARD_FILES = ("card.md", "lengths.png", "card.html", "subreddits.csv")
+"""Of any card; the last two only Reddit's has (plato2/data/reddit/card.py)."""
 PAPER_UTTERANCES_PER_SAMPLE = 2.78
 PAPER_TOKENS_PER_UTTERANCE = 26.3
 
@@ -45,20 +49,20 @@ def write_card(
     folder: Path, index: ShardIndex, facts: CardFacts, statistics: Mapping[str, SplitStatistics]
 ) -> None:
     """Write `card.md` and `lengths.png` into the folder of the shards."""
-    _draw_lengths(folder / "lengths.png", statistics["train"])
+    draw_lengths(folder / "lengths.png", statistics["train"])
     parts = [
         f"# Data card: {escape(str(index.source['corpus']))}",
         _source(index, facts),
         "## From dialogues to samples",
-        _table(("", "number"), _funnel(facts.counts)),
+        table(("", "number"), _funnel(facts.counts)),
         _broken(facts),
         "## Cleaning rules",
         f"{facts.n_messages_failing:,} of {facts.n_messages_judged:,} messages "
         f"({facts.n_messages_failing / max(1, facts.n_messages_judged):.1%}) fail a rule. A message "
         f"counts for each rule it breaks. Policy: `{index.prepare['policy']}`.",
-        _table(("rule", "messages"), [(name, f"{n:,}") for name, n in sorted(facts.rules.items())]),
+        table(("rule", "messages"), [(name, f"{n:,}") for name, n in sorted(facts.rules.items())]),
         "## Samples",
-        _samples(index, statistics),
+        samples_table(index, statistics),
         "![Lengths of contexts and responses](lengths.png)",
         "## Options",
         f"```json\n{json.dumps(index.prepare, indent=2, ensure_ascii=False)}\n```",
@@ -119,7 +123,8 @@ def _broken(facts: CardFacts) -> str:
     return "\n".join(lines)
 
 
-def _samples(index: ShardIndex, statistics: Mapping[str, SplitStatistics]) -> str:
+def samples_table(index: ShardIndex, statistics: Mapping[str, SplitStatistics]) -> str:
+    """What the splits hold, as a Markdown table; the last row is the paper's."""
     rows: list[tuple[str, ...]] = []
     for split, counted in statistics.items():
         shards = index.splits[split].shards
@@ -129,8 +134,8 @@ def _samples(index: ShardIndex, statistics: Mapping[str, SplitStatistics]) -> st
                 f"{counted.n_samples:,}",
                 f"{len(shards):,}",
                 f"{sum(shard.bytes for shard in shards) / 1e6:.1f} MB",
-                f"{_mean(counted.context_lengths):.1f}",
-                f"{_mean(counted.response_lengths):.1f}",
+                f"{mean_length(counted.context_lengths):.1f}",
+                f"{mean_length(counted.response_lengths):.1f}",
                 f"{counted.utterances_per_sample:.2f}",
                 f"{counted.tokens_per_utterance:.1f}",
             )
@@ -138,30 +143,35 @@ def _samples(index: ShardIndex, statistics: Mapping[str, SplitStatistics]) -> st
     paper = (f"{PAPER_UTTERANCES_PER_SAMPLE}", f"{PAPER_TOKENS_PER_UTTERANCE}")
     rows.append(("paper (English, Reddit)", "684M", "", "", "", "", *paper))
     lengths = ("ids/context", "ids/response", "utterances/sample", "tokens/utterance")
-    return _table(("", "samples", "shards", "size", *lengths), rows)
+    return table(("", "samples", "shards", "size", *lengths), rows)
 
 
-def _table(head: tuple[str, ...], rows: list[Any]) -> str:
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """A Markdown table; all columns but the first are numbers, to the right."""
     lines = [head, ("---", *["---:"] * (len(head) - 1)), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _mean(histogram: np.ndarray) -> float:
+def mean_length(histogram: np.ndarray) -> float:
+    """Of `histogram[n]` samples with n ids."""
     return float((np.arange(len(histogram)) * histogram).sum() / max(1, histogram.sum()))
 
 
-def _draw_lengths(path: Path, counted: SplitStatistics) -> None:
-    """Histogram of the ids in a context and in a response."""
+def draw_lengths(path: Path, counted: SplitStatistics) -> None:
+    """Histogram of the ids in a context and in a response, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # drawing is all that needs matplotlib
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3), layout="constrained")
     FigureCanvasAgg(figure)
-    histograms = {"context": counted.context_lengths, "response": counted.response_lengths}
-    for place, (name, histogram) in enumerate(histograms.items(), start=1):
-        axes = figure.add_subplot(1, 2, place)
-        axes.bar(np.arange(len(histogram)), histogram, width=1.0, color="C0" if place == 1 else "C1")
-        axes.set_title(f"{name}: mean {_mean(histogram):.1f}")
-        axes.set_xlabel("ids, special ids included")
-        axes.set_ylabel("samples")
+    draw_histogram(figure.add_subplot(1, 2, 1), "context", counted.context_lengths, "C0")
+    draw_histogram(figure.add_subplot(1, 2, 2), "response", counted.response_lengths, "C1")
     figure.savefig(path, dpi=100)
+
+
+def draw_histogram(axes: Axes, name: str, histogram: np.ndarray, color: str) -> None:
+    """`histogram[n]` samples have n ids in their context or response."""
+    axes.stairs(histogram, np.arange(len(histogram) + 1) - 0.5, fill=True, color=color)
+    axes.set_title(f"{name}: mean {mean_length(histogram):.1f}")
+    axes.set_xlabel("ids, special ids included")
+    axes.set_ylabel("samples")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import bz2
 import hashlib
 import lzma
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -89,7 +90,7 @@ def find_dumps(patterns: list[str], kind: str) -> list[Dump]:
     """
     import fsspec
 
-    dumps = []
+    dumps: dict[str, Dump] = {}
     for path in sorted(set(expand(patterns))):
         filesystem, inner = fsspec.core.url_to_fs(path)
         info = filesystem.info(inner)
@@ -98,8 +99,9 @@ def find_dumps(patterns: list[str], kind: str) -> list[Dump]:
         changed = info.get("mtime") or info.get("LastModified") or info.get("ETag") or ""
         version = hashlib.sha256(f"{path}|{info['size']}|{changed}".encode()).hexdigest()[:8]
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", inner.rsplit("/", 1)[-1])
-        dumps.append(Dump(path, kind, int(info["size"]), f"{name}-{version}"))
-    return dumps
+        place = os.path.realpath(inner) if "file" in filesystem.protocol else path
+        dumps.setdefault(place, Dump(path, kind, int(info["size"]), f"{name}-{version}"))
+    return list(dumps.values())
 
 
 class DumpReader:
@@ -147,6 +149,7 @@ class DumpReader:
                     number += 1
                     text = text[end + 1 :]
                 waiting, n_waiting = [text], len(text)
+                self._check_lines(n_waiting)
         except BrokenStream as error:
             lines, end, _ = b"".join(waiting).rpartition(b"\n")  # what follows is half a line
             message = f"{self._dump.path}: {error}"

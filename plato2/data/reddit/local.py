@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import duckdb
 
 _ROWS = 65_536
+_SPILLED = "duckdb"
 
 
 class LocalEngine:
@@ -60,6 +62,7 @@ class LocalEngine:
         self._work, self._workers, self._memory = work, workers, memory
         self.settings = {"engine": self.name, "workers": workers, "memory": memory}
         self.versions = {"duckdb": duckdb.__version__}
+        shutil.rmtree(work / _SPILLED, ignore_errors=True)  # of a run that was killed
         self._connect().close()
 
     def sample(self, job: SampleJob, dumps: list[Dump], advance: Advance) -> Iterator[list[SampledText]]:
@@ -79,7 +82,7 @@ class LocalEngine:
                 finish_dump(job, dump, reader)
 
     def find_repeated(self, parts: list[Path], max_repeats: int, out: Path) -> None:
-        """Stage 2: the `text_key`s of messages that occur more often; a comment that is there twice is one."""
+        """Stage 2: the `text_key`s of messages that occur more often; a comment that is twice there is one."""
         with self._connection() as connection:
             names = {"parts": [str(part) for part in parts]}
             keys = connection.sql(
@@ -135,17 +138,29 @@ class LocalEngine:
         connection = self._connect()
         try:
             yield connection
-        except duckdb.OutOfMemoryException as error:
-            raise UserError(
-                f"memory={self._memory}: too little for DuckDB ({_first_line(error)}); give it more with --memory"
-            ) from error
         except duckdb.Error as error:
-            message = _first_line(error)
-            if "space" in message.lower():
-                raise OSError(errno.ENOSPC, message, str(self._work)) from error
-            raise UserError(f"DuckDB could not go on: {message}") from error
+            raise self._failure(str(error)) from error
+        except OSError as error:  # with a number: from a worker; without: DuckDB's, through Arrow's reader
+            raise error if error.errno else self._failure(str(error)) from error
+        except RuntimeError as error:
+            if "interrupted" in str(error).lower():  # Ctrl-C in the middle of a query
+                raise KeyboardInterrupt from error
+            raise
         finally:
             connection.close()
+
+    def _failure(self, message: str) -> Exception:
+        """What DuckDB's message means to the user."""
+        line = message.partition("\n")[0]
+        # The limit of the temporary files is DuckDB's own: most of what is free on the disk.
+        if any(sign in message for sign in ("No space left", "quota", "max_temp_directory_size")):
+            return OSError(errno.ENOSPC, line, str(self._work))
+        if "out of memory" in line.lower():
+            return UserError(
+                f"memory={self._memory}: too little for DuckDB ({line}); give it more with --memory, or take "
+                "fewer --workers"
+            )
+        return UserError(f"DuckDB could not go on: {line}")
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         import duckdb
@@ -155,16 +170,12 @@ class LocalEngine:
             connection.execute("SET memory_limit = $1", [self._memory])
         except duckdb.Error as error:
             raise UserError(
-                f"memory={self._memory!r}: not a size such as 1GB ({_first_line(error)})"
+                f"memory={self._memory!r}: not a size such as 1GB ({str(error).partition(chr(10))[0]})"
             ) from None
         connection.execute("SET threads = $1", [self._workers])
-        connection.execute("SET temp_directory = $1", [str(self._work / "duckdb")])
+        connection.execute("SET temp_directory = $1", [str(self._work / _SPILLED)])
         connection.execute("SET preserve_insertion_order = false")
         return connection
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _as_is(job: Any) -> Any:

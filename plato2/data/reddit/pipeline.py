@@ -55,12 +55,11 @@ from plato2.data.reddit.node_parts import (
 )
 from plato2.data.reddit.nodes import Counts
 from plato2.data.reddit.options import RedditOptions
-from plato2.data.reddit.rules import LANGUAGES, RedditRules, lists_sha256, overlap_rule, repeat_rule
-from plato2.data.reddit.shard_parts import ShardJob, ShardPart, month_of, read_part, samples_digest
+from plato2.data.reddit.rules import LANGUAGES, RedditRules, lists_sha256
+from plato2.data.reddit.shard_parts import ShardJob, ShardPart, read_part, samples_digest
 from plato2.data.reddit.threads import TreeOptions
-from plato2.data.reddit.work import open_work, part_metadata, stage_folder
+from plato2.data.reddit.work import clear_errors, open_work, part_metadata, stage_folder
 from plato2.data.shards import (
-    INDEX_FILE,
     Samples,
     ShardIndex,
     ShardInfo,
@@ -71,6 +70,7 @@ from plato2.data.shards import (
 from plato2.data.statistics import SplitStatistics, unigram_nll
 from plato2.data.tokenizer import Tokenizer, train_tokenizer
 
+_COMMAND = "plato2 prepare reddit"
 _VALID_SHARES = (0.02, 0.05, 0.1, 0.25, 0.5)
 """Share of the comments, the latest, that are left for validation when `valid_from` is not given: the first
 share that has a sample. In all but tiny corpora that is 2 %."""
@@ -119,22 +119,29 @@ def prepare_reddit(options: RedditOptions, *, show_progress: bool = True) -> Pat
     submissions = find_dumps(options.submissions, "submissions") if options.submissions else []
     given = Tokenizer.load(options.tokenizer) if options.tokenizer else None
     work_folder = Path(options.work) if options.work else out.with_name(f"{out.name}.work")
-    with open_work(work_folder, "plato2 prepare reddit") as work, _Bars(show_progress) as bars:
-        run = _Run(options, work, _engine(options, work), bars, comments, submissions)
-        run.make(given, out)
+    with (
+        open_work(work_folder.absolute(), _COMMAND) as work,
+        _engine(options, work) as engine,
+        _Bars(show_progress) as bars,
+    ):
+        _Run(options, work, engine, bars, comments, submissions).make(given, out)
     if not options.keep_work:
         shutil.rmtree(work_folder, ignore_errors=True)
     return out
 
 
-def _engine(options: RedditOptions, work: Path) -> Engine:
+@contextmanager
+def _engine(options: RedditOptions, work: Path) -> Iterator[Engine]:
+    """The engine, until the end of the run."""
     if options.engine == "spark":
         from plato2.data.reddit.spark import SparkEngine
 
-        return SparkEngine(work, options.spark_master, options.spark_conf, options.workers)
-    from plato2.data.reddit.local import LocalEngine
+        with SparkEngine(work, options.spark_master, options.spark_conf, options.workers) as engine:
+            yield engine
+    else:
+        from plato2.data.reddit.local import LocalEngine
 
-    return LocalEngine(work, options.workers, options.memory)
+        yield LocalEngine(work, options.workers, options.memory)
 
 
 class _Bars(Progress):
@@ -182,7 +189,7 @@ class _Run:
             folder, shards = self.shards(tokenizer, parts, repeated, n_nodes, valid_from, hashes)
             if any(part.n_candidates for part in shards):
                 break
-        with new_folder(out) as target:
+        with clear_errors(out, "--out", _COMMAND), new_folder(out) as target:
             self.finish(target, tokenizer, titles, nodes, repeated, folder, shards, valid_from)
 
     # -- the tokenizer ------------------------------------------------------------------------------------
@@ -319,8 +326,7 @@ class _Run:
             comments=nodes.counts,
             titles=titles.counts if titles else None,
             repeated=dict(json.loads(part_metadata(repeated)["months"])) if repeated else {},
-            repeat_rule=repeat_rule(options.rules),
-            overlap_rule=overlap_rule(options.rules),
+            rules=options.rules,
             shards=shards,
             n_candidates=n_candidates,
             n_valid=len(valid),

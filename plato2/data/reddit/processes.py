@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any, TypeVar
@@ -47,8 +48,12 @@ class Processes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the processes; items that nobody has begun are dropped."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._pool is None:
+            return
+        if kind is not None:
+            for process in [*(self._pool._processes or {}).values()]:
+                process.kill()  # what it writes is whole or not there
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def each(self, function: Callable[[Any, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Yield `function(state, item)` for every item, in order.
@@ -63,16 +68,30 @@ class Processes:
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:
-                waiting.append(self._pool.submit(_call, function, item))
+                with _interrupts_wait():
+                    waiting.append(self._pool.submit(_call, function, item))
                 if len(waiting) > self._n + 1:  # one more than are at work, so that none waits for the reader
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
             raise UserError(
-                "a worker process died (out of memory?): run the command again, it goes on from the last finished "
-                "part; --workers 1 takes the least memory"
+                "a worker process died (out of memory?): run the command again, it goes on from the last "
+                "finished part; --workers 1 takes the least memory"
             ) from None
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block; in processes that begin here for ever: they inherit that."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(start: Callable[[Any], Any], job: Any) -> None:

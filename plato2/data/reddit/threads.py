@@ -77,8 +77,7 @@ def build_threads(nodes: pa.Table, options: TreeOptions) -> ThreadSamples:
     A sample is every node with a parent: the nodes above it, as many whole turns as fit (the newest first),
     and the node itself as the response.
     """
-    table = _sorted_once(nodes)
-    n_duplicates = len(nodes) - len(table)
+    table, again = _sorted_once(nodes)
     ids = table.column("id").to_numpy()
     months = table.column("month").to_numpy()
     tokens = _Tokens.of(table)
@@ -119,23 +118,35 @@ def build_threads(nodes: pa.Table, options: TreeOptions) -> ThreadSamples:
         "its parent is too long for a context": np.isin(np.arange(n), too_long),
     }
     token_ids, offsets, context_len = tokens.samples(responses, parent, options)
+    months_lost = {"the same message again": again.column("month").to_numpy()}
+    months_lost |= {reason: months[mask] for reason, mask in reasons.items()}
     lost: dict[int, Counter[str]] = {}
-    for reason, mask in reasons.items():
-        for month, count in zip(*np.unique(months[mask], return_counts=True), strict=True):
+    for reason, of_reason in months_lost.items():
+        for month, count in zip(*np.unique(of_reason, return_counts=True), strict=True):
             lost.setdefault(int(month), Counter())[reason] = int(count)
-    n_nodes = Counter({reason: int(mask.sum()) for reason, mask in reasons.items()})
-    n_nodes["the same message again"] = n_duplicates
+    n_nodes = Counter({reason: len(of_reason) for reason, of_reason in months_lost.items()})
     n_nodes["samples"] = len(responses)
     time = table.column("time").to_numpy()[responses]
     return ThreadSamples(token_ids, offsets, context_len, time, keys, ids[responses], n_nodes, lost)
 
 
-def _sorted_once(nodes: pa.Table) -> pa.Table:
-    """The nodes by id, each once; of different versions always the same one."""
+def _sorted_once(nodes: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """(the nodes by id, each once; those left out); of different versions always the same one is taken."""
     columns = [nodes.column(name).to_numpy() for name in ("text_key", "parent", "time", "id")]
-    order = np.lexsort(columns)
+    order = np.lexsort([_ranks_of_same_ids(nodes), *columns])
     ids = columns[-1][order]
-    return nodes.take(order[np.append(True, ids[1:] != ids[:-1])[: len(ids)]])
+    is_first = np.append(True, ids[1:] != ids[:-1])[: len(ids)]
+    return nodes.take(order[is_first]), nodes.take(order[~is_first])
+
+
+def _ranks_of_same_ids(nodes: pa.Table) -> np.ndarray:
+    """(n,) the order of nodes with the same id by their tokens: `text_key` is blind to case."""
+    _, of_id, count = np.unique(nodes.column("id").to_numpy(), return_inverse=True, return_counts=True)
+    ranks = np.zeros(len(nodes), dtype=np.int64)
+    rows = np.flatnonzero(count[of_id] > 1)
+    texts = nodes.column("token_ids").take(rows).to_pylist()
+    ranks[rows[sorted(range(len(rows)), key=texts.__getitem__)]] = np.arange(len(rows))
+    return ranks
 
 
 def _parents(ids: np.ndarray, parent_ids: np.ndarray, orphans: str) -> tuple[np.ndarray, np.ndarray]:
@@ -156,7 +167,7 @@ def _tops(up: np.ndarray) -> np.ndarray:
     Every step doubles the distance: a chain of 5,000 takes 13.
     """
     up = np.append(up, len(up))
-    for _ in range(int(len(up)).bit_length()):
+    for _ in range(len(up).bit_length()):
         further = up[up]
         if np.array_equal(further, up):
             break

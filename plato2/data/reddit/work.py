@@ -36,26 +36,37 @@ def open_work(folder: Path, command: str) -> Iterator[Path]:
     Raises:
         UserError: another process works there, or the disk refuses.
     """
-    try:
+    with clear_errors(folder, "--work", command):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / "lock", folder):
             for path in folder.rglob(f"*{_UNFINISHED}"):
                 path.unlink(missing_ok=True)
             yield folder
+
+
+@contextmanager
+def clear_errors(folder: Path, option: str, command: str) -> Iterator[None]:
+    """Say in words what the disk of `folder`, which the user chooses with `option`, refuses.
+
+    Raises:
+        UserError: instead of an OSError in the `with` block.
+    """
+    try:
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(disk_full(folder, command)) from error
+            raise UserError(disk_full(folder, option, command)) from error
         raise UserError(
-            f"{error.filename or folder}: {error.strerror}; mend that and run {command} again"
+            f"{error.filename or folder}: {error.strerror or error}; mend that and run {command} again"
         ) from error
 
 
-def disk_full(folder: Path, command: str) -> str:
+def disk_full(folder: Path, option: str, command: str) -> str:
     """What to say when there is no room left."""
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder if folder.exists() else folder.absolute().parent).free
     return (
-        f"the disk of {folder} is full ({free / 1e6:,.0f} MB free): free some space, or name a folder on another "
-        f"disk with --work, and run {command} again; it goes on from the last finished part"
+        f"the disk of {folder} is full ({free / 1e6:,.0f} MB free): free some space, or name a folder on "
+        f"another disk with {option}, and run {command} again; it goes on from the last finished part"
     )
 
 
