@@ -28,7 +28,7 @@ VERBS = {
     "score": "Give the probabilities of responses: p(r|c), p(z|c,r), p(l=1|c,r).",
     "import": "Make a model folder from Knover's or PaddleNLP's weights.",
     "export": "Write a model for Knover or for Hugging Face transformers.",
-    "bench": "Measure training side by side with other ways of doing it.",
+    "bench": "Measure preparing, training, talking and serving side by side with other ways.",
     "report": "Show what the runs of a curriculum reached, and how they answer.",
 }
 """Verb -> its line in `plato2 --help`; the code is in plato2/commands/<verb>.py (import: import_.py)."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 app = typer.Typer(
@@ -16,7 +17,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     no_args_is_help=True,
-    help="Measure training and talking side by side with other ways of doing it.",
+    help="Measure preparing, training and talking side by side with other ways of doing it.",
 )
 
 Quick = Annotated[bool, typer.Option("--quick", help="A smoke test; its numbers mean nothing.")]
@@ -26,7 +27,7 @@ DEFAULT_DATA = "data/chitchat"
 
 @app.callback()
 def _group() -> None:
-    """Measure training and talking side by side with other ways of doing it."""
+    """Measure preparing, training and talking side by side with other ways of doing it."""
 
 
 @app.command()
@@ -130,6 +131,100 @@ def serve(
             table.add_row(name, str(clients), f"{each['requests']:,}", rate, median, p99, statuses)
     console.print(table)
     _print_machine(found, console)
+
+
+@app.command()
+def prepare(
+    comments: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Comments of a set of dumps; may be repeated.", show_default="1,000,000 and 3,000,000"
+        ),
+    ] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(help="local or spark; may be repeated.", show_default="both"),
+    ] = None,
+    no_spark: Annotated[bool, typer.Option("--no-spark", help="The same as --engine local.")] = False,
+    pieces: Annotated[int, typer.Option(help="Of the tokenizer whose training is measured apart.")] = 8_000,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Keep the dumps there, and use those that are there; else a temporary folder."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """CPU time, memory and disk of preparing Reddit: 1 and 2 workers, and Spark on the smallest set of dumps.
+
+    Needs Linux, a few GB of disk and about half an hour; Spark needs Java and PySpark.
+    """
+    from plato2.bench.prepare import COMMENTS, ENGINES, bench_prepare
+
+    engines = [name for name in engine or ENGINES if not (no_spark and name == "spark")]
+    console = Console(stderr=True, highlight=False)
+    with (
+        tempfile.TemporaryDirectory(prefix="plato2-bench-") as temporary,
+        console.status("starting") as status,
+    ):
+        where = folder or Path(temporary)
+        found = bench_prepare(
+            where.resolve(), comments or COMMENTS, engines, pieces, lambda text: status.update(escape(text))
+        )
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    console = Console(highlight=False)
+    console.print(_targets(found))
+    parts = found["parts"]
+    time, space = Table(title="All processes of a side"), Table(title="Memory at its highest; disk; result")
+    _columns(time, ("side",), ("comments", "CPU s", "wall s", "µs CPU"))
+    _columns(space, ("side",), ("comments", "MB", "anonymous MB", "work B", "result B"))
+    space.add_column("digest")
+    for side in sorted([*parts["plain_passes"], *parts["sides"]], key=lambda side: side["comments"]):
+        start = [escape(side.get("side", "decompress, json.loads")), f"{side['comments']:,}"]
+        if "failed" in side:
+            time.add_row(*start, "failed")
+            continue
+        time.add_row(*start, *(f"{side[key]:,.1f}" for key in ("cpu_s", "wall_s", "cpu_us_a_comment")))
+        if "side" in side:
+            memory = [f"{side[key]:,.0f}" for key in ("peak_mb", "peak_anonymous_mb")]
+            disk = [f"{side[key] / side['comments']:.1f}" for key in ("peak_work_bytes", "result_bytes")]
+            space.add_row(*start, *memory, *disk, side["digest"][:8])
+    console.print(time)
+    console.print(space)
+    lines = ["µs CPU, work B (the work folder at its biggest) and result B are for each comment."]
+    lines += [f"{side['side']} failed: {side['failed']}" for side in parts["sides"] if "failed" in side]
+    lines += [f"{name} was left out: {why}" for name, why in parts["left_out"].items()]
+    trained, whole = parts["tokenizer"], parts["all_of_reddit"]
+    lines.append(
+        f"A tokenizer of {trained['pieces']:,} pieces would be {trained['cpu_s']:.1f} CPU seconds more "
+        f"({trained['comments']:,} comments, {trained['peak_mb']:,.0f} MB)."
+    )
+    if whole is not None:
+        lines.append(
+            f"In proportion, {whole['assumed_comments'] / 1e9:g} billion comments (assumed; "
+            f"{whole['input_tb']:.1f} TB of lines) are {whole['core_hours']:,.0f} core-hours, "
+            f"{whole['work_tb']:.2f} TB of work folder and {whole['shards_tb']:.2f} TB of shards."
+        )
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+    _print_machine(found, console)
+
+
+def _targets(found: dict[str, Any]) -> Table:
+    """Every ratio beside its target."""
+    table = Table(title="Targets")
+    _columns(table, ("what",), ("found", "target"))
+    table.add_column("")
+    words = {True: "met", False: "MISSED", None: ""}
+    for name, value in found["ratios"].items():
+        shown = "not measured" if value is None else f"{value:g}"
+        table.add_row(name, shown, found["targets"].get(name, ""), words[found["met"].get(name)])
+    return table
+
+
+def _columns(table: Table, left: tuple[str, ...], right: tuple[str, ...]) -> None:
+    for column in (*left, *right):
+        table.add_column(column, justify="right" if column in right else "left", no_wrap=column in left)
 
 
 def _prepare(out: Path) -> str:

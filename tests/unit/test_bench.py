@@ -1,7 +1,8 @@
-"""`plato2 bench train`: fair sides, and one JSON object with every ratio."""
+"""`plato2 bench`: fair sides, and one JSON object with every ratio."""
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from synthetic import write_corpus
 from typer.testing import CliRunner
 
-from plato2.bench import generate, serve
+from plato2.bench import generate, prepare, serve
 from plato2.bench.sides import Side, alternate, padded_batch, padded_unit, ratio, real_tokens, records
 from plato2.bench.train import TARGETS
 from plato2.commands import app
@@ -158,3 +159,106 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
     pytest.importorskip("fastapi")
     with pytest.raises(UserError, match="no such run folder"), serve.serving(tmp_path / "nothing", "float32"):
         pass
+
+
+def test_measuring_a_command_counts_processes_that_nobody_waited_for() -> None:
+    burn = "import time\nx = bytearray(80_000_000)\nwhile time.process_time() < 1.0: pass"
+    inner = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {burn!r}])"
+    found = prepare.measure([sys.executable, "-c", inner])
+    assert found.exit_code == 0
+    assert 1.0 <= found.cpu_s < 2.0
+    assert 80e6 < found.peak_anonymous_bytes <= found.peak_bytes < 200e6
+
+
+def test_a_command_that_is_interrupted_leaves_nothing_behind() -> None:
+    def interrupt(text: str) -> None:
+        raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        prepare.measure(["sleep", "60"], interrupt)
+    assert time.monotonic() - began < 10
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+    """(what `bench prepare` found, the folder where it worked)."""
+    pytest.importorskip("duckdb")
+    folder = tmp_path_factory.mktemp("prepare")
+    options = ["--comments", "2000", "--no-spark", "--pieces", "500", "--folder", str(folder)]
+    result = CliRunner().invoke(app, ["bench", "prepare", "--json", *options])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout), folder
+
+
+def test_prepare_runs_the_real_command_and_finds_one_digest(prepared: tuple[dict, Path]) -> None:
+    (found, folder), n = prepared, 2_000
+    assert found["met"].keys() == {f"{name}_at_{n}" for name in prepare.TARGETS} | {"failed_sides"}
+    assert found["ratios"][f"digests_at_{n}"] == 1
+    assert found["ratios"]["failed_sides"] == 0
+    parts = found["parts"]
+    sides, (plain,) = parts["sides"], parts["plain_passes"]
+    assert [side["side"] for side in sides] == [side.name for side in prepare.LOCAL]
+    for side in sides:
+        assert side["comments"] == n
+        assert side["samples"]["train"] > 0 < side["samples"]["valid"]
+        assert side["cpu_us_a_comment"] == pytest.approx(1e6 * side["cpu_s"] / n, rel=0.01)
+        assert sum(side["stages_cpu_s"].values()) == pytest.approx(side["cpu_s"], abs=0.1)
+        assert {"start", "nodes", "shards"} <= side["stages_cpu_s"].keys()
+        assert 50 < side["peak_anonymous_mb"] <= side["peak_mb"] < 2000
+        assert side["peak_work_bytes"] > 0 < side["result_bytes"]
+    assert found["ratios"][f"cpu_over_plain_pass_at_{n}"] == pytest.approx(
+        sides[0]["cpu_s"] / plain["cpu_s"], rel=0.2
+    )
+    assert parts["tokenizer"]["cpu_s"] >= 0  # all within one look
+    assert parts["all_of_reddit"]["core_hours"] == pytest.approx(
+        sides[0]["cpu_us_a_comment"] * prepare.REDDIT_COMMENTS / 3.6e9, rel=0.01
+    )
+    left = {path.relative_to(folder).as_posix() for path in folder.glob("*/*")}
+    assert left == {f"{n}-comments/dumps"}
+
+
+def test_prepare_shows_what_missed_failed_and_was_left_out(
+    prepared: tuple[dict, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = json.loads(json.dumps(prepared[0]))
+    found["parts"]["sides"].append(
+        {"comments": 2000, "side": "spark local[2]", "engine": "spark", "failed": "no [room]"}
+    )
+    found["parts"]["left_out"] = {"spark": "there is no Java"}
+    found["met"]["failed_sides"] = False
+    monkeypatch.setattr(prepare, "bench_prepare", lambda *arguments: found)
+    shown = CliRunner().invoke(app, ["bench", "prepare"]).stdout
+    assert "spark local[2] failed: no [room]" in shown
+    assert "spark was left out: there is no Java" in shown
+    assert "MISSED" in shown
+    assert found["parts"]["sides"][0]["digest"][:8] in shown
+
+
+def test_a_side_that_fails_keeps_its_last_line_and_its_folders_go(tmp_path: Path) -> None:
+    dump = tmp_path / "RC_2011-01.zst"
+    dump.write_bytes(b"nothing")
+    bench = prepare.Bench(tmp_path, lambda text: None, tokenizer=str(tmp_path / "none"))
+    bench.run(prepare.LOCAL[0], 2_000, [dump])
+    assert "none" in bench.sides[0]["failed"]
+    assert "cpu_s" not in bench.sides[0]
+    assert bench.worst(2_000, "cpu_us_a_comment") is None
+    assert list(tmp_path.iterdir()) == [dump]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--comments", "5"], "comments=5: must be at least 1,000"),
+        (["--engine", "flink"], "engine='flink': must be one of local, spark"),
+        (
+            ["--engine", "spark", "--no-spark"],
+            "no engine is left to measure: --no-spark is for --engine local",
+        ),
+        (["--folder", "/dev/null/dumps"], "folder=/dev/null/dumps: Not a directory"),
+    ],
+)
+def test_a_wrong_option_of_prepare_is_one_line(options: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, ["bench", "prepare", *options])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [f"error: {said}"]

@@ -117,6 +117,7 @@ class NodeMaker:
         self._tokenizer = tokenizer
         self._on_broken = on_broken
         self._schema = node_schema(tokenizer.vocab_size)
+        self._id_type = np.int16 if tokenizer.vocab_size <= 2**15 else np.int32
 
     def nodes(self, dump: Dump, block: Block) -> tuple[pa.Table, Counts]:
         """The nodes of a block (sorted as its lines are) and its counts.
@@ -188,7 +189,6 @@ class NodeMaker:
         time = np.array([message.time for message in kept], dtype=np.int64)
         threads = np.array([message.thread for message in kept], dtype=np.uint64)
         months = time.astype("datetime64[s]").astype("datetime64[M]").astype(np.int32) + 1970 * 12
-        value_type = self._schema.field("token_ids").type.value_type
         columns = [
             pa.array((splitmix64(threads) >> np.uint64(1)).astype(np.int64)),
             pa.array([message.id for message in kept], pa.int64()),
@@ -196,7 +196,7 @@ class NodeMaker:
             pa.array(time),
             pa.array(months),
             pa.array(keys.view(np.int64)),
-            pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids.astype(value_type.to_pandas_dtype()))),
+            pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids.astype(self._id_type))),
         ]
         return pa.table(columns, schema=self._schema)
 
