@@ -1,12 +1,16 @@
 """Training, saving and damaging tokenizers (exactness against Knover is in tests/parity)."""
 
 import gzip
+import io
 import json
 import shutil
 import string
+from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -169,3 +173,125 @@ def test_vocab_of_another_model(copy, damage, message):
     vocab.write_text("\n".join(damage(vocab.read_text().splitlines())) + "\n")
     with pytest.raises(UserError, match=message):
         Tokenizer.load(copy)
+
+
+# -- many texts at once ----------------------------------------------------------------------------------
+
+SHIPPED = Tokenizer.load(str(files("plato2.weights") / "knover_english"))
+RARE = train_tokenizer([*TEXTS, "x ~ q # z"], 60, character_coverage=0.98)  # not all letters have a piece
+WITHOUT_BLANK = train_tokenizer(["abab" * 50 + "c"] * 10, 8, character_coverage=0.98)  # U+2581 is no piece
+ENGLISH = st.sampled_from(
+    ["I", "the", "The", "sea", "don't", "sea.", "~", "~~", "a~b", "q", "#", "<s>", "</s>"]
+)
+CONTROL = st.sampled_from([" ", "  ", "\n", "\t", "\x00", "\x1c", "\x1f", "\x7f", "\x85", "\u00a0", "\u200b"])
+FOREIGN = st.sampled_from(
+    ["é", "e\u0301", "\u00a8", "\u2019", "—", "汉字", "ﬁ", "Ⅻ", "½", "\u3000", "\ud800", "😂", "▁"]
+)
+MIXED = st.lists(ENGLISH | CONTROL | FOREIGN | st.text(max_size=5), max_size=12).map("".join)
+ASCII = st.text(st.characters(max_codepoint=127), max_size=50)
+ENGLISH_ONLY = st.lists(ENGLISH | CONTROL, max_size=20).map("".join)
+
+
+def trained_by_sentencepiece(**options: object) -> Tokenizer:
+    """A model that `train_tokenizer` does not make but a user may bring."""
+    model = io.BytesIO()
+    given = {"vocab_size": 120, "unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1, "minloglevel": 2}
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(TEXTS), model_writer=model, **{**given, "model_type": "bpe", **options}
+    )
+    return Tokenizer(model.getvalue())
+
+
+OTHER_MODELS: dict[str, dict[str, object]] = {
+    "pieces across blanks": {"split_by_whitespace": False},
+    "unigram": {"model_type": "unigram", "vocab_size": 38},
+    "character": {"model_type": "char", "vocab_size": 27},
+    "word": {"model_type": "word", "vocab_size": 25},
+    "bytes of unknown characters": {"byte_fallback": True, "vocab_size": 330},
+    "pieces of the user": {"user_defined_symbols": ["how are", "~~"]},
+    "blank at the end": {"treat_whitespace_as_suffix": True},
+    "no blank before the first word": {"add_dummy_prefix": False},
+    "blanks are kept": {"remove_extra_whitespaces": False},
+    "all as it is": {"normalization_rule_name": "identity"},
+    "lower case": {"normalization_rule_name": "nmt_nfkc_cf"},
+}
+WHOLE_TEXTS = {name: trained_by_sentencepiece(**options) for name, options in OTHER_MODELS.items()}
+BY_WORDS = {
+    "shipped": SHIPPED,
+    "lower": SHIPPED.with_lower_case(True),
+    "own": train_tokenizer(TEXTS, 90),
+    "rare": RARE,
+}
+TOKENIZERS = {**BY_WORDS, **WHOLE_TEXTS, "without blank": WITHOUT_BLANK}
+
+
+def assert_same_ids(tokenizer: Tokenizer, texts: list[str]) -> None:
+    expected = [tokenizer.encode(text) for text in texts]
+    assert tokenizer.encode_batch(texts) == expected
+    ids, offsets = tokenizer.encode_flat(texts)
+    assert (ids.dtype, offsets.dtype) == (np.int32, np.int64)
+    assert ids.tolist() == [index for text in expected for index in text]
+    assert np.diff(offsets).tolist() == list(map(len, expected))
+    assert offsets[0] == 0
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(texts=st.lists(ASCII | ENGLISH_ONLY | MIXED, max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_many_texts_at_once_have_the_ids_of_each(name, texts):
+    assert_same_ids(TOKENIZERS[name], texts)
+
+
+def test_which_models_are_encoded_by_words():
+    """The fast way must not fall asleep, nor be taken where a word's ids depend on its neighbours."""
+    assert all(tokenizer._splits_at_blanks for tokenizer in BY_WORDS.values())
+    never = {"pieces across blanks", "unigram", "pieces of the user", "blank at the end", "blanks are kept"}
+    assert not any(WHOLE_TEXTS[name]._splits_at_blanks for name in never)
+    assert any("\u2581" in piece[1:] for piece in WHOLE_TEXTS["pieces across blanks"]._pieces)
+    assert "\u2581" not in WITHOUT_BLANK._pieces
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_texts_with_runs_of_unknown_characters(name):
+    runs = [
+        "~",
+        "~~",
+        "~ ~",
+        "~~ ~ ~~ a",
+        "a ~ ~",
+        "how are ~ how are you",
+        "~\u200b~",
+        "汉 字",
+        "汉字 ~ 汉字",
+    ]
+    assert_same_ids(TOKENIZERS[name], [*runs, " ".join(runs)])
+    assert 0 in TOKENIZERS["own"].encode("~")
+
+
+def test_no_text_and_empty_texts():
+    for tokenizer in TOKENIZERS.values():
+        assert_same_ids(tokenizer, [])
+        assert_same_ids(tokenizer, [""])
+        assert_same_ids(tokenizer, ["", " ", "\x00", "hi", "", "\u200b"])
+
+
+def test_words_that_are_kept_are_collected_anew(monkeypatch):
+    monkeypatch.setattr("plato2.data.tokenizer._MOST_WORDS", 10)
+    tokenizer = Tokenizer.load(KNOVER)
+    for number in range(8):
+        assert_same_ids(tokenizer, [f"word {number} of a text", "the same again", f"{number}{number} new"])
+        assert len(tokenizer._word_ids) <= 10 + 9
+    assert_same_ids(tokenizer, [f"w{number}" for number in range(100)])
+
+
+def test_a_long_text_is_encoded_by_words():
+    """0.2 s for 0.9 MB; as a whole it takes SentencePiece seven times as long."""
+    ids = KNOVER_TOKENIZER.encode_batch([" ".join(TEXTS * 100)])[0]
+    assert ids == KNOVER_TOKENIZER.encode(" ".join(TEXTS)) * 100
+
+
+@pytest.mark.parametrize("coverage", [0.9, 0.979, 1.1])
+def test_a_coverage_that_sentencepiece_refuses(coverage):
+    with pytest.raises(UserError, match=rf"character_coverage={coverage}: must be in \[0\.98, 1\.0\]"):
+        train_tokenizer(TEXTS, 90, character_coverage=coverage)
+    assert train_tokenizer(TEXTS, 60, character_coverage=0.98).n_pieces == 60

@@ -151,17 +151,17 @@ class DumpReader:
                 waiting, n_waiting = [text], len(text)
                 self._check_lines(n_waiting)
         except BrokenStream as error:
-            lines, end, _ = b"".join(waiting).rpartition(b"\n")  # what follows is half a line
+            lines, newline, _ = b"".join(waiting).rpartition(b"\n")  # what follows is half a line
             message = f"{self._dump.path}: {error}"
             if self._on_broken == "stop":
-                line = self.n_lines + lines.count(b"\n") + bool(end)
+                line = self.n_lines + lines.count(b"\n") + bool(newline)
                 raise UserError(
                     f"{message}, after line {line:,}; get the file again, or use what can be read of it with "
                     "--on-broken skip"
                 ) from None
             self.cut = str(error)
-            if end:
-                yield self._block(number, lines + end)
+            if newline:
+                yield self._block(number, lines + newline)
             return
         if any(waiting):
             yield self._block(number, b"".join(waiting))

@@ -110,7 +110,7 @@ def _number(value: Any, key: str) -> int:
     try:
         number = int(value[3:] if value[2] == "_" else value, 36)
     except (TypeError, ValueError, LookupError):
-        is_short = isinstance(value, str) and 0 < len(value) < 3 and value.isascii() and value.isalnum()
+        is_short = isinstance(value, str) and len(value) < 3 and value.isascii() and value.isalnum()
         number = int(value, 36) if is_short else -1  # one of the first thousand
     if not 0 <= number < 2**61:
         raise ValueError(f"{key} {value!r} is not an id in base 36")

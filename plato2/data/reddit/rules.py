@@ -125,10 +125,10 @@ def repeat_rule(rules: RedditRules) -> str | None:
 
 def overlaps(ids: Sequence[int], parent: Sequence[int], max_overlap: float) -> bool:
     """Whether more than this share of `ids` also stands in `parent`, each id as often as it does."""
-    most = len(ids) * max_overlap
-    if len(ids) - len(set(ids).difference(parent)) <= most:
+    n = len(ids)
+    if not n or (n - len(set(ids).difference(parent))) / n <= max_overlap:
         return False  # most messages, without counting
-    return (Counter(ids) & Counter(parent)).total() > most
+    return (Counter(ids) & Counter(parent)).total() / n > max_overlap  # a product would round: 0.7 * 90 < 63
 
 
 # -- one message under the lens -------------------------------------------------------------------------
