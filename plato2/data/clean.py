@@ -39,7 +39,8 @@ _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 _BLANKS = bytes(code for code in range(128) if chr(code).isspace())
 _NO_LETTERS = bytes(code for code in range(128) if not chr(code).isalpha())
 _URL_SIGNS = ("://", "www.", ".com", ".org", ".net", ".edu", ".gov")  # every _URL has one
-_URL = re.compile(r"(?i)\b(?:https?://|www\.)\S|\b[a-z0-9-]+\.(?:com|org|net|edu|gov)\b")
+# No \b: to Python a Chinese character beside an address is part of its word.
+_URL = re.compile(r"(?i)(?<![a-z0-9_])(?:https?://|www\.)\S|[a-z0-9-]\.(?:com|org|net|edu|gov)(?![a-z0-9_])")
 _SPECIAL = re.compile(r"(?<!\w)[ru]/|&amp;")  # "and/or" is not a forum
 
 
@@ -269,6 +270,6 @@ def split_words(text: str) -> list[str]:
 def overlaps(words: Sequence[str], previous: Sequence[str], max_overlap: float) -> bool:
     """Whether more than this share of `words` also stands in `previous`, each word as often as it does."""
     known = set(previous)
-    if sum(map(known.__contains__, words)) <= max_overlap * len(words):
+    if not words or sum(map(known.__contains__, words)) / len(words) <= max_overlap:
         return False  # most messages, without counting
-    return (Counter(words) & Counter(previous)).total() > max_overlap * len(words)
+    return (Counter(words) & Counter(previous)).total() / len(words) > max_overlap  # a product would round

@@ -167,6 +167,8 @@ class LocalEngine:
 
         connection = duckdb.connect()
         try:
+            if self._memory.lstrip().startswith("-"):  # to DuckDB: no limit
+                raise duckdb.Error("it is negative")
             connection.execute("SET memory_limit = $1", [self._memory])
         except duckdb.Error as error:
             raise UserError(

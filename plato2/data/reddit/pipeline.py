@@ -44,7 +44,7 @@ from plato2.config import UserError
 from plato2.data.atomic import new_folder
 from plato2.data.prepare import check_target
 from plato2.data.reddit.card import FunnelFacts, write_card
-from plato2.data.reddit.dumps import Dump, find_dumps
+from plato2.data.reddit.dumps import Dump, DumpReader, find_dumps
 from plato2.data.reddit.node_parts import (
     Advance,
     NodeJob,
@@ -53,7 +53,7 @@ from plato2.data.reddit.node_parts import (
     lowest,
     read_reports,
 )
-from plato2.data.reddit.nodes import Counts
+from plato2.data.reddit.nodes import Counts, parse_lines
 from plato2.data.reddit.options import RedditOptions
 from plato2.data.reddit.rules import LANGUAGES, RedditRules, lists_sha256
 from plato2.data.reddit.shard_parts import ShardJob, ShardPart, read_part, samples_digest
@@ -179,7 +179,7 @@ class _Run:
         flagged = frozenset(titles.counts.quarantined) if titles else frozenset()
         nodes = self.nodes(tokenizer, self.comments, flagged)
         if not nodes.counts.total("kept"):
-            raise UserError(_nothing_left(options, nodes.counts))
+            raise UserError(_nothing_left(options, nodes))
         parts = [*(titles.parts if titles else []), *nodes.parts]
         n_nodes = nodes.counts.total("kept") + (titles.counts.total("kept") if titles else 0)
         hashes = [nodes.folder.name, *sorted(dump.key for dump in [*self.submissions, *self.comments])]
@@ -211,6 +211,8 @@ class _Run:
         with self.bars.bar("sampling messages for a tokenizer", _bytes(self.comments)) as advance:
             for sample in self.engine.sample(job, self.comments, advance):
                 texts = lowest(texts + sample, job.n_messages)[1]
+        if not texts:
+            raise UserError(_no_text(options, self.comments))
         texts.sort()
         with self.bars.bar(f"training {pieces:,} pieces on {len(texts):,} messages", 1):
             train_tokenizer(
@@ -428,10 +430,12 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _nothing_left(options: RedditOptions, counts: Counts) -> str:
+def _nothing_left(options: RedditOptions, nodes: _Nodes) -> str:
+    counts = nodes.counts
     n_read = counts.total("read")
     if not n_read:
-        broken = f"; {counts.broken_examples[0]}" if counts.broken_examples else ""
+        cut = [f"{report.path}: {report.cut}" for report in nodes.reports if report.cut]
+        broken = "".join(f"; {reason}" for reason in [*counts.broken_examples, *cut][:1])
         return f"comments={', '.join(options.comments)}: no comment in there{broken}"
     removed = Counter[str]()
     for month in counts.funnel.values():
@@ -440,6 +444,22 @@ def _nothing_left(options: RedditOptions, counts: Counts) -> str:
     return (
         f"of {n_read:,} comments none passes the rules; {n:,} fail at '{rule}': change it with --rule, or see what "
         "the rules say about one message with plato2 prepare explain"
+    )
+
+
+def _no_text(options: RedditOptions, dumps: list[Dump]) -> str:
+    """Why there is nothing to train a tokenizer on.
+
+    Raises:
+        UserError: a line that is no comment, which is then the reason.
+    """
+    for dump in dumps:
+        for block in DumpReader(dump, options.on_broken).blocks():
+            for _ in parse_lines(dump, block, options.on_broken, Counts()):
+                pass
+    return (
+        f"comments={', '.join(options.comments)}: there is no message to train a tokenizer on, or none that passes "
+        "the rules: change them with --rule, or name a --tokenizer"
     )
 
 

@@ -146,37 +146,39 @@ class Verdict:
 
 
 def explain(
-    message: Message, rules: RedditRules, tokenizer: Tokenizer, parent_text: str | None = None
+    message: Message, rules: RedditRules, tokenizer: Tokenizer | None, parent_text: str | None = None
 ) -> list[Verdict]:
     """What every rule that is on says about a message, in the order of the paper.
 
     Args:
         message: the message; author and subreddit may be empty.
         rules: thresholds and lists.
-        tokenizer: counts tokens for rules 1 and 6.
+        tokenizer: counts tokens for rules 1 and 6; None: they are not judged.
         parent_text: what the message answers; None: rule 6 is not judged.
     """
     text = message.text
-    ids = tokenizer.encode(text)
-    failing = set(Judge(rules).failing(message))
+    judge = Judge(rules)
+    failing = set(judge.failing(message))
     found = {
-        "1.": f"{len(ids)} tokens",
         "2. a": _longest_word(text),
         "2. m": f"{len(text)} characters",
         "3.": f"{letter_share(text):.0%} letters",
-        "4.": "",
-        "5.": "",
         "8.": _word_found(rules, text),
         "9.": f"r/{message.subreddit}" if message.subreddit else "no subreddit given",
         "10.": f"u/{message.author}" if message.author else "no author given",
     }
-    verdicts = [
-        Verdict(name, not breaks(len(ids)), found["1."]) for name, breaks in length_rules(rules).items()
-    ]
-    for name in Judge(rules).rules:
-        start = next((key for key in found if name.startswith(key) and key != "1."), None)
-        if start is not None:
-            verdicts.append(Verdict(name, name not in failing, found[start]))
+    verdicts = []
+    lengths = length_rules(rules)
+    for name in judge.rules:
+        if name not in lengths:
+            start = next((key for key in found if name.startswith(key)), "")
+            verdicts.append(Verdict(name, name not in failing, found.get(start, "")))
+    ids = tokenizer.encode(text) if tokenizer is not None else None
+    for name, breaks in lengths.items():
+        if ids is None:
+            verdicts.append(Verdict(name, None, "no tokenizer given"))
+        else:
+            verdicts.append(Verdict(name, not breaks(len(ids)), f"{len(ids)} tokens"))
     if (name6 := overlap_rule(rules)) is not None:
         verdicts.append(_overlap_verdict(name6, ids, tokenizer, parent_text, rules.max_overlap or 0.0))
     if (name7 := repeat_rule(rules)) is not None:
@@ -197,8 +199,10 @@ def _word_found(rules: RedditRules, text: str) -> str:
 
 
 def _overlap_verdict(
-    name: str, ids: list[int], tokenizer: Tokenizer, parent_text: str | None, max_overlap: float
+    name: str, ids: list[int] | None, tokenizer: Tokenizer | None, parent_text: str | None, max_overlap: float
 ) -> Verdict:
+    if ids is None or tokenizer is None:
+        return Verdict(name, None, "no tokenizer given")
     if parent_text is None:
         return Verdict(name, None, "no parent given")
     parent = tokenizer.encode(parent_text)

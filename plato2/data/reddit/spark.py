@@ -19,6 +19,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -54,12 +55,12 @@ from plato2.data.reddit.work import stage_folder, write_part
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-_NO_JAVA = (
-    "Spark needs Java 17 or newer and there is none: apt install openjdk-17-jre-headless, or "
-    "conda install -c conda-forge openjdk=17; --engine local needs none"
+_GET_JAVA = (
+    "apt install openjdk-17-jre-headless, or conda install -c conda-forge openjdk=17 (--engine local "
+    "needs none)"
 )
 _NO_PYSPARK = "the Spark engine needs PySpark: pip install 'plato2[spark]'"
-_CONFIGURED = ("MASTER", "SPARK_REMOTE", "SPARK_HOME", "SPARK_CONF_DIR", "PYSPARK_SUBMIT_ARGS")
+_CONFIGURED = ("MASTER", "SPARK_HOME", "SPARK_CONF_DIR", "PYSPARK_SUBMIT_ARGS")
 """With one of these in the environment it is Spark that knows its master."""
 _SHARDS_PER_TASK = 64
 """At most, in stage 3: about 2 million nodes or 200 MB."""
@@ -93,8 +94,9 @@ class SparkEngine:
             raise UserError(_NO_PYSPARK) from None
         warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas", FutureWarning)
         self._work, self._log = work, work / "spark.log"
-        master = _master(master, conf, workers)
+        self._java: dict[str, str] = {}
         active = SparkSession.getActiveSession()
+        master = _master(master, conf, workers) if active is None else None
         self._is_ours = active is None
         self._session: SparkSession = active or self._start(master, conf)
         self.settings = {
@@ -102,12 +104,7 @@ class SparkEngine:
             "master": (master or self._session.conf.get("spark.master") or "").partition(";")[0],  # no token
             "conf": {key: "***" if _is_secret(key) else value for key, value in conf.items()},
         }
-        java = "SELECT java_method('java.lang.System', 'getProperty', 'java.version')"
-        self.versions = {
-            "pyspark": pyspark.__version__,
-            "spark": self._session.version,
-            "java": self._collect(self._session.sql(java))[0][0],
-        }
+        self.versions = {"pyspark": pyspark.__version__, "spark": self._session.version, **self._java}
 
     def __enter__(self) -> SparkEngine:
         """The session is there already."""
@@ -118,9 +115,7 @@ class SparkEngine:
     ) -> None:
         """Stop the session if it is ours; jobs that still run end with it."""
         if self._is_ours:
-            with suppress(
-                Exception
-            ):  # one that has died cannot be stopped, and each way to die has its error
+            with suppress(Exception):  # one that has died says so in many ways
                 self._session.stop()
 
     def sample(self, job: SampleJob, dumps: list[Dump], advance: Advance) -> Iterator[list[SampledText]]:
@@ -149,22 +144,20 @@ class SparkEngine:
         """Stage 2: the `text_key`s of messages that occur more often; a comment there twice is one."""
         from pyspark.sql import functions as F
 
-        nodes = self._read(parts)
-        often = nodes.groupBy("text_key").count().where(F.col("count") > max_repeats).select("text_key")
-        keys = (
-            nodes.join(F.broadcast(often), "text_key", "left_semi")
-            .groupBy("text_key")
-            .agg(F.count_distinct("id").alias("n"))
-            .where(F.col("n") > max_repeats)
-            .select("text_key")
-        )
-        table = pa.table({"text_key": pa.array(sorted(row[0] for row in self._collect(keys)), pa.int64())})
-        months: list[tuple[int, int]] = []
-        if len(table):
+        def keys() -> DataFrame:
+            nodes = self._read(parts)
+            often = nodes.groupBy("text_key").count().where(F.col("count") > max_repeats).select("text_key")
+            groups = nodes.join(F.broadcast(often), "text_key", "left_semi").groupBy("text_key")
+            ids = groups.agg(F.count_distinct("id").alias("n"))
+            return ids.where(F.col("n") > max_repeats).select("text_key")
+
+        def months() -> DataFrame:
             repeated = F.broadcast(self._session.createDataFrame(table))
-            counts = nodes.join(repeated, "text_key", "left_semi").groupBy("month").count()
-            months = sorted((row[0], row[1]) for row in self._collect(counts))
-        write_part(out, table, {"months": json.dumps(months).encode()})
+            return self._read(parts).join(repeated, "text_key", "left_semi").groupBy("month").count()
+
+        table = pa.table({"text_key": pa.array(sorted(row[0] for row in self._collect(keys)), pa.int64())})
+        counts = sorted((row[0], row[1]) for row in self._collect(months)) if len(table) else []
+        write_part(out, table, {"months": json.dumps(counts).encode()})
 
     def build_shards(
         self,
@@ -178,19 +171,19 @@ class SparkEngine:
         """Stage 3: the samples of the shards in `missing`."""
         from pyspark.sql import functions as F
 
-        nodes = self._read(parts).withColumn("shard", F.col("shard_key") % n_shards).drop("shard_key")
-        if repeated is not None:
-            nodes = nodes.join(F.broadcast(self._read([repeated])), "text_key", "left_anti")
-        if len(missing) < n_shards:
-            wanted = pa.table({"shard": pa.array(missing, pa.int64())})
-            nodes = nodes.join(F.broadcast(self._session.createDataFrame(wanted)), "shard", "left_semi")
-        wished = int(self._session.conf.get("spark.sql.shuffle.partitions") or 200)
-        n_tasks = min(len(missing), max(wished, -(-len(missing) // _SHARDS_PER_TASK)))
-        shards = (
-            nodes.repartitionById(n_tasks, (F.col("shard") % n_tasks).cast("int"))
-            .sortWithinPartitions("shard")
-            .mapInArrow(partial(_write_shards, job, missing, n_tasks), "number long, n_nodes long")
-        )
+        def shards() -> DataFrame:
+            nodes = self._read(parts).withColumn("shard", F.col("shard_key") % n_shards).drop("shard_key")
+            if repeated is not None:
+                nodes = nodes.join(F.broadcast(self._read([repeated])), "text_key", "left_anti")
+            if len(missing) < n_shards:
+                wanted = pa.table({"shard": pa.array(missing, pa.int64())})
+                nodes = nodes.join(F.broadcast(self._session.createDataFrame(wanted)), "shard", "left_semi")
+            wished = int(self._session.conf.get("spark.sql.shuffle.partitions") or 200)
+            n_tasks = min(len(missing), max(wished, -(-len(missing) // _SHARDS_PER_TASK)))
+            nodes = nodes.repartitionById(n_tasks, (F.col("shard") % n_tasks).cast("int"))
+            task = partial(_write_shards, job, missing, n_tasks)
+            return nodes.sortWithinPartitions("shard").mapInArrow(task, "number long, n_nodes long")
+
         folder = Path(job.folder)
         n_nodes = sum(pq.read_metadata(part).num_rows for part in parts)
         files = {number: folder / f"{number:05d}.json" for number in missing}
@@ -211,8 +204,8 @@ class SparkEngine:
             builder = SparkSession.builder.remote(master)
             settings = dict(conf)  # ours are of processes that are running already
         else:
-            if not _has_java():
-                raise UserError(_NO_JAVA)
+            if "PYSPARK_GATEWAY_PORT" not in os.environ:  # else Java has started this process
+                self._java = {"java": _java_version()}
             builder = SparkSession.builder if master is None else SparkSession.builder.master(master)
             settings = _defaults(self._work, master) | conf
         for key, value in settings.items():
@@ -240,24 +233,30 @@ class SparkEngine:
         if not done:
             return
         dumps = sorted(done, key=lambda dump: -dump.size)
-        tasks = self._session.range(0, len(dumps), 1, len(dumps))
-        tasks = tasks.mapInArrow(partial(_do_dumps, work, str(folder), dumps), "key string, bytes long")
+
+        def tasks() -> DataFrame:
+            numbers = self._session.range(0, len(dumps), 1, len(dumps))
+            return numbers.mapInArrow(partial(_do_dumps, work, str(folder), dumps), "key string, bytes long")
+
         self._collect(tasks, {path: dump.size for dump, path in done.items()}, advance)
         self._wait_for(done.values())
 
     def _collect(
-        self, frame: DataFrame, files: Mapping[Path, int] | None = None, advance: Advance = lambda n: None
+        self,
+        frame: Callable[[], DataFrame],
+        files: Mapping[Path, int] | None = None,
+        advance: Advance = lambda n: None,
     ) -> list[Any]:
         """The rows of a frame; meanwhile `advance` hears of `files` that have come to be there.
 
-        Spark is called in a thread, so that Ctrl-C ends this one.
+        Spark is called in a thread, so that Ctrl-C ends this one without a word of Py4J.
 
         Raises:
             UserError: as raised by a task, or the reason why Spark could not go on.
             OSError: as raised by a task.
         """
         future: Future[list[Any]] = Future()
-        Thread(target=_call, args=(future, frame.collect), daemon=True).start()
+        Thread(target=_call, args=(future, lambda: frame().collect()), daemon=True).start()
         waiting = dict(files or {})
         pause = 0.2
         while not wait([future], pause).done:
@@ -298,7 +297,9 @@ class SparkEngine:
         text = str(error)
         if "JAVA_GATEWAY_EXITED" in text:  # what Java said before
             text = self._log.read_text(encoding="utf-8", errors="replace").partition("[JAVA_GATEWAY")[0]
-            found = re.findall(r"^.*(?:Error|Exception|error:).*$", text, re.M)
+            found = re.findall(
+                r"^(?!WARNING|Using|\s|\d\d/\d\d/)(?:Exception in thread \S+ )?(.+)$", text, re.M
+            )
             return _short(found[0] if found else "Java ended")
         if "Python worker:" in text:  # a traceback, its last line first
             lines = [line for line in text.splitlines() if line.strip() and "SQLSTATE" not in line]
@@ -314,18 +315,23 @@ class SparkEngine:
 
 def _master(master: str | None, conf: dict[str, str], workers: int) -> str | None:
     """The master to ask for; None: Spark knows."""
-    master = master or conf.get("spark.master")
+    master = master or conf.get("spark.master") or os.environ.get("SPARK_REMOTE")
     if master is None and not any(os.environ.get(name) for name in _CONFIGURED):
         return f"local[{workers}]"
     return master
 
 
-def _has_java() -> bool:
-    """Whether Spark will find Java, or a Java that started this process waits for it."""
+def _java_version() -> str:
+    """The version of the Java that Spark will start, such as `17.0.15`."""
     home = os.environ.get("JAVA_HOME")
-    if "PYSPARK_GATEWAY_PORT" in os.environ:
-        return True
-    return shutil.which("java", path=f"{home}/bin" if home else None) is not None
+    java = shutil.which("java", path=f"{home}/bin" if home else None)
+    if java is None:
+        raise UserError(f"Spark needs Java 17 or newer and there is none: {_GET_JAVA}")
+    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    found = re.search(r'version "((\d+)[^"]*)"', said)
+    if found is not None and int(found[2]) < 17:
+        raise UserError(f"Spark needs Java 17 or newer and {java} is {found[1]}: {_GET_JAVA}")
+    return found[1] if found else "unknown"
 
 
 def _defaults(work: Path, master: str | None) -> dict[str, str]:
