@@ -16,6 +16,7 @@ from plato2.commands.prepare_reddit import default_rules
 from plato2.data.reddit.messages import Message
 from plato2.data.reddit.options import RedditOptions
 from plato2.data.reddit.rules import LANGUAGES, check_language, explain
+from plato2.talk.table import printable
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -44,7 +45,9 @@ def prepare_explain(
     ] = RedditOptions.language,
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="Folder of the tokenizer that counts tokens.", show_default="Knover's English one"),
+        typer.Option(
+            help="Folder of the tokenizer that counts tokens.", show_default="en: Knover's; zh: none"
+        ),
     ] = None,
     rule: Annotated[list[str] | None, typer.Option(help="RULE=VALUE or RULE=off; may be repeated.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -53,7 +56,9 @@ def prepare_explain(
     from plato2.data.tokenizer import Tokenizer
 
     check_language(language)
-    loaded = Tokenizer.load(tokenizer or str(files("plato2.weights") / "knover_english"))
+    if tokenizer is None and language == "en":  # to Knover's, all Chinese is one unknown id
+        tokenizer = str(files("plato2.weights") / "knover_english")
+    loaded = Tokenizer.load(tokenizer) if tokenizer else None
     rules = parse_rules(rule or [], default_rules(language))
     message = Message(0, 0, 0, 0, text, author, subreddit, False)
     verdicts = explain(message, rules, loaded, parent)
@@ -66,7 +71,7 @@ def prepare_explain(
         word, style = {True: ("passes", "green"), False: ("removed", "red"), None: ("not judged", "dim")}[
             verdict.passes
         ]
-        table.add_row(Text(verdict.rule), Text(word, style=style), Text(verdict.found))
+        table.add_row(Text(verdict.rule), Text(word, style=style), Text(printable(verdict.found)))
     console = Console(highlight=False)
     console.print(table)
     first = next((verdict.rule for verdict in verdicts if verdict.passes is False), None)

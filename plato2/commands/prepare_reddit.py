@@ -30,7 +30,8 @@ full disk or Ctrl-C the same command goes on.
 
 plato2 prepare reddit --comments 'dumps/RC_2011-*.zst' --out data/reddit
 
-plato2 prepare reddit --comments 'dumps/RC_*' --submissions 'dumps/RS_*' --out data/reddit --valid-from 2019-08-01
+plato2 prepare reddit --comments 'dumps/RC_*' --submissions 'dumps/RS_*' --out data/reddit \
+--valid-from 2019-08-01
 
 plato2 prepare reddit --comments RC_2011-01.bz2 --out data/small --tokenizer data/chitchat/tokenizer \
 --rule max_repeats=50 --rule urls=off --on-broken skip --json

@@ -50,8 +50,10 @@ class ReadReport:
             self.examples.append(f"{file}:{line}: {why}")
 
 
-def expand(files: Sequence[str]) -> list[str]:
+def expand(files: Sequence[str], key: str = "files") -> list[str]:
     """Paths and globs to a sorted list of files; local, or remote with their protocol.
+
+    `key` is what the user gave them by, for messages.
 
     Raises:
         UserError: no file given, or none found under a name.
@@ -59,7 +61,7 @@ def expand(files: Sequence[str]) -> list[str]:
     import fsspec
 
     if not files:
-        raise UserError("files is empty: name the files of this corpus (paths or globs)")
+        raise UserError(f"{key} is empty: name the files of this corpus (paths or globs)")
     found: list[str] = []
     for pattern in files:
         try:
@@ -67,9 +69,9 @@ def expand(files: Sequence[str]) -> list[str]:
             is_glob = any(char in path for char in "*?[") and not filesystem.exists(path)
             matches = sorted(filesystem.glob(path)) if is_glob else [path] * filesystem.exists(path)
         except ImportError as error:
-            raise UserError(f"files={pattern!r}: {error}") from error
+            raise UserError(f"{key}={pattern!r}: {error}") from error
         if not matches:
-            raise UserError(f"files={pattern!r}: no such file")
+            raise UserError(f"{key}={pattern!r}: no such file")
         found += matches if "://" not in pattern else [filesystem.unstrip_protocol(name) for name in matches]
     return found
 

@@ -377,7 +377,7 @@ def test_faults_of_names(folder: Path) -> None:
     for pattern in ("RC_2013*", "RC_2013-01.zst"):
         with pytest.raises(UserError, match=r"RC_2013.*: no such file"):
             find_dumps([f"{folder}/RC_2011-01.zst", f"{folder}/{pattern}"], "comments")
-    with pytest.raises(UserError, match="files is empty"):
+    with pytest.raises(UserError, match="comments is empty"):
         find_dumps([], "comments")
 
 

@@ -20,9 +20,10 @@ from typing import Any, Protocol
 from plato2.config import UserError
 from plato2.data.reading import expand
 
-BLOCK_BYTES = 16 << 20
+BLOCK_BYTES = 32 << 20
 """Uncompressed bytes of a block, the unit of work: some ten thousand comments."""
 _READ_BYTES = 1 << 18
+_PIECE_BYTES = 1 << 14
 _LONGEST_LINE = 64 << 20
 _MAX_WINDOW = 2**31
 """Bytes: what `zstd --long=31` needs."""
@@ -38,7 +39,7 @@ class Dump:
     size: int
     """Bytes, as stored."""
     key: str
-    """Name of its parts in the work folder: the file's name and a hash of address, size and time of change."""
+    """Names its parts in the work folder: the file's name and a hash of address, size and time of change."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class Block:
     first_line: int
     """Line number in the file, from 1."""
     data: bytes
+
+    @property
+    def sha256(self) -> bytes:
+        """Of the lines; it tells whether a part was made from this block."""
+        return hashlib.sha256(self.data).hexdigest().encode()
 
 
 class BrokenStream(Exception):
@@ -91,7 +97,7 @@ def find_dumps(patterns: list[str], kind: str) -> list[Dump]:
     import fsspec
 
     dumps: dict[str, Dump] = {}
-    for path in sorted(set(expand(patterns))):
+    for path in sorted(set(expand(patterns, kind))):
         filesystem, inner = fsspec.core.url_to_fs(path)
         info = filesystem.info(inner)
         if info["type"] == "directory":
@@ -100,12 +106,12 @@ def find_dumps(patterns: list[str], kind: str) -> list[Dump]:
         version = hashlib.sha256(f"{path}|{info['size']}|{changed}".encode()).hexdigest()[:8]
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", inner.rsplit("/", 1)[-1])
         place = os.path.realpath(inner) if "file" in filesystem.protocol else path
-        dumps.setdefault(place, Dump(path, kind, int(info["size"]), f"{name}-{version}"))
+        dumps.setdefault(place, Dump(path, kind, int(info["size"] or 0), f"{name}-{version}"))
     return list(dumps.values())
 
 
 class DumpReader:
-    """The blocks of one dump in order; afterwards `sha256`, `n_lines` and `cut` say what was read.
+    """The blocks of one dump in order; then `sha256`, `n_lines`, `n_blocks` and `cut` say what was read.
 
     Args:
         dump: the file.
@@ -117,7 +123,7 @@ class DumpReader:
         """Nothing is opened before the first block is asked for."""
         self._dump, self._on_broken, self._block_bytes = dump, on_broken, block_bytes
         self._hash = hashlib.sha256()
-        self.n_lines = 0
+        self.n_lines = self.n_blocks = 0
         self.bytes_read = 0
         """Bytes of the stored file read so far."""
         self.cut: str | None = None
@@ -169,13 +175,14 @@ class DumpReader:
     def _check_lines(self, n_waiting: int) -> None:
         if n_waiting > self._block_bytes + _LONGEST_LINE:
             raise UserError(
-                f"{self._dump.path}: no line ends within {n_waiting >> 20} MB after line {self.n_lines:,}: this "
-                "is not a dump (one JSON object a line)"
+                f"{self._dump.path}: no line ends within {n_waiting >> 20} MB after line {self.n_lines:,}: "
+                "this is not a dump (one JSON object a line)"
             )
 
     def _block(self, number: int, data: bytes) -> Block:
         block = Block(number, self.n_lines + 1, data)
         self.n_lines += data.count(b"\n") + (not data.endswith(b"\n"))
+        self.n_blocks += 1
         return block
 
     def _decompressed(self) -> Iterator[bytes]:
@@ -187,17 +194,19 @@ class DumpReader:
                 yield stored
                 continue
             assert new is not None
-            data = stored
-            while data:
-                if current.eof:  # several streams one after the other are one file
-                    current = new()
-                try:
-                    text = current.decompress(data)
-                except Exception as error:  # each library has its own kinds
-                    raise BrokenStream(f"damaged ({error})") from None
-                if text:
-                    yield text
-                data = current.unused_data if current.eof else b""
+            # In small pieces: what a piece holds before the damage in it is lost.
+            for start in range(0, len(stored), _PIECE_BYTES):
+                data = stored[start : start + _PIECE_BYTES]
+                while data:
+                    if current.eof:  # several streams one after the other are one file
+                        current = new()
+                    try:
+                        text = current.decompress(data)
+                    except Exception as error:  # each library has its own kinds
+                        raise BrokenStream(f"damaged ({error})") from None
+                    if text:
+                        yield text
+                    data = current.unused_data if current.eof else b""
         if current is not None and not current.eof:
             raise BrokenStream("ends in the middle of its compressed stream" if stored else "has no bytes")
 

@@ -82,7 +82,7 @@ class LocalEngine:
                 finish_dump(job, dump, reader)
 
     def find_repeated(self, parts: list[Path], max_repeats: int, out: Path) -> None:
-        """Stage 2: the `text_key`s of messages that occur more often; a comment that is twice there is one."""
+        """Stage 2: the `text_key`s of messages that occur more often; a comment there twice is one."""
         with self._connection() as connection:
             names = {"parts": [str(part) for part in parts]}
             keys = connection.sql(

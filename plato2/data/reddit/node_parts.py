@@ -40,13 +40,18 @@ class NodeJob:
         """The folder of a dump's parts."""
         return Path(self.folder) / dump.key
 
+    def part(self, dump: Dump, number: int) -> Path:
+        """The file with the nodes of a block."""
+        return self.parts(dump) / f"{number:05d}.parquet"
+
     def is_finished(self, dump: Dump) -> bool:
         """Whether all parts of a dump are there."""
         return (self.parts(dump) / "done.json").exists()
 
     def is_written(self, dump: Dump, block: Block) -> bool:
-        """Whether the part of a block is there."""
-        return (self.parts(dump) / f"{block.number:05d}.parquet").exists()
+        """Whether the part is there, and of this very block: a damaged file may have been mended since."""
+        part = self.part(dump, block.number)
+        return part.exists() and part_metadata(part)["lines"] == block.sha256
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class DumpReport:
     sha256: str
     """Of the stored file, as far as it could be read."""
     n_lines: int
+    n_blocks: int
     cut: str | None
     """Why the file ended before its end; None: it did not."""
 
@@ -78,9 +84,9 @@ class NodeWriter:
             UserError: a line is no message and `on_broken` is `stop`.
         """
         nodes, counts = self._maker.nodes(dump, block)
-        folder = self._job.parts(dump)
-        folder.mkdir(exist_ok=True)
-        write_part(folder / f"{block.number:05d}.parquet", nodes, {"counts": counts.to_json()})
+        part = self._job.part(dump, block.number)
+        part.parent.mkdir(exist_ok=True)
+        write_part(part, nodes, {"counts": counts.to_json(), "lines": block.sha256})
 
     def write_dump(self, dump: Dump) -> None:
         """Write all parts of a dump that are missing, in this process."""
@@ -93,7 +99,8 @@ class NodeWriter:
 
 def finish_dump(job: NodeJob, dump: Dump, reader: DumpReader) -> None:
     """Say that all parts are there, and what was read."""
-    report = DumpReport(dump.path, dump.kind, dump.size, reader.sha256, reader.n_lines, reader.cut)
+    counted = (reader.n_lines, reader.n_blocks, reader.cut)
+    report = DumpReport(dump.path, dump.kind, dump.size, reader.sha256, *counted)
     job.parts(dump).mkdir(exist_ok=True)  # a month may be empty
     write_text(job.parts(dump) / "done.json", json.dumps(asdict(report), indent=1))
 
@@ -102,9 +109,9 @@ def read_reports(job: NodeJob, dumps: Iterable[Dump]) -> tuple[list[DumpReport],
     """(what was read of each dump, all parts, all counts), in the order of the dumps and their blocks."""
     reports, parts, counts = [], [], Counts()
     for dump in dumps:
-        folder = job.parts(dump)
-        reports.append(DumpReport(**json.loads((folder / "done.json").read_text(encoding="utf-8"))))
-        for part in sorted(folder.glob("*.parquet")):
+        report = DumpReport(**json.loads((job.parts(dump) / "done.json").read_text(encoding="utf-8")))
+        reports.append(report)
+        for part in [job.part(dump, number) for number in range(report.n_blocks)]:
             counts.add(Counts.from_json(part_metadata(part)["counts"]))
             parts.append(part)
     return reports, parts, counts

@@ -88,8 +88,8 @@ class RedditOptions:
         for key in ("out", "work"):
             if "://" in str(getattr(self, key)):
                 raise UserError(
-                    f"{key}={getattr(self, key)}: must be a folder that this machine (and every executor) has mounted; "
-                    "copy the result afterwards"
+                    f"{key}={getattr(self, key)}: must be a folder that this machine (and every executor) has "
+                    "mounted; copy the result afterwards"
                 )
         if not self.comments:
             raise UserError("comments is empty: name the dumps, such as --comments 'dumps/RC_*.zst'")
@@ -103,6 +103,8 @@ class RedditOptions:
             value = getattr(self, key)
             if value is not None and value < least:
                 raise UserError(f"{key}={value}: must be at least {least}")
+        if self.engine != "spark" and (self.spark_master or self.spark_conf):
+            raise UserError("master and conf are Spark's: add --engine spark, or leave them out")
         if self.max_context > 65535:
             raise UserError(f"max_context={self.max_context}: must be at most 65535")
         self.valid_time  # noqa: B018  a wrong day fails here

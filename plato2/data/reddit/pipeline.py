@@ -58,7 +58,7 @@ from plato2.data.reddit.options import RedditOptions
 from plato2.data.reddit.rules import LANGUAGES, RedditRules, lists_sha256
 from plato2.data.reddit.shard_parts import ShardJob, ShardPart, read_part, samples_digest
 from plato2.data.reddit.threads import TreeOptions
-from plato2.data.reddit.work import clear_errors, open_work, part_metadata, stage_folder
+from plato2.data.reddit.work import clear_errors, open_work, part_metadata, stage_folder, write_text
 from plato2.data.shards import (
     Samples,
     ShardIndex,
@@ -204,8 +204,10 @@ class _Run:
         pieces = options.vocab_pieces or LANGUAGES[options.language]
         job = SampleJob(_alone(options.rules), options.tokenizer_messages, options.on_broken)
         settings = [pieces, options.character_coverage, options.lower_case, _plain(job), _keys(self.comments)]
+        settings.append(lists_sha256(job.rules))
         folder = stage_folder(self.work, "tokenizer", settings)
-        if (folder / "spm.model").exists() and (folder / "text.json").exists():
+        done = folder / "done.json"
+        if done.exists():
             return folder
         texts: list[SampledText] = []
         with self.bars.bar("sampling messages for a tokenizer", _bytes(self.comments)) as advance:
@@ -221,6 +223,7 @@ class _Run:
                 character_coverage=options.character_coverage,
                 lower_case=options.lower_case,
             ).save(folder)
+        write_text(done, json.dumps({"messages": len(texts)}))
         return folder
 
     # -- stage 1 ------------------------------------------------------------------------------------------
@@ -385,7 +388,7 @@ def _bytes(dumps: list[Dump]) -> int:
 
 
 def _last_hours(hours: Counter[str]) -> list[int]:
-    """Where validation may start, in seconds since 1970: the hours that leave about `_VALID_SHARES` for it."""
+    """Where validation may start, in seconds since 1970: hours that leave about `_VALID_SHARES` for it."""
     numbers = np.array(sorted(map(int, hours)))
     after = np.cumsum([hours[str(hour)] for hour in numbers[::-1]])[::-1]  # comments from each hour on
     starts = [
@@ -442,8 +445,8 @@ def _nothing_left(options: RedditOptions, nodes: _Nodes) -> str:
         removed.update(month)
     rule, n = max(((name, n) for name, n in removed.items() if name != "read"), key=lambda pair: pair[1])
     return (
-        f"of {n_read:,} comments none passes the rules; {n:,} fail at '{rule}': change it with --rule, or see what "
-        "the rules say about one message with plato2 prepare explain"
+        f"of {n_read:,} comments none passes the rules; {n:,} fail at '{rule}': change it with --rule, or see "
+        "what the rules say about one message with plato2 prepare explain"
     )
 
 
@@ -458,8 +461,8 @@ def _no_text(options: RedditOptions, dumps: list[Dump]) -> str:
             for _ in parse_lines(dump, block, options.on_broken, Counts()):
                 pass
     return (
-        f"comments={', '.join(options.comments)}: there is no message to train a tokenizer on, or none that passes "
-        "the rules: change them with --rule, or name a --tokenizer"
+        f"comments={', '.join(options.comments)}: there is no message to train a tokenizer on, or none that "
+        "passes the rules: change them with --rule, or name a --tokenizer"
     )
 
 
@@ -471,5 +474,6 @@ def _check_splits(options: RedditOptions, valid_from: int, n_valid: int, n_train
         )
     if not n_valid:
         raise UserError(
-            f"no sample is left for validation from {day} (UTC) on: name an earlier --valid-from, or give more dumps"
+            f"no sample is left for validation from {day} (UTC) on: name an earlier --valid-from, or give "
+            "more dumps"
         )
