@@ -1415,7 +1415,7 @@ def test_what_was_planted_is_found(tokenizer: str, tmp_path: Path) -> None:
     assert {name: month["read"] for name, month in facts["months"].items()} == planted.comments_per_month
     found = hits(out)
     assert found["4. a web address"] == planted.urls
-    assert found["5. r/, u/ or &amp;"] == planted.special_strings
+    assert found["5. r/, u/ or an HTML entity"] == planted.special_strings
     assert found["2. more than 1024 characters"] == planted.long_messages
     assert found["8. an offensive word"] == planted.offensive > 0
     assert found["10. written by a bot"] == planted.bots

@@ -68,7 +68,7 @@ _ADDRESSES = (
     " [here](http://www.youtube.com/watch?v={:x})",
     r"\n\nhttps://en.wikipedia.org/wiki/{:x}",
 )
-_SPECIAL = (" Try /r/{}.", " r/{} is that way", " Ask u/spez!", " Salt &amp; pepper.")
+_SPECIAL = (" Try /r/{}.", " r/{} is that way", " Ask u/spez!", " Salt &amp; pepper.", " &gt; so they say")
 _EMOJI = ("😂", "👍", "❤️", "🤔", "👨‍👩‍👧", "🇫🇷", "ಠ_ಠ")
 _NAMES = ("throwaway", "Sir_", "the_real_", "mr-", "xX", "cat", "Blue", "not_a_", "doctor", "pizza_")
 
@@ -94,7 +94,7 @@ class Shares:
     """Texts out of `PHRASES`."""
     urls: float = 0.03
     special_strings: float = 0.01
-    """r/..., u/... or &amp;."""
+    """r/..., u/..., &amp; or &gt;."""
     quotes: float = 0.02
     """"> " and the whole text of the parent, then a word or two."""
     few_letters: float = 0.005
@@ -640,8 +640,8 @@ def _planted(dump: _Dump, row: int, run: str, raw: bool) -> str:
         return run + _SPECIAL[salt % len(_SPECIAL)].format(SUBREDDITS[salt % 6])
     if kind == _Kind.QUOTES:
         parent = dump.parent[row]
-        quoted = _pool().text[dump.start[parent] : dump.end[parent]].replace("\\n\\n", "\\n\\n&gt; ")
-        return f"&gt; {quoted}\\n\\n" + ("So true.", "This.", "Why?")[salt % 3]
+        quoted = _pool().text[dump.start[parent] : dump.end[parent]].replace("\\n\\n", "\\n\\n> ")
+        return f"> {quoted}\\n\\n" + ("So true.", "This.", "Why?")[salt % 3]
     if kind == _Kind.FEW_LETTERS:
         return f"{salt} + {row} = {salt + row} :)"
     if kind == _Kind.LONG_WORDS:

@@ -41,7 +41,7 @@ _NO_LETTERS = bytes(code for code in range(128) if not chr(code).isalpha())
 _URL_SIGNS = ("://", "www.", ".com", ".org", ".net", ".edu", ".gov")  # every _URL has one
 # No \b: to Python a Chinese character beside an address is part of its word.
 _URL = re.compile(r"(?i)(?<![a-z0-9_])(?:https?://|www\.)\S|[a-z0-9-]\.(?:com|org|net|edu|gov)(?![a-z0-9_])")
-_SPECIAL = re.compile(r"(?<!\w)[ru]/|&amp;")  # "and/or" is not a forum
+_SPECIAL = re.compile(r"(?<!\w)[ru]/|&(?:amp|lt|gt|quot|nbsp|#\d+|#x[0-9A-Fa-f]+);")  # "and/or" is no forum
 
 
 @dataclass
@@ -66,7 +66,7 @@ class CleanRules:
     urls: bool = True
     """Rule 4: a web address."""
     special_strings: bool = True
-    """Rule 5: r/, u/ at the beginning of a word, or &amp;."""
+    """Rule 5: r/ or u/ at the beginning of a word, or an HTML entity such as &amp; (the paper: "such as")."""
     max_overlap: float | None = 0.8
     """Rule 6: a larger share of the message's words stands in the previous turn."""
     max_repeats: int | None = 100
@@ -207,7 +207,7 @@ def _checks(rules: CleanRules, repeated: frozenset[int]) -> dict[str, Callable[[
     if rules.urls:
         checks["4. a web address"] = lambda message: has_url(message.text)
     if rules.special_strings:
-        checks["5. r/, u/ or &amp;"] = lambda message: has_special_string(message.text)
+        checks["5. r/, u/ or an HTML entity"] = lambda message: has_special_string(message.text)
     if (overlap := rules.max_overlap) is not None:
         name = f"6. over {overlap:.0%} of its words in the previous turn"
         checks[name] = lambda message: overlaps(message.words, message.previous_words, overlap)
@@ -257,7 +257,7 @@ def has_url(text: str) -> bool:
 
 
 def has_special_string(text: str) -> bool:
-    """Whether `r/`, `u/` (not inside a word, as in "and/or") or `&amp;` stands in `text`."""
+    """Whether `r/`, `u/` (not inside a word, as in "and/or") or an HTML entity (`&amp;`) stands in `text`."""
     return ("/" in text or "&" in text) and bool(_SPECIAL.search(text))
 
 

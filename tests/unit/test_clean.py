@@ -62,6 +62,9 @@ def failed(text, previous="something else", n_tokens=10, **rules):
         ("ask u/someone about that", {"5"}),
         ("/r/aww is nice to look at", {"5"}),
         ("salt &amp; pepper for me", {"5"}),
+        ("&gt; what you said\n\nindeed", {"5"}),
+        ("a line &#x200B; with nothing", {"5"}),
+        ("this & that ; R&D; &amp", set()),
         ("salt & pepper for me", set()),
     ],
 )
@@ -120,7 +123,22 @@ def test_rule_8_needs_a_file_with_words(tmp_path):
 SLOW_URL = re.compile(
     r"(?i)(?:^|[^a-z0-9_])(?:https?://|www\.)\S|[a-z0-9-]+\.(?:com|org|net|edu|gov)(?:$|[^a-z0-9_])"
 )
-PIECES = ["www.", "WWW.", "https://", "http\u017f://", ".com", ".ORG", ".Gov", "r/", "/u/", "&amp;", "and/or"]
+PIECES = [
+    "www.",
+    "WWW.",
+    "https://",
+    "http\u017f://",
+    ".com",
+    ".ORG",
+    ".Gov",
+    "r/",
+    "/u/",
+    "&amp;",
+    "&gt;",
+    "&#39;",
+    "&#x2B;",
+    "and/or",
+]
 BLANKS = [" ", " ", "  ", "\n", "\t", "\x0b", "\x1c", "\x85", "\xa0", "\u3000", "\u200b", "\u2028"]
 CHARACTERS = [*"éßİ\u017fﬁ²Ⅷ_9\u2019…天\uff0c🙂\ud800\x00", "नि", "e\u0301"]
 WORDS = ["I", "i", "tea", "Tea", "don't", "x" * 29, "x" * 30, "x" * 31, ZH]
@@ -146,7 +164,9 @@ def test_letters_are_what_they_were(text):
 @given(TEXTS)
 def test_addresses_and_special_strings_are_what_they_were(text):
     assert has_url(text) == bool(SLOW_URL.search(text))
-    assert has_special_string(text) == bool(re.search(r"(?<!\w)[ru]/|&amp;", text))
+    assert has_special_string(text) == bool(
+        re.search(r"(?<!\w)[ru]/|&(amp|lt|gt|quot|nbsp|#[0-9]+|#x[0-9A-Fa-f]+);", text)
+    )
 
 
 @given(TEXTS, TEXTS, st.sampled_from([0.0, 0.5, 0.8, 1.0]))

@@ -218,7 +218,7 @@ def test_planted_texts(dump):
 
 
 def test_quotes_overlap_with_the_parent(dump):
-    quoting = [line for line in dump.comments if line["body"] and line["body"].startswith("&gt; ")]
+    quoting = [line for line in dump.comments if line["body"] and line["body"].startswith("> ")]
     assert dump.facts.quotes == len(quoting) > N // 100
     for line in quoting:
         parent = dump.lines[dump.place[line["parent_id"][3:]]]["body"]

@@ -60,7 +60,7 @@ BREAKING = [
     ("2. more than 1024 characters", {"body": "congratulations " * 65}),
     ("3. under 70% letters", {"body": "no: 10 + 20 = 30, 4 + 5 = 9"}),
     ("4. a web address", {"body": "the picture is on imgur.com today"}),
-    ("5. r/, u/ or &amp;", {"body": "that is something for r/pics again"}),
+    ("5. r/, u/ or an HTML entity", {"body": "that is something for r/pics again"}),
     ("8. an offensive word", {"body": "what the hell is the fuck about"}),
     ("9. a quarantined subreddit", {"body": PLAIN, "subreddit": "CoonTown"}),
     ("10. written by a bot", {"body": PLAIN, "author": "AutoModerator"}),
@@ -107,7 +107,12 @@ def test_a_line_that_breaks_many_rules_is_removed_once_and_hits_each() -> None:
     fields = {"author": "autotldr", "subreddit": "coontown"}
     _, counts = make([line("fuck http://www.x.com/123456789-10 r/pics " + "_" * 31, **fields)])
     rules = ["9. a quarantined subreddit", "10. written by a bot", "2. a word over 30 characters"]
-    rules += ["3. under 70% letters", "4. a web address", "5. r/, u/ or &amp;", "8. an offensive word"]
+    rules += [
+        "3. under 70% letters",
+        "4. a web address",
+        "5. r/, u/ or an HTML entity",
+        "8. an offensive word",
+    ]
     assert counts.funnel == {"2011-01": Counter({"read": 1, rules[0]: 1})}
     assert counts.hits == {"2011-01": Counter(rules)}
 

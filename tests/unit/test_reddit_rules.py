@@ -75,9 +75,9 @@ AT_THRESHOLD = [
     ({"min_letters": 0.0}, "3. under 0% letters", "...", None),
     ({"urls": True}, "4. a web address", "a.comb https:// www. com", "see A.COM"),
     ({"urls": True}, "4. a web address", "http//x dot com", "http://x"),
-    ({"special_strings": True}, "5. r/, u/ or &amp;", "and/or you/me & amp;", "in r/pics"),
-    ({"special_strings": True}, "5. r/, u/ or &amp;", "R/pics", "(u/ann)"),
-    ({"special_strings": True}, "5. r/, u/ or &amp;", "&lt;", "this &amp; that"),
+    ({"special_strings": True}, "5. r/, u/ or an HTML entity", "and/or you/me & amp;", "in r/pics"),
+    ({"special_strings": True}, "5. r/, u/ or an HTML entity", "R/pics", "(u/ann)"),
+    ({"special_strings": True}, "5. r/, u/ or an HTML entity", "&copy", "this &amp; that"),
     ({"offensive_words": "en"}, "8. an offensive word", "classic hello", "what a BITCH!"),
 ]
 

@@ -88,8 +88,8 @@ class RedditOptions:
         for key in ("out", "work"):
             if "://" in str(getattr(self, key)):
                 raise UserError(
-                    f"{key}={getattr(self, key)}: must be a folder that this machine (and every executor) has "
-                    "mounted; copy the result afterwards"
+                    f"{key}={getattr(self, key)}: must be a folder that this machine (and every executor) "
+                    "has mounted; copy the result afterwards"
                 )
         if not self.comments:
             raise UserError("comments is empty: name the dumps, such as --comments 'dumps/RC_*.zst'")

@@ -445,8 +445,8 @@ def _nothing_left(options: RedditOptions, nodes: _Nodes) -> str:
         removed.update(month)
     rule, n = max(((name, n) for name, n in removed.items() if name != "read"), key=lambda pair: pair[1])
     return (
-        f"of {n_read:,} comments none passes the rules; {n:,} fail at '{rule}': change it with --rule, or see "
-        "what the rules say about one message with plato2 prepare explain"
+        f"of {n_read:,} comments none passes the rules; {n:,} fail at '{rule}': change it with --rule, or "
+        "see what the rules say about one message with plato2 prepare explain"
     )
 
 

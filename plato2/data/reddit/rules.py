@@ -78,7 +78,7 @@ class Judge:
         if rules.urls:
             checks["4. a web address"] = lambda m: has_url(m.text)
         if rules.special_strings:
-            checks["5. r/, u/ or &amp;"] = lambda m: has_special_string(m.text)
+            checks["5. r/, u/ or an HTML entity"] = lambda m: has_special_string(m.text)
         if rules.offensive_words is not None:
             words = WordList.read(rules.offensive_words, "rule offensive_words")
             checks["8. an offensive word"] = lambda m: words.find(m.text) is not None
