@@ -362,11 +362,11 @@ def test_three_processes_and_several_blocks_a_file(dumps: DumpFacts, whole: Path
 
 
 def fatten(path: Path, to: Path) -> Path:
-    """The same comments in lines of 40 KB."""
+    """The same comments in lines of 60 KB."""
     lines = (
         zstandard.ZstdDecompressor(max_window_size=2**31).stream_reader(path.open("rb")).read().splitlines()
     )
-    junk = b'{"junk":"' + b"x" * 40_000 + b'",'
+    junk = b'{"junk":"' + b"x" * 60_000 + b'",'
     to.write_bytes(zstandard.compress(b"".join(junk + line[1:] + b"\n" for line in lines), 1))
     return to
 
@@ -405,13 +405,13 @@ def tolerant_glob(folder: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def long_dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40,000 comments of about 250 ids: 20 MB of nodes."""
+    """100,000 comments of about 250 ids: 50 MB of nodes."""
     path = tmp_path_factory.mktemp("long") / "RC_2011-03"
     rng = random.Random(3)
     words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(3, 8))) for _ in range(3000)]
     with path.open("wb") as file:
-        for number in range(40_000):
-            thread = f"t3_y{number // 20:04d}"
+        for number in range(100_000):
+            thread = f"t3_y{number // 20:05d}"
             parent = f"t1_c{number - 1:05d}" if number % 20 else thread
             file.write(comment(number, parent, " ".join(rng.choices(words, k=60)), thread) + b"\n")
     return path

@@ -177,6 +177,7 @@ class LocalEngine:
         connection.execute("SET threads = $1", [self._workers])
         connection.execute("SET temp_directory = $1", [str(self._work / _SPILLED)])
         connection.execute("SET preserve_insertion_order = false")
+        connection.execute("SET enable_progress_bar = false")  # it writes to stdout, where --json is
         return connection
 
 
