@@ -138,6 +138,7 @@ def times(work: Path) -> dict[Path, int]:
     return {part: part.stat().st_mtime_ns for part in parts}
 
 
+@pytest.mark.slow
 def test_the_digest_is_that_of_the_local_engine(home: Path, tmp_path: Path) -> None:
     corpus = Corpus(tmp_path / "dumps", 2000, 2)
     with started(home, *corpus.arguments(tmp_path / "out", "--master", "local[2]")) as process:

@@ -85,7 +85,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=() if c == "workers" else pytest.mark.slow) for c in CASES]
+    "case", [pytest.param(c, marks=() if c == "coarse" else pytest.mark.slow) for c in CASES]
 )
 def test_killed_and_started_again_is_bit_identical(corpus: Path, tmp_path: Path, case: str) -> None:
     overrides = CASES[case]

@@ -7,7 +7,8 @@ The choices:
   that ended (`wait4`), theirs that they waited for included; orphans come to us, because we are their
   "subreaper". So the JVM and Spark's Python workers count, and no sampling can miss a process.
 - Memory is the sum of PSS over the session (what several processes share counts once), and of its anonymous
-  part (without mapped files), read five times a second: a shorter peak is missed.
+  part (without mapped files), read five times a second: a shorter peak is missed. The goal is for what comes
+  on top of the window that the dumps demand.
 - The tokenizer is given, Knover's. What sampling messages and training one cost is measured once, apart.
 - The yardstick is a pass that only decompresses and calls `json.loads`, a process too.
 
@@ -42,11 +43,13 @@ if TYPE_CHECKING:  # torch comes with it, and would be most of the time of the p
 COMMENTS = (1_000_000, 3_000_000)
 TARGETS: dict[str, Target] = {
     "cpu_us_a_comment": ("<=", 80.0),
-    "peak_gb": ("<=", 2.0),
+    "peak_gb_beyond_window": ("<=", 2.0),
     "digests": ("<=", 1.0),
 }
 """What the project holds itself to at every number of comments: the worst of the local sides, GB of 10^9
 bytes; different digests among all sides."""
+WINDOW = 2**31
+"""Bytes of text that a reader of the dumps keeps; of a shorter file, as many as it has."""
 ENGINES = ("local", "spark")
 FEWEST = 1_000
 """Comments of which something is left for training and for validation."""
@@ -149,7 +152,8 @@ def measure(
         ended = os.pidfd_open(root.pid)
         try:
             while processes := _session(root.pid):
-                found.cpu_s = cpu_of_reaped + sum(process.cpu_s for process in processes)
+                # The highest sum: CPU of a process that nobody waits for is lost to the account.
+                found.cpu_s = max(found.cpu_s, cpu_of_reaped + sum(process.cpu_s for process in processes))
                 _watch_memory(found, processes)
                 if work is not None:
                     _watch_work(found, work)
@@ -170,7 +174,7 @@ def measure(
                     select.select([ended], [], [], SAMPLE_S)  # its end is noticed at once
                 elif _session(root.pid):
                     time.sleep(SAMPLE_S)
-            found.cpu_s = cpu_of_reaped
+            found.cpu_s = max(found.cpu_s, cpu_of_reaped)
             found.stdout, found.stderr = _text(out), _text(err)
         except BaseException:  # such as Ctrl-C, which does not reach another session
             _kill(root.pid)
@@ -264,17 +268,20 @@ def write(folder: str, n_comments: str) -> None:
 
 
 def plain_pass(*files: str) -> None:
-    """Decompress, `json.loads` every line, and say how many there were."""
+    """Decompress, `json.loads` every line, and say how many there were, and the bytes of the longest file."""
     import zstandard
 
-    n_lines = 0
+    n_lines = longest = 0
     for name in files:
+        n_bytes = 0
         with open(name, "rb") as file:
             reader = zstandard.ZstdDecompressor(max_window_size=2**31).stream_reader(file)
             for line in io.BufferedReader(reader, 1 << 18):
                 json.loads(line)
                 n_lines += 1
-    print(n_lines)
+                n_bytes += len(line)
+        longest = max(longest, n_bytes)
+    print(n_lines, longest)
 
 
 # -- the benchmark -----------------------------------------------------------------------------------------
@@ -306,9 +313,10 @@ class Bench:
         title = f"plain pass over {n:,} comments"
         measured = self.measure(title, _ours("plain_pass", *map(str, files)))
         self.check(title, measured)
-        if int(measured.stdout) != n_lines:
-            raise UserError(f"{files[0].parent}: {n_lines:,} lines were written and {measured.stdout} read")
-        return {"comments": n, **_costs(measured, n)}
+        n_read, longest = map(int, measured.stdout.split())
+        if n_read != n_lines:
+            raise UserError(f"{files[0].parent}: {n_lines:,} lines were written and {n_read:,} read")
+        return {"comments": n, **_costs(measured, n), "window_mb": round(min(WINDOW, longest) / 1e6, 1)}
 
     def run(self, side: Side, n: int, files: list[Path]) -> None:
         """One side; when it fails, its last line is kept and the others go on."""
@@ -482,7 +490,9 @@ def _ratios(bench: Bench, n: int, plain: dict[str, Any]) -> dict[str, float | No
     digests = {side["digest"] for side in bench.sides_at(n) if "digest" in side}
     return {
         f"cpu_us_a_comment_at_{n}": bench.worst(n, "cpu_us_a_comment", "local"),
-        f"peak_gb_at_{n}": None if peak is None else round(peak / 1000, 3),
+        f"peak_gb_beyond_window_at_{n}": None
+        if peak is None
+        else round((peak - plain["window_mb"]) / 1000, 3),
         f"digests_at_{n}": float(len(digests)) if digests else None,
         f"cpu_over_plain_pass_at_{n}": None if ours is None else round(ours["cpu_s"] / plain["cpu_s"], 2),
     }

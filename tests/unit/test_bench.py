@@ -191,6 +191,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     return json.loads(result.stdout), folder
 
 
+@pytest.mark.slow
 def test_prepare_runs_the_real_command_and_finds_one_digest(prepared: tuple[dict, Path]) -> None:
     (found, folder), n = prepared, 2_000
     assert found["met"].keys() == {f"{name}_at_{n}" for name in prepare.TARGETS} | {"failed_sides"}
@@ -218,6 +219,7 @@ def test_prepare_runs_the_real_command_and_finds_one_digest(prepared: tuple[dict
     assert left == {f"{n}-comments/dumps"}
 
 
+@pytest.mark.slow
 def test_prepare_shows_what_missed_failed_and_was_left_out(
     prepared: tuple[dict, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

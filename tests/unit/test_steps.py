@@ -100,6 +100,7 @@ def two_processes(corpus: Path, out: Path, strategy: str) -> None:
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)
 
 
+@pytest.mark.slow
 def test_two_processes_of_two_units_each_are_one_process(
     corpus: Path, whole: dict[str, Record], tmp_path: Path
 ) -> None:

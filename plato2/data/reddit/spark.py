@@ -343,6 +343,7 @@ def _defaults(work: Path, master: str | None) -> dict[str, str]:
     if master is not None and master.startswith("local"):  # all on this machine: nothing listens outwards
         settings |= {"spark.driver.host": "localhost", "spark.driver.bindAddress": "127.0.0.1"}
         settings |= {"spark.ui.enabled": "false", "spark.local.dir": str(work / "spark")}
+        settings |= {"spark.sql.shuffle.partitions": "16"}  # Spark's 200 are for more than one machine
     return settings
 
 
