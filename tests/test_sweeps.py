@@ -52,6 +52,7 @@ def test_the_curriculum_is_one_command(train_here: Train, tmp_path: Path) -> Non
     assert len(sweeps(outputs)) == 2
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_warm_starts_from_its_own_stage_1(train_here: Train, tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     train_here(*CURRICULUM)

@@ -100,6 +100,7 @@ def test_two_models_play_each_other(runs: dict[str, Path], starts: Path) -> None
     assert [len(turn.get("candidates", [])) for turn in dialogues[0]["turns"]] == [0, 20, 5, 20]
 
 
+@pytest.mark.slow
 def test_killed_and_interrupted_it_becomes_the_same_file(runs: dict[str, Path], tmp_path: Path) -> None:
     starts, out, whole = tmp_path / "starts.txt", tmp_path / "chats.jsonl", tmp_path / "whole.jsonl"
     starts.write_text("".join(f"question {n} ?\n" for n in range(12)), encoding="utf-8")
