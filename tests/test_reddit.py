@@ -424,6 +424,7 @@ def long_dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ----------------------------------------------------------------------------------------- kills and signals
 
 
+@pytest.mark.slow
 def test_killed_twice_and_started_again(dumps: DumpFacts, whole: Path, tmp_path: Path) -> None:
     given = {"workers": 2, "keep_work": True}
     before: dict[str, tuple[int, int]] = {}

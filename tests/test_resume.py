@@ -84,9 +84,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=() if c == "coarse" else pytest.mark.slow) for c in CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 def test_killed_and_started_again_is_bit_identical(corpus: Path, tmp_path: Path, case: str) -> None:
     overrides = CASES[case]
     whole, killed = tmp_path / "whole", tmp_path / "killed"

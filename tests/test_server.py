@@ -642,6 +642,7 @@ def read_all(connection: socket.socket) -> bytes:
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
+@pytest.mark.slow
 def test_sigterm_under_load_answers_all_that_was_accepted(runs: dict[str, Path]) -> None:
     running = start("--generation", runs["2_gen"], "--max-batch", 4)
     assert "serves 2_gen on" in running.line
