@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from small import ROOT, Done, assert_one_line, environment, train_in_process
+from small import SMALL as SMALL_RUN
 from typer.testing import CliRunner
 
 from plato2.bench.dumps import (
@@ -1489,19 +1490,10 @@ def test_real_comments_add_up(real: Path) -> None:
 def test_a_model_trains_on_real_comments(real: Path, tmp_path: Path) -> None:
     index = read_index(real)
     given = [
-        "experiment=smoke",
-        "data=shards",
+        *(option for option in SMALL_RUN if not option.startswith("model.vocab_size")),
         "model=tiny",
         f"data.path={real}",
         f"model.vocab_size={index.vocab_size}",
-        "model.max_position=64",
-        "data.row_length=128",
-        "data.unit_tokens=512",
-        "data.valid_units=2",
-        "optim.batch_tokens=1024",
-        "strategy=cpu",
-        "strategy.precision=32-true",
-        "sample_replies=0",
         "trainer.max_steps=3",
         "trainer.val_check_interval=3",
         f"output_dir={tmp_path / 'outputs'}",

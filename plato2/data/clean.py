@@ -190,33 +190,54 @@ class _Message:
     previous_words: list[str]
 
 
+def length_rules(rules: CleanRules) -> dict[str, Callable[[int], bool]]:
+    """Rule 1 as name -> whether a message of so many BPE tokens breaks it."""
+    checks: dict[str, Callable[[int], bool]] = {}
+    if (fewest := rules.min_tokens) is not None:
+        checks[f"1. fewer than {fewest} tokens"] = lambda n_tokens: n_tokens < fewest
+    if (most := rules.max_tokens) is not None:
+        checks[f"1. more than {most} tokens"] = lambda n_tokens: n_tokens > most
+    return checks
+
+
+def text_rules(
+    rules: CleanRules, list_key: str = "clean.offensive_words"
+) -> dict[str, Callable[[str], bool]]:
+    """Rules 2-5 and 8 as name -> whether a text breaks it; `list_key` names rule 8's list in errors."""
+    checks: dict[str, Callable[[str], bool]] = {}
+    if (longest := rules.max_chars) is not None:
+        checks[f"2. more than {longest} characters"] = lambda text: len(text) > longest
+    if (word_chars := rules.max_word_chars) is not None:
+        checks[f"2. a word over {word_chars} characters"] = lambda text: has_long_word(text, word_chars)
+    if (share := rules.min_letters) is not None:
+        checks[f"3. under {share:.0%} letters"] = lambda text: letter_share(text) < share
+    if rules.urls:
+        checks["4. a web address"] = has_url
+    if rules.special_strings:
+        checks["5. r/, u/ or an HTML entity"] = has_special_string
+    if rules.offensive_words is not None:
+        offensive = WordList.read(rules.offensive_words, list_key)
+        checks["8. an offensive word"] = lambda text: offensive.find(text) is not None
+    return checks
+
+
 def _checks(rules: CleanRules, repeated: frozenset[int]) -> dict[str, Callable[[_Message], bool]]:
     """The rules that are on: name -> whether a message fails."""
-    checks: dict[str, Callable[[_Message], bool]] = {}
-    if (fewest := rules.min_tokens) is not None:
-        checks[f"1. fewer than {fewest} tokens"] = lambda message: message.n_tokens < fewest
-    if (most := rules.max_tokens) is not None:
-        checks[f"1. more than {most} tokens"] = lambda message: message.n_tokens > most
-    if (word_chars := rules.max_word_chars) is not None:
-        name = f"2. a word over {word_chars} characters"
-        checks[name] = lambda message: has_long_word(message.text, word_chars)
-    if (longest := rules.max_chars) is not None:
-        checks[f"2. more than {longest} characters"] = lambda message: len(message.text) > longest
-    if (share := rules.min_letters) is not None:
-        checks[f"3. under {share:.0%} letters"] = lambda message: letter_share(message.text) < share
-    if rules.urls:
-        checks["4. a web address"] = lambda message: has_url(message.text)
-    if rules.special_strings:
-        checks["5. r/, u/ or an HTML entity"] = lambda message: has_special_string(message.text)
+
+    def of_length(breaks: Callable[[int], bool]) -> Callable[[_Message], bool]:
+        return lambda message: breaks(message.n_tokens)
+
+    def of_text(breaks: Callable[[str], bool]) -> Callable[[_Message], bool]:
+        return lambda message: breaks(message.text)
+
+    checks = {name: of_length(breaks) for name, breaks in length_rules(rules).items()}
+    checks |= {name: of_text(breaks) for name, breaks in text_rules(rules).items()}
     if (overlap := rules.max_overlap) is not None:
         name = f"6. over {overlap:.0%} of its words in the previous turn"
         checks[name] = lambda message: overlaps(message.words, message.previous_words, overlap)
     if rules.max_repeats is not None:
         name = f"7. repeated more than {rules.max_repeats} times"
         checks[name] = lambda message: message_key(message.text) in repeated
-    if rules.offensive_words is not None:
-        offensive = WordList.read(rules.offensive_words, "clean.offensive_words")
-        checks["8. an offensive word"] = lambda message: offensive.find(message.text) is not None
     return checks
 
 

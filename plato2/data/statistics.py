@@ -41,11 +41,6 @@ class SplitStatistics:
         self.n_utterances += n_turns + n
         self.n_tokens += len(contexts) - n_turns - n + len(targets) - n_ends
 
-    def merge(self, other: SplitStatistics) -> None:
-        """Add what was counted elsewhere over other samples."""
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
-
     @property
     def utterances_per_sample(self) -> float:
         """Turns of the context and the response."""

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plato2.data.reddit.messages import Message, base36, parse_comment, parse_submission
+from plato2.data.reddit.messages import Message, parse_comment, parse_submission
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 COMMENT = {
@@ -33,6 +33,15 @@ SUBMISSION = {
     "subreddit": "pics",
     "title": "look",
 }
+
+
+def base36(node: int) -> str:
+    """The id as Reddit writes it, such as `t1_c81`."""
+    number, digits = node >> 1, ""
+    while number or not digits:
+        number, digit = divmod(number, 36)
+        digits = "0123456789abcdefghijklmnopqrstuvwxyz"[digit] + digits
+    return f"t{3 if node & 1 else 1}_{digits}"
 
 
 @pytest.fixture

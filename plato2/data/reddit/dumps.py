@@ -15,7 +15,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from plato2.config import UserError
 from plato2.data.reading import expand
@@ -61,17 +61,8 @@ class BrokenStream(Exception):
     """The compressed stream ends too early or is damaged; the message says which, and after which line."""
 
 
-class _Decompressor(Protocol):
-    """What bz2, lzma and zstandard objects have in common."""
-
-    eof: bool
-    unused_data: bytes
-
-    def decompress(self, data: bytes) -> bytes: ...
-
-
 class _Gzip:
-    """zlib's object with the names of the others."""
+    """zlib's object with the names that those of bz2, lzma and zstandard have."""
 
     def __init__(self) -> None:
         self._object = zlib.decompressobj(wbits=31)
@@ -139,7 +130,6 @@ class DumpReader:
         Raises:
             UserError: the file cannot be opened, or its stream is damaged and `on_broken` is `stop`.
         """
-        number = 0
         waiting: list[bytes] = []
         n_waiting = 0
         try:
@@ -151,8 +141,7 @@ class DumpReader:
                     continue
                 text = b"".join(waiting)
                 while (end := text.find(b"\n", self._block_bytes - 1)) >= 0:  # cuts depend on the text alone
-                    yield self._block(number, text[: end + 1])
-                    number += 1
+                    yield self._block(text[: end + 1])
                     text = text[end + 1 :]
                 waiting, n_waiting = [text], len(text)
                 self._check_lines(n_waiting)
@@ -167,10 +156,10 @@ class DumpReader:
                 ) from None
             self.cut = str(error)
             if newline:
-                yield self._block(number, lines + newline)
+                yield self._block(lines + newline)
             return
         if any(waiting):
-            yield self._block(number, b"".join(waiting))
+            yield self._block(b"".join(waiting))
 
     def _check_lines(self, n_waiting: int) -> None:
         if n_waiting > self._block_bytes + _LONGEST_LINE:
@@ -179,8 +168,8 @@ class DumpReader:
                 "this is not a dump (one JSON object a line)"
             )
 
-    def _block(self, number: int, data: bytes) -> Block:
-        block = Block(number, self.n_lines + 1, data)
+    def _block(self, data: bytes) -> Block:
+        block = Block(self.n_blocks, self.n_lines + 1, data)
         self.n_lines += data.count(b"\n") + (not data.endswith(b"\n"))
         self.n_blocks += 1
         return block

@@ -57,19 +57,7 @@ def parse_comment(record: Any) -> Message:
         thread = parent
     else:
         raise ValueError("neither parent_id nor link_id nor permalink: the comment answers nothing")
-    text = record["body"]
-    if text is not None and not isinstance(text, str):
-        raise ValueError(f"body is not a text but {type(text).__name__}")
-    return Message(
-        2 * number,
-        thread if parent is None else parent,
-        thread,
-        _time(record.get("created_utc")),
-        "" if text is None or text in _GONE else text,
-        _name(record.get("author")),
-        _name(record.get("subreddit")),
-        record.get("quarantine") is True or record.get("quarantined") is True,
-    )
+    return _message(record, "body", 2 * number, thread if parent is None else parent, thread)
 
 
 def parse_submission(record: Any) -> Message:
@@ -81,28 +69,24 @@ def parse_submission(record: Any) -> Message:
     if not isinstance(record, dict) or "title" not in record:
         raise ValueError("not a submission: " + ("no title" if isinstance(record, dict) else "not an object"))
     number = 2 * _number(record.get("id") or record.get("name"), "id") + 1
-    text = record["title"]
+    return _message(record, "title", number, number, number)
+
+
+def _message(record: dict[str, Any], key: str, number: int, parent: int, thread: int) -> Message:
+    """What comments and submissions have in common; `key` is that of the text."""
+    text = record[key]
     if text is not None and not isinstance(text, str):
-        raise ValueError(f"title is not a text but {type(text).__name__}")
+        raise ValueError(f"{key} is not a text but {type(text).__name__}")
     return Message(
         number,
-        number,
-        number,
+        parent,
+        thread,
         _time(record.get("created_utc")),
         "" if text is None or text in _GONE else text,
         _name(record.get("author")),
         _name(record.get("subreddit")),
         record.get("quarantine") is True or record.get("quarantined") is True,
     )
-
-
-def base36(node: int) -> str:
-    """The id as Reddit writes it, such as `t1_c81`."""
-    number, digits = node >> 1, ""
-    while number or not digits:
-        number, digit = divmod(number, 36)
-        digits = "0123456789abcdefghijklmnopqrstuvwxyz"[digit] + digits
-    return f"t{3 if node & 1 else 1}_{digits}"
 
 
 def _number(value: Any, key: str) -> int:

@@ -18,10 +18,10 @@ import orjson
 import pyarrow as pa
 
 from plato2.config import UserError
-from plato2.data.clean import message_key
+from plato2.data.clean import length_rules, message_key
 from plato2.data.reddit.dumps import Block, Dump
 from plato2.data.reddit.messages import Message, parse_comment, parse_submission
-from plato2.data.reddit.rules import Judge, RedditRules, length_rules
+from plato2.data.reddit.rules import Judge, RedditRules
 from plato2.data.reddit.threads import splitmix64
 from plato2.data.tokenizer import Tokenizer
 

@@ -13,13 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from plato2.config import UserError
-from plato2.data.clean import (
-    CleanRules,
-    has_long_word,
-    has_special_string,
-    has_url,
-    letter_share,
-)
+from plato2.data.clean import CleanRules, length_rules, letter_share, text_rules
 from plato2.data.reddit.messages import Message
 from plato2.data.tokenizer import Tokenizer
 from plato2.data.words import WordList, read_names
@@ -68,26 +62,15 @@ class Judge:
         if rules.bots is not None:
             bots = read_names(rules.bots, "rule bots")
             checks["10. written by a bot"] = lambda m: m.author.casefold() in bots
-        if (longest := rules.max_chars) is not None:
-            checks[f"2. more than {longest} characters"] = lambda m: len(m.text) > longest
-        if (word_chars := rules.max_word_chars) is not None:
-            name = f"2. a word over {word_chars} characters"
-            checks[name] = lambda m: has_long_word(m.text, word_chars)
-        if (share := rules.min_letters) is not None:
-            checks[f"3. under {share:.0%} letters"] = lambda m: letter_share(m.text) < share
-        if rules.urls:
-            checks["4. a web address"] = lambda m: has_url(m.text)
-        if rules.special_strings:
-            checks["5. r/, u/ or an HTML entity"] = lambda m: has_special_string(m.text)
-        if rules.offensive_words is not None:
-            words = WordList.read(rules.offensive_words, "rule offensive_words")
-            checks["8. an offensive word"] = lambda m: words.find(m.text) is not None
-        self._checks = checks
-        self.rules = [*checks, *length_rules(rules)]
+        self._of_message = checks
+        self._of_text = text_rules(rules, "rule offensive_words")
+        self.rules = [*checks, *self._of_text, *length_rules(rules)]
 
     def failing(self, message: Message) -> list[str]:
         """Names of the rules the message breaks, in their order."""
-        return [name for name, breaks in self._checks.items() if breaks(message)]
+        text = message.text
+        failing = [name for name, breaks in self._of_message.items() if breaks(message)]
+        return failing + [name for name, breaks in self._of_text.items() if breaks(text)]
 
 
 def lists_sha256(rules: RedditRules) -> str:
@@ -100,16 +83,6 @@ def lists_sha256(rules: RedditRules) -> str:
 
 def _name_lists(rules: RedditRules) -> dict[str, str | None]:
     return {"quarantined": rules.quarantined, "bots": rules.bots}
-
-
-def length_rules(rules: RedditRules) -> dict[str, Callable[[int], bool]]:
-    """Rule 1 as name -> whether a message of so many BPE tokens breaks it."""
-    checks: dict[str, Callable[[int], bool]] = {}
-    if (fewest := rules.min_tokens) is not None:
-        checks[f"1. fewer than {fewest} tokens"] = lambda n: n < fewest
-    if (most := rules.max_tokens) is not None:
-        checks[f"1. more than {most} tokens"] = lambda n: n > most
-    return checks
 
 
 def overlap_rule(rules: RedditRules) -> str | None:

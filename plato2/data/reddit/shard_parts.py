@@ -78,7 +78,7 @@ def write_samples(job: ShardJob, number: int, nodes: pa.Table) -> ShardPart:
         digest=samples_digest(train.token_ids, train.offsets, train.context_len),
         n_candidates=int(is_valid.sum()),
         n_nodes=dict(samples.n_nodes),
-        lost={month_of(number): dict(counts) for number, counts in samples.lost.items()},
+        lost={month_of(month): dict(counts) for month, counts in samples.lost.items()},
         samples=dict(Counter(np.datetime_as_string(samples.time.astype("datetime64[s]"), unit="M").tolist())),
         statistics={name: np.asarray(value).tolist() for name, value in vars(statistics).items()},
     )
