@@ -46,7 +46,7 @@ class Recognition(Latents):
 
 
 class BagOfWords(nn.Module):
-    """Predicts every word of the response from the latent's slot alone (equation 5): one row per sample.
+    """Predicts every word of the response from the latent's slot alone (equations 4 and 5): one row per sample.
 
     `head="tied"` is Knover: a transform, the word table and a bias; `head="linear"` is the paper's text,
     f = W2 h_z + b2.
@@ -69,7 +69,7 @@ class BagOfWords(nn.Module):
 
 
 class Coherence(nn.Module):
-    """p(l|c,r) from the first slot (equation 8): tanh pooling, then two classes; class 1 = coherent."""
+    """p(l|c,r) from the first slot (equation 7): tanh pooling, then two classes; class 1 = coherent."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

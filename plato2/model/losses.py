@@ -36,7 +36,7 @@ class _RowwiseNll(torch.autograd.Function):
 
 
 def nll(logits: Tensor, target_ids: Tensor) -> Tensor:
-    """-log p(token) of each target (equations 1, 4 and 9): (M, V), (M,) -> (M,)."""
+    """-log p(token) of each target (equations 1, 2 and 8): (M, V), (M,) -> (M,)."""
     if logits.device.type != "cpu":
         return F.cross_entropy(logits.float(), target_ids, reduction="none")
     values: Tensor = _RowwiseNll.apply(logits, target_ids)
@@ -54,7 +54,7 @@ def hits(logits: Tensor, target_ids: Tensor) -> Tensor:
 
 
 def bag_of_words(logits: Tensor, target_ids: Tensor, target_sample: Tensor) -> Tensor:
-    """-log f_word of each response word, from its sample's one row of logits (equation 5).
+    """-log f_word of each response word, from its sample's one row of logits (equation 4).
 
     Args:
         logits: (N, V), one row per sample.

@@ -13,7 +13,7 @@ from plato2.stages.base import Stage, Unit
 
 
 class CoherenceEstimation(Stage):
-    """L = L_RCE + L_MLM (equation 7), on true responses and random ones of the corpus alike."""
+    """L = L_RCE + L_MLM (equation 9), on true responses and random ones of the corpus alike."""
 
     name = "2_eval"
     loss_terms: ClassVar[dict[str, str]] = {"rce": "samples", "mlm": "targets"}
@@ -41,8 +41,8 @@ class CoherenceEstimation(Stage):
         terms = {
             "rce": F.cross_entropy(
                 coherence.float(), unit["coherence_labels"], reduction="none"
-            ),  # equation 8
-            "mlm": losses.nll(words, unit["target_ids"]),  # equation 9
+            ),  # equation 7
+            "mlm": losses.nll(words, unit["target_ids"]),  # equation 8
         }
         if not self.training:  # what ranking does: no masks
             coherence = self.coherence_logits(unit)

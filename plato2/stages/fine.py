@@ -104,7 +104,7 @@ class FineGeneration(Stage):
         return self.recognition(h)
 
     def given_latent(self, unit: Unit, x: Tensor, z: Tensor) -> dict[str, Tensor]:
-        """-log p(r_t | c, z, r_<t) (equation 4) and the bag-of-words loss (equation 5) of each target, (M,).
+        """-log p(r_t | c, z, r_<t) (equation 2) and the bag-of-words loss (equation 4) of each target, (M,).
 
         Args:
             unit: the batch.

@@ -165,7 +165,7 @@ def _has_twice(items: Sequence[Hashable]) -> bool:
 
 
 def coherence(evaluation: Evaluator, pairs: Pairs) -> list[float]:
-    """p(l=1|c,r) of every (context, response), nothing masked (equation 8).
+    """p(l=1|c,r) of every (context, response), nothing masked (equation 7).
 
     Args:
         evaluation: an evaluation network, or a `2_eval` stage, in evaluation mode.
