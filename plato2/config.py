@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 Strategy = Literal["top_k", "top_p", "beam"]
 Criterion = Literal["coherence", "forward", "backward"]
+Schedule = Literal["inverse_sqrt", "linear"]
 COLDEST, HOTTEST = 0.01, 100.0
 """Temperatures between which logits neither overflow nor vanish."""
 
@@ -75,7 +76,7 @@ class ModelConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW with linear warmup and inverse square root decay (spec section 8).
+    """AdamW with linear warmup and then decay, by default that of Knover (spec section 8).
 
     Raises:
         UserError: a value the optimizer cannot use.
@@ -84,7 +85,11 @@ class OptimConfig:
     lr: float = 1e-3
     """Peak learning rate, reached at step `warmup_steps`."""
     warmup_steps: int = 4000
-    """Steps of linear warmup; 0 = constant learning rate."""
+    """Steps of linear warmup; 0 with `inverse_sqrt` = constant learning rate."""
+    schedule: Schedule = "inverse_sqrt"
+    """After the warmup: `inverse_sqrt` = Knover's, peak * sqrt(warmup / step), whatever the run's length;
+    `linear` = to 0 at `trainer.max_steps`, better for runs of a known length (Bergsma et al., 2025,
+    arXiv:2502.15938)."""
     batch_tokens: int = 65536
     """Tokens in one optimizer step over all ranks, padding included; accumulation follows from it."""
     weight_decay: float = 0.01
@@ -102,6 +107,10 @@ class OptimConfig:
             f"optim.betas={list(self.betas)}: must be two numbers in [0, 1)",
         )
         _require(self.lr > 0, f"optim.lr={self.lr}: must be positive")
+        _require(
+            self.schedule in get_args(Schedule),
+            f"optim.schedule={self.schedule}: use one of {', '.join(get_args(Schedule))}",
+        )
         _require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps}: must be 0 or more")
         _require(self.batch_tokens >= 1, f"optim.batch_tokens={self.batch_tokens}: must be at least 1")
         _require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay}: must be 0 or more")

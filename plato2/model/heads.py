@@ -46,7 +46,7 @@ class Recognition(Latents):
 
 
 class BagOfWords(nn.Module):
-    """Predicts every word of the response from the latent's slot alone (equations 4 and 5): one row per sample.
+    """Predicts every word of the response from the latent's slot alone (equations 4, 5): one row per sample.
 
     `head="tied"` is Knover: a transform, the word table and a bias; `head="linear"` is the paper's text,
     f = W2 h_z + b2.

@@ -20,7 +20,7 @@ from torchmetrics import MeanMetric
 
 from plato2.config import ModelConfig, OptimConfig
 from plato2.model.backbone import Backbone, initialize
-from plato2.training.optim import adamw, noam
+from plato2.training.optim import adamw, schedule
 from plato2.training.parallel import shard_fully
 
 Unit = dict[str, Tensor]
@@ -88,11 +88,10 @@ class Stage(pl.LightningModule):
         shard_fully(self, self.backbone.blocks, self.trainer.strategy)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW and the warmup + inverse square root schedule, stepped by `training_step`."""
+        """AdamW and its learning rate, stepped by `training_step`."""
         optimizer = adamw(self, self.optim_config)
-        return OptimizerLRSchedulerConfig(
-            optimizer=optimizer, lr_scheduler=noam(optimizer, self.optim_config.warmup_steps)
-        )
+        rates = schedule(optimizer, self.optim_config, self.trainer.max_steps)
+        return OptimizerLRSchedulerConfig(optimizer=optimizer, lr_scheduler=rates)
 
     def training_step(self, step: dict[str, Any], step_number: int) -> None:
         """One optimizer step over this rank's units.

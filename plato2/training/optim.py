@@ -1,6 +1,5 @@
 """AdamW and its learning rate (spec section 8)."""
 
-import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -27,16 +26,20 @@ def adamw(module: nn.Module, config: OptimConfig) -> AdamW:
     return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
-def noam_factor(step: int, warmup_steps: int) -> float:
-    """Learning rate over its peak at optimizer step 1, 2, ...: linear warmup, then 1 / sqrt(step).
+def rate_factor(step: int, config: OptimConfig, max_steps: int) -> float:
+    """Learning rate over its peak at optimizer step 1, 2, ..., `max_steps`; 1 at the end of the warmup.
 
-    sqrt(warmup) * min(n^-0.5, n * warmup^-1.5): 1 at n = warmup; constant when there is no warmup.
+    inverse_sqrt: sqrt(warmup) * min(n^-0.5, n * warmup^-1.5), the paper's and Knover's; constant when there
+    is no warmup. linear: up to the end of the warmup, then down to 0 one step after the last.
     """
-    if warmup_steps == 0:
-        return 1.0
-    return min((warmup_steps / step) ** 0.5, step / warmup_steps)
+    warmup = config.warmup_steps
+    if step < warmup:
+        return step / warmup
+    if config.schedule == "linear":
+        return max(0.0, (max_steps + 1 - step) / max(1, max_steps + 1 - max(1, warmup)))
+    return (warmup / step) ** 0.5 if warmup else 1.0
 
 
-def noam(optimizer: Optimizer, warmup_steps: int) -> LambdaLR:
-    """The schedule of the paper and Knover; `LambdaLR` counts updates from 0, the formula from 1."""
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: noam_factor(done + 1, warmup_steps))
+def schedule(optimizer: Optimizer, config: OptimConfig, max_steps: int) -> LambdaLR:
+    """The learning rate of each step; `LambdaLR` counts updates from 0, the formula from 1."""
+    return LambdaLR(optimizer, lambda done: rate_factor(done + 1, config, max_steps))

@@ -24,7 +24,7 @@ from plato2.data.order import Batching
 from plato2.data.shards import read_index
 from plato2.data.stream import Corpus, TrainStream
 from plato2.stages import STAGES
-from plato2.training.optim import adamw, noam_factor
+from plato2.training.optim import adamw, rate_factor
 from plato2.weights.names import knover_names
 
 HERE = Path(__file__).parent
@@ -231,11 +231,26 @@ def test_the_papers_own_heads_decay_matrices_only() -> None:
 @given(st.integers(1, 10**6), st.integers(1, 10**5))
 def test_noam_is_the_specs_formula(step: int, warmup_steps: int) -> None:
     formula = math.sqrt(warmup_steps) * min(step**-0.5, step * warmup_steps**-1.5)
-    assert noam_factor(step, warmup_steps) == pytest.approx(formula, rel=1e-9)
+    config = OptimConfig(warmup_steps=warmup_steps)
+    assert rate_factor(step, config, max_steps=10) == pytest.approx(formula, rel=1e-9)
 
 
 def test_noam_at_the_turning_points() -> None:
-    assert noam_factor(1, 4000) == pytest.approx(1 / 4000)
-    assert noam_factor(4000, 4000) == 1.0
-    assert noam_factor(16000, 4000) == pytest.approx(0.5)
-    assert {noam_factor(step, 0) for step in (1, 10, 10**6)} == {1.0}
+    config = OptimConfig(warmup_steps=4000)
+    assert rate_factor(1, config, max_steps=10) == pytest.approx(1 / 4000)
+    assert rate_factor(4000, config, max_steps=10) == 1.0
+    assert rate_factor(16000, config, max_steps=10) == pytest.approx(0.5)
+    config = OptimConfig(warmup_steps=0)
+    assert {rate_factor(step, config, max_steps=10) for step in (1, 10, 10**6)} == {1.0}
+
+
+def test_linear_rises_and_falls_in_straight_lines() -> None:
+    config = OptimConfig(warmup_steps=4, schedule="linear")
+    factors = [rate_factor(step, config, max_steps=8) for step in range(1, 11)]
+    assert factors == pytest.approx([0.25, 0.5, 0.75, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0, 0.0])
+    constant = OptimConfig(warmup_steps=0, schedule="linear")
+    assert rate_factor(1, constant, max_steps=1) == 1.0
+    for warmup_steps in (8, 9, 10):  # a run that ends in its warmup
+        config = OptimConfig(warmup_steps=warmup_steps, schedule="linear")
+        assert rate_factor(8, config, max_steps=8) == pytest.approx(8 / warmup_steps)
+        assert rate_factor(9, config, max_steps=8) >= 0.0
