@@ -86,7 +86,7 @@ class OptimConfig:
     """Peak learning rate, reached at step `warmup_steps`."""
     warmup_steps: int = 4000
     """Steps of linear warmup; 0 with `inverse_sqrt` = constant learning rate."""
-    schedule: Schedule = "inverse_sqrt"
+    schedule: str = "inverse_sqrt"
     """After the warmup: `inverse_sqrt` = Knover's, peak * sqrt(warmup / step), whatever the run's length;
     `linear` = to 0 at `trainer.max_steps`, better for runs of a known length (Bergsma et al., 2025,
     arXiv:2502.15938)."""
