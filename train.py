@@ -158,6 +158,12 @@ def build_stage_and_data(keys: TrainConfig) -> tuple[Stage, DialogueDataModule]:
         raise UserError(
             f"stage.batch.roles={batch.roles}, model.n_role={keys.model.n_role}: roles take both; add {cure}"
         )
+    head = keys.stage.get("head")
+    if head != getattr(batch, "head", head):
+        raise UserError(
+            f"stage.batch.head={batch.head}, stage.head={head}: the batch is made for the head; leave out "
+            "stage.batch.head"
+        )
     with torch.device("meta" if keys.plan else "cpu"):
         stage = build(keys.stage, "stage", model=keys.model, optim=keys.optim, seed=keys.seed)
     steps = {"batch_tokens": keys.optim.batch_tokens, "max_steps": keys.trainer["max_steps"]}

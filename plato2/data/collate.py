@@ -12,12 +12,14 @@ A unit of R rows x T slots is a dict of int64 tensors:
 - `sample_index` (N,) flat index of the first slot of each sample: the latent slot, else [CLS];
 - `target_index target_ids target_sample` (M,) flat index whose output predicts, the true id, the sample;
 - `sample_ids sample_key` (N,) global id of the context's sample, random key for noise drawn on the device;
-- `coherence_labels` (N,), `CoherenceBatch` only: 1 = true response, 0 = negative.
+- `coherence_labels` (N,), `CoherenceBatch` only: 1 = true response, 0 = negative;
+- `response_texts` (N,), `CoherenceBatch` of a dual head only: numbers that are equal where responses are.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -161,6 +163,9 @@ class BackwardBatch:
 class CoherenceBatch:
     """RCE + MLM: each context with its own response and with another one, both masked.
 
+    With `head=dual` each context with its own response only, and positions that start again with it: to a
+    model that reads them apart, a response that went on counting would give its context's length away.
+
     The negative of a context is the response of the next sample in a permutation of the window whose text
     differs from the true one. A token that is not [CLS] or [SEP] is chosen with `mask_prob`; of the chosen
     80 % become [MASK], 10 % a random id, 10 % stay. Masks hang on (seed, epoch, sample, label, place) only.
@@ -174,6 +179,7 @@ class CoherenceBatch:
     positions: Positions = "continuous"
     reject_identical: bool = True
     """False: Knover's negatives, which may be the true response again."""
+    head: Literal["first", "dual"] = "first"
 
     def __post_init__(self) -> None:
         """Refuse what is not a probability."""
@@ -191,6 +197,8 @@ class CoherenceBatch:
             UserError: all responses of the window are equal, so that there is no negative.
         """
         rows = np.arange(len(window.samples))
+        if self.head == "dual":
+            return Items(rows, rows, np.ones_like(rows), np.diff(window.samples.offsets))
         others = self._negatives(window)
         contexts, responses = np.repeat(rows, 2), np.stack([rows, others], axis=1).ravel()
         slots = window.samples.context_len[contexts] + window.response_len[responses]
@@ -213,8 +221,12 @@ class CoherenceBatch:
         random_ids = 3 + (low * np.uint64(window.mask_id - 3) >> np.uint64(32)).astype(np.int64)
         token_ids = np.where(masked & (choice < self._threshold(0.9)), random_ids, slots.token_ids)
         token_ids[masked & (choice < self._threshold(0.8))] = window.mask_id
-        unit = _inputs(window, layout, slots, token_ids, self.positions, self.roles)
+        positions: Positions = "restart" if self.head == "dual" else self.positions
+        unit = _inputs(window, layout, slots, token_ids, positions, self.roles)
         unit |= _samples(window, items, layout)
+        if self.head == "dual":
+            texts = _response_hash(window, items.responses[layout.items])
+            unit["response_texts"] = torch.from_numpy(texts.view(np.int64))
         unit["target_index"] = torch.from_numpy(slots.slot[masked])
         unit["target_ids"] = torch.from_numpy(slots.token_ids[masked])
         unit["target_sample"] = torch.from_numpy(slots.item[masked])
@@ -226,7 +238,7 @@ class CoherenceBatch:
         n = len(window.samples)
         order = permutation(n, draw_key(Draw.NEGATIVES, window.seed, window.epoch, window.number))
         if self.reject_identical:
-            text = _response_hash(window)[order]
+            text = _response_hash(window, order)
             changes = np.flatnonzero(text != np.roll(text, 1))  # where a run of equal responses begins
             if len(changes) == 0:
                 raise UserError(
@@ -314,7 +326,7 @@ def _inputs(
     values = {
         "token_ids": token_ids,
         "type_ids": slots.is_second.astype(np.int64),
-        "pos_ids": slots.place if positions == "continuous" else _relative(window, slots),
+        "pos_ids": _positions(window, slots, positions),
         "segment_ids": (in_row + 1)[slots.item],
     }
     if roles:
@@ -327,12 +339,15 @@ def _inputs(
     return unit
 
 
-def _relative(window: Window, slots: _Slots) -> np.ndarray:
-    """Positions that count down to the response and from 0 in it (spec section 2, `relative`)."""
+def _positions(window: Window, slots: _Slots, positions: Positions) -> np.ndarray:
+    """Position of each token (S,), see samples.position_ids."""
+    if positions == "continuous":
+        return slots.place
     n_items = int(slots.item[-1]) + 1 if len(slots.item) else 0
     n_context = np.bincount(slots.item[~slots.is_second], minlength=n_items)[slots.item]
     countdown = window.max_response + n_context - 1 - slots.place
-    return np.where(slots.is_second, slots.place - n_context, countdown)
+    of_context = slots.place if positions == "restart" else countdown
+    return np.where(slots.is_second, slots.place - n_context, of_context)
 
 
 def _roles(slots: _Slots) -> np.ndarray:
@@ -369,11 +384,13 @@ def _mark_front_slots(unit: Unit, mask_id: int) -> None:
     unit["token_ids"].view(-1)[front] = mask_id
 
 
-def _response_hash(window: Window) -> np.ndarray:
-    """A 64-bit hash (n,) of each response's ids: equal texts have equal hashes."""
-    length = window.response_len
+def _response_hash(window: Window, rows: np.ndarray) -> np.ndarray:
+    """A 64-bit hash (n,) of the ids of each row's response: equal texts have equal hashes."""
+    samples, length = window.samples, window.response_len[rows]
+    if not len(rows):
+        return np.zeros(0, dtype=np.uint64)
     place = _ranges(np.zeros_like(length), length)
-    first = window.samples.offsets[:-1] + window.samples.context_len
-    ids = window.samples.token_ids[_ranges(first, length)].astype(np.int64)
+    first = samples.offsets[rows] + samples.context_len[rows]
+    ids = samples.token_ids[_ranges(first, length)].astype(np.int64)
     starts = np.cumsum(length) - length
     return np.add.reduceat(draw(0, ids * 2**20 + place + 1), starts)

@@ -18,7 +18,7 @@ import numpy as np
 
 from plato2.data.tokenizer import BOS_ID, EOS_ID
 
-Positions = Literal["continuous", "relative"]
+Positions = Literal["continuous", "relative", "restart"]
 
 
 @dataclass
@@ -103,10 +103,13 @@ def position_ids(
 
     `continuous` (PLATO-2): 0..length-1 over context and response together. `relative` (PLATO-XL): the
     context counts down to the response, max_response + context_len - 1 - i; the response counts from 0.
+    `restart` (a dual head): the context counts from 0, and so does the response.
     """
     index = np.arange(length)
     if style == "continuous":
         return index
+    if style == "restart":
+        return np.where(index < context_len, index, index - context_len)
     return np.where(index < context_len, max_response + context_len - 1 - index, index - context_len)
 
 

@@ -58,6 +58,23 @@ def read_slots(x: Tensor, index: Tensor) -> Tensor:
     return x.flatten(0, 1).index_select(0, index)
 
 
+def mean_slots(x: Tensor, parts: Tensor, n: int) -> Tensor:
+    """The mean vector of each part of packed rows.
+
+    Args:
+        x: (B, T, H).
+        parts: (B, T) 1..n, the part that a slot belongs to; 0 = none.
+        n: how many parts there are.
+
+    Returns:
+        (n, H), float32.
+    """
+    sums = x.new_zeros(n + 1, x.shape[-1], dtype=torch.float32).index_add(
+        0, parts.flatten(), x.flatten(0, 1).float()
+    )
+    return (sums / parts.flatten().bincount(minlength=n + 1).clamp(min=1)[:, None])[1:]
+
+
 def whole_steps(rows: Tensor) -> Tensor:
     """Rows of zeros after (M, ...) up to a multiple of `ROWS_STEP`, where that is faster."""
     if rows.device.type != "cpu" or not torch.is_grad_enabled():

@@ -9,6 +9,10 @@ from torch import Tensor, nn
 from plato2.config import ModelConfig
 from plato2.model.backbone import TokenTransform, whole_steps
 
+Head = Literal["first", "dual"]
+SCALE = 20.0
+"""Of a cosine before the softmax of a dual head, at the start: a temperature of 0.05."""
+
 
 class Latents(nn.Module):
     """The K latent vectors z."""
@@ -79,3 +83,42 @@ class Coherence(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """(N, H) -> logits (N, 2)."""
         return self.classifier(torch.tanh(self.pool(h)))
+
+
+class DualCoherence(nn.Module):
+    """p(l|c,r) of a context and a response that were encoded apart, each by the mean of its slots.
+
+    s(c,r) = e^g 20 cos(W_c c, W_r r), trained by contrast (Henderson et al., 2020, arXiv:1911.03688, section
+    2.2; a bi-encoder in the words of Humeau et al., 2020, arXiv:1905.01969, who compare it with reading both
+    together). p(l=1|c,r) = sigmoid(a s + b), where a and b are not trained but fitted on validation.
+    """
+
+    calibration: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.context = nn.Linear(config.hidden_size, config.hidden_size)
+        self.response = nn.Linear(config.hidden_size, config.hidden_size)
+        self.log_scale = nn.Parameter(torch.empty(()))
+        """g; starts at 0."""
+        self.register_buffer("calibration", torch.tensor([1.0, 0.0]))
+        """(2,) a and b."""
+
+    def vectors(self, context: Tensor, response: Tensor) -> tuple[Tensor, Tensor]:
+        """Means of slots (N, H), (M, H) -> vectors of length 1, (N, H), (M, H), float32."""
+        c, r = self.context(context).float(), self.response(response).float()
+        return F.normalize(c, dim=-1), F.normalize(r, dim=-1)
+
+    def score(self, cosine: Tensor) -> Tensor:
+        """s of cosines, any shape."""
+        return SCALE * self.log_scale.exp() * cosine
+
+    def probability(self, score: Tensor) -> Tensor:
+        """p(l=1|c,r) of scores s, any shape."""
+        scale, bias = self.calibration.to(score.dtype)
+        return torch.sigmoid(scale * score + bias)
+
+
+def coherence_head(config: ModelConfig, head: Head) -> Coherence | DualCoherence:
+    """The head of an evaluation model: `first` = Knover's, on the first slot; `dual`."""
+    return Coherence(config) if head == "first" else DualCoherence(config)

@@ -68,6 +68,26 @@ def bag_of_words(logits: Tensor, target_ids: Tensor, target_sample: Tensor) -> T
     return -log_probs[target_sample, target_ids]
 
 
+def contrast(scores: Tensor, texts: Tensor) -> Tensor:
+    """-log of the share of the true pair among a unit's, from the context's side and from the response's.
+
+    (-log softmax_j s(c_i, r_j) - log softmax_j s(c_j, r_i)) / 2 at j = i: the other samples of the unit are
+    the negatives (Henderson et al., 2020, arXiv:1911.03688, section 2.2), but for those of equal text.
+
+    Args:
+        scores: (N, N), [i, j] of context i and response j.
+        texts: (N,) a number for each response, equal where the texts are.
+
+    Returns:
+        (N,), 0 for a unit of one sample.
+    """
+    same = texts[:, None] == texts[None, :]
+    others = same & ~torch.eye(len(texts), dtype=torch.bool, device=texts.device)
+    scores = scores.float().masked_fill(others, float("-inf"))
+    of_context, of_response = scores.log_softmax(dim=1), scores.log_softmax(dim=0)
+    return -(of_context.diagonal() + of_response.diagonal()) / 2
+
+
 def gumbel_softmax(logits: Tensor, uniform: Tensor | None, tau: float) -> Tensor:
     """The relaxed sample of z: softmax((logits + g) / tau), soft (spec section 5).
 

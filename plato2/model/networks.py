@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from plato2.config import ModelConfig
 from plato2.model.backbone import Backbone
-from plato2.model.heads import BagOfWords, Coherence, Latents, Recognition
+from plato2.model.heads import (
+    BagOfWords,
+    Coherence,
+    DualCoherence,
+    Head,
+    Latents,
+    Recognition,
+    coherence_head,
+)
 
 
 class Generator(Protocol):
@@ -30,7 +38,7 @@ class Evaluator(Protocol):
 
     model_config: ModelConfig
     backbone: Backbone
-    coherence: Coherence
+    coherence: Coherence | DualCoherence
     training: bool
 
 
@@ -47,11 +55,11 @@ class GenerationNetwork(nn.Module):
 class EvaluationNetwork(nn.Module):
     """p(l|c,r) of stage 2.2."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, head: Head = "first") -> None:
         super().__init__()
         self.model_config = config
         self.backbone = Backbone(config)
-        self.coherence = Coherence(config)
+        self.coherence = coherence_head(config, head)
 
 
 def parameter_shapes(stage: str, config: ModelConfig) -> dict[str, tuple[int, ...]]:

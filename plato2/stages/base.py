@@ -16,9 +16,9 @@ import torch
 from pytorch_lightning.strategies import ParallelStrategy
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from plato2.config import ModelConfig, OptimConfig
+from plato2.metrics import TermMeans
 from plato2.model.backbone import Backbone, initialize
 from plato2.training.optim import adamw, schedule
 from plato2.training.parallel import shard_fully
@@ -40,8 +40,8 @@ class NonFiniteLoss(RuntimeError):
 class Stage(pl.LightningModule):
     """A stage: the shared backbone, the heads it trains, and `losses(unit)`.
 
-    A subclass names its terms and says over what each is averaged: `targets` (tokens to predict) or
-    `samples`. `loss_terms` are summed into the loss, `metric_terms` only reported.
+    A subclass names the terms that its `losses` may have and says over what each is averaged: `targets`
+    (tokens to predict) or `samples`. `loss_terms` are summed into the loss, `metric_terms` only reported.
     """
 
     name: ClassVar[str]
@@ -66,8 +66,7 @@ class Stage(pl.LightningModule):
         self.seed = seed
         self.automatic_optimization = False
         self.backbone = Backbone(self.model_config)
-        terms = [*self.loss_terms, *self.metric_terms]
-        self.validation_means = nn.ModuleDict({term: MeanMetric(nan_strategy="disable") for term in terms})
+        self.validation_means = TermMeans([*self.loss_terms, *self.metric_terms])
 
     def finish_init(self, **arguments: Any) -> None:
         """Called last by each stage's constructor: initial weights, and primitives for the checkpoint."""
@@ -82,6 +81,10 @@ class Stage(pl.LightningModule):
     def losses(self, unit: Unit) -> dict[str, Tensor]:
         """All terms of one unit, a value for each target (M,) or each sample (N,)."""
         raise NotImplementedError
+
+    def counted(self, term: str) -> str:
+        """What a term is averaged over, `targets` or `samples`."""
+        return (self.loss_terms | self.metric_terms)[term]
 
     def configure_model(self) -> None:
         """Shards the parameters when the strategy asks for it (FSDP2); otherwise nothing is left to do."""
@@ -106,16 +109,15 @@ class Stage(pl.LightningModule):
         parts: list[Tensor] = []
         for number, unit in enumerate(units):
             with self._gradient_sync(number == len(units) - 1):
-                values = self.losses(unit)
-                terms = [  # each unit's share of the step's mean
-                    values[term].sum() / unit[f"step_{counted}"].clamp(min=1)
-                    for term, counted in (self.loss_terms | self.metric_terms).items()
-                ]
-                loss = torch.stack(terms[: len(self.loss_terms)]).sum()
+                terms = {  # each unit's share of the step's mean
+                    term: value.sum() / unit[f"step_{self.counted(term)}"].clamp(min=1)
+                    for term, value in self.losses(unit).items()
+                }
+                loss = torch.stack([terms[term] for term in terms if term in self.loss_terms]).sum()
                 self.manual_backward(loss * self.trainer.world_size)
-            parts.append(torch.stack([loss, *terms]).detach())
+            parts.append(torch.stack([loss, *terms.values()]).detach())
         total = self._over_ranks(torch.stack(parts).sum(dim=0))
-        means = dict(zip(["loss", *self.loss_terms, *self.metric_terms], total, strict=True))
+        means = dict(zip(["loss", *terms], total, strict=True))
         self._refuse_non_finite(means["loss"], None, units)
         grad_norm = self._clip()
         self._refuse_non_finite(means["loss"], grad_norm, units)
@@ -131,20 +133,14 @@ class Stage(pl.LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_number: int) -> None:
         """Adds one unit's terms to the means of this validation."""
         for unit in batch["units"]:
-            for term, value in self.losses(unit).items():
-                if value.numel():
-                    mean = self.validation_means[term]
-                    assert isinstance(mean, MeanMetric)
-                    mean.update(value.float().mean(), weight=value.numel())
+            self.validation_means.update(self.losses(unit))
 
     def on_validation_epoch_end(self) -> None:
         """Logs `val/<term>`, `val/loss` and, where there is an NLL, `val/ppl`."""
-        means: dict[str, Tensor] = {}
-        for term, mean in self.validation_means.items():
-            assert isinstance(mean, MeanMetric)
-            means[f"val/{term}"] = mean.compute()
-            mean.reset()
-        means["val/loss"] = torch.stack([means[f"val/{term}"] for term in self.loss_terms]).sum()
+        found = self.validation_means.compute()
+        self.validation_means.reset()
+        means = {f"val/{term}": mean for term, mean in found.items()}
+        means["val/loss"] = torch.stack([found[term] for term in self.loss_terms if term in found]).sum()
         if "val/nll" in means:
             means["val/ppl"] = means["val/nll"].exp()
         self.log_metrics(means)

@@ -1,4 +1,10 @@
-"""Stage 2.2, response coherence estimation: is r an answer to c? (section 2.1, equations 7-9)."""
+"""Stage 2.2, response coherence estimation: is r an answer to c? (section 2.1, equations 7-9).
+
+With `head=first`, the paper's and Knover's, the model reads context and response together and the first slot
+says whether they belong together. With `head=dual`, which is neither's, it reads them apart and compares two
+vectors: it learns from fewer samples, since all responses of a unit are negatives of each context, and ranks
+faster, since a context is read once for all its candidates.
+"""
 
 from typing import Any, ClassVar
 
@@ -6,17 +12,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plato2.config import ModelConfig, OptimConfig
+from plato2.config import ModelConfig, OptimConfig, UserError
+from plato2.metrics import Calibration
 from plato2.model import losses
-from plato2.model.heads import Coherence
+from plato2.model.backbone import mean_slots, read_slots
+from plato2.model.heads import DualCoherence, Head, coherence_head
 from plato2.stages.base import Stage, Unit
 
 
 class CoherenceEstimation(Stage):
-    """L = L_RCE + L_MLM (equation 9), on true responses and random ones of the corpus alike."""
+    """L = L_RCE + L_MLM (equation 9), on true responses and random ones of the corpus alike.
+
+    Args:
+        head: `first`: L_RCE from the first slot (equation 7). `dual`: a contrastive loss in its place, on
+            true responses alone; p(l=1|c,r) is fitted to its score at each validation.
+    """
 
     name = "2_eval"
-    loss_terms: ClassVar[dict[str, str]] = {"rce": "samples", "mlm": "targets"}
+    loss_terms: ClassVar[dict[str, str]] = {"rce": "samples", "contrast": "samples", "mlm": "targets"}
     metric_terms: ClassVar[dict[str, str]] = {"coherence_acc": "samples"}
     warm_starts_from = ("1_coarse", "2_eval")
     monitor = ("val/coherence_acc", "max")
@@ -26,36 +39,100 @@ class CoherenceEstimation(Stage):
         model: ModelConfig | dict[str, Any],
         optim: OptimConfig | dict[str, Any] | None = None,
         seed: int = 11,
+        head: Head = "first",
     ) -> None:
         super().__init__(model, optim, seed)
-        self.coherence = Coherence(self.model_config)
-        self.finish_init()
+        if head not in ("first", "dual"):
+            raise UserError(f"stage.head={head}: choose first or dual")
+        self.head = head
+        self.coherence = coherence_head(self.model_config, head)
+        self.fitted = Calibration()
+        self.finish_init(head=head)
 
     def losses(self, unit: Unit) -> dict[str, Tensor]:
-        """rce and accuracy of each (context, response) (N,), mlm of each masked token (M,)."""
+        """rce and accuracy, or contrast, of each sample (N,), mlm of each masked token (M,)."""
+        return self.read_together(unit) if self.head == "first" else self.read_apart(unit)
+
+    def read_together(self, unit: Unit) -> dict[str, Tensor]:
+        """`head=first`: rce and accuracy (N,), mlm (M,)."""
         first, masked = unit["sample_index"], unit["target_index"]
-        h = self.encode(unit, unit["token_ids"], read=torch.cat([first, masked]))
+        h = self.encode(unit, unit["token_ids"], unit["segment_ids"], read=torch.cat([first, masked]))
         h_first, h_masked = h.split([len(first), len(masked)])  # (N, H), (M, H)
         coherence = self.coherence(h_first)  # (N, 2)
-        words = self.backbone.lm_logits(h_masked)  # (M, V)
         terms = {
             "rce": F.cross_entropy(
                 coherence.float(), unit["coherence_labels"], reduction="none"
             ),  # equation 7
-            "mlm": losses.nll(words, unit["target_ids"]),  # equation 8
+            "mlm": self.masked_words(unit, h_masked),  # equation 8
         }
         if not self.training:  # what ranking does: no masks
             coherence = self.coherence_logits(unit)
         correct = coherence.detach().argmax(dim=-1) == unit["coherence_labels"]
         return terms | {"coherence_acc": correct.float()}
 
-    def encode(self, unit: Unit, token_ids: Tensor, read: Tensor | None = None) -> Tensor:
-        """The whole of each sample sees itself: (B, T) -> (B, T, H), or (M, H) of the slots `read`."""
+    def read_apart(self, unit: Unit) -> dict[str, Tensor]:
+        """`head=dual`: contrast (N,) among the true pairs of the unit, mlm (M,)."""
+        h = self.encode(unit, unit["token_ids"], _parts(unit))  # (B, T, H)
+        scores = self.scores(unit, h)  # (N, N)
+        if not self.training:
+            clean = scores
+            if len(unit["target_ids"]):  # what ranking does: no masks
+                clean = self.scores(unit, self.encode(unit, unmasked(unit), _parts(unit)))
+            self.fitted.update(*_true_and_other(clean, unit["response_texts"]))
+        return {
+            "contrast": losses.contrast(scores, unit["response_texts"]),
+            "mlm": self.masked_words(unit, read_slots(h, unit["target_index"])),
+        }
+
+    def encode(self, unit: Unit, token_ids: Tensor, visible: Tensor, read: Tensor | None = None) -> Tensor:
+        """Slots of equal number in `visible` see each other: (B, T) -> (B, T, H), or (M, H) of `read`."""
         x = self.backbone.embed(token_ids, unit["type_ids"], unit["pos_ids"], unit.get("role_ids"))
-        return self.backbone.encode(x, self.backbone.mask(unit["segment_ids"]), read=read)
+        return self.backbone.encode(x, self.backbone.mask(visible), read=read)
+
+    def masked_words(self, unit: Unit, h: Tensor) -> Tensor:
+        """-log p of each masked word from its slot: (M, H) -> (M,)."""
+        return losses.nll(self.backbone.lm_logits(h), unit["target_ids"])
 
     def coherence_logits(self, unit: Unit) -> Tensor:
-        """Logits of p(l|c,r) on the unmasked tokens: (N, 2), class 1 = coherent."""
-        tokens = unit["token_ids"]
-        clean = tokens.flatten().index_copy(0, unit["target_index"], unit["target_ids"]).view_as(tokens)
-        return self.coherence(self.encode(unit, clean, read=unit["sample_index"]))
+        """`head=first`: logits of p(l|c,r) on the unmasked tokens, (N, 2), class 1 = coherent."""
+        return self.coherence(
+            self.encode(unit, unmasked(unit), unit["segment_ids"], read=unit["sample_index"])
+        )
+
+    def scores(self, unit: Unit, h: Tensor) -> Tensor:
+        """`head=dual`: s(c_i, r_j) of all contexts and responses of a unit: (B, T, H) -> (N, N)."""
+        assert isinstance(self.coherence, DualCoherence)
+        means = mean_slots(h, _parts(unit), 2 * len(unit["sample_index"]))  # (2 N, H)
+        c, r = self.coherence.vectors(means[0::2], means[1::2])
+        return self.coherence.score(c @ r.t())
+
+    def on_validation_epoch_end(self) -> None:
+        """With `head=dual` fits p(l=1|c,r) to the scores, and measures it on scores it was not fitted to."""
+        super().on_validation_epoch_end()
+        if isinstance(self.coherence, DualCoherence):
+            calibration, accuracy, rce = self.fitted.compute()
+            self.fitted.reset()
+            self.coherence.calibration.copy_(calibration)
+            self.log_metrics({"val/coherence_acc": accuracy, "val/rce": rce})
+
+
+def unmasked(unit: Unit) -> Tensor:
+    """The token ids of a unit before words were masked: (B, T)."""
+    tokens = unit["token_ids"]
+    return tokens.flatten().index_copy(0, unit["target_index"], unit["target_ids"]).view_as(tokens)
+
+
+def _parts(unit: Unit) -> Tensor:
+    """(B, T) 2 i + 1 for the context's slots of sample i, 2 i + 2 for its response's, 0 for padding."""
+    starts = torch.zeros_like(unit["segment_ids"]).flatten().index_fill(0, unit["sample_index"], 1)
+    sample = starts.cumsum(0).view_as(unit["segment_ids"]) - 1  # samples stand one after the other
+    return (2 * sample + 1 + unit["type_ids"]) * (unit["segment_ids"] > 0)
+
+
+def _true_and_other(scores: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores of each context's own response and of the next sample's, where that is another text; labels."""
+    other = torch.arange(len(texts), device=texts.device).roll(-1)
+    differs = texts != texts[other]
+    true, false = scores.diagonal(), scores.gather(1, other[:, None])[:, 0]
+    scores = torch.stack([true[differs], false[differs]], dim=1).flatten()  # true and other alternate
+    return scores.detach().float(), torch.tensor([1.0, 0.0], device=scores.device).repeat(len(scores) // 2)

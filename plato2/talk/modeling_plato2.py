@@ -61,7 +61,10 @@ class Plato2Model(PreTrainedModel):
             model = ModelConfig(**config.generation["arguments"]["model"])
             self.generation = GenerationNetwork(model, config.generation["stage"] == "2_gen")
         if config.evaluation:
-            self.evaluation = EvaluationNetwork(ModelConfig(**config.evaluation["arguments"]["model"]))
+            arguments = config.evaluation["arguments"]
+            self.evaluation = EvaluationNetwork(
+                ModelConfig(**arguments["model"]), arguments.get("head", "first")
+            )
         self.post_init()
 
     @classmethod

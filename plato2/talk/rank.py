@@ -18,7 +18,8 @@ from plato2.data.packing import best_fit_rows
 from plato2.data.samples import encode_response, role_ids
 from plato2.data.tokenizer import BOS_ID, EOS_ID, Tokenizer
 from plato2.model import losses
-from plato2.model.backbone import Backbone
+from plato2.model.backbone import Backbone, mean_slots
+from plato2.model.heads import DualCoherence
 from plato2.model.networks import Evaluator, Generator
 from plato2.talk.decode import Hypothesis
 
@@ -185,14 +186,36 @@ def coherence_of_records(evaluation: Evaluator, pairs: Pairs) -> list[float]:
         raise ValueError("coherence needs the evaluator in evaluation mode: evaluation.eval()")
     if not pairs:
         return []
-    backbone = evaluation.backbone
+    backbone, head = evaluation.backbone, evaluation.coherence
     with torch.autocast(backbone.word.weight.device.type, enabled=False):
+        if isinstance(head, DualCoherence):
+            probabilities: list[float] = _read_apart(backbone, head, pairs).tolist()
+            return probabilities
         unit = pack(backbone, pairs)
         x = backbone.embed(unit["token_ids"], unit["type_ids"], unit["pos_ids"], unit.get("role_ids"))
         h = backbone.encode(x, backbone.mask(unit["segment_ids"]), read=unit["sample_index"])  # (N, H)
-        logits = evaluation.coherence(h)  # (N, 2)
-    probabilities: list[float] = logits.float().softmax(dim=-1)[:, 1].tolist()
+        logits = head(h)  # (N, 2)
+    probabilities = logits.float().softmax(dim=-1)[:, 1].tolist()
     return probabilities
+
+
+def _read_apart(backbone: Backbone, head: DualCoherence, pairs: Pairs) -> Tensor:
+    """p(l=1|c,r) of every pair by a dual head: (N,). A context or response that comes again is read once."""
+    contexts = list(dict.fromkeys(tuple(context) for context, _ in pairs))
+    responses = list(dict.fromkeys(tuple(response) for _, response in pairs))
+    parts: list[tuple[Sequence[int], Sequence[int]]] = [(context, ()) for context in contexts]
+    parts += [((), response) for response in responses]
+    unit = pack(backbone, parts)
+    x = backbone.embed(unit["token_ids"], unit["type_ids"], unit["pos_ids"], unit.get("role_ids"))
+    h = backbone.encode(x, backbone.mask(unit["segment_ids"]))  # (B, T, H)
+    c, r = head.vectors(
+        *mean_slots(h, unit["segment_ids"], len(parts)).split([len(contexts), len(responses)])
+    )
+    context_of = {context: number for number, context in enumerate(contexts)}
+    response_of = {response: number for number, response in enumerate(responses)}
+    i = torch.tensor([context_of[tuple(context)] for context, _ in pairs], device=c.device)
+    j = torch.tensor([response_of[tuple(response)] for _, response in pairs], device=c.device)
+    return head.probability(head.score((c[i] * r[j]).sum(dim=-1)))
 
 
 @torch.no_grad()

@@ -193,7 +193,7 @@ def load_evaluation(path: str | Path, option: str = "") -> EvaluationNetwork:
     """
     saved = read_saved(path, EVALUATION, option)
     with torch.device("meta"):
-        network = EvaluationNetwork(saved.model_config)
+        network = EvaluationNetwork(saved.model_config, saved.arguments.get("head", "first"))
     _fill(network, saved, only_shared=True)
     return network.eval()
 
