@@ -105,7 +105,8 @@ def train(config: DictConfig) -> float | None:
         "config": resolved,
     }
     loggers = build_loggers(keys.logger, run, checkpoint, **about)
-    trainer = build_trainer(keys, stage, data, run, loggers)
+    ancestor = parent or run.parent
+    trainer = build_trainer(keys, stage, data, run, loggers, ancestor)
     say(sentence)
     if is_first_process():
         if checkpoint:
@@ -240,7 +241,12 @@ def fit(
 
 
 def build_trainer(
-    keys: TrainConfig, stage: Stage, data: DialogueDataModule, run: RunFolder, loggers: list[Any]
+    keys: TrainConfig,
+    stage: Stage,
+    data: DialogueDataModule,
+    run: RunFolder,
+    loggers: list[Any],
+    parent: Path | None,
 ) -> pl.Trainer:
     """The Lightning Trainer with the callbacks and loggers of the run.
 
@@ -249,11 +255,12 @@ def build_trainer(
     """
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+    from plato2.evaluate.selection import ValidationFigures
     from plato2.talk.replies import ValidationReplies
-    from plato2.training.callbacks import LatentHistogram, RunProgress, SampleReplies, Throughput
+    from plato2.training.callbacks import Figures, LatentHistogram, RunProgress, SampleReplies, Throughput
     from plato2.training.checkpoint import Checkpoints
     from plato2.training.parallel import best_precision, n_ranks
-    from plato2.weights.folder import GENERATION
+    from plato2.weights.folder import EVALUATION, GENERATION
 
     strategy = dict(keys.strategy)
     if in_sweep() and strategy.get("devices") != 1 and "LOCAL_RANK" not in os.environ:
@@ -277,6 +284,8 @@ def build_trainer(
     if keys.sample_replies and stage.name in GENERATION and not sharded:
         replies = ValidationReplies(data, keys.sample_replies)
         callbacks.append(SampleReplies(run.path / "replies.jsonl", replies))
+    if (keys.selection or keys.human_rank) and stage.name in EVALUATION and not sharded:
+        callbacks.append(Figures(ValidationFigures(data, keys.selection, keys.human_rank, parent)))
     quiet_lightning()
     fixed = {
         "max_epochs": 1,  # a run is one epoch of max_steps; the data's epochs are the stream's

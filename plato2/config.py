@@ -258,6 +258,10 @@ class RunConfig:
     """Steps between checkpoints; each validation and the last step write one too."""
     sample_replies: int = 3
     """Validation contexts the model answers at each validation; 0 = none."""
+    selection: int = 100
+    """Validation contexts for which stage 2.2 chooses a response among ten; 0 = none."""
+    human_rank: int = 50
+    """Validation contexts whose human reply stage 2.2 ranks among 20 of the model it started from; 0 = none."""
     plan: bool = False
     """Print what the run will need (parameters, memory, steps) and train nothing."""
     report: bool = False
@@ -271,4 +275,8 @@ class RunConfig:
         """Refuse what cannot be."""
         _require(self.seed >= 0, f"seed={self.seed}: must be 0 or more")
         _require(self.checkpoint_steps >= 1, f"checkpoint_steps={self.checkpoint_steps}: must be at least 1")
+        _require(
+            self.selection == 0 or self.selection >= 10, f"selection={self.selection}: use 10 or more, or 0"
+        )
+        _require(self.human_rank >= 0, f"human_rank={self.human_rank}: use 0 for none")
         _require(self.sample_replies >= 0, f"sample_replies={self.sample_replies}: use 0 for none")

@@ -1,7 +1,9 @@
 """What training shows and evaluation measures: means of terms, calibration of a score, choosing responses."""
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -93,3 +95,32 @@ def fit_logistic(scores: Tensor, labels: Tensor, ridge: float = 1e-3) -> Tensor:
         if step.abs().max() < 1e-10:
             break
     return torch.stack([w[0] / std, w[1] - w[0] * mean / std])
+
+
+def choice(scores: np.ndarray) -> dict[str, float]:
+    """How well scores tell a context's own response from the others of its group.
+
+    Args:
+        scores: (G, k, k); [g, i, j] = of context i and response j of group g, i = j is the true pair.
+
+    Returns:
+        `pair_acc`: share of (true, other) pairs in which the true one scores higher; `p1`: how often it is the
+        first of the k; `mrr`: the mean of 1 / its rank. Equal scores share what they could get. Chance is
+        0.5, 1/k and (1 + 1/2 + ... + 1/k) / k.
+    """
+    k = scores.shape[-1]
+    true = np.diagonal(scores, axis1=1, axis2=2)[:, :, None]  # (G, k, 1)
+    above = (scores > true).sum(axis=-1)  # (G, k)
+    equal = (scores == true).sum(axis=-1) - 1
+    return {
+        "pair_acc": float(1.0 - (above + equal / 2).mean() / (k - 1)),
+        "p1": float(((above == 0) / (1 + equal)).mean()),
+        "mrr": float((1.0 / (1 + above + equal / 2)).mean()),
+    }
+
+
+def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % interval of a share of n independent cases (Wilson, 1927)."""
+    centre = share + z * z / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)

@@ -41,6 +41,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "plato2.evaluate": (
         "plato2.talk",
+        "plato2.metrics",
+        "plato2.model",
         "plato2.weights",
         "plato2.stages",
         "plato2.training.metrics",

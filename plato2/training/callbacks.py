@@ -191,6 +191,41 @@ class SampleReplies(Callback):
                 logger.experiment.add_text("replies", text, trainer.global_step)
 
 
+class Figures(Callback):
+    """Logs further figures of each validation as `val/<name>`, and keeps them in the checkpoints.
+
+    Every rank computes all of them: they are few, and there is nothing to wait for.
+
+    Args:
+        measure: gives the figures of the stage, which is in evaluation mode.
+    """
+
+    def __init__(self, measure: Callable[[pl.LightningModule], dict[str, float]]) -> None:
+        self.measure = measure
+        self.found: dict[str, float] = {}
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measures and logs."""
+        if not trainer.sanity_checking:
+            self.found = self.measure(pl_module)
+            values = {f"val/{name}": value for name, value in self.found.items()}
+            pl_module.log_dict({**values, "step": float(trainer.global_step)}, batch_size=1)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Puts the last validation's into the checkpoint: whoever talks to the model can say what it is worth."""
+        checkpoint["figures"] = self.found
+
+    def state_dict(self) -> dict[str, Any]:
+        """The figures so far, kept across a resume."""
+        return {"found": self.found}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores `state_dict`."""
+        self.found = state_dict["found"]
+
+
 class LatentHistogram(Callback):
     """Sends how much each latent is used to W&B or TensorBoard as a histogram (the CSV has the numbers)."""
 

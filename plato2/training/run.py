@@ -112,6 +112,12 @@ class RunFolder:
         return metrics.get(metric) if metric else best_value(self.last)
 
     @property
+    def parent(self) -> Path | None:
+        """The checkpoint or model folder it started from."""
+        parent = self.lineage().get("parent")
+        return Path(parent["checkpoint"]) if parent else None
+
+    @property
     def finished(self) -> bool:
         """Whether training reached its last step."""
         return self.lineage().get("status") == "finished"

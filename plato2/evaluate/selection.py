@@ -1,0 +1,189 @@
+"""What an evaluation model is worth: choosing a context's own response, and the real use, choosing among candidates.
+
+Two questions, asked of fixed validation contexts. Which of ten responses is the context's own (nine are other
+contexts')? And where does the human reply come among the 20 candidates that a generation model wrote itself?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol, cast
+
+import numpy as np
+from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities import rank_zero_warn
+
+from plato2.config import DecodeConfig, UserError
+from plato2.data.selection import CANDIDATES, Selection, read_selection
+from plato2.metrics import choice, wilson
+from plato2.model.networks import Evaluator, Generator
+from plato2.talk.decode import decode
+from plato2.talk.rank import coherence_of_records
+from plato2.weights.folder import load_generation
+
+GROUPS_AT_ONCE = 2
+"""Groups whose pairs are read in one batch; bounds the memory and changes no result."""
+CHANCE = {
+    "pair_acc": 0.5,
+    "p1": 1 / CANDIDATES,
+    "mrr": sum(1 / rank for rank in range(1, CANDIDATES + 1)) / CANDIDATES,
+}
+
+Ids = Sequence[int]
+
+
+def selection_figures(evaluation: Evaluator, selection: Selection) -> dict[str, float]:
+    """`pair_acc`, `p1` and `mrr` of choosing among ten (metrics.choice), and the same among ten of about one
+    length with `_matched`.
+
+    Args:
+        evaluation: an evaluation network, or a `2_eval` stage, in evaluation mode.
+        selection: contexts and responses.
+    """
+    figures = choice(_scores(evaluation, selection, selection.random))
+    matched = choice(_scores(evaluation, selection, selection.matched))
+    return figures | {f"{name}_matched": value for name, value in matched.items()}
+
+
+def overlap_figures(selection: Selection) -> dict[str, float]:
+    """The same of the baseline, shared words."""
+    figures = choice(_overlap(selection, selection.random))
+    matched = choice(_overlap(selection, selection.matched))
+    return figures | {f"{name}_matched": value for name, value in matched.items()}
+
+
+def human_figures(
+    evaluation: Evaluator, contexts: Sequence[Ids], human: Sequence[Ids], candidates: Sequence[Sequence[Ids]]
+) -> dict[str, float]:
+    """Where the human reply stands among a model's own candidates, by coherence alone.
+
+    Args:
+        evaluation: as `selection_figures`.
+        contexts: n contexts as ids.
+        human: n records of what a human said, [CLS] words [SEP].
+        candidates: for each context the records that a generation model wrote, equally many for each.
+
+    Returns:
+        `human_first`: how often the human reply is the first of all, with its 95 % interval `human_first_low`
+        and `human_first_high` and its `human_first_chance`; `human_rank`: its mean rank, 1 = first.
+    """
+    scores = np.array(
+        [
+            coherence_of_records(evaluation, [(context, record) for record in (reply, *written)])
+            for context, reply, written in zip(contexts, human, candidates, strict=True)
+        ]
+    )  # (n, 1 + K)
+    above = (scores[:, 1:] > scores[:, :1]).sum(axis=1)
+    equal = (scores[:, 1:] == scores[:, :1]).sum(axis=1)
+    first = float(((above == 0) / (1 + equal)).mean())
+    low, high = wilson(first, len(scores))
+    return {
+        "human_first": first,
+        "human_first_low": low,
+        "human_first_high": high,
+        "human_first_chance": 1 / scores.shape[1],
+        "human_rank": float((1 + above + equal / 2).mean()),
+    }
+
+
+def written_candidates(
+    generation: Generator, contexts: Sequence[Ids], config: DecodeConfig | None = None
+) -> list[list[list[int]]]:
+    """What a generation model would choose from: for each context the records [CLS] words [SEP] of one candidate
+    for each latent, or of a stage-1 model as many samples.
+
+    Args:
+        generation: a generation network, or a `2_gen` or `1_coarse` stage, in evaluation mode.
+        contexts: their ids.
+        config: how to decode.
+    """
+    limit = generation.model_config.max_position
+    records: list[list[list[int]]] = []
+    for start in range(0, len(contexts), 16):
+        found = decode(generation, contexts[start : start + 16], config or DecodeConfig())
+        for context, hypotheses in zip(contexts[start:], found, strict=False):
+            records.append([[1, *h.token_ids][: limit - len(context)] for h in hypotheses])
+    return records
+
+
+class PreparedData(Protocol):
+    """What `ValidationFigures` asks of a data module."""
+
+    path: str
+    cache_dir: str | None
+
+
+class ValidationFigures:
+    """All of the above of a stage that is being trained: a callable for a training callback.
+
+    Args:
+        data: the corpus; read at the first call.
+        n_selection: contexts to choose a response for among ten; 0 = none.
+        n_human: contexts whose human reply is ranked among candidates; 0 = none.
+        parent: the model that the stage started from; it writes the candidates if it can.
+    """
+
+    def __init__(
+        self, data: PreparedData, n_selection: int, n_human: int, parent: Path | None = None
+    ) -> None:
+        self.data, self.n_selection, self.n_human, self.parent = data, n_selection, n_human, parent
+
+    def __call__(self, stage: LightningModule) -> dict[str, float]:
+        """The figures by name."""
+        evaluation = cast(Evaluator, stage)
+        figures: dict[str, float] = {}
+        if self.n_selection:
+            figures |= selection_figures(evaluation, self.selection) | self.overlap
+        if self.n_human and self.candidates:
+            contexts, human = self.selection.contexts, self.selection.responses
+            n = len(self.candidates)
+            figures |= human_figures(evaluation, contexts[:n], human[:n], self.candidates)
+        return figures
+
+    @cached_property
+    def selection(self) -> Selection:
+        """The contexts; of the larger of the two numbers."""
+        n = max(self.n_selection, self.n_human)
+        return read_selection(self.data.path, n, cache_dir=self.data.cache_dir)
+
+    @cached_property
+    def overlap(self) -> dict[str, float]:
+        """The baseline's figures, as `overlap_<figure>`."""
+        return {f"overlap_{name}": value for name, value in overlap_figures(self.selection).items()}
+
+    @cached_property
+    def candidates(self) -> list[list[list[int]]]:
+        """What the parent writes to the first contexts; nothing if it is not there or does not generate."""
+        if self.parent is None:
+            return []
+        try:
+            generation = load_generation(self.parent)
+        except UserError as error:
+            rank_zero_warn(f"human_rank={self.n_human}: nothing to rank among ({error})")
+            return []
+        return written_candidates(generation, self.selection.contexts[: self.n_human])
+
+
+def _scores(evaluation: Evaluator, selection: Selection, groups: np.ndarray) -> np.ndarray:
+    """p(l=1|c,r) of all contexts and responses of each group: (G, 10, 10)."""
+    found: list[float] = []
+    for start in range(0, len(groups), GROUPS_AT_ONCE):
+        pairs = [
+            (selection.contexts[i], selection.responses[j])
+            for group in groups[start : start + GROUPS_AT_ONCE].tolist()
+            for i in group
+            for j in group
+        ]
+        found += coherence_of_records(evaluation, pairs)
+    return np.array(found).reshape(len(groups), CANDIDATES, CANDIDATES)
+
+
+def _overlap(selection: Selection, groups: np.ndarray) -> np.ndarray:
+    return np.stack([selection.overlap[np.ix_(group, group)] for group in groups])
+
+
+def is_trusted(figures: Mapping[str, float]) -> bool:
+    """Whether choosing by the model is better than choosing by shared words."""
+    return figures["pair_acc"] > figures["overlap_pair_acc"]
