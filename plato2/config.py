@@ -261,7 +261,7 @@ class RunConfig:
     selection: int = 100
     """Validation contexts for which stage 2.2 chooses a response among ten; 0 = none."""
     human_rank: int = 50
-    """Validation contexts whose human reply stage 2.2 ranks among 20 of the model it started from; 0 = none."""
+    """Validation contexts whose human reply stage 2.2 ranks among 20 of its stage-1 model's; 0 = none."""
     plan: bool = False
     """Print what the run will need (parameters, memory, steps) and train nothing."""
     report: bool = False

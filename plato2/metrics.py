@@ -104,9 +104,9 @@ def choice(scores: np.ndarray) -> dict[str, float]:
         scores: (G, k, k); [g, i, j] = of context i and response j of group g, i = j is the true pair.
 
     Returns:
-        `pair_acc`: share of (true, other) pairs in which the true one scores higher; `p1`: how often it is the
-        first of the k; `mrr`: the mean of 1 / its rank. Equal scores share what they could get. Chance is
-        0.5, 1/k and (1 + 1/2 + ... + 1/k) / k.
+        `pair_acc`: share of (true, other) pairs in which the true one scores higher; `p1`: how often it is
+        the first of the k; `mrr`: the mean of 1 / its rank. Equal scores share what they could get. Chance
+        is 0.5, 1/k and (1 + 1/2 + ... + 1/k) / k.
     """
     k = scores.shape[-1]
     true = np.diagonal(scores, axis1=1, axis2=2)[:, :, None]  # (G, k, 1)

@@ -1,4 +1,4 @@
-"""What an evaluation model is worth: choosing a context's own response, and the real use, choosing among candidates.
+"""What an evaluation model is worth: choosing a context's own response, and the best of a model's candidates.
 
 Two questions, asked of fixed validation contexts. Which of ten responses is the context's own (nine are other
 contexts')? And where does the human reply come among the 20 candidates that a generation model wrote itself?
@@ -91,8 +91,8 @@ def human_figures(
 def written_candidates(
     generation: Generator, contexts: Sequence[Ids], config: DecodeConfig | None = None
 ) -> list[list[list[int]]]:
-    """What a generation model would choose from: for each context the records [CLS] words [SEP] of one candidate
-    for each latent, or of a stage-1 model as many samples.
+    """What a generation model would choose from: for each context one record [CLS] words [SEP] for each latent,
+    or of a stage-1 model as many samples.
 
     Args:
         generation: a generation network, or a `2_gen` or `1_coarse` stage, in evaluation mode.

@@ -214,7 +214,7 @@ class Figures(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Puts the last validation's into the checkpoint: whoever talks to the model can say what it is worth."""
+        """Puts the last validation's into the checkpoint: whoever uses the model can say what it is worth."""
         checkpoint["figures"] = self.found
 
     def state_dict(self) -> dict[str, Any]:
