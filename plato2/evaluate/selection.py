@@ -91,7 +91,7 @@ def human_figures(
 def written_candidates(
     generation: Generator, contexts: Sequence[Ids], config: DecodeConfig | None = None
 ) -> list[list[list[int]]]:
-    """What a generation model would choose from: for each context one record [CLS] words [SEP] for each latent,
+    """What a generation model would choose from: one record [CLS] words [SEP] a context for each latent,
     or of a stage-1 model as many samples.
 
     Args:
