@@ -47,6 +47,8 @@ class Stage(pl.LightningModule):
     name: ClassVar[str]
     loss_terms: ClassVar[dict[str, str]]
     metric_terms: ClassVar[dict[str, str]] = {}
+    validation_terms: ClassVar[tuple[str, ...]] = ()
+    """Terms that `losses` gives in evaluation mode only."""
     warm_starts_from: ClassVar[tuple[str, ...]]
     """Stages whose weights this one can start from."""
     monitor: ClassVar[tuple[str, str]] = ("val/loss", "min")
@@ -66,7 +68,7 @@ class Stage(pl.LightningModule):
         self.seed = seed
         self.automatic_optimization = False
         self.backbone = Backbone(self.model_config)
-        terms = [*self.loss_terms, *self.metric_terms]
+        terms = [*self.loss_terms, *self.metric_terms, *self.validation_terms]
         self.validation_means = nn.ModuleDict({term: MeanMetric(nan_strategy="disable") for term in terms})
 
     def finish_init(self, **arguments: Any) -> None:
@@ -139,16 +141,15 @@ class Stage(pl.LightningModule):
                     mean.update(value.float().mean(), weight=value.numel())
 
     def on_validation_epoch_end(self) -> None:
-        """Logs `val/<term>`, `val/loss` and, where there is an NLL, `val/ppl`."""
+        """Logs `val/<term>`, `val/loss` and, of every `val/nll...`, its exponential `val/ppl...`."""
         means: dict[str, Tensor] = {}
         for term, mean in self.validation_means.items():
             assert isinstance(mean, MeanMetric)
             means[f"val/{term}"] = mean.compute()
             mean.reset()
         means["val/loss"] = torch.stack([means[f"val/{term}"] for term in self.loss_terms]).sum()
-        if "val/nll" in means:
-            means["val/ppl"] = means["val/nll"].exp()
-        self.log_metrics(means)
+        nlls = {name: mean for name, mean in means.items() if name.startswith("val/nll")}
+        self.log_metrics(means | {name.replace("nll", "ppl"): nll.exp() for name, nll in nlls.items()})
 
     def log_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Logs under the number of finished optimizer steps (Lightning's own count is one behind)."""
