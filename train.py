@@ -243,8 +243,14 @@ def build_trainer(
     """
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-    from plato2.talk.replies import ValidationReplies
-    from plato2.training.callbacks import LatentHistogram, RunProgress, SampleReplies, Throughput
+    from plato2.talk.replies import ValidationReplies, ValidationVariety
+    from plato2.training.callbacks import (
+        LatentHistogram,
+        LatentVariety,
+        RunProgress,
+        SampleReplies,
+        Throughput,
+    )
     from plato2.training.checkpoint import Checkpoints
     from plato2.training.parallel import best_precision, n_ranks
     from plato2.weights.folder import GENERATION
@@ -271,6 +277,8 @@ def build_trainer(
     if keys.sample_replies and stage.name in GENERATION and not sharded:
         replies = ValidationReplies(data, keys.sample_replies)
         callbacks.append(SampleReplies(run.path / "replies.jsonl", replies))
+    if keys.latent_contexts and getattr(stage, "recognition", None) is not None and not sharded:
+        callbacks.append(LatentVariety(ValidationVariety(data, keys.latent_contexts)))
     quiet_lightning()
     fixed = {
         "max_epochs": 1,  # a run is one epoch of max_steps; the data's epochs are the stream's
@@ -313,7 +321,7 @@ class Sweep(Callback):
             from plato2.evaluate.report import report_sweep
 
             try:
-                report_sweep(Path(config.output_dir), self.name)
+                report_sweep(Path(config.output_dir), self.name, n_latent_contexts=config.latent_contexts)
             except UserError as error:  # Hydra makes a mere warning of a callback's error
                 fail(str(error))
 

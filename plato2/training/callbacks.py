@@ -191,6 +191,26 @@ class SampleReplies(Callback):
                 logger.experiment.add_text("replies", text, trainer.global_step)
 
 
+class LatentVariety(Callback):
+    """Logs what talking shows of the latents at each validation.
+
+    Every rank answers the same contexts, so none waits for another and all log the same numbers.
+
+    Args:
+        measure: gives the numbers by name, without `val/`.
+    """
+
+    def __init__(self, measure: Callable[[pl.LightningModule], dict[str, float]]) -> None:
+        self.measure = measure
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Decodes and logs."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        found = {f"val/{name}": value for name, value in self.measure(pl_module).items()}
+        pl_module.log_dict({**found, "step": float(trainer.global_step)}, batch_size=1)
+
+
 class LatentHistogram(Callback):
     """Sends how much each latent is used to W&B or TensorBoard as a histogram (the CSV has the numbers)."""
 
