@@ -194,7 +194,7 @@ def _answered(runs: Mapping[str, str | Path], data: str | Path, n_contexts: int)
 def _latents(
     runs: Mapping[str, str | Path], stages: Mapping[str, Mapping[str, Any]], data: str | Path, n_contexts: int
 ) -> dict[str, Any]:
-    """What is known of the latents: empty without a `2_gen` model, or where neither was logged or measured."""
+    """What is known of the latents; empty without a `2_gen` model."""
     if "2_gen" not in runs:
         return {}
     logged = {name: stages["2_gen"][name] for name in LATENT_ROWS if name in stages["2_gen"]}
@@ -256,9 +256,9 @@ def _numbers(report: Mapping[str, Any]) -> Table:
 def _latents_table(latents: Mapping[str, Any]) -> Table:
     found = latents.get("variety", {})
     title = "The latents of 2_gen"
-    title += f"; below, means over {found['n_contexts']} contexts" if found else ""
-    table = Table("", title=title, title_justify="left")
-    table.add_column("", justify="right")
+    title += f"; what has an interval is a mean over {found['n_contexts']} contexts" if found else ""
+    table = Table("measure", title=title, title_justify="left")
+    table.add_column("value", justify="right")
     table.add_column("95 % interval", justify="right")
     for name, (label, form) in LATENT_ROWS.items():
         if name in latents:
