@@ -128,7 +128,8 @@ def decode(
             default a function of the context's seed, its ids and the candidate.
         prefixes: B lists of ids with which the responses begin, without [CLS]; they are part of the
             hypotheses, but count neither as tokens generated nor in their scores.
-        latents: the values of z to try (stage 2.1) in place of all K; candidate i has the i % len(latents)-th.
+        latents: the values of z to try (stage 2.1) in place of all K; candidate i has number i % len(latents)
+            of them.
 
     Raises:
         UserError: context, prefix and `max_tokens` are longer than the model's positions, the beam is wider
