@@ -18,7 +18,7 @@ from plato2.talk.bot import CONTEXTS_AT_ONCE
 from plato2.talk.decode import decode
 
 LATENTS_ALONE = 3
-"""How many latents, spread over all K, give samples of their own."""
+"""How many latents, spread over all K, give samples of their own: the contexts take turns with them."""
 RESAMPLES = 2000
 
 
@@ -45,7 +45,7 @@ class Variety:
     distinct_2_between_z: Mean
     """Of one sample of each latent."""
     distinct_2_within_z: Mean
-    """Of K samples of one latent, the mean of a few latents."""
+    """Of K samples of one latent; the contexts take turns with a few latents."""
     distinct_2_difference: Mean
     """Between less within, paired by context: the part of the variety that is due to z."""
     distinct_2_stage_1: Mean | None
@@ -82,8 +82,10 @@ def variety(
     between = _distinct_2(_candidates(generator, contexts, sampling))
     alone = sorted({(2 * number + 1) * k // (2 * LATENTS_ALONE) for number in range(LATENTS_ALONE)})
     k_samples = replace(sampling, n_samples=k)
-    by_latent = [_distinct_2(_candidates(generator, contexts, k_samples, z)) for z in alone]
-    within = np.mean(by_latent, axis=0)
+    within = np.empty(len(contexts))
+    for turn, z in enumerate(alone):
+        every = slice(turn, None, len(alone))
+        within[every] = _distinct_2(_candidates(generator, contexts[every], k_samples, z))
     return Variety(
         n_contexts=len(contexts),
         n_candidates=k,
