@@ -256,7 +256,7 @@ def build_trainer(
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     from plato2.evaluate.selection import ValidationFigures
-    from plato2.talk.replies import ValidationReplies
+    from plato2.talk.replies import ValidationReplies, ValidationVariety
     from plato2.training.callbacks import Figures, LatentHistogram, RunProgress, SampleReplies, Throughput
     from plato2.training.checkpoint import Checkpoints
     from plato2.training.parallel import best_precision, n_ranks
@@ -286,6 +286,8 @@ def build_trainer(
         callbacks.append(SampleReplies(run.path / "replies.jsonl", replies))
     if (keys.selection or keys.human_rank) and stage.name in EVALUATION and not sharded:
         callbacks.append(Figures(ValidationFigures(data, keys.selection, keys.human_rank, parent)))
+    if keys.latent_contexts and getattr(stage, "recognition", None) is not None and not sharded:
+        callbacks.append(Figures(ValidationVariety(data, keys.latent_contexts)))
     quiet_lightning()
     fixed = {
         "max_epochs": 1,  # a run is one epoch of max_steps; the data's epochs are the stream's
@@ -328,7 +330,7 @@ class Sweep(Callback):
             from plato2.evaluate.report import report_sweep
 
             try:
-                report_sweep(Path(config.output_dir), self.name)
+                report_sweep(Path(config.output_dir), self.name, n_latent_contexts=config.latent_contexts)
             except UserError as error:  # Hydra makes a mere warning of a callback's error
                 fail(str(error))
 

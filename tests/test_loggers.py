@@ -70,14 +70,18 @@ def test_metrics_are_tidy_rows(train_here: Train) -> None:
     steps = {name: [step for step, other, _ in rows if other == name] for _, name, _ in rows}
     for name in ("loss", "nll", "bow", "z_entropy", "grad_norm", "lr"):
         assert steps[f"train/{name}"] == [1, 2, 3, 4, 5, 6]
-    for name in ("val/loss", "val/nll", "val/bow", "val/ppl", "val/z_effective", "val/z_usage_04"):
-        assert steps[name] == [3, 6]
+    z = ("z_effective", "z_in_use", "z_mutual_information", "z_usage_04")
+    for name in ("loss", "nll", "bow", "ppl", "nll_uniform", "ppl_uniform", *z):
+        assert steps[f"val/{name}"] == [3, 6]
+    assert "train/nll_uniform" not in steps
     assert {"perf/tokens_per_s", "perf/mfu", "perf/step_s"} <= set(steps)
     assert not {"epoch", "step"} & set(steps)
     values = last_metrics(RUN / "metrics.csv")
     assert values["val/loss"] == pytest.approx(values["val/nll"] + values["val/bow"])
     assert sum(values[f"val/z_usage_{z:02d}"] for z in range(5)) == pytest.approx(1.0)
     assert 1.0 <= values["val/z_effective"] <= 5.0
+    assert values["val/ppl_uniform"] == pytest.approx(math.exp(values["val/nll_uniform"]))
+    assert 0.0 <= values["val/z_mutual_information"] <= math.log(5)
 
 
 def test_a_resumed_run_drops_the_rows_after_its_checkpoint(tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ FSDP = ["strategy=fsdp", "strategy.accelerator=cpu", "strategy.devices=2", "stra
 
 def losses(tmp_path: Path, run_id: str) -> dict[tuple[int, str], float]:
     rows = read_metrics(tmp_path / "outputs" / "tiny-2_gen" / run_id / "metrics.csv")
-    kept = ("train/nll", "train/bow", "train/grad_norm", "val/nll", "val/bow")
-    return {(step, name): value for step, name, value in rows if name in kept}
+    kept = {"train": ("nll", "bow", "grad_norm"), "val": ("nll", "bow", "nll_uniform", "z_effective")}
+    names = {f"{split}/{name}" for split, some in kept.items() for name in some}
+    return {(step, name): value for step, name, value in rows if name in names}
 
 
 def checkpoint(tmp_path: Path, run_id: str) -> dict[str, object]:
@@ -47,7 +48,7 @@ def test_runs_move_between_one_and_two_processes(run_train: Run, tmp_path: Path)
     assert "resuming" in done.stderr
 
     reference, position = losses(tmp_path, "one"), checkpoint(tmp_path, "one")["DialogueDataModule"]
-    assert len(reference) == 6 * 3 + 2 * 2
+    assert len(reference) == 6 * 3 + 2 * 4
     for run_id in ("two_then_one", "one_then_two"):
         assert losses(tmp_path, run_id) == pytest.approx(reference, rel=1e-5)
         assert checkpoint(tmp_path, run_id)["DialogueDataModule"] == position

@@ -15,6 +15,7 @@ HELP = """Show what the runs of a curriculum reached.
 
 Loss and perplexity of the stages beside a unigram baseline, the evaluation model's coherence accuracy, and
 the candidates for a few validation contexts, ranked, beside what a human said. Only run folders have numbers.
+A second table is about the latents: what they tell of a response, and how far they make candidates differ.
 
 [bold]Example[/]
 
@@ -30,13 +31,17 @@ def report(
     generation: Annotated[Path | None, typer.Option(help="The same of 2_gen.")] = None,
     evaluation: Annotated[Path | None, typer.Option(help="The same of 2_eval.")] = None,
     contexts: Annotated[int, typer.Option(min=0, help="Validation contexts to answer.")] = 3,
+    latent_contexts: Annotated[
+        int, typer.Option(min=0, help="Validation contexts on which to measure how candidates differ.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Run the verb."""
     from plato2.evaluate.report import curriculum_report, print_report
 
     given = {"1_coarse": coarse, "2_gen": generation, "2_eval": evaluation}
-    found = curriculum_report({stage: run for stage, run in given.items() if run}, data, contexts)
+    runs = {stage: run for stage, run in given.items() if run}
+    found = curriculum_report(runs, data, contexts, latent_contexts)
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
     else:

@@ -185,6 +185,8 @@ class CoherenceBatch:
         """Refuse what is not a probability."""
         if not 0.0 <= self.mask_prob <= 1.0:
             raise UserError(f"stage.batch.mask_prob={self.mask_prob}: must be between 0 and 1")
+        if self.head not in ("first", "dual"):
+            raise UserError(f"stage.batch.head={self.head}: choose first or dual")
 
     def longest(self, index: ShardIndex) -> int:
         """Slots of the longest item the corpus may hold."""

@@ -21,24 +21,45 @@ from plato2.data.shards import read_index
 from plato2.stages import STAGES
 from plato2.talk.bot import PlatoBot, as_dict
 from plato2.talk.rank import coherence
+from plato2.talk.replies import validation_contexts
 from plato2.talk.table import candidate_table
+from plato2.talk.variety import variety
 from plato2.training.metrics import read_metrics
 from plato2.training.run import RunFolder
 from plato2.weights.folder import read_saved
 
 SHOWN = {
     "1_coarse": ("val/nll", "val/ppl"),
-    "2_gen": ("val/nll", "val/ppl", "val/bow", "val/z_effective"),
+    "2_gen": (
+        *("val/nll", "val/ppl", "val/nll_uniform", "val/ppl_uniform", "val/bow"),
+        *("val/z_effective", "val/z_in_use", "val/z_mutual_information"),
+    ),
     "2_eval": ("val/coherence_acc", "val/rce", "val/mlm"),
 }
 """The metrics of each stage's best validation that go into the report."""
+LATENT_ROWS = {
+    "z_mutual_information": ("mutual information of z with context and response, nats", ".2f"),
+    "z_effective": ("latents in effect used", ".1f"),
+    "z_in_use": ("latents with at least 2 %", ".0f"),
+    "ppl": ("perplexity, z from the posterior", ".1f"),
+    "ppl_uniform": ("perplexity, z uniform", ".1f"),
+}
+VARIETY_ROWS = {
+    "greedy_different": ("greedy: how many of {k} candidates differ", ".1f"),
+    "greedy_distinct_2": ("greedy: distinct-2", ".3f"),
+    "distinct_2_between_z": ("sampled: distinct-2 of {k} latents", ".3f"),
+    "distinct_2_within_z": ("sampled: distinct-2 of {k} samples of one latent", ".3f"),
+    "distinct_2_difference": ("sampled: the difference", "+.3f"),
+    "distinct_2_stage_1": ("sampled: distinct-2 of {k} samples of stage 1", ".3f"),
+}
+"""The lines of the table of latents: label and number format."""
 TURNS_SHOWN = 6
 """Turns of a context that are printed, the latest; the candidates answer all of it."""
 OPTIONS = {"1_coarse": "--coarse", "2_gen": "--generation", "2_eval": "--evaluation"}
 
 
 def curriculum_report(
-    runs: Mapping[str, str | Path], data: str | Path, n_contexts: int = 3
+    runs: Mapping[str, str | Path], data: str | Path, n_contexts: int = 3, n_latent_contexts: int = 0
 ) -> dict[str, Any]:
     """What the runs of a curriculum reached.
 
@@ -47,10 +68,13 @@ def curriculum_report(
             `2_gen`, `2_eval`. Candidates are those of the `2_gen` model, else of the `1_coarse` model.
         data: the prepared corpus they were trained on.
         n_contexts: validation contexts to answer.
+        n_latent_contexts: validation contexts on which to measure how the `2_gen` model's candidates differ
+            (see talk/variety.py); 0 = not.
 
     Returns:
         Plain values: `stages` (by stage: run, step, nll, ppl, coherence_acc, ...), `unigram` (nll, ppl),
-        `chance` (0.5), `contexts` (turns, human, human_coherence, candidates best first), `next` (commands).
+        `chance` (0.5), `latents` (what the `2_gen` run logged of them, and `variety`), `contexts` (turns,
+        human, human_coherence, candidates best first), `next` (commands).
 
     Raises:
         UserError: no runs, a run of another stage, no metrics, a tokenizer or data that do not fit.
@@ -62,6 +86,7 @@ def curriculum_report(
         "stages": stages,
         "unigram": read_index(data).unigram,
         "chance": 0.5,
+        "latents": _latents(runs, stages, data, n_latent_contexts),
         "contexts": _answered(runs, data, n_contexts),
         "next": _next_commands(runs),
     }
@@ -104,6 +129,8 @@ def best_validation(run: str | Path, stage: str) -> dict[str, float | int | None
 def print_report(report: Mapping[str, Any], console: Console) -> None:
     """The report as tables: numbers, then each context with its candidates, then what to type next."""
     console.print(_numbers(report))
+    if report["latents"]:
+        console.print(_latents_table(report["latents"]))
     for number, context in enumerate(report["contexts"], start=1):
         console.print(f"\nvalidation context {number}", style="bold")
         turns = context["turns"]
@@ -117,13 +144,16 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
         console.print(Text(f"  {command}"), soft_wrap=True)
 
 
-def report_sweep(output_dir: Path, name: str, console: Console | None = None) -> None:
+def report_sweep(
+    output_dir: Path, name: str, console: Console | None = None, n_latent_contexts: int = 0
+) -> None:
     """Prints the report of a sweep that trained a curriculum: the newest run of each stage in it.
 
     Args:
         output_dir: the folder of all runs.
         name: the sweep's; its runs are `<model>-<stage>/<name>-<job>`.
         console: where to print; standard output by default.
+        n_latent_contexts: as in `curriculum_report`.
 
     Raises:
         UserError: the sweep has no runs.
@@ -137,7 +167,8 @@ def report_sweep(output_dir: Path, name: str, console: Console | None = None) ->
             runs[lineage["stage"]], data = run.path, lineage["data"]["path"]
     if not runs:
         raise UserError(f"{output_dir}: no runs of the sweep {name} of {', '.join(SHOWN)}; nothing to report")
-    report = curriculum_report({stage: runs[stage] for stage in SHOWN if stage in runs}, data)
+    in_order = {stage: runs[stage] for stage in SHOWN if stage in runs}
+    report = curriculum_report(in_order, data, n_latent_contexts=n_latent_contexts)
     print_report(report, console or Console(highlight=False))
 
 
@@ -158,6 +189,29 @@ def _answered(runs: Mapping[str, str | Path], data: str | Path, n_contexts: int)
         }
         for example, reply, score in zip(examples, replies, human, strict=True)
     ]
+
+
+def _latents(
+    runs: Mapping[str, str | Path], stages: Mapping[str, Mapping[str, Any]], data: str | Path, n_contexts: int
+) -> dict[str, Any]:
+    """What is known of the latents; empty without a `2_gen` model."""
+    if "2_gen" not in runs:
+        return {}
+    logged = {name: stages["2_gen"][name] for name in LATENT_ROWS if name in stages["2_gen"]}
+    if not n_contexts:
+        return logged
+    bot, coarse = PlatoBot.load(runs["2_gen"]), None
+    contexts = validation_contexts(data, bot, n_contexts)
+    if "1_coarse" in runs:
+        other = PlatoBot.load(runs["1_coarse"])
+        if other.tokenizer.sha256 != bot.tokenizer.sha256:
+            raise UserError(
+                f"--coarse {runs['1_coarse']}: trained with another tokenizer than --generation "
+                f"{runs['2_gen']}; give runs of one curriculum"
+            )
+        coarse = other.generation
+    found = variety(bot.generation, contexts, coarse, bot.decode_config)
+    return {**logged, "variety": found.to_dict()}
 
 
 def _human_coherence(bot: PlatoBot, examples: Sequence[Example]) -> Sequence[float | None]:
@@ -196,6 +250,23 @@ def _numbers(report: Mapping[str, Any]) -> Table:
             "" if accuracy is None else f"{accuracy:.3f} (chance {report['chance']})",
             "" if values["step"] is None else f"{values['step']:,}",
         )
+    return table
+
+
+def _latents_table(latents: Mapping[str, Any]) -> Table:
+    found = latents.get("variety", {})
+    title = "The latents of 2_gen"
+    title += f"; what has an interval is a mean over {found['n_contexts']} contexts" if found else ""
+    table = Table("measure", title=title, title_justify="left")
+    table.add_column("value", justify="right")
+    table.add_column("95 % interval", justify="right")
+    for name, (label, form) in LATENT_ROWS.items():
+        if name in latents:
+            table.add_row(label, format(latents[name], form), "")
+    for name, (label, form) in VARIETY_ROWS.items():
+        if found.get(name):
+            mean, low, high = (format(found[name][part], form) for part in ("mean", "low", "high"))
+            table.add_row(label.format(k=found["n_candidates"]), mean, f"{low} to {high}")
     return table
 
 

@@ -47,6 +47,8 @@ class Stage(pl.LightningModule):
     name: ClassVar[str]
     loss_terms: ClassVar[dict[str, str]]
     metric_terms: ClassVar[dict[str, str]] = {}
+    validation_terms: ClassVar[tuple[str, ...]] = ()
+    """Terms that `losses` gives in evaluation mode only."""
     warm_starts_from: ClassVar[tuple[str, ...]]
     """Stages whose weights this one can start from."""
     monitor: ClassVar[tuple[str, str]] = ("val/loss", "min")
@@ -66,7 +68,7 @@ class Stage(pl.LightningModule):
         self.seed = seed
         self.automatic_optimization = False
         self.backbone = Backbone(self.model_config)
-        self.validation_means = TermMeans([*self.loss_terms, *self.metric_terms])
+        self.validation_means = TermMeans([*self.loss_terms, *self.metric_terms, *self.validation_terms])
 
     def finish_init(self, **arguments: Any) -> None:
         """Called last by each stage's constructor: initial weights, and primitives for the checkpoint."""
@@ -136,14 +138,13 @@ class Stage(pl.LightningModule):
             self.validation_means.update(self.losses(unit))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs `val/<term>`, `val/loss` and, where there is an NLL, `val/ppl`."""
+        """Logs `val/<term>`, `val/loss` and, of every `val/nll...`, its exponential `val/ppl...`."""
         found = self.validation_means.compute()
         self.validation_means.reset()
         means = {f"val/{term}": mean for term, mean in found.items()}
         means["val/loss"] = torch.stack([found[term] for term in self.loss_terms if term in found]).sum()
-        if "val/nll" in means:
-            means["val/ppl"] = means["val/nll"].exp()
-        self.log_metrics(means)
+        nlls = {name: mean for name, mean in means.items() if name.startswith("val/nll")}
+        self.log_metrics(means | {name.replace("nll", "ppl"): nll.exp() for name, nll in nlls.items()})
 
     def log_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Logs under the number of finished optimizer steps (Lightning's own count is one behind)."""

@@ -4,14 +4,15 @@ Two passes through one backbone over the same rows. Recognition reads context an
 front slot and estimates p(z|c,r); generation has the sampled latent in the front slot.
 """
 
+import math
 from typing import Any, ClassVar, Literal
 
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
-from torchmetrics import Metric
 
 from plato2.config import ModelConfig, OptimConfig, UserError
+from plato2.metrics import LatentUsage
 from plato2.model import losses
 from plato2.model.backbone import put_front
 from plato2.model.heads import BagOfWords, Recognition
@@ -19,25 +20,9 @@ from plato2.model.noise import uniform
 from plato2.stages.base import Stage, Unit
 
 COLLAPSED_BELOW = 1.5
-"""Fewer effective latents than this over a validation is a collapsed z: the model ignores it."""
-
-
-class LatentUsage(Metric):
-    """How much of the posterior mass each latent gets over a validation: (K,), sums to 1."""
-
-    mass: Tensor
-
-    def __init__(self, n_latent: int) -> None:
-        super().__init__()
-        self.add_state("mass", torch.zeros(n_latent), dist_reduce_fx="sum")
-
-    def update(self, posterior: Tensor) -> None:
-        """Adds the posteriors (N, K) of a unit."""
-        self.mass += posterior.sum(dim=0)
-
-    def compute(self) -> Tensor:
-        """The share of each latent."""
-        return self.mass / self.mass.sum().clamp(min=1e-9)
+"""Effective latents; fewer over a validation, and all samples have the same z."""
+SILENT_BELOW = 0.1
+"""Nats of mutual information of z with context and response; less, and z says nothing of them."""
 
 
 class FineGeneration(Stage):
@@ -54,6 +39,7 @@ class FineGeneration(Stage):
     name = "2_gen"
     loss_terms: ClassVar[dict[str, str]] = {"nll": "targets", "bow": "targets"}
     metric_terms: ClassVar[dict[str, str]] = {"z_entropy": "samples"}
+    validation_terms = ("nll_uniform",)
     warm_starts_from = ("1_coarse", "2_gen")
     monitor = ("val/nll", "min")
     passes = 2
@@ -80,16 +66,22 @@ class FineGeneration(Stage):
         )
 
     def losses(self, unit: Unit) -> dict[str, Tensor]:
-        """nll and bow of each target (M,), posterior entropy of each sample (N,)."""
+        """nll and bow of each target (M,), posterior entropy of each sample (N,).
+
+        In validation also the nll of each target given any latent: the posterior's z has seen the response,
+        talking has only a uniform one.
+        """
         x = self.embed(unit)
         logits = self.posterior(unit, x)  # (N, K)
         noise = None
         if self.training or self.validation_noise == "fixed":
             noise = uniform(unit["sample_key"], self.model_config.n_latent)
         z = losses.gumbel_softmax(logits, noise, self.tau)  # (N, K), z ~ p(z|c,r)
+        terms = {**self.given_latent(unit, x, z), "z_entropy": losses.entropy(logits.detach())}
         if not self.training:
             self.latent_usage.update(logits.float().softmax(dim=-1))
-        return {**self.given_latent(unit, x, z), "z_entropy": losses.entropy(logits.detach())}
+            terms["nll_uniform"] = self.given_latent(unit, x, self.any_latent(unit))["nll"]
+        return terms
 
     def embed(self, unit: Unit) -> Tensor:
         """Embedded rows (B, T, H) for both passes; the front slots are still to be filled."""
@@ -102,6 +94,12 @@ class FineGeneration(Stage):
         mask = self.backbone.mask(unit["segment_ids"])
         h = self.backbone.encode(put_front(x, front, mask_vector), mask, read=front)  # (N, H)
         return self.recognition(h)
+
+    def any_latent(self, unit: Unit) -> Tensor:
+        """A latent for each sample as talking gives it, uniform and one-hot: (N, K), the same each time."""
+        k = self.model_config.n_latent
+        u = uniform(unit["sample_key"], k + 1)[:, k].double()  # the first K are the sample's Gumbel noise
+        return torch.eye(k, device=u.device)[(u * k).long()]
 
     def given_latent(self, unit: Unit, x: Tensor, z: Tensor) -> dict[str, Tensor]:
         """-log p(r_t | c, z, r_<t) (equation 2) and the bag-of-words loss (equation 4) of each target, (M,).
@@ -124,16 +122,26 @@ class FineGeneration(Stage):
         }
 
     def on_validation_epoch_end(self) -> None:
-        """Adds the latents' usage: the share of each, and how many are in effect used (exp of entropy)."""
+        """Adds what the latents say, how many are in use (see `LatentUsage`) and the share of each."""
         super().on_validation_epoch_end()
         usage = self.latent_usage.compute()
         self.latent_usage.reset()
-        effective = torch.exp(-(usage * usage.clamp(min=1e-9).log()).sum())
-        shares = {f"val/z_usage_{latent:02d}": share for latent, share in enumerate(usage)}
-        self.log_metrics({"val/z_effective": effective, **shares})
-        if effective < COLLAPSED_BELOW and not self.trainer.sanity_checking:
+        self.log_metrics(
+            {
+                "val/z_mutual_information": usage.mutual_information,
+                "val/z_effective": usage.effective,
+                "val/z_in_use": usage.in_use,
+                **{f"val/z_usage_{latent:02d}": share for latent, share in enumerate(usage.shares)},
+            }
+        )
+        # Both, because each misses the other's case: uniform posteriors have K effective latents that say
+        # nothing, and where one latent takes 95 % of the samples 0.3 nats may be left, but no choice.
+        useless = usage.effective < COLLAPSED_BELOW or usage.mutual_information < SILENT_BELOW
+        if useless and not self.trainer.sanity_checking:
             rank_zero_warn(
-                f"z has collapsed at step {self.global_step}: {effective:.2f} of {len(usage)} latents are in "
-                "use, so all candidates of a context will be alike. A lower optim.lr, a longer warmup or a "
-                "better stage-1 model helps."
+                f"step {self.global_step}: z says next to nothing of the response "
+                f"({usage.mutual_information:.2f} of at most {math.log(len(usage.shares)):.2f} nats, "
+                f"{usage.effective:.1f} of {len(usage.shares)} latents in effect used), so candidates of a "
+                "context differ by sampling alone. Early in training that is usual; if it stays so, a lower "
+                "optim.lr, a longer warmup or a better stage-1 model helps."
             )

@@ -108,6 +108,7 @@ def decode(
     seeds: Sequence[int] | None = None,
     uniforms: Tensor | None = None,
     prefixes: Sequence[Sequence[int]] | None = None,
+    latents: Sequence[int] | None = None,
 ) -> list[list[Hypothesis]]:
     """Candidates of each context.
 
@@ -127,6 +128,8 @@ def decode(
             default a function of the context's seed, its ids and the candidate.
         prefixes: B lists of ids with which the responses begin, without [CLS]; they are part of the
             hypotheses, but count neither as tokens generated nor in their scores.
+        latents: the values of z to try (stage 2.1) in place of all K; candidate i has number i % len(latents)
+            of them.
 
     Raises:
         UserError: context, prefix and `max_tokens` are longer than the model's positions, the beam is wider
@@ -139,12 +142,14 @@ def decode(
     prefixes = [()] * len(contexts) if prefixes is None else prefixes
     _check_size(generator, contexts, prefixes, config)
     has_latents, is_beam = generator.recognition is not None, config.strategy == "beam"
-    n_latents = generator.model_config.n_latent if has_latents else 1
+    if latents is None:
+        latents = range(generator.model_config.n_latent)
+    n_latents = len(latents) if has_latents else 1
     copies = 1 if is_beam else config.n_samples if has_latents else config.n_candidates
     n = n_latents * copies
     device = generator.backbone.word.weight.device
     with torch.autocast(device.type, enabled=False):  # the cache has the weights' own precision
-        rows = _prefill(generator, contexts, prefixes, config.max_tokens)
+        rows = _prefill(generator, contexts, prefixes, config.max_tokens, latents)
         if is_beam:
             tokens, sums = _beam_search(generator, rows, config)
         else:
@@ -162,7 +167,7 @@ def decode(
         zip(tokens.tolist(), lengths.tolist(), scores, strict=True)
     ):
         candidate, context = divmod(number // width, len(contexts))
-        latent = candidate % n_latents if has_latents else None
+        latent = latents[candidate % n_latents] if has_latents else None
         found[context].append(Hypothesis((*prefixes[context], *row[:length]), latent, score))
     return found
 
@@ -248,8 +253,9 @@ def _prefill(
     contexts: Sequence[Sequence[int]],
     prefixes: Sequence[Sequence[int]],
     max_tokens: int,
+    latents: Sequence[int],
 ) -> Rows:
-    """Encodes [z] context [CLS] and what is given of the response: row = z * B + context."""
+    """Encodes [z] context [CLS] and what is given of the response: row = number of z * B + context."""
     backbone = generator.backbone
     device = backbone.word.weight.device
     records = [
@@ -270,8 +276,8 @@ def _prefill(
     x = backbone.embed(torch.tensor(padded, device=device), types, slot * real, roles)  # (B, width, H)
     n = 1
     if generator.recognition is not None:
-        n = generator.model_config.n_latent
-        x = _with_latents(generator.recognition, x, n)
+        n = len(latents)
+        x = _with_latents(generator.recognition, x, latents)
         real = torch.cat([real.new_ones(len(real), 1), real], dim=1).repeat(n, 1)
         types = torch.cat([types.new_zeros(len(types), 1), types], dim=1).repeat(n, 1)
     cache = KeyValueCache(generator.model_config, len(x), x.shape[1] + max_tokens, device, x.dtype)
@@ -295,11 +301,12 @@ def _history(contexts: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]
     return torch.tensor(history)
 
 
-def _with_latents(recognition: Latents, x: Tensor, n: int) -> Tensor:
-    """Every context behind every latent's vector: (B, T, H) -> (K * B, 1 + T, H), row = z * B + b."""
-    z = torch.eye(n, device=x.device, dtype=x.dtype)  # one-hot
-    vectors = recognition.latent(z).repeat_interleave(len(x), dim=0)  # (K * B, H)
-    rows = torch.cat([torch.zeros_like(x[:, :1]), x], dim=1).repeat(n, 1, 1)
+def _with_latents(recognition: Latents, x: Tensor, latents: Sequence[int]) -> Tensor:
+    """Every context behind each latent's vector: (B, T, H) -> (n * B, 1 + T, H), row = number * B + b."""
+    n_latent = recognition.latent_embedding.shape[1]
+    z = torch.eye(n_latent, device=x.device, dtype=x.dtype)[list(latents)]  # one-hot (n, K)
+    vectors = recognition.latent(z).repeat_interleave(len(x), dim=0)  # (n * B, H)
+    rows = torch.cat([torch.zeros_like(x[:, :1]), x], dim=1).repeat(len(latents), 1, 1)
     front = torch.arange(len(rows), device=x.device) * rows.shape[1]
     return put_front(rows, front, vectors)
 

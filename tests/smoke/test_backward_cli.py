@@ -88,9 +88,12 @@ def test_auto_needs_a_finished_stage_1(train_here: Train) -> None:
 
 
 def test_a_sweep_over_all_four_stages_with_its_report(train_here: Train) -> None:
-    done = train_here("-m", "stage=1_coarse,2_gen,2_eval,backward", "init_from=auto", "report=true")
+    done = train_here(
+        "-m", "stage=1_coarse,2_gen,2_eval,backward", "init_from=auto", "report=true", "latent_contexts=2"
+    )
     runs = [RunFolder(path) for path in sorted(Path("outputs").glob("tiny-*/*"))]
     assert [run.lineage()["stage"] for run in runs] == ["1_coarse", "2_eval", "2_gen", "backward"]
     assert all(run.finished for run in runs)
     assert len({run.lineage()["curriculum"] for run in runs}) == 1
     assert "The curriculum on its validation data" in done.stdout
+    assert "sampled: distinct-2 of 20 samples of stage 1" in done.stdout

@@ -94,6 +94,10 @@ def test_a_report(runs: dict[str, Path], tmp_path: Path) -> None:
     printed = plato2(*given)
     assert printed.returncode == 0
     assert "answer 2 ." in printed.stdout
+    assert report["latents"] == {"ppl": 148.4}
+    measured = json.loads(plato2(*given, "--latent-contexts", 2, "--json").stdout)["latents"]["variety"]
+    assert (measured["n_contexts"], measured["n_candidates"]) == (2, 5)
+    assert "sampled: distinct-2 of 5 latents" in plato2(*given, "--latent-contexts", 2).stdout
 
 
 @pytest.mark.parametrize(

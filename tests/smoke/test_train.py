@@ -15,6 +15,7 @@ from omegaconf import DictConfig, open_dict
 from small import ROOT, command
 
 import train
+from plato2.config import UserError
 from plato2.stages import STAGES
 from plato2.training.metrics import read_metrics
 from plato2.training.run import RunFolder
@@ -50,6 +51,28 @@ def test_every_stage_trains_for_a_few_steps(compose: Compose, tmp_path: Path) ->
         assert run.finished
         assert value == pytest.approx(min(losses(run.path, kind.monitor[0]), key=lambda v: sign(kind) * v))
         assert len(losses(run.path, "train/loss")) == 6
+
+
+def test_what_talking_shows_of_the_latents_is_logged_and_changes_nothing(
+    compose: Compose, tmp_path: Path
+) -> None:
+    fine = ("stage=2_gen", "init_from=scratch", "model.n_latent=5")
+    train.train(compose(*fine, "latent_contexts=3", "run_id=shown"))
+    train.train(compose(*fine, "run_id=plain"))
+    shown, plain = (tmp_path / "outputs" / "tiny-2_gen" / name for name in ("shown", "plain"))
+    names = ("greedy_different", "greedy_distinct_2", "distinct_2_between_z", "distinct_2_within_z")
+    for name in names:
+        assert len(losses(shown, f"val/{name}")) == 2
+        assert losses(plain, f"val/{name}") == []
+    assert all(1 <= value <= 5 for value in losses(shown, "val/greedy_different"))
+    assert all(0 <= value <= 1 for name in names[1:] for value in losses(shown, f"val/{name}"))
+    for name in ("train/loss", "val/nll", "val/nll_uniform"):
+        assert losses(shown, name) == losses(plain, name)
+    assert RunFolder(shown).lineage()["metrics"]["val/greedy_different"] >= 1
+    train.train(compose("latent_contexts=3", "run_id=r"))  # stage 1 has no latents: nothing to show
+    assert losses(tmp_path / "outputs" / "tiny-1_coarse" / "r", "val/greedy_different") == []
+    with pytest.raises(UserError, match="latent_contexts=-1: use 0 for none"):
+        train.train(compose("latent_contexts=-1"))
 
 
 def sign(kind: Any) -> int:

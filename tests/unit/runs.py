@@ -21,9 +21,10 @@ KNOVER = Path(__file__).parents[1] / "fixtures" / "knover"
 MODEL: dict[str, Any] = {"n_layer": 1, "n_head": 2, "hidden_size": 16, "n_latent": 5, "dropout": 0.1}
 
 
-def make_stage(name: str, **model: Any) -> Any:
+def make_stage(name: str, head: str | None = None, **model: Any) -> Any:
     """A stage whose weights are large enough that candidates differ, and that sometimes ends a reply."""
-    stage: Stage = STAGES[name](ModelConfig(**(MODEL | model)))
+    arguments: dict[str, Any] = {"head": head} if head else {}
+    stage: Stage = STAGES[name](ModelConfig(**(MODEL | model)), **arguments)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in stage.parameters():

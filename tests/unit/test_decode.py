@@ -351,6 +351,29 @@ def test_more_samples_of_a_latent_come_after_the_first() -> None:
         assert len({h.token_ids for h in hypotheses}) > 8
 
 
+@pytest.mark.parametrize("config", [DECODE, BEAM])
+def test_some_of_the_latents_give_what_they_give_among_all(config: DecodeConfig) -> None:
+    stage, chosen, n = made(FineGeneration), [2, 0], len(CONTEXTS)
+    uniforms = torch.rand(4 * n, config.max_tokens, generator=torch.Generator().manual_seed(1))
+    all_latents = decode(stage, CONTEXTS, config, uniforms=uniforms)
+    theirs = torch.cat([uniforms[z * n : (z + 1) * n] for z in chosen])
+    some = decode(stage, CONTEXTS, config, uniforms=theirs, latents=chosen)
+    for found, among_all in zip(some, all_latents, strict=True):
+        expected = [h for z in chosen for h in among_all if h.latent == z]
+        assert [h.latent for h in found] == [h.latent for h in expected]
+        assert [h.token_ids for h in found] == [h.token_ids for h in expected]
+        assert [h.log_prob for h in found] == pytest.approx([h.log_prob for h in expected], abs=1e-5)
+
+
+def test_samples_of_one_latent_draw_as_the_candidates_of_all() -> None:
+    """Sample i of a latent has the random numbers of candidate i, whatever z: what differs is z's doing."""
+    stage, config = made(FineGeneration), replace(DECODE, n_samples=4)
+    for z, hypothesis in enumerate(decode(stage, CONTEXTS[:1], DECODE)[0]):
+        (alone,) = decode(stage, CONTEXTS[:1], config, latents=[z])
+        assert [h.latent for h in alone] == [z] * 4
+        assert alone[z].token_ids == hypothesis.token_ids
+
+
 def test_latents_and_seeds_matter_and_the_same_seed_repeats() -> None:
     stage = made(FineGeneration)
     greedy = decode(stage, CONTEXTS, DecodeConfig(max_tokens=12, top_k=1))

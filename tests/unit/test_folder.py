@@ -34,10 +34,10 @@ def test_a_run_comes_back_as_it_was(tmp_path: Path, name: str) -> None:
 def test_a_loaded_stage_can_be_validated(tmp_path: Path) -> None:
     """The sums over a validation are real tensors that start from zero."""
     stage: Any = load_stage(make_run(tmp_path / "run", "2_gen"))
-    stage.validation_means["nll"].update(torch.tensor(3.0), weight=2)
-    assert float(stage.validation_means["nll"].compute()) == 3.0
-    stage.validation_means["nll"].reset()
-    assert float(stage.validation_means["nll"].weight) == 0.0
+    stage.validation_means.update({"nll": torch.tensor([2.0, 4.0])})
+    assert {term: float(mean) for term, mean in stage.validation_means.compute().items()} == {"nll": 3.0}
+    stage.validation_means.reset()
+    assert stage.validation_means.compute() == {}
     assert stage.latent_usage.mass.tolist() == [0.0] * 5
     stage.to("cpu")
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from units import MODEL, Packed, make_stage, make_window, pack_for
 
 from plato2.model import losses
+from plato2.model.noise import uniform as rng_uniform
 
 GEOMETRIES = {
     "small": {},
@@ -120,6 +121,37 @@ def test_validation_of_stage_2_1_has_the_same_noise_each_time_or_none() -> None:
         for term, values in expected.items():
             assert torch.equal(first[term], second[term])
             assert_equal(first[term], values)
+
+
+def test_validation_also_gives_the_nll_of_any_latent() -> None:
+    """One uniform latent a sample, one-hot, the same each time, and no number of the Gumbel noise again."""
+    packed, n_latent = pack_for("2_gen", make_window(40)), MODEL.n_latent
+    stage, unit = make_stage("2_gen").eval(), packed.unit
+    first, again = stage.losses(unit)["nll_uniform"], stage.losses(unit)["nll_uniform"]
+    assert torch.equal(first, again)
+    drawn = [uniform(int(key), n_latent + 1) for key in unit["sample_key"]]
+    assert all(numbers[-1] not in numbers[:-1] for numbers in drawn)
+    latents = torch.tensor([math.floor(numbers[-1] * n_latent) for numbers in drawn])
+    assert set(latents.tolist()) == set(range(n_latent))
+    one_hot = torch.eye(n_latent)[latents]
+    assert torch.equal(stage.any_latent(unit), one_hot)
+    assert torch.equal(first, stage.given_latent(unit, stage.embed(unit), one_hot)["nll"])
+    for i in range(len(packed)):
+        own = packed.alone(i, padding=3)
+        assert torch.equal(stage.any_latent(own), one_hot[i : i + 1])
+    assert "nll_uniform" not in stage.train().losses(unit)
+
+
+def test_any_latent_is_uniform_and_independent_of_the_posteriors_noise() -> None:
+    n_latent = 20
+    stage = make_stage("2_gen", replace(MODEL, n_latent=n_latent))
+    keys = torch.randint(-(2**62), 2**62, (40_000,), generator=torch.Generator().manual_seed(0))
+    latents = stage.any_latent({"sample_key": keys}).argmax(dim=-1)
+    share = torch.bincount(latents, minlength=n_latent) / len(keys)
+    assert float((share - 1 / n_latent).abs().max()) < 0.006  # five standard deviations
+    favoured = losses.gumbel_softmax(torch.zeros(len(keys), n_latent), rng_uniform(keys, n_latent), 0.67)
+    same = (favoured.argmax(dim=-1) == latents).float().mean()
+    assert float(same) == pytest.approx(1 / n_latent, abs=0.006)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)

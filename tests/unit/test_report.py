@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from runs import make_corpus, make_run, write_metrics
+from runs import make_corpus, make_run, small_tokenizer_texts, write_metrics
 
 from plato2.config import UserError
+from plato2.data.tokenizer import train_tokenizer
 from plato2.evaluate.report import best_validation, curriculum_report, print_report, report_sweep
 from plato2.training.run import RunFolder
 from plato2.weights.folder import checkpoint_file
@@ -36,6 +37,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
         ],
         "2_gen": [
             *[(2, "val/nll", 4.5), (2, "val/ppl", 90.0), (2, "val/z_effective", 4.2), (3, "train/nll", 1.0)],
+            *[(2, "val/ppl_uniform", 93.25), (2, "val/z_mutual_information", 0.81), (2, "val/z_in_use", 3.0)],
             *[(4, "val/nll", 4.75), (4, "val/ppl", 115.6), (4, "val/bow", 6.0)],
         ],
         "2_eval": [(2, "val/coherence_acc", 0.6), (4, "val/coherence_acc", 0.75), (4, "val/rce", 0.5)],
@@ -62,7 +64,17 @@ def test_the_report_is_plain_values(runs: dict[str, Path], data: Path) -> None:
         "step": 2,
         "nll": 4.5,
         "ppl": 90.0,
+        "ppl_uniform": 93.25,
         "z_effective": 4.2,
+        "z_in_use": 3.0,
+        "z_mutual_information": 0.81,
+    }
+    assert report["latents"] == {
+        "ppl": 90.0,
+        "ppl_uniform": 93.25,
+        "z_effective": 4.2,
+        "z_in_use": 3.0,
+        "z_mutual_information": 0.81,
     }
     assert report["stages"]["2_eval"]["coherence_acc"] == 0.75
     assert report["unigram"] == {"nll": 6.2, "ppl": 492.7}
@@ -87,6 +99,31 @@ def test_a_sweep_is_reported_in_print(outputs: Path, runs: dict[str, Path]) -> N
     assert f"python -m plato2 chat {models}\n" in text
     with pytest.raises(UserError, match="no runs of the sweep three"):
         report_sweep(outputs, "three")
+
+
+def test_the_latents_are_measured_when_asked_for(
+    outputs: Path, runs: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    report = json.loads(json.dumps(curriculum_report(runs, data, 0, n_latent_contexts=3)))
+    found = report["latents"]["variety"]
+    assert (found["n_contexts"], found["n_candidates"]) == (3, 5)
+    assert 1 <= found["greedy_different"]["mean"] <= 5
+    for name in ("between_z", "within_z", "stage_1"):
+        assert 0 < found[f"distinct_2_{name}"]["mean"] <= 1
+    out = io.StringIO()
+    report_sweep(outputs, "two", Console(file=out, width=120), n_latent_contexts=3)
+    text = out.getvalue()
+    for expected in ("0.81", "93.2", "mean over 3 contexts", "of 5 samples of one latent", "stage 1"):
+        assert expected in text
+    alone = curriculum_report({"2_gen": runs["2_gen"]}, data, 0, n_latent_contexts=2)
+    assert alone["latents"]["variety"]["distinct_2_stage_1"] is None
+    print_report(alone, Console(file=io.StringIO()))
+    assert curriculum_report({"1_coarse": runs["1_coarse"]}, data, 0, 2)["latents"] == {}
+    train_tokenizer(small_tokenizer_texts(), 60).save(tmp_path / "tokenizer")
+    coarse = make_run(tmp_path / "other", "1_coarse", tokenizer_folder=tmp_path / "tokenizer")
+    write_metrics(coarse, [(2, "val/loss", 5.0)])
+    with pytest.raises(UserError, match=r"--coarse .* another tokenizer than --generation"):
+        curriculum_report(runs | {"1_coarse": coarse}, data, 0, n_latent_contexts=2)
 
 
 def test_some_of_the_stages(runs: dict[str, Path], data: Path) -> None:
