@@ -153,6 +153,12 @@ class DialogueDataModule(pl.LightningDataModule):
             )
 
     @property
+    def will_prepare(self) -> bool:
+        """Whether `prepare_data` is still to make the corpus, so that nothing is known of it yet."""
+        options = self.prepare_options
+        return options is not None and not self._prepared and bool(options.get("force") or not self.exists)
+
+    @property
     def exists(self) -> bool:
         """Whether `path` holds a prepared corpus."""
         return has_index(self.path)
