@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # heavy imports wait until something is trained: --help and t
 
     from plato2.data.module import DialogueDataModule
     from plato2.stages import Stage
+    from plato2.training.length import RunLength
     from plato2.training.run import RunFolder
 
 
@@ -107,6 +108,8 @@ def train(config: DictConfig) -> float | None:
     trainer = build_trainer(keys, stage, data, run, loggers)
     say(sentence)
     if is_first_process():
+        length = run_length(data, checkpoint_step(checkpoint) if checkpoint else 0)
+        say("\n".join(filter(None, (length.sentence(), length.warning()))))
         if checkpoint:
             run.record_resume(checkpoint_step(checkpoint), resolved)
         else:
@@ -211,6 +214,17 @@ def first_command(keys: TrainConfig) -> str:
     return shlex.join(["python", "train.py", *(kept or [f"model={keys.model_name}"]), "stage=1_coarse"])
 
 
+def run_length(data: DialogueDataModule, done_steps: int) -> RunLength:
+    """The tokens and epochs that a run has before it.
+
+    Raises:
+        UserError: the data cannot be read, or do not fit the options.
+    """
+    from plato2.training.length import RunLength
+
+    return RunLength(data.path, data.max_steps, done_steps, data.batch_tokens, data.epoch_tokens)
+
+
 def nothing_left(keys: TrainConfig, run: RunFolder, step: int) -> float | None:
     """The value of a run that has reached `max_steps`: its job of a sweep is skipped.
 
@@ -293,6 +307,7 @@ def build_trainer(
     from plato2.talk.replies import ValidationReplies
     from plato2.training.callbacks import LatentHistogram, RunProgress, SampleReplies, Throughput
     from plato2.training.checkpoint import Checkpoints
+    from plato2.training.length import TimeLeft
     from plato2.training.parallel import best_precision, n_ranks
     from plato2.weights.folder import GENERATION
 
@@ -309,6 +324,7 @@ def build_trainer(
         Checkpoints(run.checkpoints, keys.checkpoint_steps, stage.monitor, extra),
         Throughput(keys.model, stage.passes, keys.trainer["log_every_n_steps"]),
         RunProgress(f"{keys.model_name} {stage.name}"),
+        TimeLeft(data.batching.unit_tokens, data.units_per_step),
         LatentHistogram(),
     ]
     sharded = isinstance(strategy.get("strategy"), dict)
@@ -372,7 +388,7 @@ class Sweep(Callback):
 
 
 def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule) -> None:
-    """Prints what a run will need; nothing is read or trained."""
+    """Prints what a run will need; nothing is prepared or trained."""
     from rich.console import Console
     from rich.table import Table
 
@@ -394,10 +410,12 @@ def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule) -> Non
         steps=data.max_steps,
     )
     table = Table(title=f"{keys.name}: what the run needs", title_justify="left", show_header=False)
-    corpus = data.index.splits["train"].tokens if data.exists else None
-    for name, text in made.rows(corpus):
+    length = run_length(data, 0) if data.exists else None
+    for name, text in made.rows(length):
         table.add_row(name, text)
     Console().print(table)
+    if length and length.warning():
+        say(length.warning())
 
 
 def in_sweep() -> bool:

@@ -81,7 +81,9 @@ def test_a_damaged_shard(train_here: Train, shards: Path, kind: str, says: str) 
 
 def test_a_damaged_shard_in_a_worker_process(train_here: Train, shards: Path) -> None:
     damage(shards / "train-00002.parquet", "flipped")
-    done = train_here(f"data.path={shards}", "data.n_workers=1", expect=2)
+    windows = ["data.window_samples=128", "trainer.max_steps=20"]  # the first window is read before
+    done = train_here(f"data.path={shards}", "data.n_workers=1", *windows, expect=2)
+    assert "epochs of " in done.stderr
     assert_one_line(done.stderr, "train-00002.parquet", "damaged")
 
 

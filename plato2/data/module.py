@@ -191,6 +191,18 @@ class DialogueDataModule(pl.LightningDataModule):
         hashes = [shard.sha256 for shard in self._corpus("train").shards.shards]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
+    @cached_property
+    def epoch_tokens(self) -> int:
+        """Tokens of one pass over the training split in this stage's batches, padding included.
+
+        Measured on the first window and taken to be the same in the others.
+        """
+        corpus = self._corpus("train")
+        window = corpus.windows(self.seed, 0, shuffle=True)[0]
+        units = len(corpus.load(window, self.seed, Position(), shuffle=True).layout)
+        samples = sum(corpus.shards.shards[number].samples for number in window)
+        return round(units * self.batching.unit_tokens * corpus.shards.samples / samples)
+
     def _corpus(self, split: str) -> Corpus:
         return Corpus(self.path, self.index, split, self.batch, self.batching, self.cache_dir)
 
