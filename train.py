@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import shlex
 import signal
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:  # heavy imports wait until something is trained: --help and t
 
     from plato2.data.module import DialogueDataModule
     from plato2.stages import Stage
-    from plato2.training.checkpoint import Weights
+    from plato2.training.length import RunLength
     from plato2.training.run import RunFolder
 
 
@@ -65,7 +67,7 @@ def train(config: DictConfig) -> float | None:
     """
     from plato2.training.checkpoint import checkpoint_step, checkpoint_weights, warm_start
     from plato2.training.loggers import build_loggers
-    from plato2.training.run import choose_run, curriculum, record_start, warm_start_path
+    from plato2.training.run import choose_run, curriculum, record_start
     from plato2.weights.folder import is_model_folder, warm_start_weights
 
     refuse_unknown(config)
@@ -76,27 +78,25 @@ def train(config: DictConfig) -> float | None:
         print_plan(keys, stage, data)
         return None
 
-    data.prepare_or_wait()
-    data.check_model(keys.model.vocab_size, keys.model.max_position)
-    output_dir, accepted = Path(keys.output_dir), stage.warm_starts_from
     # the first process may just have begun this run
     resume = "auto" if keys.resume == "never" and not is_first_process() else keys.resume
-    run, checkpoint, sentence = choose_run(output_dir, keys.name, resolved, run_id(keys), resume)
+    run, checkpoint, sentence = choose_run(Path(keys.output_dir), keys.name, resolved, run_id(keys), resume)
     if checkpoint and checkpoint_step(checkpoint) >= data.max_steps:
         return nothing_left(keys, run, checkpoint_step(checkpoint))
-    tokenizer, parent = data.tokenizer_sha256, None
-    if checkpoint is None:
-        if keys.init_from and is_model_folder(Path(keys.init_from)):
-            parent = Path(keys.init_from)
-            source: Weights | None = warm_start_weights(parent, accepted)
-        else:
-            parent = warm_start_path(
-                keys.init_from, stage.name, accepted, output_dir, keys.model_name, tokenizer
-            )
-            source = checkpoint_weights(parent) if parent else None
-        if source:
-            sentence += "\n" + warm_start(stage, source, stage.name, accepted, tokenizer)
-    family = curriculum(run, parent)
+    start: Path | None = None
+    told, unprepared = "", data.will_prepare
+    if checkpoint is None:  # what is missing is said now, not after an hour of preparing
+        start, told = find_start(keys, stage, None if unprepared else data.tokenizer_sha256)
+    data.prepare_or_wait()
+    data.check_model(keys.model.vocab_size, keys.model.max_position)
+    tokenizer, accepted = data.tokenizer_sha256, stage.warm_starts_from
+    if start and unprepared:
+        start, told = find_start(keys, stage, tokenizer)
+    stage = build_stage(keys, "cpu")
+    if start:
+        source = warm_start_weights(start, accepted) if is_model_folder(start) else checkpoint_weights(start)
+        sentence += f"{told}\n{warm_start(stage, source, stage.name, accepted, tokenizer)}"
+    family = curriculum(run, start)
     about: dict[str, Any] = {
         "name": keys.name,
         "stage": stage.name,
@@ -105,15 +105,17 @@ def train(config: DictConfig) -> float | None:
         "config": resolved,
     }
     loggers = build_loggers(keys.logger, run, checkpoint, **about)
-    ancestor = parent or run.parent
-    trainer = build_trainer(keys, stage, data, run, loggers, ancestor)
+    parent = start or run.parent
+    trainer = build_trainer(keys, stage, data, run, loggers, parent)
     say(sentence)
     if is_first_process():
+        length = run_length(data, checkpoint_step(checkpoint) if checkpoint else 0)
+        say("\n".join(filter(None, (length.sentence(), length.warning()))))
         if checkpoint:
             run.record_resume(checkpoint_step(checkpoint), resolved)
         else:
             corpus = {"path": data.path, "sha256": data.data_sha256, "tokenizer_sha256": tokenizer}
-            record_start(run, stage.name, keys.model_name, resolved, corpus, parent, family)
+            record_start(run, stage.name, keys.model_name, resolved, corpus, start, family)
             (run.path / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
             data.save_tokenizer(run.tokenizer)
     if trainer.num_devices > 1:
@@ -137,13 +139,12 @@ def refuse_unknown(config: DictConfig) -> None:
 
 
 def build_stage_and_data(keys: TrainConfig) -> tuple[Stage, DialogueDataModule]:
-    """The stage (without memory for its weights when only a plan is asked for) and its data.
+    """The stage, as yet without memory for its weights, and its data.
 
     Raises:
         UserError: values that the schemas cannot know to be wrong.
     """
     import pytorch_lightning as pl
-    import torch
 
     check_arguments(pl.Trainer, {k: v for k, v in keys.strategy.items() if v != "auto"}, "strategy")
     check_arguments(pl.Trainer, keys.trainer, "trainer")
@@ -165,10 +166,70 @@ def build_stage_and_data(keys: TrainConfig) -> tuple[Stage, DialogueDataModule]:
             f"stage.batch.head={batch.head}, stage.head={head}: the batch is made for the head; leave out "
             "stage.batch.head"
         )
-    with torch.device("meta" if keys.plan else "cpu"):
-        stage = build(keys.stage, "stage", model=keys.model, optim=keys.optim, seed=keys.seed)
+    stage = build_stage(keys, "meta")
     steps = {"batch_tokens": keys.optim.batch_tokens, "max_steps": keys.trainer["max_steps"]}
     return stage, build(keys.data, "data", batch=batch, seed=keys.seed, **steps)
+
+
+def build_stage(keys: TrainConfig, device: str) -> Stage:
+    """The stage with its initial weights; on `meta` without them, to check options and to count parameters.
+
+    Raises:
+        UserError: values that the stage does not take.
+    """
+    import torch
+
+    with torch.device(device):
+        return build(keys.stage, "stage", model=keys.model, optim=keys.optim, seed=keys.seed)
+
+
+def find_start(keys: TrainConfig, stage: Stage, tokenizer: str | None) -> tuple[Path | None, str]:
+    """What `init_from` means: a checkpoint or a model folder, and a further line on what `auto` took.
+
+    Args:
+        keys: the configuration.
+        stage: the stage to be trained.
+        tokenizer: hash of the data's tokenizer; None = the data are not prepared yet.
+
+    Returns:
+        None where the stage starts from random weights.
+
+    Raises:
+        UserError: nothing to start from; names what to run first.
+    """
+    from plato2.training.start import described, named_start, needs_parent, newest_parent
+    from plato2.weights.folder import is_model_folder
+
+    accepted = stage.warm_starts_from
+    if keys.init_from == "scratch" or (keys.init_from == "auto" and not needs_parent(stage.name, accepted)):
+        return None, ""
+    if keys.init_from == "auto":
+        family = os.environ.get("RUN_ID") or keys.run_id
+        model, first = asdict(keys.model), first_command(keys)
+        run = newest_parent(Path(keys.output_dir), keys.model_name, model, tokenizer, family, first)
+        return run.best, f"\ninit_from=auto: {described(run)}"
+    if is_model_folder(Path(keys.init_from)):
+        return Path(keys.init_from), ""
+    return named_start(keys.init_from, stage.name, accepted), ""
+
+
+def first_command(keys: TrainConfig) -> str:
+    """The command for the stage 1 that this command's stage starts from: same model, data and strategy."""
+    groups = ("experiment", "model", "data", "strategy", "output_dir")
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    kept = [word for word in given if re.split("[.=]", word.lstrip("+~"))[0] in groups]
+    return shlex.join(["python", "train.py", *(kept or [f"model={keys.model_name}"]), "stage=1_coarse"])
+
+
+def run_length(data: DialogueDataModule, done_steps: int) -> RunLength:
+    """The tokens and epochs that a run has before it.
+
+    Raises:
+        UserError: the data cannot be read, or do not fit the options.
+    """
+    from plato2.training.length import RunLength
+
+    return RunLength(data.path, data.max_steps, done_steps, data.batch_tokens, data.epoch_tokens)
 
 
 def nothing_left(keys: TrainConfig, run: RunFolder, step: int) -> float | None:
@@ -259,6 +320,7 @@ def build_trainer(
     from plato2.talk.replies import ValidationReplies, ValidationVariety
     from plato2.training.callbacks import Figures, LatentHistogram, RunProgress, SampleReplies, Throughput
     from plato2.training.checkpoint import Checkpoints
+    from plato2.training.length import TimeLeft
     from plato2.training.parallel import best_precision, n_ranks
     from plato2.weights.folder import EVALUATION, GENERATION
 
@@ -275,6 +337,7 @@ def build_trainer(
         Checkpoints(run.checkpoints, keys.checkpoint_steps, stage.monitor, extra),
         Throughput(keys.model, stage.passes, keys.trainer["log_every_n_steps"]),
         RunProgress(f"{keys.model_name} {stage.name}"),
+        TimeLeft(data.batching.unit_tokens, data.units_per_step),
         LatentHistogram(),
     ]
     sharded = isinstance(strategy.get("strategy"), dict)
@@ -342,7 +405,7 @@ class Sweep(Callback):
 
 
 def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule) -> None:
-    """Prints what a run will need; nothing is read or trained."""
+    """Prints what a run will need; nothing is prepared or trained."""
     from rich.console import Console
     from rich.table import Table
 
@@ -364,10 +427,12 @@ def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule) -> Non
         steps=data.max_steps,
     )
     table = Table(title=f"{keys.name}: what the run needs", title_justify="left", show_header=False)
-    corpus = data.index.splits["train"].tokens if data.exists else None
-    for name, text in made.rows(corpus):
+    length = run_length(data, 0) if data.exists else None
+    for name, text in made.rows(length):
         table.add_row(name, text)
     Console().print(table)
+    if length and length.warning():
+        say(length.warning())
 
 
 def in_sweep() -> bool:

@@ -231,6 +231,16 @@ def test_published_values(compose: Compose, model: str, published: dict[str, Any
     )
 
 
+def test_tiny_is_the_same_by_whatever_name(compose: Compose) -> None:
+    """The quickstart has no dropout, seed or batch of its own."""
+    for stage in STAGES:
+        plain, quick = compose(f"stage={stage}"), compose("experiment=quickstart", f"stage={stage}")
+        assert (quick.model, quick.seed) == (plain.model, plain.seed)
+        batches = [(c.optim.batch_tokens, c.data.unit_tokens, c.data.row_length) for c in (plain, quick)]
+        assert batches[0] == batches[1]
+    assert [compose(f"model={model}").model.dropout for model in MODELS] == [0.0, 0.1, 0.1, 0.1, 0.1]
+
+
 @pytest.mark.parametrize("model", [model for model in MODELS if model != "tiny"])
 def test_the_backward_stage_has_the_values_of_stage_1_for_half_the_steps(
     compose: Compose, model: str

@@ -285,6 +285,23 @@ def test_recipes_have_the_values_of_the_table() -> None:
         assert [float(value) for value in keys] == stated, name
 
 
+def test_batches_of_the_training_page_are_those_of_the_recipes() -> None:
+    """`model stage, stage | batch_tokens | unit_tokens | units a step | accumulation on 1 / 8 / 64 ranks`."""
+    text = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
+    row = re.compile(r"^\| ([\w.]+),? (.*?) \| ([\d,]+) \| ([\d,]+) \| (\d+) \| (.*) \|$", re.M)
+    rows = row.findall(text)
+    assert [name for name, *_ in rows] == ["1.6b", "1.6b", "tiny"]
+    for model, stages, batch, unit, units, accumulation in rows:
+        for stage in re.findall(r"`(\w+)`", stages) or [*STAGES, "backward"]:
+            config = composed([f"model={model}", f"stage={stage}"])
+            found = config.optim.batch_tokens, config.data.unit_tokens
+            assert found == (int(batch.replace(",", "")), int(unit.replace(",", ""))), (model, stage)
+        n = found[0] // found[1]
+        assert int(units) == n
+        ranks = [str(n // size) if n % size == 0 else "-" for size in (1, 8, 64)]
+        assert accumulation == " / ".join(ranks)
+
+
 def test_parameter_counts_of_the_readme() -> None:
     import torch
 

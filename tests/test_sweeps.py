@@ -136,7 +136,7 @@ def test_a_sweep_file_needs_no_m(train_here: Train, tmp_path: Path) -> None:
 
 def test_a_mistake_in_one_job_stops_the_sweep_which_stays_open(train_here: Train, tmp_path: Path) -> None:
     done = train_here("-m", "stage=2_gen,1_coarse", "trainer.max_steps=1", expect=2)
-    assert_one_line(done.stderr, "init_from", "stage 2_gen")
+    assert_one_line(done.stderr, "init_from", "no finished 1_coarse run")
     (sweep,) = sweeps(tmp_path / "outputs")
     assert not sweep["finished"]
     assert not (tmp_path / "outputs" / "tiny-1_coarse").exists()

@@ -153,6 +153,12 @@ class DialogueDataModule(pl.LightningDataModule):
             )
 
     @property
+    def will_prepare(self) -> bool:
+        """Whether `prepare_data` is still to make the corpus, so that nothing is known of it yet."""
+        options = self.prepare_options
+        return options is not None and not self._prepared and bool(options.get("force") or not self.exists)
+
+    @property
     def exists(self) -> bool:
         """Whether `path` holds a prepared corpus."""
         return has_index(self.path)
@@ -184,6 +190,18 @@ class DialogueDataModule(pl.LightningDataModule):
         """Hash of the training shards: the same samples in the same order."""
         hashes = [shard.sha256 for shard in self._corpus("train").shards.shards]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+    @cached_property
+    def epoch_tokens(self) -> int:
+        """Tokens of one pass over the training split in this stage's batches, padding included.
+
+        Measured on the first window and taken to be the same in the others.
+        """
+        corpus = self._corpus("train")
+        window = corpus.windows(self.seed, 0, shuffle=True)[0]
+        units = len(corpus.load(window, self.seed, Position(), shuffle=True).layout)
+        samples = sum(corpus.shards.shards[number].samples for number in window)
+        return round(units * self.batching.unit_tokens * corpus.shards.samples / samples)
 
     def _corpus(self, split: str) -> Corpus:
         return Corpus(self.path, self.index, split, self.batch, self.batching, self.cache_dir)

@@ -229,7 +229,7 @@ def best_value(path: Path) -> float | None:
     """The best value of the stage's monitor up to a checkpoint (not of a sharded one)."""
     if path.is_dir():
         return None
-    value = read_checkpoint(path)["callbacks"][Checkpoints.__name__]["best_value"]
+    value = read_checkpoint(path).get("callbacks", {}).get(Checkpoints.__name__, {}).get("best_value")
     return None if value is None else float(value)
 
 

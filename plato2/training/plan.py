@@ -13,6 +13,7 @@ from functools import lru_cache
 import torch
 
 from plato2.config import ModelConfig
+from plato2.training.length import RunLength, duration
 
 BF16_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "V100": 125e12, "L40": 181e12, "A10": 125e12}
 """Dense bf16 (V100: fp16) FLOP/s of data-centre GPUs, from NVIDIA's data sheets."""
@@ -107,8 +108,8 @@ class Plan:
     flops: float
     """Of the whole run, over all ranks."""
 
-    def rows(self, corpus_tokens: int | None = None) -> list[tuple[str, str]]:
-        """The plan as (name, text), for a table."""
+    def rows(self, length: RunLength | None = None) -> list[tuple[str, str]]:
+        """The plan as (name, text), for a table; with epochs where the corpus is prepared."""
         tokens = self.steps * self.batch_tokens
         rows = [
             ("parameters", f"{self.parameters:,}"),
@@ -118,11 +119,11 @@ class Plan:
             ("weights, gradients, Adam", f"{self.state / GIB:.2f} GiB a rank"),
             ("activations", f"{self.activations / GIB:.2f} GiB a rank"),
         ]
-        if corpus_tokens:
-            rows.append(("the corpus", f"{corpus_tokens:,} tokens: {tokens / corpus_tokens:.2f} epochs"))
+        if length:
+            rows.append(("the corpus", length.of_the_corpus()))
         for gpu in ("A100", "H100"):
             seconds = self.flops / (BF16_PEAK[gpu] * self.ranks * ASSUMED_MFU)
-            rows.append((f"time on {gpu}", f"about {_duration(seconds)} at {ASSUMED_MFU:.0%} of its peak"))
+            rows.append((f"time on {gpu}", f"about {duration(seconds)} at {ASSUMED_MFU:.0%} of its peak"))
         return rows
 
 
@@ -162,10 +163,3 @@ def plan(
         steps=steps,
         flops=step_flops(config, tokens, samples, targets, passes),
     )
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} seconds"

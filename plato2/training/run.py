@@ -7,7 +7,7 @@
         checkpoints/      last.ckpt, best.ckpt
         metrics.csv       step, metric, value
 
-`init_from` takes weights from another run; `resume` goes on with this one.
+`init_from` takes weights from another run (start.py); `resume` goes on with this one.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 
 from plato2.config import UserError
 from plato2.training.checkpoint import best_value, file_sha256
+from plato2.training.console import say
 from plato2.training.metrics import last_metrics
 
 FORMAT = "plato2-run/1"
@@ -84,7 +85,7 @@ class RunFolder:
             return {}
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise UserError(
-                f"{self.path / 'lineage.json'}: cannot be read ({error}); choose another run"
+                f"{self.path / 'lineage.json'}: cannot be read ({error}); mend it, or move its folder away"
             ) from error
         return content if isinstance(content, dict) and content.get("format") == FORMAT else {}
 
@@ -124,9 +125,18 @@ class RunFolder:
 
 
 def runs(output_dir: Path, name: str) -> list[RunFolder]:
-    """All runs of one model and stage (`<model>-<stage>`), newest first."""
-    found = [RunFolder(path.parent) for path in (output_dir / name).glob("*/lineage.json")]
-    return sorted(found, key=lambda run: str(run.lineage().get("created", "")), reverse=True)
+    """All runs of one model and stage (`<model>-<stage>`), newest first.
+
+    One whose record is damaged is passed over with a warning: a command does not hang on its neighbours.
+    """
+    found = []
+    for path in (output_dir / name).glob("*/lineage.json"):
+        run = RunFolder(path.parent)
+        try:
+            found.append((str(run.lineage().get("created", "")), run))
+        except UserError as error:
+            say(f"warning: {run.path.name} is passed over: {error}")
+    return [run for _, run in sorted(found, key=lambda dated: dated[0], reverse=True)]
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
@@ -234,76 +244,6 @@ def _flat(prefix: str, value: Any) -> dict[str, Any]:
             for name, leaf in _flat(f"{prefix}.{key}", child).items()
         }
     return {prefix: value}
-
-
-def warm_start_path(
-    init_from: str | None,
-    stage: str,
-    accepted: tuple[str, ...],
-    output_dir: Path,
-    model: str,
-    tokenizer_sha256: str,
-) -> Path | None:
-    """The checkpoint `init_from` means, or None to start from random weights.
-
-    A model folder is read by weights/folder.py instead.
-
-    Args:
-        init_from: a run folder, a checkpoint file, `auto`, `scratch` or None.
-        stage: the stage to be trained.
-        accepted: the stages it can start from.
-        output_dir: the folder of all runs.
-        model: name of the geometry, for `auto`.
-        tokenizer_sha256: of the data, for `auto`.
-
-    Raises:
-        UserError: a stage after the first without `init_from`, nothing found, an unfinished run.
-    """
-    if init_from == "scratch" or (stage == "1_coarse" and init_from in (None, "auto")):
-        return None
-    if init_from is None:
-        raise UserError(
-            f"init_from: stage {stage} starts from a stage-1 model; use init_from=auto (the newest finished "
-            f"1_coarse run of model={model}), init_from=RUN, or init_from=scratch to insist on random weights"
-        )
-    if init_from == "auto":
-        finished = [
-            run
-            for run in runs(output_dir, f"{model}-1_coarse")
-            if run.finished
-            and run.lineage().get("tokenizer_sha256") == tokenizer_sha256
-            and run.best.exists()
-        ]
-        if not finished:
-            raise UserError(
-                f"init_from=auto: no finished 1_coarse run of model={model} with the tokenizer of this data "
-                f"under {output_dir}; train one first: python train.py model={model} stage=1_coarse"
-            )
-        family = os.environ.get("RUN_ID")  # a sweep or a named curriculum has its own stage 1
-        own = [run for run in finished if family and run.lineage().get("curriculum") == family]
-        return [*own, *finished][0].best
-    path = Path(init_from)
-    if not path.exists():
-        raise UserError(f"init_from={init_from}: no such run folder, checkpoint or model folder")
-    run = RunFolder(path)
-    if not run.lineage():
-        if path.is_dir() and not (path / "meta.pt").exists():  # Lightning's file in a sharded checkpoint
-            raise UserError(
-                f"init_from={init_from}: neither a run folder (no lineage.json), a model folder "
-                "(no config.json) nor a checkpoint"
-            )
-        return path
-    if run.lineage().get("stage") not in accepted:
-        raise UserError(
-            f"init_from={init_from}: a {run.lineage().get('stage')} run; stage {stage} starts from "
-            f"{' or '.join(accepted)}"
-        )
-    if not run.finished:
-        raise UserError(
-            f"init_from={init_from}: the run is not finished; start its command again to finish it, or name "
-            f"one of its checkpoints: init_from={run.last}"
-        )
-    return run.best
 
 
 def curriculum(run: RunFolder, parent: Path | None) -> str:

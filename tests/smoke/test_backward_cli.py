@@ -62,11 +62,8 @@ def test_from_stage_1_to_a_ranked_reply(train_here: Train) -> None:
     # going on from its own kind, and from nothing else than stage 1
     train_here("stage=backward", f"init_from={BACKWARD}", "run_id=c")
     train_here("stage=2_gen", "init_from=auto", "run_id=d", "model.n_latent=4")
-    for given, names in {
-        "run_id=e": ["init_from: stage backward starts from a stage-1 model", "init_from=auto", "scratch"],
-        "init_from=outputs/tiny-2_gen/d": ["a 2_gen run; stage backward starts from 1_coarse or backward"],
-    }.items():
-        assert_one_line(train_here("stage=backward", given, expect=2).stderr, *names)
+    refused = train_here("stage=backward", "init_from=outputs/tiny-2_gen/d", expect=2)
+    assert_one_line(refused.stderr, "a 2_gen run; stage backward starts from 1_coarse or backward")
     refused = train_here("stage=2_gen", f"init_from={BACKWARD}", expect=2)
     assert_one_line(refused.stderr, "a backward run; stage 2_gen starts from 1_coarse or 2_gen")
 
