@@ -393,7 +393,8 @@ class Sweep(Callback):
             from plato2.evaluate.report import report_sweep
 
             try:
-                report_sweep(Path(config.output_dir), self.name, n_latent_contexts=config.latent_contexts)
+                numbers = {"n_latent_contexts": config.latent_contexts, "n_human": config.human_rank}
+                report_sweep(Path(config.output_dir), self.name, **numbers)
             except UserError as error:  # Hydra makes a mere warning of a callback's error
                 fail(str(error))
 

@@ -15,7 +15,8 @@ HELP = """Show what the runs of a curriculum reached.
 
 Loss and perplexity of the stages beside a unigram baseline, the evaluation model's coherence accuracy, and
 the candidates for a few validation contexts, ranked, beside what a human said. Only run folders have numbers.
-A second table is about the latents: what they tell of a response, and how far they make candidates differ.
+A second table is about choosing a response among ten, beside chance and shared words; a third about the
+latents: what they tell of a response, and how far they make candidates differ.
 
 [bold]Example[/]
 
@@ -34,6 +35,9 @@ def report(
     latent_contexts: Annotated[
         int, typer.Option(min=0, help="Validation contexts on which to measure how candidates differ.")
     ] = 0,
+    human_contexts: Annotated[
+        int, typer.Option(min=0, help="Validation contexts whose human reply is ranked among candidates.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Run the verb."""
@@ -41,7 +45,7 @@ def report(
 
     given = {"1_coarse": coarse, "2_gen": generation, "2_eval": evaluation}
     runs = {stage: run for stage, run in given.items() if run}
-    found = curriculum_report(runs, data, contexts, latent_contexts)
+    found = curriculum_report(runs, data, contexts, latent_contexts, human_contexts)
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
     else:

@@ -176,6 +176,8 @@ def load_safety(rules: list[str] | None, input: str = "block", output: str = "bl
 
 
 def say_if_unranked(bot: PlatoBot) -> None:
-    """What it means that nothing was given to rank with; on stderr, beside the answer."""
+    """What it means that nothing was given to rank with, or something bad; on stderr, beside the answer."""
+    if bot.doubt and (bot.rank_config.weights or {"coherence": 1.0}).get("coherence"):
+        typer.echo(bot.doubt, err=True)
     if bot.evaluation is None and bot.rank_config.weights is None:
         typer.echo("no --evaluation: candidates are ranked by log-probability, not by coherence", err=True)

@@ -17,10 +17,12 @@ from rich.text import Text
 
 from plato2.config import UserError
 from plato2.data.examples import Example, read_examples
+from plato2.data.selection import read_selection
 from plato2.data.shards import read_index
+from plato2.evaluate.selection import CHANCE, human_figures, written_candidates
 from plato2.stages import STAGES
 from plato2.talk.bot import PlatoBot, as_dict
-from plato2.talk.rank import coherence
+from plato2.talk.rank import coherence, doubt
 from plato2.talk.replies import validation_contexts
 from plato2.talk.table import candidate_table
 from plato2.talk.variety import variety
@@ -28,15 +30,28 @@ from plato2.training.metrics import read_metrics
 from plato2.training.run import RunFolder
 from plato2.weights.folder import read_saved
 
+CHOICE = ("pair_acc", "p1", "mrr", "pair_acc_matched", "p1_matched", "mrr_matched")
+"""Figures of choosing a response among ten (evaluate/selection.py)."""
 SHOWN = {
     "1_coarse": ("val/nll", "val/ppl"),
     "2_gen": (
         *("val/nll", "val/ppl", "val/nll_uniform", "val/ppl_uniform", "val/bow"),
         *("val/z_effective", "val/z_in_use", "val/z_mutual_information"),
     ),
-    "2_eval": ("val/coherence_acc", "val/rce", "val/mlm"),
+    "2_eval": (
+        *("val/coherence_acc", "val/rce", "val/mlm"),
+        *(f"val/{whose}{name}" for whose in ("", "overlap_") for name in CHOICE),
+    ),
 }
 """The metrics of each stage's best validation that go into the report."""
+CHOICE_ROWS = {
+    "pair_acc": "true one scores higher than another",
+    "p1": "true one is the first of ten",
+    "mrr": "mean of 1 / its rank among ten",
+    "pair_acc_matched": "higher than another of its length",
+    "p1_matched": "first of ten of its length",
+}
+"""The lines of the table of the evaluation model."""
 LATENT_ROWS = {
     "z_mutual_information": ("mutual information of z with context and response, nats", ".2f"),
     "z_effective": ("latents in effect used", ".1f"),
@@ -59,7 +74,11 @@ OPTIONS = {"1_coarse": "--coarse", "2_gen": "--generation", "2_eval": "--evaluat
 
 
 def curriculum_report(
-    runs: Mapping[str, str | Path], data: str | Path, n_contexts: int = 3, n_latent_contexts: int = 0
+    runs: Mapping[str, str | Path],
+    data: str | Path,
+    n_contexts: int = 3,
+    n_latent_contexts: int = 0,
+    n_human: int = 0,
 ) -> dict[str, Any]:
     """What the runs of a curriculum reached.
 
@@ -70,10 +89,12 @@ def curriculum_report(
         n_contexts: validation contexts to answer.
         n_latent_contexts: validation contexts on which to measure how the `2_gen` model's candidates differ
             (see talk/variety.py); 0 = not.
+        n_human: validation contexts whose human reply is ranked among the `2_gen` model's candidates.
 
     Returns:
         Plain values: `stages` (by stage: run, step, nll, ppl, coherence_acc, ...), `unigram` (nll, ppl),
-        `chance` (0.5), `latents` (what the `2_gen` run logged of them, and `variety`), `contexts` (turns,
+        `chance` (0.5), `choice` (of the `2_eval` run: `chance`, `overlap` and `model` by figure, `human` and
+        `doubt`), `latents` (what the `2_gen` run logged of them, and `variety`), `contexts` (turns,
         human, human_coherence, candidates best first), `next` (commands).
 
     Raises:
@@ -86,6 +107,7 @@ def curriculum_report(
         "stages": stages,
         "unigram": read_index(data).unigram,
         "chance": 0.5,
+        "choice": _choice(runs, stages, data, n_human),
         "latents": _latents(runs, stages, data, n_latent_contexts),
         "contexts": _answered(runs, data, n_contexts),
         "next": _next_commands(runs),
@@ -129,6 +151,10 @@ def best_validation(run: str | Path, stage: str) -> dict[str, float | int | None
 def print_report(report: Mapping[str, Any], console: Console) -> None:
     """The report as tables: numbers, then each context with its candidates, then what to type next."""
     console.print(_numbers(report))
+    if report["choice"]:
+        console.print(_choice_table(report["choice"]))
+        if report["choice"]["doubt"]:
+            console.print(Text(report["choice"]["doubt"], style="bold"), soft_wrap=True)
     if report["latents"]:
         console.print(_latents_table(report["latents"]))
     for number, context in enumerate(report["contexts"], start=1):
@@ -145,7 +171,11 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
 
 
 def report_sweep(
-    output_dir: Path, name: str, console: Console | None = None, n_latent_contexts: int = 0
+    output_dir: Path,
+    name: str,
+    console: Console | None = None,
+    n_latent_contexts: int = 0,
+    n_human: int = 0,
 ) -> None:
     """Prints the report of a sweep that trained a curriculum: the newest run of each stage in it.
 
@@ -154,6 +184,7 @@ def report_sweep(
         name: the sweep's; its runs are `<model>-<stage>/<name>-<job>`.
         console: where to print; standard output by default.
         n_latent_contexts: as in `curriculum_report`.
+        n_human: the same.
 
     Raises:
         UserError: the sweep has no runs.
@@ -168,7 +199,7 @@ def report_sweep(
     if not runs:
         raise UserError(f"{output_dir}: no runs of the sweep {name} of {', '.join(SHOWN)}; nothing to report")
     in_order = {stage: runs[stage] for stage in SHOWN if stage in runs}
-    report = curriculum_report(in_order, data, n_latent_contexts=n_latent_contexts)
+    report = curriculum_report(in_order, data, n_latent_contexts=n_latent_contexts, n_human=n_human)
     print_report(report, console or Console(highlight=False))
 
 
@@ -189,6 +220,27 @@ def _answered(runs: Mapping[str, str | Path], data: str | Path, n_contexts: int)
         }
         for example, reply, score in zip(examples, replies, human, strict=True)
     ]
+
+
+def _choice(
+    runs: Mapping[str, str | Path], stages: Mapping[str, Mapping[str, Any]], data: str | Path, n_human: int
+) -> dict[str, Any]:
+    """What is known of the evaluation model's choices; empty where nothing is."""
+    found = stages.get("2_eval", {})
+    model = {name: found[name] for name in CHOICE if name in found}
+    overlap = {name: found[f"overlap_{name}"] for name in CHOICE if f"overlap_{name}" in found}
+    human: dict[str, float] = {}
+    if n_human and "2_eval" in runs and "2_gen" in runs:
+        bot = PlatoBot.load(runs["2_gen"], runs["2_eval"])
+        assert bot.evaluation is not None
+        selection = read_selection(data, n_human)
+        contexts, replies = selection.contexts[:n_human], selection.responses[:n_human]
+        written = written_candidates(bot.generation, contexts, bot.decode_config)
+        human = {"n": len(contexts), **human_figures(bot.evaluation, contexts, replies, written)}
+    if not (model or human):
+        return {}
+    chance = {name: CHANCE[name.removesuffix("_matched")] for name in model}
+    return {"chance": chance, "overlap": overlap, "model": model, "human": human, "doubt": doubt(found)}
 
 
 def _latents(
@@ -250,6 +302,22 @@ def _numbers(report: Mapping[str, Any]) -> Table:
             "" if accuracy is None else f"{accuracy:.3f} (chance {report['chance']})",
             "" if values["step"] is None else f"{values['step']:,}",
         )
+    return table
+
+
+def _choice_table(choice: Mapping[str, Any]) -> Table:
+    human = choice["human"]
+    table = Table("choosing a response", title="The evaluation model, 2_eval", title_justify="left")
+    for column in ("chance", "shared words", "model"):
+        table.add_column(column, justify="right")
+    for name, label in CHOICE_ROWS.items():
+        if name in choice["model"]:
+            values = (choice[whose].get(name) for whose in ("chance", "overlap", "model"))
+            table.add_row(label, *("" if value is None else f"{value:.3f}" for value in values))
+    if human:
+        chance, first, low, high = (human[f"human_first{part}"] for part in ("_chance", "", "_low", "_high"))
+        label = f"human reply before all 2_gen's own, {human['n']} contexts"
+        table.add_row(label, f"{chance:.3f}", "", f"{first:.3f} ({low:.3f} to {high:.3f})")
     return table
 
 

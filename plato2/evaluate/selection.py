@@ -6,7 +6,7 @@ contexts')? And where does the human reply come among the 20 candidates that a g
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, cast
@@ -182,8 +182,3 @@ def _scores(evaluation: Evaluator, selection: Selection, groups: np.ndarray) -> 
 
 def _overlap(selection: Selection, groups: np.ndarray) -> np.ndarray:
     return np.stack([selection.overlap[np.ix_(group, group)] for group in groups])
-
-
-def is_trusted(figures: Mapping[str, float]) -> bool:
-    """Whether choosing by the model is better than choosing by shared words."""
-    return figures["pair_acc"] > figures["overlap_pair_acc"]

@@ -3,6 +3,7 @@
 Their parameters have the names of the stage's state dict, so one file fits both.
 """
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -55,9 +56,13 @@ class GenerationNetwork(nn.Module):
 class EvaluationNetwork(nn.Module):
     """p(l|c,r) of stage 2.2."""
 
-    def __init__(self, config: ModelConfig, head: Head = "first") -> None:
+    def __init__(
+        self, config: ModelConfig, head: Head = "first", figures: Mapping[str, float] | None = None
+    ) -> None:
         super().__init__()
         self.model_config = config
+        self.figures = dict(figures or {})
+        """What its last validation measured, see evaluate/selection.py; empty where nothing is known."""
         self.backbone = Backbone(config)
         self.coherence = coherence_head(config, head)
 

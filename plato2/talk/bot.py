@@ -20,7 +20,7 @@ from plato2.data.samples import encode_context
 from plato2.data.tokenizer import EOS_ID, Tokenizer
 from plato2.model.networks import Evaluator, Generator
 from plato2.talk.decode import Hypothesis, decode
-from plato2.talk.rank import Candidate, rank, score_weights
+from plato2.talk.rank import Candidate, doubt, rank, score_weights
 from plato2.talk.safety import Flag, Safety
 from plato2.weights.folder import (
     has_evaluation,
@@ -183,6 +183,11 @@ class PlatoBot:
         judge = load_evaluation(evaluation, "--evaluation").to(where, dtype) if evaluation else None
         reader = load_backward(backward, "--backward").to(where, dtype) if backward else None
         return cls(generator, tokenizer, judge, decode, reader, rank, safety)
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the order of the candidates is not to be trusted, where that is known."""
+        return doubt(getattr(self.evaluation, "figures", {})) if self.evaluation is not None else None
 
     def reply(self, context: Sequence[str], decode: DecodeConfig | None = None) -> Reply:
         """The reply to a conversation.

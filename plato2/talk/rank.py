@@ -6,7 +6,7 @@ may rank too. Knover's penalties put candidates that do not end, or that repeat 
 (spec section 9). All candidates of a batch are scored in one pass over packed rows.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,6 +137,25 @@ def score_weights(
     if config.weights.get("backward") and backward is None:
         raise UserError("rank: backward needs a model of stage=backward; give --backward, or rank without it")
     return dict(config.weights)
+
+
+def doubt(figures: Mapping[str, float]) -> str | None:
+    """Why ranking by an evaluation model is not to be trusted; None where nothing speaks against it.
+
+    Args:
+        figures: of its last validation (evaluate/selection.py): `pair_acc`, `p1`, those of shared words.
+    """
+    for name, told in (
+        ("pair_acc", "tells true responses from others in"),
+        ("p1", "finds the true one of ten in"),
+    ):
+        own, words = figures.get(name), figures.get(f"overlap_{name}")
+        if own is not None and words is not None and own <= words:
+            return (
+                f"the ranking is not to be trusted yet: the evaluation model {told} {own:.0%} of the cases, "
+                f"counting shared words in {words:.0%}"
+            )
+    return None
 
 
 def penalty(hypothesis: Hypothesis, text: str, turns: Sequence[str]) -> float:

@@ -75,7 +75,7 @@ def export_to_huggingface(
             )
             for key, tensor in saved.weights.items()
         }
-        parts[name] = Part(saved.stage, saved.arguments, parameters, saved.absent)
+        parts[name] = Part(saved.stage, saved.arguments, parameters, saved.absent, saved.figures)
     stored = {parameter.dtype for part in parts.values() for parameter in part.parameters.values()}
     extra = {
         "model_type": "plato2",

@@ -10,8 +10,8 @@ a model to train or to score with as its stage.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,8 @@ class Saved:
     tokenizer_sha256: str | None
     absent: tuple[str, ...] = ()
     """Parameters of the stage that are not there because only training needs them."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What its last validation measured beside its losses, e.g. `pair_acc` of an evaluation model."""
 
     @property
     def model_config(self) -> ModelConfig:
@@ -90,6 +92,7 @@ def read_saved(path: str | Path, accept: Collection[str] = ALL_STAGES, option: s
         checkpoint["state_dict"],
         run.tokenizer,
         checkpoint.get("tokenizer_sha256"),
+        figures=_numbers(checkpoint.get("figures")),
     )
 
 
@@ -110,9 +113,17 @@ def _read_model_folder(folder: Path, accept: Collection[str], given: str) -> Sav
                 folder / "tokenizer",
                 config.get("tokenizer_sha256"),
                 tuple(absent),
+                _numbers(entry.get("figures")),
             )
     stages = " and ".join(entry["stage"] for entry in held.values())
     raise UserError(f"{given}: this folder holds {stages}; give one with {' or '.join(accept)}")
+
+
+def _numbers(figures: Any) -> dict[str, float]:
+    """The numbers of a record; what is none is passed over, since nothing depends on it."""
+    if not isinstance(figures, dict):
+        return {}
+    return {str(name): float(value) for name, value in figures.items() if isinstance(value, int | float)}
 
 
 def has_evaluation(path: str | Path) -> bool:
@@ -193,7 +204,7 @@ def load_evaluation(path: str | Path, option: str = "") -> EvaluationNetwork:
     """
     saved = read_saved(path, EVALUATION, option)
     with torch.device("meta"):
-        network = EvaluationNetwork(saved.model_config, saved.arguments.get("head", "first"))
+        network = EvaluationNetwork(saved.model_config, saved.arguments.get("head", "first"), saved.figures)
     _fill(network, saved, only_shared=True)
     return network.eval()
 

@@ -16,9 +16,9 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,8 @@ class Part:
     """By the names of the stage's state dict."""
     absent: tuple[str, ...] = ()
     """Parameters of the stage that the source did not have; only training needs them."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What its last validation measured beside its losses."""
 
 
 def refuse_existing(out: Path) -> None:
@@ -138,6 +140,7 @@ def write_model_folder(
     config: dict[str, Any] = {"format": FORMAT, "tokenizer_sha256": tokenizer.sha256}
     for name, part in parts.items():
         config[name] = {"stage": part.stage, "arguments": part.arguments, "absent": list(part.absent)}
+        config[name] |= {"figures": dict(part.figures)} if part.figures else {}
     with new_folder(out) as new:
         _write_json(new / "config.json", config | (extra_config or {}))
         _write_weights(new, _prefixed(parts), shard_bytes)
