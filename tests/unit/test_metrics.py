@@ -16,7 +16,16 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor
 from units import make_stage
 
-from plato2.metrics import IN_USE, LatentUsage, distinct_n
+from plato2.metrics import (
+    IN_USE,
+    Calibration,
+    LatentUsage,
+    TermMeans,
+    choice,
+    distinct_n,
+    fit_logistic,
+    wilson,
+)
 
 
 def usage_of(*units: Tensor) -> LatentUsage:
@@ -150,3 +159,96 @@ def test_distinct_n_of_texts_and_of_nothing() -> None:
     assert distinct_n(["the same thing"] * 20, 2) == 2 / 40
     assert distinct_n(["aa", "aa"], 2) == 0.0  # words, not letters: there is no bigram
     assert distinct_n([], 2) == distinct_n([[], [7]], 2) == 0.0
+
+
+# --------------------------------------------------------------------------------------------- means of terms
+
+
+def test_term_means_leave_out_what_had_no_value() -> None:
+    means = TermMeans(["rce", "mlm"])
+    assert means.compute() == {}
+    means.update({"rce": torch.tensor([1.0, 2.0]), "mlm": torch.zeros(0)})
+    means.update({"rce": torch.tensor([6.0])})
+    assert {term: float(mean) for term, mean in means.compute().items()} == {"rce": 3.0}
+    means.update({"mlm": torch.tensor([math.nan])})
+    assert math.isnan(float(means.compute()["mlm"]))  # a loss that is not a number is not hidden
+
+
+# -------------------------------------------------------------------------------------- scores, probabilities
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0.2, 3.0), st.floats(-2.0, 2.0), st.integers(0, 99))
+def test_a_logistic_fit_finds_what_made_the_labels(a: float, b: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(20_000, generator=generator, dtype=torch.double) * 2
+    labels = (torch.rand(20_000, generator=generator) < torch.sigmoid(a * scores + b)).double()
+    fitted = fit_logistic(scores, labels)
+    assert fitted.tolist() == pytest.approx([a, b], abs=0.15)
+    p = torch.sigmoid(fitted[0] * scores + fitted[1])  # the slope of the likelihood vanishes
+    assert float(((p - labels) * scores).sum()) == pytest.approx(0, abs=0.05)
+    assert float((p - labels).sum()) == pytest.approx(0, abs=0.05)
+
+
+def test_a_logistic_fit_of_separable_or_equal_scores_is_finite() -> None:
+    labels = torch.tensor([1.0, 0.0] * 8).double()
+    separable = fit_logistic(labels * 2 - 1, labels)
+    assert torch.isfinite(separable).all()
+    assert separable[0] > 1
+    assert fit_logistic(torch.full((16,), 3.0).double(), labels).isfinite().all()
+
+
+def test_calibration_measures_on_scores_that_it_was_not_fitted_to() -> None:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.tensor([1.0, 0.0]).repeat(500)
+    told = Calibration()
+    scores = labels * 2 + torch.randn(1000, generator=generator) + 7
+    told.update(scores[:400], labels[:400])
+    told.update(scores[400:], labels[400:])
+    calibration, accuracy, rce = told.compute()
+    assert float(accuracy) == pytest.approx(0.841, abs=0.03)  # two bells 2 apart, split between them
+    assert float(-calibration[1] / calibration[0]) == pytest.approx(8, abs=0.15)
+    assert 0.3 < float(rce) < 0.45
+    noise = Calibration()  # as many parameters as could learn nothing by heart: noise stays near chance
+    noise.update(torch.randn(1000, generator=generator), labels)
+    assert float(noise.compute()[1]) == pytest.approx(0.5, abs=0.06)
+    assert float(noise.compute()[2]) == pytest.approx(math.log(2), abs=0.01)
+    assert Calibration().compute()[0].tolist() == [1.0, 0.0]
+
+
+# ---------------------------------------------------------------------------------------- choosing a response
+
+
+@settings(max_examples=50, deadline=None)
+@given(arrays(np.int64, (3, 4, 4), elements=st.integers(-2, 2)))
+def test_choice_is_that_of_a_slow_loop_also_with_equal_scores(scores: np.ndarray) -> None:
+    pairs, first, reciprocal = [], [], []
+    for group in scores:
+        for i, row in enumerate(group):
+            above = sum(row[j] > row[i] for j in range(4) if j != i)
+            equal = sum(row[j] == row[i] for j in range(4) if j != i)
+            pairs += [
+                1.0 if row[j] < row[i] else 0.5 if row[j] == row[i] else 0.0 for j in range(4) if j != i
+            ]
+            first.append(0.0 if above else 1 / (1 + equal))
+            reciprocal.append(1 / (1 + above + equal / 2))
+    found = choice(scores.astype(float))
+    assert found["pair_acc"] == pytest.approx(np.mean(pairs))
+    assert found["p1"] == pytest.approx(np.mean(first))
+    assert found["mrr"] == pytest.approx(np.mean(reciprocal))
+
+
+def test_choice_of_the_perfect_and_of_chance() -> None:
+    assert choice(np.tile(np.eye(10), (5, 1, 1))) == {"pair_acc": 1.0, "p1": 1.0, "mrr": 1.0}
+    noise = np.random.default_rng(0).normal(size=(4000, 10, 10))
+    found = choice(noise)
+    assert found["pair_acc"] == pytest.approx(0.5, abs=0.01)
+    assert found["p1"] == pytest.approx(0.1, abs=0.01)
+    assert found["mrr"] == pytest.approx(sum(1 / k for k in range(1, 11)) / 10, abs=0.01)
+
+
+def test_the_wilson_interval_is_the_books() -> None:
+    assert wilson(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert wilson(0.0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+    low, high = wilson(1 / 21, 400)
+    assert 0 < low < 1 / 21 < high
