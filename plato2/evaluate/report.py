@@ -45,6 +45,7 @@ SHOWN = {
 }
 """The metrics of each stage's best validation that go into the report."""
 CHOICE_ROWS = {
+    "coherence_acc": "accuracy of p(l|c,r)",
     "pair_acc": "true one scores higher than another",
     "p1": "true one is the first of ten",
     "mrr": "mean of 1 / its rank among ten",
@@ -79,6 +80,7 @@ def curriculum_report(
     n_contexts: int = 3,
     n_latent_contexts: int = 0,
     n_human: int = 0,
+    rivals: Sequence[str | Path] = (),
 ) -> dict[str, Any]:
     """What the runs of a curriculum reached.
 
@@ -90,12 +92,13 @@ def curriculum_report(
         n_latent_contexts: validation contexts on which to measure how the `2_gen` model's candidates differ
             (see talk/variety.py); 0 = not.
         n_human: validation contexts whose human reply is ranked among the `2_gen` model's candidates.
+        rivals: further `2_eval` runs to show beside the one that ranks.
 
     Returns:
         Plain values: `stages` (by stage: run, step, nll, ppl, coherence_acc, ...), `unigram` (nll, ppl),
-        `chance` (0.5), `choice` (of the `2_eval` run: `chance`, `overlap` and `model` by figure, `human` and
-        `doubt`), `latents` (what the `2_gen` run logged of them, and `variety`), `contexts` (turns,
-        human, human_coherence, candidates best first), `next` (commands).
+        `chance` (0.5), `choice` (`chance` and `overlap` by figure; `models`, the `2_eval` run and its rivals
+        with their figures; `doubt` about the first), `latents` (what the `2_gen` run logged of them, and
+        `variety`), `contexts` (turns, human, human_coherence, candidates best first), `next` (commands).
 
     Raises:
         UserError: no runs, a run of another stage, no metrics, a tokenizer or data that do not fit.
@@ -107,7 +110,9 @@ def curriculum_report(
         "stages": stages,
         "unigram": read_index(data).unigram,
         "chance": 0.5,
-        "choice": _choice(runs, stages, data, n_human),
+        "choice": _choice(runs, [stages["2_eval"], *(_of(run) for run in rivals)], data, n_human)
+        if "2_eval" in runs
+        else {},
         "latents": _latents(runs, stages, data, n_latent_contexts),
         "contexts": _answered(runs, data, n_contexts),
         "next": _next_commands(runs),
@@ -190,17 +195,28 @@ def report_sweep(
         UserError: the sweep has no runs.
     """
     runs: dict[str, Path] = {}
+    rivals: list[Path] = []
     data = ""
     found = [RunFolder(path.parent) for path in output_dir.glob(f"*/{name}-*/lineage.json")]
     for run in sorted(found, key=lambda run: str(run.lineage().get("created"))):
         lineage = run.lineage()
         if lineage.get("stage") in SHOWN:
+            if lineage["stage"] == "2_eval" and "2_eval" in runs:
+                rivals.append(runs["2_eval"])
             runs[lineage["stage"]], data = run.path, lineage["data"]["path"]
     if not runs:
         raise UserError(f"{output_dir}: no runs of the sweep {name} of {', '.join(SHOWN)}; nothing to report")
+    if rivals:  # the best at choosing ranks
+        runs["2_eval"], *rivals = sorted([runs["2_eval"], *rivals], key=_first_of_ten, reverse=True)
     in_order = {stage: runs[stage] for stage in SHOWN if stage in runs}
-    report = curriculum_report(in_order, data, n_latent_contexts=n_latent_contexts, n_human=n_human)
+    report = curriculum_report(
+        in_order, data, n_latent_contexts=n_latent_contexts, n_human=n_human, rivals=rivals
+    )
     print_report(report, console or Console(highlight=False))
+
+
+def _first_of_ten(run: Path) -> float:
+    return best_validation(run, "2_eval").get("p1") or 0.0
 
 
 def _answered(runs: Mapping[str, str | Path], data: str | Path, n_contexts: int) -> list[dict[str, Any]]:
@@ -222,25 +238,34 @@ def _answered(runs: Mapping[str, str | Path], data: str | Path, n_contexts: int)
     ]
 
 
+def _of(run: str | Path) -> dict[str, Any]:
+    return {"run": str(run), **best_validation(run, "2_eval")}
+
+
 def _choice(
-    runs: Mapping[str, str | Path], stages: Mapping[str, Mapping[str, Any]], data: str | Path, n_human: int
+    runs: Mapping[str, str | Path], models: Sequence[Mapping[str, Any]], data: str | Path, n_human: int
 ) -> dict[str, Any]:
-    """What is known of the evaluation model's choices; empty where nothing is."""
-    found = stages.get("2_eval", {})
-    model = {name: found[name] for name in CHOICE if name in found}
-    overlap = {name: found[f"overlap_{name}"] for name in CHOICE if f"overlap_{name}" in found}
-    human: dict[str, float] = {}
-    if n_human and "2_eval" in runs and "2_gen" in runs:
-        bot = PlatoBot.load(runs["2_gen"], runs["2_eval"])
-        assert bot.evaluation is not None
-        selection = read_selection(data, n_human)
-        contexts, replies = selection.contexts[:n_human], selection.responses[:n_human]
-        written = written_candidates(bot.generation, contexts, bot.decode_config)
-        human = {"n": len(contexts), **human_figures(bot.evaluation, contexts, replies, written)}
-    if not (model or human):
+    """What is known of the choices of evaluation models; empty where nothing is."""
+    found: list[dict[str, Any]] = []
+    written: list[list[list[int]]] = []
+    for model in models:
+        config = RunFolder(Path(model["run"])).lineage().get("config", {})
+        figures = {name: model[name] for name in ("coherence_acc", *CHOICE) if name in model}
+        if n_human and "2_gen" in runs:
+            bot = PlatoBot.load(runs["2_gen"], model["run"])
+            assert bot.evaluation is not None
+            selection = read_selection(data, n_human)
+            contexts, replies = selection.contexts[:n_human], selection.responses[:n_human]
+            written = written or written_candidates(bot.generation, contexts, bot.decode_config)
+            figures |= {"n_human": len(contexts)}
+            figures |= human_figures(bot.evaluation, contexts, replies, written)
+        head = config.get("stage", {}).get("head", "first")
+        found.append({"run": model["run"], "head": head, "step": model["step"], **figures})
+    if not any(figure in model for model in found for figure in (*CHOICE, "human_first")):
         return {}
-    chance = {name: CHANCE[name.removesuffix("_matched")] for name in model}
-    return {"chance": chance, "overlap": overlap, "model": model, "human": human, "doubt": doubt(found)}
+    overlap = {name: models[0][f"overlap_{name}"] for name in CHOICE if f"overlap_{name}" in models[0]}
+    chance = {name: CHANCE[name.removesuffix("_matched")] for name in CHOICE}
+    return {"chance": chance, "overlap": overlap, "models": found, "doubt": doubt(models[0])}
 
 
 def _latents(
@@ -306,18 +331,34 @@ def _numbers(report: Mapping[str, Any]) -> Table:
 
 
 def _choice_table(choice: Mapping[str, Any]) -> Table:
-    human = choice["human"]
+    models = choice["models"]
     table = Table("choosing a response", title="The evaluation model, 2_eval", title_justify="left")
-    for column in ("chance", "shared words", "model"):
+    for column in ("chance", "shared words", *(f"head={model['head']}" for model in models)):
         table.add_column(column, justify="right")
-    for name, label in CHOICE_ROWS.items():
-        if name in choice["model"]:
-            values = (choice[whose].get(name) for whose in ("chance", "overlap", "model"))
+
+    def row(label: str, name: str) -> None:
+        sources = (choice["chance"], choice["overlap"], *models)
+        values = [source.get(name) for source in sources]
+        if any(value is not None for value in values[2:]):
             table.add_row(label, *("" if value is None else f"{value:.3f}" for value in values))
-    if human:
-        chance, first, low, high = (human[f"human_first{part}"] for part in ("_chance", "", "_low", "_high"))
-        label = f"human reply before all 2_gen's own, {human['n']} contexts"
-        table.add_row(label, f"{chance:.3f}", "", f"{first:.3f} ({low:.3f} to {high:.3f})")
+
+    for name, label in CHOICE_ROWS.items():
+        row(label, name)
+    if n := models[0].get("n_human"):
+        shares = [
+            f"{m['human_first']:.3f} ({m['human_first_low']:.3f} to {m['human_first_high']:.3f})"
+            for m in models
+        ]
+        table.add_row(
+            f"human reply before all of 2_gen's, {n} contexts",
+            f"{models[0]['human_first_chance']:.3f}",
+            "",
+            *shares,
+        )
+        ranks = [f"{model['human_rank']:.1f}" for model in models]
+        table.add_row("its mean rank", f"{(1 + 1 / models[0]['human_first_chance']) / 2:.1f}", "", *ranks)
+    if len(models) > 1:
+        table.caption, table.caption_justify = f"below, head={models[0]['head']} ranks", "left"
     return table
 
 

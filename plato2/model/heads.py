@@ -88,9 +88,10 @@ class Coherence(nn.Module):
 class DualCoherence(nn.Module):
     """p(l|c,r) of a context and a response that were encoded apart, each by the mean of its slots.
 
-    s(c,r) = e^g 20 cos(W_c c, W_r r), trained by contrast (Henderson et al., 2020, arXiv:1911.03688, section
-    2.2; a bi-encoder in the words of Humeau et al., 2020, arXiv:1905.01969, who compare it with reading both
-    together). p(l=1|c,r) = sigmoid(a s + b), where a and b are not trained but fitted on validation.
+    s(c,r) = e^g 20 cos((I + W_c) c, (I + W_r) r), trained by contrast (Henderson et al., 2020,
+    arXiv:1911.03688, section 2.2; a bi-encoder in the words of Humeau et al., 2020, arXiv:1905.01969, who
+    compare it with reading both together). The identity puts equal words near each other from the start
+    (experiments/choices). p(l=1|c,r) = sigmoid(a s + b); a and b are not trained but fitted on validation.
     """
 
     calibration: Tensor
@@ -106,8 +107,8 @@ class DualCoherence(nn.Module):
 
     def vectors(self, context: Tensor, response: Tensor) -> tuple[Tensor, Tensor]:
         """Means of slots (N, H), (M, H) -> vectors of length 1, (N, H), (M, H), float32."""
-        c, r = self.context(context).float(), self.response(response).float()
-        return F.normalize(c, dim=-1), F.normalize(r, dim=-1)
+        c, r = context + self.context(context), response + self.response(response)
+        return F.normalize(c.float(), dim=-1), F.normalize(r.float(), dim=-1)
 
     def score(self, cosine: Tensor) -> Tensor:
         """s of cosines, any shape."""

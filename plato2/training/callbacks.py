@@ -109,6 +109,8 @@ class RunProgress(ProgressBar):
 class Throughput(Callback):
     """Logs `perf/tokens_per_s` (real tokens, no padding), `perf/step_s` and `perf/mfu` over all ranks.
 
+    And what the run has taken so far: `perf/samples` over all ranks, `perf/cpu_s` of the first rank's steps.
+
     Validation and checkpoints do not count. MFU is the share of the device's peak (known for NVIDIA
     data-centre GPUs; a measured matrix product elsewhere) that the model's own arithmetic reaches,
     recomputation excluded.
@@ -117,6 +119,8 @@ class Throughput(Callback):
     def __init__(self, config: ModelConfig, passes: int, every_steps: int) -> None:
         self.config, self.passes, self.every_steps = config, passes, every_steps
         self.seconds, self.tokens, self.flops, self.steps = 0.0, 0, 0.0, 0
+        self.samples, self.cpu_seconds = 0, 0.0
+        """Since the run began, also before a resume."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Finds the peak of the device."""
@@ -125,14 +129,15 @@ class Throughput(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Starts the clock."""
-        self.started = time.perf_counter()
+        """Starts the clocks."""
+        self.started, self.cpu_started = time.perf_counter(), time.process_time()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Counts the step; logs and starts over at every logging interval."""
         self.seconds += time.perf_counter() - self.started
+        self.cpu_seconds += time.process_time() - self.cpu_started
         self.steps += 1
         for unit in batch["units"]:
             tokens, samples, targets = (
@@ -141,6 +146,7 @@ class Throughput(Callback):
                 len(unit["target_index"]),
             )
             self.tokens += tokens
+            self.samples += samples
             self.flops += step_flops(self.config, tokens, samples, targets, self.passes)
         if trainer.global_step % self.every_steps and trainer.global_step != trainer.max_steps:
             return
@@ -150,10 +156,20 @@ class Throughput(Callback):
                 "perf/tokens_per_s": world * self.tokens / self.seconds,
                 "perf/step_s": self.seconds / self.steps,
                 "perf/mfu": world * self.flops / self.seconds / self.peak,
+                "perf/samples": float(world * self.samples),
+                "perf/cpu_s": self.cpu_seconds,
                 "step": float(trainer.global_step),
             }
         )
         self.seconds, self.tokens, self.flops, self.steps = 0.0, 0, 0.0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts of the run, kept across a resume."""
+        return {"samples": self.samples, "cpu_seconds": self.cpu_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores `state_dict`."""
+        self.samples, self.cpu_seconds = state_dict["samples"], state_dict["cpu_seconds"]
 
 
 class SampleReplies(Callback):

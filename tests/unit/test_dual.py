@@ -47,7 +47,7 @@ def slow_scores(stage: Any, packed: Packed) -> np.ndarray:
     weights = {name: tensor.detach().double().numpy() for name, tensor in stage.coherence.named_parameters()}
 
     def vector(side: str, mean: np.ndarray) -> np.ndarray:
-        v: np.ndarray = weights[f"{side}.weight"] @ mean + weights[f"{side}.bias"]
+        v: np.ndarray = mean + weights[f"{side}.weight"] @ mean + weights[f"{side}.bias"]
         return v / np.linalg.norm(v)
 
     records = [packed.record(i) for i in range(len(packed))]
