@@ -58,21 +58,21 @@ def read_slots(x: Tensor, index: Tensor) -> Tensor:
     return x.flatten(0, 1).index_select(0, index)
 
 
-def mean_slots(x: Tensor, parts: Tensor, n: int) -> Tensor:
-    """The mean vector of each part of packed rows.
+def mean_slots(x: Tensor, weights: Tensor, parts: Tensor, n: int) -> Tensor:
+    """The weighted mean of the slots of each part of packed rows.
 
     Args:
         x: (B, T, H).
+        weights: (B, T), positive.
         parts: (B, T) 1..n, the part that a slot belongs to; 0 = none.
         n: how many parts there are.
 
     Returns:
         (n, H), float32.
     """
-    sums = x.new_zeros(n + 1, x.shape[-1], dtype=torch.float32).index_add(
-        0, parts.flatten(), x.flatten(0, 1).float()
-    )
-    return (sums / parts.flatten().bincount(minlength=n + 1).clamp(min=1)[:, None])[1:]
+    weighted = torch.cat([x * weights[..., None], weights[..., None]], dim=-1).float()  # (B, T, H + 1)
+    sums = weighted.new_zeros(n + 1, weighted.shape[-1]).index_add(0, parts.flatten(), weighted.flatten(0, 1))
+    return sums[1:, :-1] / sums[1:, -1:].clamp(min=1e-9)
 
 
 def whole_steps(rows: Tensor) -> Tensor:

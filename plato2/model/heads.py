@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plato2.config import ModelConfig
-from plato2.model.backbone import TokenTransform, whole_steps
+from plato2.model.backbone import TokenTransform, mean_slots, whole_steps
 
 Head = Literal["first", "dual"]
 SCALE = 20.0
@@ -86,12 +86,18 @@ class Coherence(nn.Module):
 
 
 class DualCoherence(nn.Module):
-    """p(l|c,r) of a context and a response that were encoded apart, each by the mean of its slots.
+    """p(l|c,r) of a context and a response that were encoded apart.
 
-    s(c,r) = e^g 20 cos((I + W_c) c, (I + W_r) r), trained by contrast (Henderson et al., 2020,
-    arXiv:1911.03688, section 2.2; a bi-encoder in the words of Humeau et al., 2020, arXiv:1905.01969, who
-    compare it with reading both together). The identity puts equal words near each other from the start
-    (experiments/choices). p(l=1|c,r) = sigmoid(a s + b); a and b are not trained but fitted on validation.
+    A text is the sum of two vectors of length 1: the mean of its slots' outputs h, and a weighted mean of its
+    words' embeddings e. With the words, texts that share rare ones are near each other from the start, as in
+    counting shared words, and what the words mean is learned on top (experiments/choices).
+
+        v(c) = norm((I + W_c) mean_t h_t) + norm((I + W) sum_t a_t e_t / sum_t a_t), a_t = sigmoid(w e_t)
+        s(c,r) = 20 e^g cos(v(c), v(r)), v(r) with W_r in place of W_c
+
+    s is trained by contrast (Henderson et al., 2020, arXiv:1911.03688, section 2.2; a bi-encoder in the words
+    of Humeau et al., 2020, arXiv:1905.01969, who compare it with reading both together). p(l=1|c,r) =
+    sigmoid(a s + b); a and b are not trained but fitted on validation.
     """
 
     calibration: Tensor
@@ -100,15 +106,37 @@ class DualCoherence(nn.Module):
         super().__init__()
         self.context = nn.Linear(config.hidden_size, config.hidden_size)
         self.response = nn.Linear(config.hidden_size, config.hidden_size)
-        self.log_scale = nn.Parameter(torch.empty(()))
+        self.words = nn.Linear(config.hidden_size, config.hidden_size)
+        self.word_weight = nn.Linear(config.hidden_size, 1)
+        self.log_scale = nn.Parameter(torch.empty(1))
         """g; starts at 0."""
         self.register_buffer("calibration", torch.tensor([1.0, 0.0]))
         """(2,) a and b."""
 
-    def vectors(self, context: Tensor, response: Tensor) -> tuple[Tensor, Tensor]:
-        """Means of slots (N, H), (M, H) -> vectors of length 1, (N, H), (M, H), float32."""
-        c, r = context + self.context(context), response + self.response(response)
-        return F.normalize(c.float(), dim=-1), F.normalize(r.float(), dim=-1)
+    def texts(self, h: Tensor, words: Tensor, parts: Tensor, n: int) -> Tensor:
+        """The two means of each text.
+
+        Args:
+            h: (B, T, H) outputs of the slots.
+            words: (B, T, H) word embeddings of the slots' tokens.
+            parts: (B, T) 1..n, the text that a slot belongs to; 0 = none.
+            n: how many texts there are.
+
+        Returns:
+            (n, 2 H), float32.
+        """
+        e = F.layer_norm(words, words.shape[-1:])
+        a = torch.sigmoid(self.word_weight(e))[..., 0]  # (B, T)
+        return torch.cat([mean_slots(h, torch.ones_like(a), parts, n), mean_slots(e, a, parts, n)], dim=-1)
+
+    def vectors(self, contexts: Tensor, responses: Tensor) -> tuple[Tensor, Tensor]:
+        """v of texts (N, 2 H), (M, 2 H): vectors of length 1, (N, H), (M, H), float32."""
+        return self._vector(contexts, self.context), self._vector(responses, self.response)
+
+    def _vector(self, texts: Tensor, side: nn.Linear) -> Tensor:
+        h, e = texts.chunk(2, dim=-1)
+        v = F.normalize((h + side(h)).float(), dim=-1) + F.normalize((e + self.words(e)).float(), dim=-1)
+        return F.normalize(v, dim=-1)
 
     def score(self, cosine: Tensor) -> Tensor:
         """s of cosines, any shape."""

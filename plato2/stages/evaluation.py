@@ -15,7 +15,7 @@ from torch import Tensor
 from plato2.config import ModelConfig, OptimConfig, UserError
 from plato2.metrics import Calibration
 from plato2.model import losses
-from plato2.model.backbone import mean_slots, read_slots
+from plato2.model.backbone import read_slots
 from plato2.model.heads import DualCoherence, Head, coherence_head
 from plato2.stages.base import Stage, Unit
 
@@ -73,11 +73,12 @@ class CoherenceEstimation(Stage):
     def read_apart(self, unit: Unit) -> dict[str, Tensor]:
         """`head=dual`: contrast (N,) among the true pairs of the unit, mlm (M,)."""
         h = self.encode(unit, unit["token_ids"], _parts(unit))  # (B, T, H)
-        scores = self.scores(unit, h)  # (N, N)
+        scores = self.scores(unit, unit["token_ids"], h)  # (N, N)
         if not self.training:
             clean = scores
             if len(unit["target_ids"]):  # what ranking does: no masks
-                clean = self.scores(unit, self.encode(unit, unmasked(unit), _parts(unit)))
+                tokens = unmasked(unit)
+                clean = self.scores(unit, tokens, self.encode(unit, tokens, _parts(unit)))
             self.fitted.update(*_true_and_other(clean, unit["response_texts"]))
         return {
             "contrast": losses.contrast(scores, unit["response_texts"]),
@@ -99,11 +100,12 @@ class CoherenceEstimation(Stage):
             self.encode(unit, unmasked(unit), unit["segment_ids"], read=unit["sample_index"])
         )
 
-    def scores(self, unit: Unit, h: Tensor) -> Tensor:
-        """`head=dual`: s(c_i, r_j) of all contexts and responses of a unit: (B, T, H) -> (N, N)."""
+    def scores(self, unit: Unit, token_ids: Tensor, h: Tensor) -> Tensor:
+        """`head=dual`: s(c_i, r_j) of all contexts and responses of a unit: (B, T), (B, T, H) -> (N, N)."""
         assert isinstance(self.coherence, DualCoherence)
-        means = mean_slots(h, _parts(unit), 2 * len(unit["sample_index"]))  # (2 N, H)
-        c, r = self.coherence.vectors(means[0::2], means[1::2])
+        words, n = self.backbone.word(token_ids), len(unit["sample_index"])
+        texts = self.coherence.texts(h, words, _parts(unit), 2 * n)  # (2 N, 2 H)
+        c, r = self.coherence.vectors(texts[0::2], texts[1::2])
         return self.coherence.score(c @ r.t())
 
     def on_validation_epoch_end(self) -> None:

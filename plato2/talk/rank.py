@@ -18,7 +18,7 @@ from plato2.data.packing import best_fit_rows
 from plato2.data.samples import encode_response, role_ids
 from plato2.data.tokenizer import BOS_ID, EOS_ID, Tokenizer
 from plato2.model import losses
-from plato2.model.backbone import Backbone, mean_slots
+from plato2.model.backbone import Backbone
 from plato2.model.heads import DualCoherence
 from plato2.model.networks import Evaluator, Generator
 from plato2.talk.decode import Hypothesis
@@ -227,9 +227,8 @@ def _read_apart(backbone: Backbone, head: DualCoherence, pairs: Pairs) -> Tensor
     unit = pack(backbone, parts)
     x = backbone.embed(unit["token_ids"], unit["type_ids"], unit["pos_ids"], unit.get("role_ids"))
     h = backbone.encode(x, backbone.mask(unit["segment_ids"]))  # (B, T, H)
-    c, r = head.vectors(
-        *mean_slots(h, unit["segment_ids"], len(parts)).split([len(contexts), len(responses)])
-    )
+    texts = head.texts(h, backbone.word(unit["token_ids"]), unit["segment_ids"], len(parts))  # (n, 2 H)
+    c, r = head.vectors(*texts.split([len(contexts), len(responses)]))
     context_of = {context: number for number, context in enumerate(contexts)}
     response_of = {response: number for number, response in enumerate(responses)}
     i = torch.tensor([context_of[tuple(context)] for context, _ in pairs], device=c.device)

@@ -32,27 +32,37 @@ def packed_pairs(n: int = 7, mask_prob: float = 0.0) -> Packed:
 
 
 def read_alone(stage: Any, ids: list[int], is_response: bool) -> np.ndarray:
-    """The mean of a text's slots, by a pass over it alone."""
+    """The outputs of a text's slots (T, H), by a pass over it alone."""
     row = torch.tensor([ids])
     types, segments = torch.full_like(row, int(is_response)), torch.ones_like(row)
     with torch.no_grad():
         x = stage.backbone.embed(row, types, torch.arange(len(ids))[None])
         h = stage.backbone.encode(x, stage.backbone.mask(segments))
-    mean: np.ndarray = h[0].double().mean(dim=0).numpy()
-    return mean
+    outputs: np.ndarray = h[0].double().numpy()
+    return outputs
 
 
 def slow_scores(stage: Any, packed: Packed) -> np.ndarray:
     """s(c_i, r_j) of all contexts and responses of a unit, text by text."""
     weights = {name: tensor.detach().double().numpy() for name, tensor in stage.coherence.named_parameters()}
 
-    def vector(side: str, mean: np.ndarray) -> np.ndarray:
-        v: np.ndarray = mean + weights[f"{side}.weight"] @ mean + weights[f"{side}.bias"]
+    table = stage.backbone.word.weight.detach().double().numpy()
+
+    def turned(x: np.ndarray, side: str) -> np.ndarray:
+        v: np.ndarray = x + weights[f"{side}.weight"] @ x + weights[f"{side}.bias"]
+        return v / np.linalg.norm(v)
+
+    def vector(ids: list[int], side: str) -> np.ndarray:
+        h, e = read_alone(stage, ids, side == "response"), table[ids]
+        e = (e - e.mean(axis=1, keepdims=True)) / np.sqrt(e.var(axis=1, keepdims=True) + 1e-5)
+        shares = 1 / (1 + np.exp(-(e @ weights["word_weight.weight"][0] + weights["word_weight.bias"])))
+        v = turned(h.mean(axis=0), side)
+        v = v + turned((shares[:, None] * e).sum(axis=0) / shares.sum(), "words")
         return v / np.linalg.norm(v)
 
     records = [packed.record(i) for i in range(len(packed))]
-    c = [vector("context", read_alone(stage, context, False)) for context, _ in records]
-    r = [vector("response", read_alone(stage, response, True)) for _, response in records]
+    c = [vector(context, "context") for context, _ in records]
+    r = [vector(response, "response") for _, response in records]
     scale = 20 * math.exp(weights["log_scale"].item())
     return np.array([[scale * float(ci @ rj) for rj in r] for ci in c])
 
@@ -117,10 +127,12 @@ def test_nothing_of_a_context_reaches_its_response() -> None:
 def test_the_means_of_slots_are_a_slow_loop() -> None:
     x = torch.randn(2, 5, 3)
     parts = torch.tensor([[1, 1, 3, 0, 0], [2, 2, 2, 4, 0]])
-    found = mean_slots(x, parts, 5)
+    weights = torch.rand(2, 5) + 0.1
+    found = mean_slots(x, weights, parts, 5)
     for part in range(1, 6):
-        slots = [x[b, t] for b in range(2) for t in range(5) if parts[b, t] == part]
-        expected = sum(slots) / len(slots) if slots else torch.zeros(3)
+        slots = [(b, t) for b in range(2) for t in range(5) if parts[b, t] == part]
+        total = sum(weights[slot] for slot in slots)
+        expected = sum(weights[slot] * x[slot] for slot in slots) / total if slots else torch.zeros(3)
         torch.testing.assert_close(found[part - 1], expected)
 
 
