@@ -13,8 +13,14 @@ import torch
 from runs import KNOVER, make_run, make_stage
 from units import write_answers
 
-from plato2.config import DecodeConfig, UserError
-from plato2.data.selection import CANDIDATES, inverse_document_frequency, overlap, read_selection
+from plato2.config import DecodeConfig
+from plato2.data.selection import (
+    CANDIDATES,
+    TooFewResponses,
+    inverse_document_frequency,
+    overlap,
+    read_selection,
+)
 from plato2.data.tokenizer import Tokenizer
 from plato2.evaluate import selection as figures_module
 from plato2.evaluate.selection import (
@@ -60,7 +66,7 @@ def test_a_selection_is_fixed_and_whole(corpus: Path) -> None:
 def test_too_few_responses_are_said(tmp_path: Path) -> None:
     write_answers(tmp_path, n_train=20, n_valid=8)
     with pytest.raises(
-        UserError, match=r"8 different responses in the valid split, fewer than the 10 .*selection=0"
+        TooFewResponses, match=r"8 different responses in the valid split, fewer than the 10 .*selection=0"
     ):
         read_selection(tmp_path, 100)
 
