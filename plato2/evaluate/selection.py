@@ -7,6 +7,7 @@ contexts')? And where does the human reply come among the 20 candidates that a g
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, cast
@@ -23,6 +24,8 @@ from plato2.talk.decode import decode
 from plato2.talk.rank import coherence_of_records
 from plato2.weights.folder import load_generation
 
+CONTEXTS_AT_ONCE = 16
+"""Contexts that are answered in one batch."""
 GROUPS_AT_ONCE = 2
 """Groups whose pairs are read in one batch; bounds the memory and changes no result."""
 CHANCE = {
@@ -99,10 +102,13 @@ def written_candidates(
         contexts: their ids.
         config: how to decode.
     """
+    config = config or DecodeConfig()
     limit = generation.model_config.max_position
+    most = min(config.max_tokens, limit - max(map(len, contexts)))
+    config = replace(config, max_tokens=most, min_tokens=min(config.min_tokens, most))
     records: list[list[list[int]]] = []
-    for start in range(0, len(contexts), 16):
-        found = decode(generation, contexts[start : start + 16], config or DecodeConfig())
+    for start in range(0, len(contexts), CONTEXTS_AT_ONCE):
+        found = decode(generation, contexts[start : start + CONTEXTS_AT_ONCE], config)
         for context, hypotheses in zip(contexts[start:], found, strict=False):
             records.append([[1, *h.token_ids][: limit - len(context)] for h in hypotheses])
     return records
