@@ -150,9 +150,11 @@ class ValidationFigures:
 
     @cached_property
     def selection(self) -> Selection | None:
-        """The contexts, of the larger of the two numbers; None where the corpus has too few."""
+        """The contexts, of the larger of the two numbers; None for 0, or where the corpus has too few."""
+        n = max(self.n_selection, self.n_human)
+        if not n:
+            return None
         try:
-            n = max(self.n_selection, self.n_human)
             return read_selection(self.data.path, n, cache_dir=self.data.cache_dir)
         except TooFewResponses as error:
             rank_zero_warn(str(error))
