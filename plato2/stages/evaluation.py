@@ -90,7 +90,7 @@ class CoherenceEstimation(Stage):
     def encode(
         self, unit: Unit, token_ids: Tensor, read: Tensor | None = None, parts: Tensor | None = None
     ) -> Tensor:
-        """Each sample, or each of its `parts`, sees all of itself: (B, T) -> (B, T, H), or (M, H) of `read`."""
+        """Each sample, or each of its `parts`, sees itself: (B, T) -> (B, T, H), or (M, H) of `read`."""
         x = self.backbone.embed(token_ids, unit["type_ids"], unit["pos_ids"], unit.get("role_ids"))
         mask = self.backbone.mask(unit["segment_ids"] if parts is None else parts)
         return self.backbone.encode(x, mask, read=read)
