@@ -76,6 +76,7 @@ CASES = {
     "coarse": ["stage=1_coarse"],
     "fine": ["stage=2_gen", "init_from=scratch"],
     "evaluation": ["stage=2_eval", "init_from=scratch"],
+    "dual": ["stage=2_eval_dual", "init_from=scratch"],
     "backward": ["stage=backward", "init_from=scratch"],
     "workers": ["stage=1_coarse", "data.n_workers=2"],
     "accumulation": ["stage=2_gen", "init_from=scratch", "data.unit_tokens=256"],

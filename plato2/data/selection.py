@@ -25,6 +25,10 @@ COUNTED_SAMPLES = 20_000
 """Words are counted in the responses of so many training samples, or a shard's more."""
 
 
+class TooFewResponses(UserError):
+    """A split is too small to choose from."""
+
+
 @dataclass(frozen=True)
 class Selection:
     """n contexts, each with its own response; no two responses are equal."""
@@ -53,7 +57,8 @@ def read_selection(
         cache_dir: where copies of remote shards are kept.
 
     Raises:
-        UserError: no corpus, or fewer than 10 different responses in the split.
+        UserError: no corpus.
+        TooFewResponses: fewer than 10 different responses in the split.
     """
     index = read_index(folder)
     records = _records(folder, index, split, cache_dir, MOST_SAMPLES)
@@ -62,7 +67,7 @@ def read_selection(
     rows = rows[permutation(len(rows), key=0)][: n // CANDIDATES * CANDIDATES]
     rows = rows[: len(rows) // CANDIDATES * CANDIDATES]
     if not len(rows):
-        raise UserError(
+        raise TooFewResponses(
             f"{folder}: {len(first)} different responses in the {split} split, fewer than the {CANDIDATES} "
             "to choose from; prepare the corpus with more validation dialogues, or set selection=0"
         )

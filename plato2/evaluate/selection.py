@@ -16,7 +16,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities import rank_zero_warn
 
 from plato2.config import DecodeConfig, UserError
-from plato2.data.selection import CANDIDATES, Selection, read_selection
+from plato2.data.selection import CANDIDATES, Selection, TooFewResponses, read_selection
 from plato2.metrics import choice, wilson
 from plato2.model.networks import Evaluator, Generator
 from plato2.talk.decode import decode
@@ -132,31 +132,30 @@ class ValidationFigures:
 
     def __call__(self, stage: LightningModule) -> dict[str, float]:
         """The figures by name."""
-        evaluation = cast(Evaluator, stage)
+        evaluation, chosen = cast(Evaluator, stage), self.selection
         figures: dict[str, float] = {}
-        if self.n_selection:
-            figures |= selection_figures(evaluation, self.selection) | self.overlap
-        if self.n_human and self.candidates:
-            contexts, human = self.selection.contexts, self.selection.responses
+        if chosen and self.n_selection:
+            baseline = {f"overlap_{name}": value for name, value in overlap_figures(chosen).items()}
+            figures |= selection_figures(evaluation, chosen) | baseline
+        if chosen and self.candidates:
             n = len(self.candidates)
-            figures |= human_figures(evaluation, contexts[:n], human[:n], self.candidates)
+            figures |= human_figures(evaluation, chosen.contexts[:n], chosen.responses[:n], self.candidates)
         return figures
 
     @cached_property
-    def selection(self) -> Selection:
-        """The contexts; of the larger of the two numbers."""
-        n = max(self.n_selection, self.n_human)
-        return read_selection(self.data.path, n, cache_dir=self.data.cache_dir)
-
-    @cached_property
-    def overlap(self) -> dict[str, float]:
-        """The baseline's figures, as `overlap_<figure>`."""
-        return {f"overlap_{name}": value for name, value in overlap_figures(self.selection).items()}
+    def selection(self) -> Selection | None:
+        """The contexts, of the larger of the two numbers; None where the corpus has too few."""
+        try:
+            n = max(self.n_selection, self.n_human)
+            return read_selection(self.data.path, n, cache_dir=self.data.cache_dir)
+        except TooFewResponses as error:
+            rank_zero_warn(str(error))
+            return None
 
     @cached_property
     def candidates(self) -> list[list[list[int]]]:
         """What the parent writes to the first contexts; nothing if it is not there or does not generate."""
-        if self.parent is None:
+        if self.parent is None or not self.n_human or not self.selection:
             return []
         try:
             generation = load_generation(self.parent)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import hydra
 import pytest
+import torch
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
@@ -51,6 +53,31 @@ def test_every_stage_trains_for_a_few_steps(compose: Compose, tmp_path: Path) ->
         assert run.finished
         assert value == pytest.approx(min(losses(run.path, kind.monitor[0]), key=lambda v: sign(kind) * v))
         assert len(losses(run.path, "train/loss")) == 6
+
+
+@pytest.mark.parametrize("head", ["first", "dual"])
+def test_what_an_evaluation_model_is_worth_is_logged_and_kept(
+    compose: Compose, tmp_path: Path, head: str
+) -> None:
+    train.train(compose("stage=1_coarse", "run_id=r"))
+    made = ("stage=2_eval", f"stage.head={head}", "stage.batch.mask_prob=0", "run_id=j")
+    train.train(compose(*made, "selection=20", "human_rank=4"))
+    run = RunFolder(tmp_path / "outputs" / "tiny-2_eval" / "j")
+    for name in ("pair_acc", "p1", "mrr", "p1_matched", "overlap_p1", "human_first", "coherence_acc", "rce"):
+        assert len(losses(run.path, f"val/{name}")) == 2
+        assert all(0 <= value < 1.5 for value in losses(run.path, f"val/{name}"))
+    assert losses(run.path, "val/mlm") == []  # nothing was masked
+    assert all(math.isfinite(value) for value in losses(run.path, "val/loss"))
+    checkpoint = torch.load(run.last, weights_only=True)
+    assert checkpoint["figures"]["p1"] == losses(run.path, "val/p1")[-1]
+    if head == "dual":
+        assert losses(run.path, "train/contrast")
+        assert checkpoint["state_dict"]["coherence.calibration"].tolist() != [1.0, 0.0]
+    with pytest.raises(UserError, match="selection=3: use 10 or more, or 0"):
+        train.train(compose("stage=2_eval", "selection=3"))
+    other = "dual" if head == "first" else "first"
+    with pytest.raises(UserError, match=rf"stage.batch.head={other}, stage.head={head}: the batch is"):
+        train.train(compose("stage=2_eval", f"stage.head={head}", f"stage.batch.head={other}"))
 
 
 def test_what_talking_shows_of_the_latents_is_logged_and_changes_nothing(

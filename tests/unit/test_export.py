@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from plato2.commands import app
 from plato2.config import DecodeConfig, UserError
 from plato2.data.prepare import PrepareOptions, prepare
+from plato2.data.samples import encode_context
 from plato2.data.tokenizer import Tokenizer, train_tokenizer
 from plato2.model.backbone import put_front
 from plato2.stages import STAGES
@@ -116,6 +117,17 @@ def test_heads_that_knover_does_not_have_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"classifier\.weight: Knover has no such parameter"):
         export_to_knover(tmp_path / "models" / "out", run, None)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    dual = make_run(tmp_path / "dual", "2_eval", head="dual")
+    with pytest.raises(UserError, match=r"coherence\.\w+.*: Knover has no such parameter"):
+        export_to_knover(tmp_path / "models" / "out", None, dual)
+
+
+def test_what_an_evaluation_model_is_worth_goes_along(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "2_eval")
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    torch.save(checkpoint | {"figures": {"p1": 0.25}}, run / "checkpoints" / "last.ckpt")
+    export_to_huggingface(tmp_path / "hf", None, run)
+    assert load_evaluation(tmp_path / "hf").figures == {"p1": 0.25}
 
 
 @pytest.mark.parametrize(
@@ -184,6 +196,7 @@ found = {"whole": look(model), "half": look(load("half")), "bare": look(bare)}
 with torch.no_grad():
     found["coarse"] = load("coarse")(**rows).logits
 found["judge"] = load("judge").coherence(TURNS, RESPONSES)
+found["dual"] = load("dual").coherence(TURNS, RESPONSES)
 model.save_pretrained(f"{base}/saved")
 found["saved"] = look(load("saved"))
 fresh = AutoModel.from_config(model.config, trust_remote_code=True)
@@ -215,6 +228,9 @@ def remote(release: Path, imported: Path, tmp_path_factory: pytest.TempPathFacto
     export_to_huggingface(tmp_path / "half", imported, None, "bfloat16")
     export_to_huggingface(tmp_path / "coarse", make_run(tmp_path / "runs" / "1_coarse", "1_coarse"), None)
     export_to_huggingface(tmp_path / "judge", None, import_knover(release / "NSP", tmp_path / "in").out)
+    export_to_huggingface(
+        tmp_path / "dual", None, make_run(tmp_path / "runs" / "dual", "2_eval", head="dual")
+    )
     shutil.copytree(release, tmp_path / "knover")
     for file in (tmp_path / "knover").glob("*/*"):
         if file.name.startswith(("recognition_", "bow_")) or file.match("NSP/mask_lm_*"):
@@ -283,6 +299,18 @@ def test_transformers_gives_the_same_coherence_and_replies(
     assert [row[:2] for row in remote[which]["replies"]] == [row[:2] for row in wanted]
     for row, expected in zip(remote[which]["replies"], wanted, strict=True):
         assert row[2:] == pytest.approx(expected[2:], abs=1e-5)
+
+
+def test_transformers_ranks_with_a_dual_head_too(remote: dict[str, Any]) -> None:
+    run = remote["base"] / "runs" / "dual"
+    tokenizer, network = Tokenizer.load(run / "tokenizer"), load_evaluation(run)
+    context = encode_context(tokenizer.encode_batch(TURNS))
+    assert context is not None
+    expected = coherence(network, [(context, words) for words in tokenizer.encode_batch(RESPONSES)])
+    assert remote["dual"] == pytest.approx(expected, abs=1e-6)
+    assert coherence(load_evaluation(remote["base"] / "dual"), [([1, 7, 2], [9])]) == coherence(
+        network, [([1, 7, 2], [9])]
+    )
 
 
 def test_transformers_needs_nothing_of_this_repository(remote: dict[str, Any]) -> None:

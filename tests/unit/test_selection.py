@@ -13,8 +13,14 @@ import torch
 from runs import KNOVER, make_run, make_stage
 from units import write_answers
 
-from plato2.config import UserError
-from plato2.data.selection import CANDIDATES, inverse_document_frequency, overlap, read_selection
+from plato2.config import DecodeConfig
+from plato2.data.selection import (
+    CANDIDATES,
+    TooFewResponses,
+    inverse_document_frequency,
+    overlap,
+    read_selection,
+)
 from plato2.data.tokenizer import Tokenizer
 from plato2.evaluate import selection as figures_module
 from plato2.evaluate.selection import (
@@ -60,7 +66,7 @@ def test_a_selection_is_fixed_and_whole(corpus: Path) -> None:
 def test_too_few_responses_are_said(tmp_path: Path) -> None:
     write_answers(tmp_path, n_train=20, n_valid=8)
     with pytest.raises(
-        UserError, match=r"8 different responses in the valid split, fewer than the 10 .*selection=0"
+        TooFewResponses, match=r"8 different responses in the valid split, fewer than the 10 .*selection=0"
     ):
         read_selection(tmp_path, 100)
 
@@ -150,7 +156,7 @@ def test_candidates_are_what_decoding_writes() -> None:
     generation = make_stage("2_gen", vocab_size=Tokenizer.load(KNOVER).vocab_size)
     contexts = [[1, 50, 60, 2], [1, 70, 2]]
     written = written_candidates(generation, contexts)
-    expected = decode(generation, contexts)
+    expected = decode(generation, contexts, DecodeConfig())
     assert [[tuple(record[1:]) for record in some] for some in written] == [
         [hypothesis.token_ids for hypothesis in some] for some in expected
     ]
@@ -162,7 +168,7 @@ def test_figures_of_a_stage_in_training(corpus: Path, tmp_path: Path) -> None:
     from units import make_stage as make_small
 
     stage = make_small("2_eval", head="dual").eval()
-    parent = make_run(tmp_path / "run", "1_coarse", **{"vocab_size": Tokenizer.load(KNOVER).vocab_size})
+    parent = make_run(tmp_path / "run", "1_coarse")
     data = SimpleNamespace(path=str(corpus), cache_dir=None)
     alone = ValidationFigures(data, 20, 5)(stage)
     assert "human_first" not in alone  # nobody to write candidates
