@@ -73,11 +73,10 @@ NEW_TOKENS = 24
 
 EVENING = {"1_coarse": 0.50, "2_gen": 0.20, "2_eval_dual": 0.12, "2_eval": 0.12}
 """The stages' shares of the time; what is missing to 1 is for the replies."""
-EVENING_RATES = {"1_coarse": 6e-4, "2_gen": 2e-4, "2_eval_dual": 2e-4, "2_eval": 6e-5}
-"""Learning rates at 768 hidden units, in proportion less for wider models. The recipes' are tuned for tiny
-and steps of 4,096 tokens; that the last is a tenth of the first is the paper's (table 6). Not tuned."""
 EVENING_TOKENS = 32768
-"""Of a unit and of a step."""
+"""Of a unit and of a step; the recipes have 4,096, which would leave a GPU idle."""
+RECIPE_HIDDEN = 256
+"""Width of the model that the recipes' learning rates are for; wider models take proportionally less. Not tuned."""
 STEPPING = 0.7
 """Share of a stage's time for its steps; the rest is for starting, validating and saving."""
 EPOCHS = 2.0
@@ -489,14 +488,14 @@ def evening(part: Part, model: str | None) -> None:
         overrides = evening_overrides(part, model, stage)
         found = measure(compose(model, stage, *overrides, "trainer.max_steps=12"), part.device, budget_s / 5)
         steps = int(STEPPING * (budget_s - (time.time() - began)) / found["step_s"])
-        steps = 4 if part.dry_run else max(20, steps // 2 * 2)
+        steps = 4 if part.dry_run else max(20, steps)
         free_memory()
         config = compose(
             model,
             stage,
             *overrides,
             f"trainer.max_steps={steps}",
-            f"trainer.val_check_interval={steps // 2}",
+            f"trainer.val_check_interval={steps}",
             f"optim.warmup_steps={max(1, steps // 10)}",
             f"init_from={runs['1_coarse'] if runs else 'scratch'}",
             f"output_dir={part.work / 'outputs'}",
@@ -508,7 +507,8 @@ def evening(part: Part, model: str | None) -> None:
         metrics = last_metrics(runs[stage] / "metrics.csv")
         stages[stage] = {
             "steps": steps,
-            "tokens": steps * EVENING_TOKENS,
+            "epochs": steps * config.optim.batch_tokens / epoch_tokens,
+            "lr": config.optim.lr,
             "wall_s": round(time.time() - began, 1),
             "metrics": {name: value for name, value in metrics.items() if "z_usage" not in name},
         }
@@ -530,20 +530,15 @@ def evening(part: Part, model: str | None) -> None:
 
 
 def evening_overrides(part: Part, model: str, stage: str) -> tuple[str, ...]:
-    """The command line of a stage, without its length: experiment=evening at another size.
-
-    Rates and steps are those of this file, the rest is what the experiment and its recipe say.
-    """
-    tokens = 2048 if part.dry_run else EVENING_TOKENS
-    hidden = 64 if part.dry_run else compose(model, stage).model.hidden_size
-    figures = (10, 2, 2) if part.dry_run else (500, 50, 24)
+    """The command line of a stage of experiment=evening at another size, without its length."""
+    recipe = compose(model, stage, "experiment=evening", *part.tiny)
+    rate = recipe.optim.lr * min(1.0, RECIPE_HIDDEN / recipe.model.hidden_size)
+    tokens, n_selection, n_human, n_latent = (2048, 10, 2, 2) if part.dry_run else (EVENING_TOKENS, 500, 32, 24)
     return (
         *("experiment=evening", f"data.path={DATA / 'chitchat_64'}", "data.prepare=null", "report=false"),
-        *(f"strategy={part.strategy}", f"optim.lr={EVENING_RATES[stage] * min(1.0, 768 / hidden):.3g}"),
-        *("optim.schedule=linear", "optim.betas=[0.9,0.98]", "optim.clip_norm=1.0"),
-        *(f"optim.batch_tokens={tokens}", f"data.unit_tokens={tokens}", "data.valid_units=16"),
-        *("checkpoint_steps=1000000", f"selection={figures[0]}", f"human_rank={figures[1]}"),
-        *(f"latent_contexts={figures[2]}", *part.tiny),
+        *(f"strategy={part.strategy}", f"optim.lr={rate:.3g}", f"optim.batch_tokens={tokens}"),
+        *(f"data.unit_tokens={tokens}", "data.valid_units=16", "checkpoint_steps=1000000"),
+        *(f"selection={n_selection}", f"human_rank={n_human}", f"latent_contexts={n_latent}", *part.tiny),
     )
 
 

@@ -7,11 +7,13 @@ contexts')? And where does the human reply come among the 20 candidates that a g
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, cast
 
 import numpy as np
+import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities import rank_zero_warn
 
@@ -97,12 +99,14 @@ def written_candidates(
     Args:
         generation: a generation network, or a `2_gen` or `1_coarse` stage, in evaluation mode.
         contexts: their ids.
-        config: how to decode.
+        config: how to decode; fewer tokens where the model has no positions for more.
     """
-    limit = generation.model_config.max_position
+    limit, config = generation.model_config.max_position, config or DecodeConfig()
+    most = min(config.max_tokens, limit - max(map(len, contexts), default=0))  # what there is room for
+    config = replace(config, max_tokens=most, min_tokens=min(config.min_tokens, most))
     records: list[list[list[int]]] = []
     for start in range(0, len(contexts), 16):
-        found = decode(generation, contexts[start : start + 16], config or DecodeConfig())
+        found = decode(generation, contexts[start : start + 16], config)
         for context, hypotheses in zip(contexts[start:], found, strict=False):
             records.append([[1, *h.token_ids][: limit - len(context)] for h in hypotheses])
     return records
@@ -129,10 +133,11 @@ class ValidationFigures:
         self, data: PreparedData, n_selection: int, n_human: int, parent: Path | None = None
     ) -> None:
         self.data, self.n_selection, self.n_human, self.parent = data, n_selection, n_human, parent
+        self.device = torch.device("cpu")
 
     def __call__(self, stage: LightningModule) -> dict[str, float]:
         """The figures by name."""
-        evaluation, chosen = cast(Evaluator, stage), self.selection
+        evaluation, chosen, self.device = cast(Evaluator, stage), self.selection, stage.device
         figures: dict[str, float] = {}
         if chosen and self.n_selection:
             baseline = {f"overlap_{name}": value for name, value in overlap_figures(chosen).items()}
@@ -154,11 +159,14 @@ class ValidationFigures:
 
     @cached_property
     def candidates(self) -> list[list[list[int]]]:
-        """What the parent writes to the first contexts; nothing if it is not there or does not generate."""
+        """What the parent writes to the first contexts; nothing if it is not there or does not generate.
+
+        It writes where the stage is trained: on a CPU beside a GPU it would take longer than the training.
+        """
         if self.parent is None or not self.n_human or not self.selection:
             return []
         try:
-            generation = load_generation(self.parent)
+            generation = load_generation(self.parent).to(self.device)
         except UserError as error:
             rank_zero_warn(f"human_rank={self.n_human}: nothing to rank among ({error})")
             return []
