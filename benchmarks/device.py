@@ -55,7 +55,7 @@ from plato2.training.parallel import best_precision
 from plato2.training.plan import peak_flops, step_flops
 
 ROOT = Path(__file__).parents[1]
-DATA = ROOT / "benchmarks" / "data"
+DATA = Path(os.environ.get("DEVICE_DATA", ROOT / "benchmarks" / "data"))
 GIB = 1024**3
 
 STAGES = ("1_coarse", "2_gen", "2_eval")
@@ -71,14 +71,16 @@ CONTEXTS = (1, 8, 32)
 NEW_TOKENS = 24
 """Of every candidate: what a response of chitchat has on average. Random weights do not know where to end."""
 
-EVENING = {"1_coarse": 0.50, "2_gen": 0.20, "2_eval_dual": 0.12, "2_eval": 0.12}
-"""The stages' shares of the time; what is missing to 1 is for the replies."""
+EVENING = {"1_coarse": 0.5, "2_gen": 0.2, "2_eval_dual": 0.15, "2_eval": 0.15}
+"""The stages' shares of the time for steps."""
+OVERHEAD_S = 12.0
+"""Seconds of a stage that are not steps: building, validating, saving. A guess until one has shown them."""
+TALK_S = 15.0
+"""Seconds for the replies at the end."""
 EVENING_TOKENS = 32768
 """Of a unit and of a step; the recipes have 4,096, which would leave a GPU idle."""
 RECIPE_HIDDEN = 256
-"""Width of the model that the recipes' learning rates are for; wider models take proportionally less. Not tuned."""
-STEPPING = 0.7
-"""Share of a stage's time for its steps; the rest is for starting, validating and saving."""
+"""Width of the model that the recipes' learning rates are for; wider ones take proportionally less, untuned."""
 EPOCHS = 2.0
 """A model is trained for the evening if its stage 1 reads the corpus so often in its share of the time."""
 N_DIALOGUES, N_SHOWN = 20, 5
@@ -314,6 +316,19 @@ class Watch(pl.Callback):
             trainer.should_stop = True
         self.began = time.perf_counter()
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lets go of weights and optimizer: Lightning would carry them to the CPU, for seconds at 1.6b."""
+        for optimizer in trainer.optimizers:
+            optimizer.state.clear()
+        for parameter in pl_module.parameters():
+            parameter.data, parameter.grad = parameter.data.new_empty(0), None
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """The same, when there was no room for them."""
+        self.on_train_end(trainer, pl_module)
+
 
 def measure(config: DictConfig, device: torch.device, seconds: float) -> dict[str, Any]:
     """Trains a stage from random weights for so many seconds, with nothing but its steps.
@@ -335,6 +350,7 @@ def measure(config: DictConfig, device: torch.device, seconds: float) -> dict[st
     strategy = dict(keys.strategy)
     if strategy["precision"] == "auto":
         strategy["precision"] = best_precision(str(strategy["accelerator"]))
+    parameters = sum(parameter.numel() for parameter in stage.parameters())
     watch = Watch(keys.model, stage.passes, until)
     trainer = pl.Trainer(
         **strategy,
@@ -366,7 +382,7 @@ def measure(config: DictConfig, device: torch.device, seconds: float) -> dict[st
         "tokens_per_step": watch.tokens / len(watch.seconds),
         "unit_tokens": data.batching.unit_tokens,
         "units_per_step": data.units_per_step,
-        "parameters": sum(parameter.numel() for parameter in stage.parameters()),
+        "parameters": parameters,
         "checkpoint_activations": keys.model.checkpoint_activations,
         "precision": strategy["precision"],
     }
@@ -480,15 +496,16 @@ def evening(part: Part, model: str | None) -> None:
     part.write(model=model)
     runs: dict[str, Path] = {}
     stages: dict[str, dict[str, Any]] = {}
-    left = dict(EVENING)
+    left, overhead_s = dict(EVENING), OVERHEAD_S
     for stage, share in EVENING.items():
         began = time.time()
-        budget_s = part.left * share / (sum(left.values()) + 1 - sum(EVENING.values()))
+        seconds = (part.left - TALK_S - overhead_s * len(left)) * share / sum(left.values())
         del left[stage]
         overrides = evening_overrides(part, model, stage)
-        found = measure(compose(model, stage, *overrides, "trainer.max_steps=12"), part.device, budget_s / 5)
-        steps = int(STEPPING * (budget_s - (time.time() - began)) / found["step_s"])
-        steps = 4 if part.dry_run else max(20, steps)
+        probe = compose(model, stage, *overrides, "trainer.max_steps=12")
+        step_s = measure(probe, part.device, seconds / 5)["step_s"]
+        probe_s = time.time() - began
+        steps = 4 if part.dry_run else max(20, int((seconds - probe_s) / step_s))
         free_memory()
         config = compose(
             model,
@@ -507,13 +524,14 @@ def evening(part: Part, model: str | None) -> None:
         metrics = last_metrics(runs[stage] / "metrics.csv")
         stages[stage] = {
             "steps": steps,
-            "epochs": steps * config.optim.batch_tokens / epoch_tokens,
+            "tokens": steps * config.optim.batch_tokens,
             "lr": config.optim.lr,
             "wall_s": round(time.time() - began, 1),
             "metrics": {name: value for name, value in metrics.items() if "z_usage" not in name},
         }
         part.write(stages=stages)
         print(stage, stages[stage], flush=True)
+        overhead_s = max(OVERHEAD_S, time.time() - began - probe_s - steps * step_s)
     free_memory()
     scores = {stage: stages[stage]["metrics"].get("val/p1", 0.0) for stage in ("2_eval", "2_eval_dual")}
     judge = max(scores, key=lambda stage: scores[stage])
@@ -533,11 +551,13 @@ def evening_overrides(part: Part, model: str, stage: str) -> tuple[str, ...]:
     """The command line of a stage of experiment=evening at another size, without its length."""
     recipe = compose(model, stage, "experiment=evening", *part.tiny)
     rate = recipe.optim.lr * min(1.0, RECIPE_HIDDEN / recipe.model.hidden_size)
-    tokens, n_selection, n_human, n_latent = (2048, 10, 2, 2) if part.dry_run else (EVENING_TOKENS, 500, 32, 24)
+    tokens, n_selection, n_human, n_latent = (
+        (2048, 10, 2, 2) if part.dry_run else (EVENING_TOKENS, 300, 16, 8)
+    )
     return (
         *("experiment=evening", f"data.path={DATA / 'chitchat_64'}", "data.prepare=null", "report=false"),
         *(f"strategy={part.strategy}", f"optim.lr={rate:.3g}", f"optim.batch_tokens={tokens}"),
-        *(f"data.unit_tokens={tokens}", "data.valid_units=16", "checkpoint_steps=1000000"),
+        *(f"data.unit_tokens={tokens}", "data.valid_units=8", "checkpoint_steps=1000000"),
         *(f"selection={n_selection}", f"human_rank={n_human}", f"latent_contexts={n_latent}", *part.tiny),
     )
 
@@ -548,7 +568,7 @@ def largest_model(part: Part) -> str:
         compose("93m", "1_coarse", *evening_overrides(part, "93m", "1_coarse"))
     )
     _, data = train.build_stage_and_data(keys)
-    seconds = part.left * EVENING["1_coarse"] * STEPPING
+    seconds = (part.left - TALK_S - OVERHEAD_S * len(EVENING)) * EVENING["1_coarse"]
     for model in ("1.6b", "314m"):
         stages = Results(part.out).part(f"train {model}").get("stages", {})
         speed = stages.get("1_coarse", {}).get("tokens_per_s", 0.0)

@@ -55,7 +55,7 @@ def summary(results: Results) -> str:
     """A line a part: its status, its time, and its main figures."""
     lines = []
     for name, part in results.read()["parts"].items():
-        lines.append(f"{name:<14} {part['status']:<10} {part['wall_s']:>4} s  {main_figures(part)}")
+        lines.append(f"{name:<14} {part['status']:<10} {part['wall_s']:>4} s  {main_figures(part)}".rstrip())
         lines += [f"  {stage:<14} {stage_figures(found)}" for stage, found in part.get("stages", {}).items()]
         lines += [
             f"  {n} contexts: {found['replies_per_s']:.2f} replies/s, {found['tokens_per_s']:,.0f} tokens/s, "
@@ -68,7 +68,7 @@ def summary(results: Results) -> str:
 def main_figures(part: dict[str, Any]) -> str:
     """The one or two figures of a part that has no stages."""
     if "error" in part:
-        return str(part["error"]).splitlines()[-1][:100]
+        return str(part["error"]).splitlines()[0][:100]
     shown = ("device", "passed", "failures", "model", "first_reply_s", "dialogues")
     return ", ".join(f"{name} {part[name]}" for name in shown if name in part)
 
@@ -83,7 +83,7 @@ def stage_figures(found: dict[str, Any]) -> str:
             f"loss {found['loss_first']:.2f} -> {found['loss_last']:.2f}"
         )
     if "error" in found:
-        return str(found["error"]).splitlines()[-1][:100]
+        return str(found["error"]).splitlines()[0][:100]
     shown = {name: value for name, value in found.get("metrics", {}).items() if name in SHOWN}
     return f"{found['steps']} steps, " + ", ".join(f"{name} {value:.3g}" for name, value in shown.items())
 
