@@ -80,7 +80,7 @@ TALK_S = 15.0
 EVENING_TOKENS = 32768
 """Of a unit and of a step; the recipes have 4,096, which would leave a GPU idle."""
 RECIPE_HIDDEN = 256
-"""Width of the model that the recipes' learning rates are for; wider ones take proportionally less, untuned."""
+"""Width of the model that the recipes' learning rates are for; wider ones take proportionally less."""
 EPOCHS = 2.0
 """A model is trained for the evening if its stage 1 reads the corpus so often in its share of the time."""
 N_DIALOGUES, N_SHOWN = 20, 5
