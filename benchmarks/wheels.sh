@@ -4,7 +4,8 @@
 #   bash benchmarks/wheels.sh        (on any machine with a network and plato2's requirements installed)
 #
 # Writes benchmarks/wheels/ (Python 3.12, Linux x86-64) and benchmarks/data/; neither is under version control.
-# PyTorch, Lightning, torchmetrics, numpy, pyarrow, sentencepiece, safetensors and pytest have to be there already.
+# PyTorch, Lightning, torchmetrics, numpy, pyarrow, sentencepiece, safetensors, matplotlib and pytest have to be
+# there already.
 set -eu
 cd "$(dirname "$0")/.."
 here=benchmarks
