@@ -52,7 +52,7 @@ def read_selection(
 
     Args:
         folder: a prepared corpus, local or fsspec address.
-        n: contexts, at most; a multiple of 10 is taken.
+        n: contexts; rounded up to a multiple of 10, or as many as there are.
         split: `valid` or `train`.
         cache_dir: where copies of remote shards are kept.
 
@@ -64,8 +64,8 @@ def read_selection(
     records = _records(folder, index, split, cache_dir, MOST_SAMPLES)
     first = {tuple(response): row for row, (_, response) in reversed(list(enumerate(records)))}
     rows = np.array(sorted(first.values()), dtype=np.int64)
-    rows = rows[permutation(len(rows), key=0)][: n // CANDIDATES * CANDIDATES]
-    rows = rows[: len(rows) // CANDIDATES * CANDIDATES]
+    n_groups = min(-(-n // CANDIDATES), len(rows) // CANDIDATES)
+    rows = rows[permutation(len(rows), key=0)][: n_groups * CANDIDATES]
     if not len(rows):
         raise TooFewResponses(
             f"{folder}: {len(first)} different responses in the {split} split, fewer than the {CANDIDATES} "

@@ -46,11 +46,11 @@ SHOWN = {
 """The metrics of each stage's best validation that go into the report."""
 CHOICE_ROWS = {
     "coherence_acc": "accuracy of p(l|c,r)",
-    "pair_acc": "true one scores higher than another",
-    "p1": "true one is the first of ten",
-    "mrr": "mean of 1 / its rank among ten",
-    "pair_acc_matched": "higher than another of its length",
-    "p1_matched": "first of ten of its length",
+    "pair_acc": "pair accuracy",
+    "p1": "P@1 of 10",
+    "mrr": "MRR of 10",
+    "pair_acc_matched": "pair accuracy, equal lengths",
+    "p1_matched": "P@1 of 10, equal lengths",
 }
 """The lines of the table of the evaluation model."""
 LATENT_ROWS = {
@@ -350,13 +350,15 @@ def _choice_table(choice: Mapping[str, Any]) -> Table:
             for m in models
         ]
         table.add_row(
-            f"human reply before all of 2_gen's, {n} contexts",
+            f"human first of 21 ({n} contexts)",
             f"{models[0]['human_first_chance']:.3f}",
             "",
             *shares,
         )
         ranks = [f"{model['human_rank']:.1f}" for model in models]
-        table.add_row("its mean rank", f"{(1 + 1 / models[0]['human_first_chance']) / 2:.1f}", "", *ranks)
+        table.add_row(
+            "its mean rank of 21", f"{(1 + 1 / models[0]['human_first_chance']) / 2:.1f}", "", *ranks
+        )
     if len(models) > 1:
         table.caption, table.caption_justify = f"below, head={models[0]['head']} ranks", "left"
     return table

@@ -25,6 +25,8 @@ from plato2.talk.decode import decode
 from plato2.talk.rank import coherence_of_records
 from plato2.weights.folder import load_generation
 
+CONTEXTS_AT_ONCE = 16
+"""Contexts that are answered in one batch."""
 GROUPS_AT_ONCE = 2
 """Groups whose pairs are read in one batch; bounds the memory and changes no result."""
 CHANCE = {
@@ -101,12 +103,13 @@ def written_candidates(
         contexts: their ids.
         config: how to decode; fewer tokens where the model has no positions for more.
     """
-    limit, config = generation.model_config.max_position, config or DecodeConfig()
-    most = min(config.max_tokens, limit - max(map(len, contexts), default=0))  # what there is room for
+    config = config or DecodeConfig()
+    limit = generation.model_config.max_position
+    most = min(config.max_tokens, limit - max(map(len, contexts)))
     config = replace(config, max_tokens=most, min_tokens=min(config.min_tokens, most))
     records: list[list[list[int]]] = []
-    for start in range(0, len(contexts), 16):
-        found = decode(generation, contexts[start : start + 16], config)
+    for start in range(0, len(contexts), CONTEXTS_AT_ONCE):
+        found = decode(generation, contexts[start : start + CONTEXTS_AT_ONCE], config)
         for context, hypotheses in zip(contexts[start:], found, strict=False):
             records.append([[1, *h.token_ids][: limit - len(context)] for h in hypotheses])
     return records
@@ -149,9 +152,11 @@ class ValidationFigures:
 
     @cached_property
     def selection(self) -> Selection | None:
-        """The contexts, of the larger of the two numbers; None where the corpus has too few."""
+        """The contexts, of the larger of the two numbers; None for 0, or where the corpus has too few."""
+        n = max(self.n_selection, self.n_human)
+        if not n:
+            return None
         try:
-            n = max(self.n_selection, self.n_human)
             return read_selection(self.data.path, n, cache_dir=self.data.cache_dir)
         except TooFewResponses as error:
             rank_zero_warn(str(error))

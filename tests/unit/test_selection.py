@@ -48,11 +48,11 @@ def test_a_selection_is_fixed_and_whole(corpus: Path) -> None:
     one, other = read_selection(corpus, 64), read_selection(corpus, 64)
     assert one.contexts == other.contexts
     assert one.responses == other.responses
-    assert len(one.contexts) == len(one.responses) == 60  # a multiple of ten
-    assert len({tuple(response) for response in one.responses}) == 60
+    assert len(one.contexts) == len(one.responses) == 70  # a multiple of ten
+    assert len({tuple(response) for response in one.responses}) == 70
     for groups in (one.random, one.matched):
-        assert groups.shape == (6, CANDIDATES)
-        assert sorted(groups.flatten().tolist()) == list(range(60))
+        assert groups.shape == (7, CANDIDATES)
+        assert sorted(groups.flatten().tolist()) == list(range(70))
     lengths = np.array([len(response) for response in one.responses])
     spread = {
         name: np.ptp(lengths[groups], axis=1).mean()
