@@ -71,7 +71,7 @@ def test_a_dry_run_goes_through_every_part(done: tuple[int, str, Path]) -> None:
         assert set(trained) == set(STAGES)
         for found in trained.values():
             assert min(found[name] for name in ("tokens_per_s", "samples_per_s", "step_s", "mfu")) > 0
-            assert found["timed_steps"] == 2
+            assert found["timed_steps"] in (1, 2)  # one, where the seconds are over by then
         assert decoded["weights"] == "random"
         assert set(decoded["batches"]) == {"1", "8", "32"}
         assert all(found["replies_per_s"] > 0 for found in decoded["batches"].values())
