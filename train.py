@@ -149,7 +149,8 @@ def build_stage_and_data(keys: TrainConfig) -> tuple[Stage, DialogueDataModule]:
     check_arguments(pl.Trainer, {k: v for k, v in keys.strategy.items() if v != "auto"}, "strategy")
     check_arguments(pl.Trainer, keys.trainer, "trainer")
     check_counts(keys.trainer, ("max_steps", "val_check_interval", "log_every_n_steps"), "trainer")
-    batch = build(keys.stage.pop("batch"), "stage.batch")
+    head = {"head": keys.stage["head"]} if "head" in keys.stage else {}
+    batch = build(head | keys.stage.pop("batch"), "stage.batch")
     if not hasattr(batch, "roles"):
         if keys.model.n_role:
             raise UserError(
@@ -160,11 +161,10 @@ def build_stage_and_data(keys: TrainConfig) -> tuple[Stage, DialogueDataModule]:
         raise UserError(
             f"stage.batch.roles={batch.roles}, model.n_role={keys.model.n_role}: roles take both; add {cure}"
         )
-    head = keys.stage.get("head")
-    if head != getattr(batch, "head", head):
+    if head and head["head"] != batch.head:
         raise UserError(
-            f"stage.batch.head={batch.head}, stage.head={head}: the batch is made for the head; leave out "
-            "stage.batch.head"
+            f"stage.batch.head={batch.head}, stage.head={head['head']}: the batch is made for the head; "
+            "leave out stage.batch.head"
         )
     stage = build_stage(keys, "meta")
     steps = {"batch_tokens": keys.optim.batch_tokens, "max_steps": keys.trainer["max_steps"]}

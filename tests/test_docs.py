@@ -276,7 +276,7 @@ def test_recipes_have_the_values_of_the_table() -> None:
     row = re.compile(r"^\| `(\S+)` \| (\S+) \| (\S+) \| (\S+) \| (\S+) \|", re.M)
     rows = {name: values for name, *values in row.findall(text)}
     rows = {name: values for name, values in rows.items() if re.match(r"[\w.]+-\d_\w+$", name)}
-    assert len(rows) == 9
+    assert len(rows) == 12
     for name, values in rows.items():
         recipe = yaml.safe_load((ROOT / "conf" / "recipe" / f"{name}.yaml").read_text(encoding="utf-8"))
         optim = recipe["optim"]

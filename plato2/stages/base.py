@@ -115,7 +115,7 @@ class Stage(pl.LightningModule):
                     term: value.sum() / unit[f"step_{self.counted(term)}"].clamp(min=1)
                     for term, value in self.losses(unit).items()
                 }
-                loss = torch.stack([terms[term] for term in terms if term in self.loss_terms]).sum()
+                loss = torch.stack([terms[term] for term in self.loss_terms]).sum()
                 self.manual_backward(loss * self.trainer.world_size)
             parts.append(torch.stack([loss, *terms.values()]).detach())
         total = self._over_ranks(torch.stack(parts).sum(dim=0))

@@ -45,6 +45,8 @@ class CoherenceEstimation(Stage):
         if head not in ("first", "dual"):
             raise UserError(f"stage.head={head}: choose first or dual")
         self.head = head
+        other = "contrast" if head == "first" else "rce"
+        self.loss_terms = {k: v for k, v in self.loss_terms.items() if k != other}  # type: ignore[misc]
         self.coherence = coherence_head(self.model_config, head)
         self.fitted = Calibration()
         self.finish_init(head=head)
@@ -56,7 +58,7 @@ class CoherenceEstimation(Stage):
     def read_together(self, unit: Unit) -> dict[str, Tensor]:
         """`head=first`: rce and accuracy (N,), mlm (M,)."""
         first, masked = unit["sample_index"], unit["target_index"]
-        h = self.encode(unit, unit["token_ids"], unit["segment_ids"], read=torch.cat([first, masked]))
+        h = self.encode(unit, unit["token_ids"], read=torch.cat([first, masked]))
         h_first, h_masked = h.split([len(first), len(masked)])  # (N, H), (M, H)
         coherence = self.coherence(h_first)  # (N, 2)
         terms = {
@@ -72,23 +74,26 @@ class CoherenceEstimation(Stage):
 
     def read_apart(self, unit: Unit) -> dict[str, Tensor]:
         """`head=dual`: contrast (N,) among the true pairs of the unit, mlm (M,)."""
-        h = self.encode(unit, unit["token_ids"], _parts(unit))  # (B, T, H)
+        h = self.encode(unit, unit["token_ids"], parts=_parts(unit))  # (B, T, H)
         scores = self.scores(unit, unit["token_ids"], h)  # (N, N)
         if not self.training:
             clean = scores
             if len(unit["target_ids"]):  # what ranking does: no masks
                 tokens = unmasked(unit)
-                clean = self.scores(unit, tokens, self.encode(unit, tokens, _parts(unit)))
+                clean = self.scores(unit, tokens, self.encode(unit, tokens, parts=_parts(unit)))
             self.fitted.update(*_true_and_other(clean, unit["response_texts"]))
         return {
             "contrast": losses.contrast(scores, unit["response_texts"]),
             "mlm": self.masked_words(unit, read_slots(h, unit["target_index"])),
         }
 
-    def encode(self, unit: Unit, token_ids: Tensor, visible: Tensor, read: Tensor | None = None) -> Tensor:
-        """Slots of equal number in `visible` see each other: (B, T) -> (B, T, H), or (M, H) of `read`."""
+    def encode(
+        self, unit: Unit, token_ids: Tensor, read: Tensor | None = None, parts: Tensor | None = None
+    ) -> Tensor:
+        """Each sample, or each of its `parts`, sees itself: (B, T) -> (B, T, H), or (M, H) of `read`."""
         x = self.backbone.embed(token_ids, unit["type_ids"], unit["pos_ids"], unit.get("role_ids"))
-        return self.backbone.encode(x, self.backbone.mask(visible), read=read)
+        mask = self.backbone.mask(unit["segment_ids"] if parts is None else parts)
+        return self.backbone.encode(x, mask, read=read)
 
     def masked_words(self, unit: Unit, h: Tensor) -> Tensor:
         """-log p of each masked word from its slot: (M, H) -> (M,)."""
@@ -96,9 +101,7 @@ class CoherenceEstimation(Stage):
 
     def coherence_logits(self, unit: Unit) -> Tensor:
         """`head=first`: logits of p(l|c,r) on the unmasked tokens, (N, 2), class 1 = coherent."""
-        return self.coherence(
-            self.encode(unit, unmasked(unit), unit["segment_ids"], read=unit["sample_index"])
-        )
+        return self.coherence(self.encode(unit, unmasked(unit), read=unit["sample_index"]))
 
     def scores(self, unit: Unit, token_ids: Tensor, h: Tensor) -> Tensor:
         """`head=dual`: s(c_i, r_j) of all contexts and responses of a unit: (B, T), (B, T, H) -> (N, N)."""

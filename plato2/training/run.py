@@ -233,7 +233,11 @@ def _continued(run: RunFolder, config: Mapping[str, Any]) -> tuple[RunFolder, Pa
                 )
     if not run.last.exists():
         return run, None, f"run {run.path} has no checkpoint yet: starting it again"
-    return run, run.last, f"resuming {run.path}"
+    sentence = f"resuming {run.path}"
+    steps, then = (c.get("trainer", {}).get("max_steps") for c in (config, before))
+    if steps != then and config.get("optim", {}).get("schedule") == "linear":
+        sentence += f"; optim.schedule=linear, which was to end at step {then}, now ends at step {steps}"
+    return run, run.last, sentence
 
 
 def _flat(prefix: str, value: Any) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def test_from_stage_1_to_a_ranked_reply(train_here: Train) -> None:
     assert {"train/nll", "train/acc", "val/nll", "val/ppl", "val/acc"} <= logged
 
     models = ["--generation", COARSE, "--backward", BACKWARD]
-    weights = {"forward=1,backward=0.5": (1.0, 0.5), "backward": (0.0, 1.0), "forward": (1.0, 0.0)}
+    weights = {"forward=1,backward=5": (1.0, 5.0), "backward": (0.0, 1.0), "forward": (1.0, 0.0)}
     heard = {}
     for text, (forward, backward) in weights.items():
         code, out, errors = plato2(
