@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 import numpy as np
+import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities import rank_zero_warn
 
@@ -100,7 +101,7 @@ def written_candidates(
     Args:
         generation: a generation network, or a `2_gen` or `1_coarse` stage, in evaluation mode.
         contexts: their ids.
-        config: how to decode.
+        config: how to decode; fewer tokens where the model has no positions for more.
     """
     config = config or DecodeConfig()
     limit = generation.model_config.max_position
@@ -135,10 +136,11 @@ class ValidationFigures:
         self, data: PreparedData, n_selection: int, n_human: int, parent: Path | None = None
     ) -> None:
         self.data, self.n_selection, self.n_human, self.parent = data, n_selection, n_human, parent
+        self.device = torch.device("cpu")
 
     def __call__(self, stage: LightningModule) -> dict[str, float]:
         """The figures by name."""
-        evaluation, chosen = cast(Evaluator, stage), self.selection
+        evaluation, chosen, self.device = cast(Evaluator, stage), self.selection, stage.device
         figures: dict[str, float] = {}
         if chosen and self.n_selection:
             baseline = {f"overlap_{name}": value for name, value in overlap_figures(chosen).items()}
@@ -162,11 +164,14 @@ class ValidationFigures:
 
     @cached_property
     def candidates(self) -> list[list[list[int]]]:
-        """What the parent writes to the first contexts; nothing if it is not there or does not generate."""
+        """What the parent writes to the first contexts; nothing if it is not there or does not generate.
+
+        It writes where the stage is trained: on a CPU beside a GPU it would take longer than the training.
+        """
         if self.parent is None or not self.n_human or not self.selection:
             return []
         try:
-            generation = load_generation(self.parent)
+            generation = load_generation(self.parent).to(self.device)
         except UserError as error:
             rank_zero_warn(f"human_rank={self.n_human}: nothing to rank among ({error})")
             return []
