@@ -274,7 +274,7 @@ def test_command_line_beats_experiment_beats_recipe_beats_group(compose: Compose
         for file in ("optim/adamw.yaml", "recipe/tiny-1_coarse.yaml", "experiment/smoke.yaml")
     )
     assert compose("recipe=none").optim.warmup_steps == group["warmup_steps"] == 4000
-    assert compose().optim.warmup_steps == recipe["optim"]["warmup_steps"] == 100
+    assert compose().optim.warmup_steps == recipe["optim"]["warmup_steps"] == 200
     assert compose("experiment=smoke").optim.warmup_steps == experiment["optim"]["warmup_steps"] == 2
     assert compose("experiment=smoke", "optim.warmup_steps=7").optim.warmup_steps == 7
     assert compose("model=314m", "stage=2_gen", "optim.lr=3").optim.lr == 3

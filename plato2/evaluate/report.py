@@ -49,8 +49,8 @@ CHOICE_ROWS = {
     "pair_acc": "pair accuracy",
     "p1": "P@1 of 10",
     "mrr": "MRR of 10",
-    "pair_acc_matched": "pair accuracy, equal lengths",
-    "p1_matched": "P@1 of 10, equal lengths",
+    "pair_acc_matched": "pair accuracy, same length",
+    "p1_matched": "P@1 of 10, same length",
 }
 """The lines of the table of the evaluation model."""
 LATENT_ROWS = {
@@ -346,11 +346,11 @@ def _choice_table(choice: Mapping[str, Any]) -> Table:
         row(label, name)
     if n := models[0].get("n_human"):
         shares = [
-            f"{m['human_first']:.3f} ({m['human_first_low']:.3f} to {m['human_first_high']:.3f})"
+            f"{m['human_first']:.2f} ({m['human_first_low']:.2f} to {m['human_first_high']:.2f})"
             for m in models
         ]
         table.add_row(
-            f"human first of 21 ({n} contexts)",
+            f"human first of 21 (n={n})",
             f"{models[0]['human_first_chance']:.3f}",
             "",
             *shares,
