@@ -77,6 +77,7 @@ CASES = {
     "fine": ["stage=2_gen", "init_from=scratch"],
     "evaluation": ["stage=2_eval", "init_from=scratch"],
     "dual": ["stage=2_eval_dual", "init_from=scratch"],
+    "linear": ["stage=1_coarse", "optim.schedule=linear"],
     "backward": ["stage=backward", "init_from=scratch"],
     "workers": ["stage=1_coarse", "data.n_workers=2"],
     "accumulation": ["stage=2_gen", "init_from=scratch", "data.unit_tokens=256"],
