@@ -90,7 +90,7 @@ class DualCoherence(nn.Module):
 
     A text is the sum of two vectors of length 1: the mean of its slots' outputs h, and a weighted mean of its
     words' embeddings e. With the words, texts that share rare ones are near each other from the start, as in
-    counting shared words, and what the words mean is learned on top (experiments/choices).
+    counting shared words, and what the words mean is learned on top.
 
         v(c) = norm((I + W_c) mean_t h_t) + norm((I + W) sum_t a_t e_t / sum_t a_t), a_t = sigmoid(w e_t)
         s(c,r) = 20 e^g cos(v(c), v(r)), v(r) with W_r in place of W_c
