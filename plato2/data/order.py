@@ -44,6 +44,7 @@ class Draw(IntEnum):
     NEGATIVES = 4
     NOISE = 5
     MASKS = 6
+    TURNS = 7
 
 
 # ---------------------------------------------------------------------------------- counter-based randomness
