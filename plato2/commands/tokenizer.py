@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from plato2.config import UserError
+from plato2.config import UserError, expand_path
 from plato2.data.corpora import ReadReport, corpus_names, read_corpus, read_lines
 from plato2.data.tokenizer import Tokenizer, train_tokenizer
 
@@ -49,6 +49,7 @@ def train(
     """Run the verb."""
     if (out / "spm.model").exists() and not force:
         raise UserError(f"out={out} is already a tokenizer: use it, name another folder, or --force")
+    sources = [expand_path(source, "SOURCES") for source in sources]
     report = ReadReport()
     tokenizer = train_tokenizer(
         messages(sources, report), pieces, character_coverage=character_coverage, lower_case=lower_case
@@ -61,7 +62,7 @@ def train(
 
 @app.command()
 def show(
-    folder: Annotated[str, typer.Argument(help="A tokenizer's folder.")],
+    folder: Annotated[Path, typer.Argument(help="A tokenizer's folder.")],
     text: Annotated[str, typer.Argument(help="Any text.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

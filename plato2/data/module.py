@@ -20,7 +20,7 @@ from typing import Any, Literal
 import fsspec
 import pytorch_lightning as pl
 
-from plato2.config import UserError
+from plato2.config import UserError, expand_path
 from plato2.data.order import Batching, Position
 from plato2.data.shards import ShardIndex, has_index, read_index
 from plato2.data.stream import Batch, Corpus, Step, StepLoader, TrainStream, ValidStream
@@ -70,10 +70,11 @@ class DialogueDataModule(pl.LightningDataModule):
         """Nothing is read yet; only the options are checked."""
         super().__init__()
         self.prepare_data_per_node = False  # nodes share the folder: one of them prepares it
-        self.path, self.batch = str(path), batch
+        self.path, self.batch = expand_path(str(path), "data.path"), batch
         self.batching = Batching(mode, unit_tokens, row_length, pool_samples, window_samples)
         self.batch_tokens, self.max_steps, self.seed = batch_tokens, max_steps, seed
-        self.n_workers, self.valid_units, self.cache_dir = n_workers, valid_units, cache_dir
+        self.n_workers, self.valid_units = n_workers, valid_units
+        self.cache_dir = None if cache_dir is None else expand_path(cache_dir, "data.cache_dir")
         self.prepare_options = prepare
         if batch_tokens < 1 or batch_tokens % unit_tokens:
             raise UserError(

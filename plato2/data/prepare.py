@@ -304,7 +304,7 @@ def check_target(out: Path, force: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
-        is_ours = json.loads((out / INDEX_FILE).read_text()).get("format") == FORMAT
+        is_ours = json.loads((out / INDEX_FILE).read_text(encoding="utf-8")).get("format") == FORMAT
     except (OSError, ValueError, AttributeError):
         is_ours = False
     if not is_ours:

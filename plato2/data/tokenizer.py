@@ -148,7 +148,9 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "spm.model").write_bytes(self._model)
         (folder / "vocab.txt").write_bytes(self._vocab)
-        (folder / "text.json").write_text(json.dumps({"lower_case": self.lower_case}) + "\n")
+        (folder / "text.json").write_text(
+            json.dumps({"lower_case": self.lower_case}) + "\n", encoding="utf-8"
+        )
 
     def with_lower_case(self, lower_case: bool) -> Tokenizer:
         """The same pieces with lower-casing on or off (Knover's 32L models lower-case what 24L do not)."""
@@ -321,7 +323,7 @@ def _training_problem(message: str, n_pieces: int) -> str:
 
 def _read_lower_case(path: Path) -> bool:
     try:
-        value = json.loads(path.read_text())["lower_case"]
+        value = json.loads(path.read_text(encoding="utf-8"))["lower_case"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f'{path} must hold {{"lower_case": true|false}}: mend it or delete it') from error
     return bool(value)
