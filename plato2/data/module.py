@@ -21,9 +21,13 @@ import fsspec
 import pytorch_lightning as pl
 
 from plato2.config import UserError, expand_path
+from plato2.data.atomic import is_being_written
 from plato2.data.order import Batching, Position
 from plato2.data.shards import ShardIndex, has_index, read_index
 from plato2.data.stream import Batch, Corpus, Step, StepLoader, TrainStream, ValidStream
+
+PATIENCE_S = 120.0
+"""Seconds that a process waits for a corpus that nobody is preparing: the first process may start later."""
 
 
 class DialogueDataModule(pl.LightningDataModule):
@@ -128,11 +132,25 @@ class DialogueDataModule(pl.LightningDataModule):
             )
 
     def prepare_or_wait(self) -> None:
-        """Prepare before the ranks know each other: the first does it, others started beside it wait."""
+        """Prepare before the ranks know each other: the first does it, others started beside it wait.
+
+        Raises:
+            UserError: the first one failed, or does not begin.
+        """
         rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or "0"
         if rank == "0":
             self.prepare_data()
-        while self.prepare_options is not None and not self.exists:
+        if self.prepare_options is None:
+            return
+        seen = time.monotonic()
+        while not self.exists:
+            if is_being_written(Path(self.path)):
+                seen = time.monotonic()
+            elif time.monotonic() - seen > PATIENCE_S:
+                raise UserError(
+                    f"data.path={self.path}: no corpus there, and for {PATIENCE_S:g} s no process has been "
+                    "preparing one; the first process (rank 0) says why it failed or does not run"
+                )
             time.sleep(1.0)
 
     def check_model(self, vocab_size: int, max_position: int) -> None:

@@ -363,6 +363,37 @@ def test_a_killed_run_leaves_no_corpus_and_the_next_one_clears_up(corpus, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "talk.jsonl"]
 
 
+@pytest.mark.parametrize("error", ["ENOSYS", "ENOTSUP", "ENOLCK"])
+def test_a_file_system_without_locks(corpus, tmp_path, error):
+    program = (
+        "import errno, fcntl, sys\n"
+        f"def flock(file, flags): raise OSError(errno.{error}, 'no locks here')\n"
+        "fcntl.flock = flock\n"
+        "from plato2.commands import main\n"
+        "main()\n"
+    )
+    arguments = ["prepare", "jsonl", corpus, "--out", tmp_path / "out", "--tokenizer", KNOVER, "--no-clean"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert hashes(tmp_path / "out") == hashes(run(corpus, tmp_path / "again", valid_fraction=0.02))
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["to a folder", "to where nothing is yet"])
+def test_a_link_is_followed(corpus, tmp_path, there):
+    disk, out = tmp_path / "disk", tmp_path / "out"
+    if there:
+        (disk / "mine").mkdir(parents=True)
+    out.symlink_to(disk / "mine")
+    run(corpus, out)
+    run(corpus, out, force=True, seed=12)
+    assert out.is_symlink()
+    assert (disk / "mine" / "index.json").exists()
+    assert sorted(path.name for path in disk.iterdir()) == ["mine"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "out", "talk.jsonl"]
+
+
 def test_ctrl_c_ends_quietly_and_leaves_nothing(tmp_path):
     process = started(tmp_path)
     process.send_signal(signal.SIGINT)
