@@ -178,7 +178,7 @@ class DecodeConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
-        self.stop = tuple(self.stop)
+        self.stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         _require(all(self.stop), "stop: a text to stop at is empty")
         _require(
             self.strategy in get_args(Strategy),

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from plato2.config import UserError, expand_path
 from plato2.data.corpora import ReadReport, corpus_names, read_corpus, read_lines
-from plato2.data.tokenizer import Tokenizer, train_tokenizer
+from plato2.data.tokenizer import Tokenizer, fewer_pieces, train_tokenizer
 
 app = typer.Typer(
     help="Train a tokenizer, or look at how one cuts a text.",
@@ -56,8 +56,8 @@ def train(
     )
     tokenizer.save(out)
     typer.echo(f"{out}: {tokenizer.n_pieces:,} pieces, vocab_size {tokenizer.vocab_size:,} with [MASK]")
-    if report.n_broken:
-        typer.echo(f"{report.n_broken:,} records could not be read; the first: {report.examples[0]}")
+    for line in filter(None, (fewer_pieces(tokenizer.vocab_size, pieces), report.sentence())):
+        typer.echo(line)
 
 
 @app.command()
@@ -99,5 +99,6 @@ def messages(sources: list[str], report: ReadReport) -> Iterator[str]:
 
 
 def _format(source: str) -> str:
-    suffixes = [suffix for suffix in PurePosixPath(source).suffixes if suffix != ".gz"]
+    packed = (".gz", ".zst", ".bz2", ".xz", ".lzma", ".zip")
+    suffixes = [suffix for suffix in PurePosixPath(source).suffixes if suffix not in packed]
     return {".jsonl": "jsonl", ".tsv": "tsv"}.get(suffixes[-1] if suffixes else "", "text")

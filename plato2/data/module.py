@@ -106,11 +106,11 @@ class DialogueDataModule(pl.LightningDataModule):
         if self.prepare_options is None or self._prepared:
             return
         self._prepared = True
-        from plato2.data.prepare import PrepareOptions, prepare  # slow to import, rarely needed
+        from plato2.data.prepare import PrepareOptions, prepare, summary  # slow to import, rarely needed
 
         options = PrepareOptions.from_dict({**self.prepare_options, "out": self.path})
         if options.force or not has_index(self.path):
-            prepare(options)
+            print("\n".join(summary(prepare(options))))
             return
         self._check_prepared(asdict(options))
         samples = {name: split.samples for name, split in self.index.splits.items()}
