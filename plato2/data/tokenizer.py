@@ -43,6 +43,8 @@ _ID_BYTES = 4
 SENTENCE_BYTES = 4192
 """Longest text that SentencePiece trains on. Longer ones, and those with its own sign for what is unknown, it
 leaves out in silence; so they are cut, and the sign is taken out."""
+MOST_UNREAD = 0.3
+"""Share of a message's characters that may be unreadable before it is said."""
 _SENTENCE_CHARACTERS = SENTENCE_BYTES // 4
 _SIGN_OF_UNKNOWN = "\u2585"
 _CURE = "give a folder with spm.model and vocab.txt (plato2 tokenizer train writes one)"

@@ -17,7 +17,7 @@ import torch
 
 from plato2.config import DecodeConfig, RankConfig, UserError
 from plato2.data.samples import as_texts, encode_context
-from plato2.data.tokenizer import EOS_ID, Tokenizer
+from plato2.data.tokenizer import EOS_ID, MOST_UNREAD, Tokenizer
 from plato2.model.networks import Evaluator, Generator
 from plato2.talk.decode import Hypothesis, decode
 from plato2.talk.rank import Candidate, doubt, rank, score_weights
@@ -33,8 +33,6 @@ from plato2.weights.folder import (
 CONTEXTS_AT_ONCE = 16
 """Contexts decoded in one batch, fewer with several samples or beams of each latent; bounds the memory of
 `reply_batch` and changes no result."""
-MOST_UNREAD = 0.3
-"""Share of a message's characters that may be unreadable before it is said."""
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

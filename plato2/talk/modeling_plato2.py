@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 from plato2.config import DecodeConfig, ModelConfig
 from plato2.data.packing import best_fit_rows  # noqa: F401  (named here, so that transformers copies the file)
 from plato2.data.samples import as_texts, encode_context
-from plato2.data.tokenizer import Tokenizer
+from plato2.data.tokenizer import MOST_UNREAD, Tokenizer
 from plato2.model.attention import attention  # noqa: F401
 from plato2.model.backbone import initialize_parameter, put_front
 from plato2.model.dropout import Dropout  # noqa: F401
@@ -30,9 +30,6 @@ from plato2.model.noise import uniform  # noqa: F401
 from plato2.talk.configuration_plato2 import Plato2Config
 from plato2.talk.decode import decode
 from plato2.talk.rank import Candidate, coherence, rank
-
-MOST_UNREAD = 0.3
-"""Share of a message's characters that may be unreadable before it is said."""
 
 
 @dataclass

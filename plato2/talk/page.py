@@ -414,7 +414,7 @@ def _panel(last: Exchange | None, blocked: bool, waiting: bool = False) -> str:
         for flag in last.reply.flags
     ]
     if last.reply.warning:
-        notes.insert(0, f"{escape(last.reply.warning.capitalize())}.")
+        notes.insert(0, escape(f"{last.reply.warning[0].upper()}{last.reply.warning[1:]}."))
     candidates = last.reply.candidates
     if any(candidate.penalty for candidate in candidates):
         notes.append("Grey: repeats words or has no end, so it ranks behind the others.")

@@ -23,7 +23,8 @@ from typing import Any, BinaryIO, cast
 from torch import nn
 
 from plato2.config import DecodeConfig, UserError
-from plato2.talk.bot import MOST_UNREAD, PlatoBot, as_dict
+from plato2.data.tokenizer import MOST_UNREAD
+from plato2.talk.bot import PlatoBot, as_dict
 from plato2.talk.rank import Candidate
 
 try:
