@@ -18,6 +18,8 @@ from plato2.commands import app
 from plato2.config import UserError, expand_path
 from plato2.data.options import PrepareOptions
 from plato2.data.reddit.options import RedditOptions
+from plato2.data.tokenizer import Tokenizer
+from plato2.weights.model_folder import new_folder
 
 KNOVER = ROOT / "tests" / "fixtures" / "knover"
 PREPARE = "{corpus: jsonl, files: [$TALK/talk.jsonl], vocab_pieces: 300, max_context: 32, max_response: 32}"
@@ -129,6 +131,24 @@ def test_train_reads_them_from_conf_local(home: Path, train_here: Train, tmp_pat
     (tmp_path / "conf" / "local" / "default.yaml").write_text(own, encoding="utf-8")
     done = train_here(script=tmp_path / "train.py", expect=2)
     assert_one_line(done.stderr, "resume=$NOT_SET/run", "no environment variable NOT_SET")
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["to a folder", "to where nothing is yet"])
+def test_links_are_followed(tmp_path: Path, there: bool) -> None:
+    """A model folder and a tokenizer; tests/unit/test_prepare.py has corpora."""
+    disk = tmp_path / "disk"
+    for name in ("model", "tokenizer"):
+        if there:
+            (disk / name).mkdir(parents=True)
+        (tmp_path / name).symlink_to(disk / name)
+    with new_folder(tmp_path / "model") as new:
+        assert new.parent in (disk, tmp_path)  # on the disk that will have it, as far as there is a folder
+        (new / "x").touch()
+    Tokenizer.load(KNOVER).save(tmp_path / "tokenizer")
+    assert (disk / "model" / "x").exists()
+    assert (disk / "tokenizer" / "spm.model").exists()
+    assert (tmp_path / "model").is_symlink()
+    assert (tmp_path / "tokenizer").is_symlink()
 
 
 # ------------------------------------------------------------------------------------ Hydra's overrides

@@ -54,7 +54,10 @@ def train(
     tokenizer = train_tokenizer(
         messages(sources, report), pieces, character_coverage=character_coverage, lower_case=lower_case
     )
-    tokenizer.save(out)
+    try:
+        tokenizer.save(out)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror}); name another folder") from None
     typer.echo(f"{out}: {tokenizer.n_pieces:,} pieces, vocab_size {tokenizer.vocab_size:,} with [MASK]")
     for line in filter(None, (fewer_pieces(tokenizer.vocab_size, pieces), report.sentence())):
         typer.echo(line)

@@ -66,6 +66,8 @@ def is_being_written(target: Path) -> bool:
             return False
     except UserError:
         return True
+    except OSError:  # nobody of ours can hold what we may not open
+        return False
 
 
 def _lock_file(target: Path) -> Path:

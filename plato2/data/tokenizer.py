@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import textwrap
 import unicodedata
@@ -151,8 +152,8 @@ class Tokenizer:
             raise UserError(f"{folder}: {error}") from error
 
     def save(self, folder: str | Path) -> None:
-        """Write `spm.model`, `vocab.txt` and `text.json` into `folder`, made when missing."""
-        folder = Path(folder)
+        """Write `spm.model`, `vocab.txt` and `text.json` into a folder, made if missing or behind a link."""
+        folder = Path(os.path.realpath(folder))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "spm.model").write_bytes(self._model)
         (folder / "vocab.txt").write_bytes(self._vocab)

@@ -86,6 +86,7 @@ class WordList:
 
     def __init__(self, words: Iterable[str], name: str = "words") -> None:
         self.name = name
+        words = [words] if isinstance(words, str) else words  # not its letters
         parts = sorted({folded for word in words if (folded := _fold(word))}, key=len, reverse=True)
         patterns = [
             re.escape(part) if NO_SPACES.search(part) else rf"(?<!\w){re.escape(part)}(?!\w)"
