@@ -486,10 +486,14 @@ def main(config: DictConfig) -> float | None:
 def in_quotes(override: str) -> str:
     """An override with quotes around each text that Hydra's grammar has no room for: `~/数据`, `a=b`, `it's`.
 
+    Options of Hydra's own stay as they are, but for `~` and variables in the path of `--config-dir`.
+
     Raises:
         UserError: Hydra cannot read it even so.
     """
     key, sign, value = override.partition("=")
+    if key == "--config-dir" and sign:
+        return f"{key}={expand_path(value, key)}"
     if not sign or override.startswith("-") or (problem := _unreadable(override)) is None:
         return override
     quoted = re.sub(  # what stands between brackets and commas, after the name in a mapping

@@ -151,6 +151,13 @@ def test_links_are_followed(tmp_path: Path, there: bool) -> None:
     assert (tmp_path / "tokenizer").is_symlink()
 
 
+def test_a_folder_of_further_configurations(home: Path, train_here: Train) -> None:
+    (home / "conf" / "model").mkdir(parents=True)
+    (home / "conf" / "model" / "mine.yaml").write_text("n_latent: 7\n", encoding="utf-8")
+    done = train_here("--config-dir=~/conf", "--cfg=job", "model=mine", HOME=str(home))
+    assert yaml.safe_load(done.stdout)["model"]["n_latent"] == 7
+
+
 # ------------------------------------------------------------------------------------ Hydra's overrides
 
 
