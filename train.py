@@ -20,15 +20,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from plato2.config import ModelConfig, OptimConfig, RunConfig, UserError
+from plato2.config import ModelConfig, OptimConfig, RunConfig, UserError, expand_path
 from plato2.training.build import build, check_arguments, check_counts, check_keys
-from plato2.training.console import is_first_process, quiet_lightning, say
+from plato2.training.console import is_first_process, print_any_text, quiet_lightning, say
 
 if TYPE_CHECKING:  # heavy imports wait until something is trained: --help and tab completion stay fast
     import pytorch_lightning as pl
@@ -53,6 +54,7 @@ class TrainConfig(RunConfig):
 
 
 ConfigStore.instance().store(name="schema", node=TrainConfig)
+OmegaConf.register_new_resolver("path", lambda path: expand_path(path, "output_dir"), replace=True)
 CONF = Path(__file__).with_name("conf")
 
 
@@ -394,7 +396,7 @@ class Sweep(Callback):
 
             try:
                 numbers = {"n_latent_contexts": config.latent_contexts, "n_human": config.human_rank}
-                report_sweep(Path(config.output_dir), self.name, **numbers)
+                report_sweep(Path(expand_path(config.output_dir, "output_dir")), self.name, **numbers)
             except UserError as error:  # Hydra makes a mere warning of a callback's error
                 fail(str(error))
 
@@ -481,11 +483,50 @@ def main(config: DictConfig) -> float | None:
         )
 
 
+def in_quotes(override: str) -> str:
+    """An override with quotes around each text that Hydra's grammar has no room for: `~/数据`, `a=b`, `it's`.
+
+    Options of Hydra's own stay as they are, but for `~` and variables in the path of `--config-dir`.
+
+    Raises:
+        UserError: Hydra cannot read it even so.
+    """
+    key, sign, value = override.partition("=")
+    if key == "--config-dir" and sign:
+        return f"{key}={expand_path(value, key)}"
+    if not sign or override.startswith("-") or (problem := _unreadable(override)) is None:
+        return override
+    quoted = re.sub(  # what stands between brackets and commas, after the name in a mapping
+        r'([\w ]+: )?([^][{},"]+)',
+        lambda text: text[0] if _unreadable(f"{key}={text[2]}") is None else f'{text[1] or ""}"{text[2]}"',
+        value,
+    )
+    if _unreadable(f"{key}={quoted}") is None:
+        return f"{key}={quoted}"
+    escaped = value.replace('"', '\\"')
+    whole = f'{key}="{escaped}"'
+    cure = f"if it is one text, write {shlex.quote(whole)}" if _unreadable(whole) is None else "see --help"
+    raise UserError(f"{override}: Hydra cannot read this override ({problem}); {cure}")
+
+
+def _unreadable(override: str) -> str | None:
+    """What Hydra has against an override; None = nothing."""
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        return str(error).splitlines()[0]
+    return None
+
+
 def command_line() -> None:
     """`main`, where what Hydra finds wrong with the command line or conf/ is one line, too."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it finds
+    print_any_text()
     try:
+        sys.argv[1:] = map(in_quotes, sys.argv[1:])
         main()
+    except UserError as error:
+        fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         fail(explain(error))
     except ValueError as error:

@@ -6,6 +6,8 @@ these keys fails before anything starts; below `train.py` they are ordinary type
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
@@ -28,6 +30,28 @@ class UserError(Exception):
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)
+
+
+def expand_path(path: str, key: str) -> str:
+    """A path or address with `~`, `~name`, `$NAME` and `${NAME}` written out.
+
+    A shell does this for a bare word only, not for `--out=~/x`, and not at all in a file.
+
+    Args:
+        path: as the user gave it.
+        key: what the user gave it by, for messages.
+
+    Raises:
+        UserError: no such user or environment variable.
+    """
+    for bare, braced in re.findall(r"\$(?:(\w+)|\{([^}]*)\})", path):
+        name = bare or braced
+        _require(name in os.environ, f"{key}={path}: there is no environment variable {name}; set it first")
+    found = os.path.expanduser(os.path.expandvars(path))
+    _require(
+        not found.startswith("~"), f"{key}={path}: there is no user of that name; write ./~ for a file's own"
+    )
+    return found
 
 
 @dataclass
@@ -154,7 +178,7 @@ class DecodeConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
-        self.stop = tuple(self.stop)
+        self.stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         _require(all(self.stop), "stop: a text to stop at is empty")
         _require(
             self.strategy in get_args(Strategy),
@@ -277,6 +301,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
+        for key in ("output_dir", "init_from", "resume"):
+            setattr(self, key, expand_path(getattr(self, key), key))
         _require(self.seed >= 0, f"seed={self.seed}: must be 0 or more")
         _require(self.checkpoint_steps >= 1, f"checkpoint_steps={self.checkpoint_steps}: must be at least 1")
         _require(

@@ -305,6 +305,11 @@ def test_any_text_is_a_message(client: Client, message: str) -> None:
     assert lines[0]["text"] == message
 
 
+def test_a_message_that_cannot_be_read_is_said(client: Client) -> None:
+    assert "cannot read" not in client.predict("hello there", api_name="/chat")[2]
+    assert "The model cannot read 100% of this message" in client.predict("你好", api_name="/chat")[2]
+
+
 @pytest.mark.parametrize("message", ["", "  \n\t", "full", "wrong", "break"])
 def test_what_is_not_answered_stays_in_the_box(client: Client, message: str) -> None:
     client.predict("hello", api_name="/chat")

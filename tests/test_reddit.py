@@ -331,6 +331,17 @@ def assert_kept(before: dict[str, tuple[int, int]], work: Path) -> None:
 # ------------------------------------------------------------------------------- the same, however it is made
 
 
+def test_a_link_is_followed_to_its_disk(dumps: DumpFacts, whole: Path, tmp_path: Path) -> None:
+    out, disk = tmp_path / "out", tmp_path / "disk"
+    disk.mkdir()
+    out.symlink_to(disk / "mine")
+    Run(out, dumps.comments, keep_work=True).finish()
+    assert out.is_symlink()
+    assert digest(disk / "mine") == digest(whole)
+    assert sorted(path.name for path in disk.iterdir()) == ["mine", "mine.work"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "out"]
+
+
 @pytest.mark.slow
 def test_the_number_of_processes_changes_nothing(dumps: DumpFacts, whole: Path, tmp_path: Path) -> None:
     run = Run(tmp_path / "two", dumps.comments, workers=2, memory="150MB", json=True)

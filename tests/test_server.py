@@ -167,6 +167,12 @@ def metrics_of(url: str) -> dict[str, float]:
 # -------------------------------------------------------------------------------------------------- replies
 
 
+def test_a_message_that_cannot_be_read_is_said(client: Any) -> None:
+    assert "warning" not in ask(client).plato2
+    answer = ask(client, [{"role": "user", "content": "你好吗"}])
+    assert answer.plato2["warning"].startswith("the model cannot read 100% of this message")
+
+
 def test_a_reply_is_what_the_bot_says(client: Any, bot: PlatoBot) -> None:
     answer = ask(client, seed=3)
     reply = bot.reply([HI[0]["content"]], replace(bot.decode_config, seed=3))

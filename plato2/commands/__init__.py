@@ -7,16 +7,19 @@ called, so that `plato2 --help` needs neither torch nor any other verb.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import keyword
 import sys
+from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from plato2 import __version__
-from plato2.config import UserError
+from plato2.config import UserError, expand_path
+from plato2.training.console import print_any_text
 
 VERBS = {
     "prepare": "Turn a corpus of conversations into shards to train on.",
@@ -63,7 +66,7 @@ class LazyVerbs(TyperGroup):
             file = name.replace("-", "_") + "_" * keyword.iskeyword(name)
             module = importlib.import_module(f"{__name__}.{file}")
             command = typer.main.get_command(module.app)
-        return name, command, rest
+        return name, with_paths_expanded(command), rest
 
     def invoke(self, ctx: Any) -> Any:
         """Run a verb; what the user can mend becomes one line, Ctrl-C a quiet end."""
@@ -74,6 +77,27 @@ class LazyVerbs(TyperGroup):
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             raise SystemExit(130) from None
+
+
+def with_paths_expanded(command: Any) -> Any:
+    """A command, and all below it, with `~` and environment variables written out in what is a `Path`.
+
+    Texts that may be addresses, such as the files of a corpus, are for the options they become part of.
+    """
+    for below in getattr(command, "commands", {}).values():
+        with_paths_expanded(below)
+    if (run := command.callback) is not None:
+        options = {parameter.name: parameter.opts[0] for parameter in command.params}
+
+        @functools.wraps(run)
+        def run_expanded(**given: Any) -> Any:
+            for name, value in given.items():
+                if isinstance(value, Path):
+                    given[name] = Path(expand_path(str(value), options[name]))
+            return run(**given)
+
+        command.callback = run_expanded
+    return command
 
 
 app = typer.Typer(
@@ -106,6 +130,7 @@ def print_error(message: str) -> None:
 
 def main() -> None:
     """The entry point of the `plato2` command."""
+    print_any_text()
     try:
         app(prog_name="plato2")
     except KeyboardInterrupt:  # outside of a verb, such as during its import

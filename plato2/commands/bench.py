@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from plato2.config import expand_path
+
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
@@ -55,7 +57,9 @@ def train(
             if not has_index(data):
                 status.update("preparing chitchat")
                 data = _prepare(Path(folder) / "chitchat")
-        found = bench_train(data, quick, lambda text: status.update(f"measuring {text}"))
+        found = bench_train(
+            expand_path(data, "--data"), quick, lambda text: status.update(f"measuring {text}")
+        )
     if as_json:
         typer.echo(json.dumps(found))
         return

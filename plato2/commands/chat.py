@@ -190,6 +190,8 @@ class Chat:
             if self.interactive:
                 time.sleep(min(SECONDS_A_WORD, SECONDS_A_REPLY / len(words)))
         self.console.print()
+        if reply.warning:
+            self.note(reply.warning, "yellow")
         lines = [SAFETY_LINES[flag.side, flag.action].format(rule=flag.rule) for flag in reply.flags]
         for line in dict.fromkeys(lines):  # several candidates may break one rule
             self.note(f"safety: {line}")

@@ -124,39 +124,31 @@ def prepare(
 
 def _print_summary(folder: Path, as_json: bool) -> None:
     """What came of it: one JSON object, or a few lines."""
+    from plato2.data.prepare import summary
     from plato2.data.shards import read_index
 
     index = read_index(folder)
     facts = index.extra["facts"]
     samples = {name: split.samples for name, split in index.splits.items()}
     if as_json:
-        summary = {
+        found = {
             "out": str(folder),
             "samples": samples,
             "kept": sum(samples.values()) / facts["counts"]["pairs"],
             "counts": facts["counts"],
             "rules": facts["rules"],
+            "skipped": facts["skipped"],
+            "broken_examples": facts["broken_examples"],
+            "unread_share": facts["unread_share"],
             "unigram": index.unigram,
             "vocab_size": index.vocab_size,
             "tokenizer_sha256": index.tokenizer_sha256,
         }
-        typer.echo(json.dumps(summary))
+        typer.echo(json.dumps(found))
         return
     console = Console(highlight=False)
-    console.print(
-        f"{folder}: {samples['train']:,} samples to train on and {samples['valid']:,} for validation, "
-        f"{sum(samples.values()) / facts['counts']['pairs']:.1%} of {facts['counts']['pairs']:,} pairs; "
-        f"unigram perplexity {index.unigram['ppl']:.1f}",
-        markup=False,
-        soft_wrap=True,
-    )
-    if n_broken := facts["counts"]["broken"]:
-        console.print(
-            f"{n_broken:,} records could not be read; the first of them:", markup=False, soft_wrap=True
-        )
-        for example in facts["broken_examples"]:
-            console.print(f"  {example}", markup=False, soft_wrap=True)
-    console.print(f"the data card: {folder / 'card.md'}", markup=False, soft_wrap=True)
+    for line in summary(folder):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 Rules = TypeVar("Rules", bound=CleanRules)

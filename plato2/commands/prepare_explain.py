@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.resources import files
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -44,7 +45,7 @@ def prepare_explain(
         str, typer.Option(help=f"{' or '.join(LANGUAGES)}: the word list.")
     ] = RedditOptions.language,
     tokenizer: Annotated[
-        str | None,
+        Path | None,
         typer.Option(
             help="Folder of the tokenizer that counts tokens.", show_default="en: Knover's; zh: none"
         ),
@@ -57,7 +58,7 @@ def prepare_explain(
 
     check_language(language)
     if tokenizer is None and language == "en":  # to Knover's, all Chinese is one unknown id
-        tokenizer = str(files("plato2.weights") / "knover_english")
+        tokenizer = Path(str(files("plato2.weights") / "knover_english"))
     loaded = Tokenizer.load(tokenizer) if tokenizer else None
     rules = parse_rules(rule or [], default_rules(language))
     message = Message(0, 0, 0, 0, text, author, subreddit, False)

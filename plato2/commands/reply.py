@@ -66,6 +66,8 @@ def reply(
     bot = load_bot(generation, evaluation, decode, device, precision, backward, rank, checks)
     answer = bot.reply(turns).to_dict()
     say_if_unranked(bot)
+    if "warning" in answer:
+        typer.echo(f"warning: {answer['warning']}", err=True)
     for flag in answer.get("flags", []):
         typer.echo(f"safety: {flag['side']} {flag['action']}: {flag['rule']}", err=True)
     if as_json:

@@ -41,8 +41,10 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Run the verb."""
+    from plato2.config import expand_path
     from plato2.evaluate.report import curriculum_report, print_report
 
+    data = expand_path(data, "--data")
     given = {"1_coarse": coarse, "2_gen": generation, "2_eval": evaluation}
     runs = {stage: run for stage, run in given.items() if run}
     found = curriculum_report(runs, data, contexts, latent_contexts, human_contexts)

@@ -106,6 +106,7 @@ def self_chat(
         resumed,
         to_dict,
         to_line,
+        unread_starts,
         write_parlai,
     )
 
@@ -119,6 +120,8 @@ def self_chat(
     for player in players:
         say_if_unranked(player.bot)
     dialogues = plan(given, players, utterances, swap)
+    if unread := unread_starts(given, players):
+        typer.echo(f"warning: {unread}", err=True)
     about = {
         "settings": asdict(decode),
         "rank": rank,

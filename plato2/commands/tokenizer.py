@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from plato2.config import UserError
+from plato2.config import UserError, expand_path
 from plato2.data.corpora import ReadReport, corpus_names, read_corpus, read_lines
-from plato2.data.tokenizer import Tokenizer, train_tokenizer
+from plato2.data.tokenizer import Tokenizer, fewer_pieces, train_tokenizer
 
 app = typer.Typer(
     help="Train a tokenizer, or look at how one cuts a text.",
@@ -49,19 +49,23 @@ def train(
     """Run the verb."""
     if (out / "spm.model").exists() and not force:
         raise UserError(f"out={out} is already a tokenizer: use it, name another folder, or --force")
+    sources = [expand_path(source, "SOURCES") for source in sources]
     report = ReadReport()
     tokenizer = train_tokenizer(
         messages(sources, report), pieces, character_coverage=character_coverage, lower_case=lower_case
     )
-    tokenizer.save(out)
+    try:
+        tokenizer.save(out)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror}); name another folder") from None
     typer.echo(f"{out}: {tokenizer.n_pieces:,} pieces, vocab_size {tokenizer.vocab_size:,} with [MASK]")
-    if report.n_broken:
-        typer.echo(f"{report.n_broken:,} records could not be read; the first: {report.examples[0]}")
+    for line in filter(None, (fewer_pieces(tokenizer.vocab_size, pieces), report.sentence())):
+        typer.echo(line)
 
 
 @app.command()
 def show(
-    folder: Annotated[str, typer.Argument(help="A tokenizer's folder.")],
+    folder: Annotated[Path, typer.Argument(help="A tokenizer's folder.")],
     text: Annotated[str, typer.Argument(help="Any text.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -98,5 +102,6 @@ def messages(sources: list[str], report: ReadReport) -> Iterator[str]:
 
 
 def _format(source: str) -> str:
-    suffixes = [suffix for suffix in PurePosixPath(source).suffixes if suffix != ".gz"]
+    packed = (".gz", ".zst", ".bz2", ".xz", ".lzma", ".zip")
+    suffixes = [suffix for suffix in PurePosixPath(source).suffixes if suffix not in packed]
     return {".jsonl": "jsonl", ".tsv": "tsv"}.get(suffixes[-1] if suffixes else "", "text")

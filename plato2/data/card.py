@@ -43,6 +43,8 @@ class CardFacts:
     dates: dict[str, str]
     split_by: str
     """What "the latest dialogues" means: time, or order in the corpus."""
+    unread_share: float
+    """Share of the training targets that are unknown to the tokenizer."""
 
 
 def write_card(
@@ -93,18 +95,35 @@ def _source(index: ShardIndex, facts: CardFacts) -> str:
     )
 
 
-def _funnel(counts: Mapping[str, int]) -> list[tuple[str, str]]:
+def lost_pairs(counts: Mapping[str, int]) -> dict[str, int]:
+    """Pairs of context and response that became no sample, by reason."""
     samples = counts.get("train_samples", 0) + counts.get("valid_samples", 0)
     failing = counts.get("pairs_failing_response", 0)
     long_turn = counts.get("pairs_long_context_turn", 0)
+    return {
+        "response fails a rule": failing,
+        "no context left by the policy": counts["pairs"] - failing - long_turn - samples,
+        "last context turn too long": long_turn,
+    }
+
+
+def losses(counts: Mapping[str, int], rules: Mapping[str, int]) -> str:
+    """The same in words, with the rules that messages break, the commonest first; empty if there are none."""
+    pairs = [f"{reason} {n:,}" for reason, n in lost_pairs(counts).items() if n]
+    hits = [f"{rule} ({n:,})" for rule, n in sorted(rules.items(), key=lambda hit: -hit[1]) if n]
+    return "; ".join(
+        [", ".join(pairs), *(["messages that break a rule: " + ", ".join(hits)] if hits else [])]
+    )
+
+
+def _funnel(counts: Mapping[str, int]) -> list[tuple[str, str]]:
+    samples = counts.get("train_samples", 0) + counts.get("valid_samples", 0)
     rows = [
         ("dialogues", counts["dialogues"]),
         ("of two or more turns", counts["dialogues_of_two_or_more_turns"]),
         ("turns", counts["turns"]),
         ("(context, response) pairs", counts["pairs"]),
-        ("- response fails a rule", failing),
-        ("- no context left by the policy", counts["pairs"] - failing - long_turn - samples),
-        ("- last context turn too long", long_turn),
+        *((f"- {reason}", n) for reason, n in lost_pairs(counts).items()),
         ("= samples", samples),
         ("of these: response cut, without end token", counts.get("samples_response_cut", 0)),
         ("for training", counts.get("train_samples", 0)),

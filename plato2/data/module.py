@@ -20,10 +20,14 @@ from typing import Any, Literal
 import fsspec
 import pytorch_lightning as pl
 
-from plato2.config import UserError
+from plato2.config import UserError, expand_path
+from plato2.data.atomic import is_being_written
 from plato2.data.order import Batching, Position
 from plato2.data.shards import ShardIndex, has_index, read_index
 from plato2.data.stream import Batch, Corpus, Step, StepLoader, TrainStream, ValidStream
+
+PATIENCE_S = 120.0
+"""Seconds that a process waits for a corpus that nobody is preparing: the first process may start later."""
 
 
 class DialogueDataModule(pl.LightningDataModule):
@@ -70,10 +74,11 @@ class DialogueDataModule(pl.LightningDataModule):
         """Nothing is read yet; only the options are checked."""
         super().__init__()
         self.prepare_data_per_node = False  # nodes share the folder: one of them prepares it
-        self.path, self.batch = str(path), batch
+        self.path, self.batch = expand_path(str(path), "data.path"), batch
         self.batching = Batching(mode, unit_tokens, row_length, pool_samples, window_samples)
         self.batch_tokens, self.max_steps, self.seed = batch_tokens, max_steps, seed
-        self.n_workers, self.valid_units, self.cache_dir = n_workers, valid_units, cache_dir
+        self.n_workers, self.valid_units = n_workers, valid_units
+        self.cache_dir = None if cache_dir is None else expand_path(cache_dir, "data.cache_dir")
         self.prepare_options = prepare
         if batch_tokens < 1 or batch_tokens % unit_tokens:
             raise UserError(
@@ -101,11 +106,11 @@ class DialogueDataModule(pl.LightningDataModule):
         if self.prepare_options is None or self._prepared:
             return
         self._prepared = True
-        from plato2.data.prepare import PrepareOptions, prepare  # slow to import, rarely needed
+        from plato2.data.prepare import PrepareOptions, prepare, summary  # slow to import, rarely needed
 
         options = PrepareOptions.from_dict({**self.prepare_options, "out": self.path})
         if options.force or not has_index(self.path):
-            prepare(options)
+            print("\n".join(summary(prepare(options))))
             return
         self._check_prepared(asdict(options))
         samples = {name: split.samples for name, split in self.index.splits.items()}
@@ -127,11 +132,25 @@ class DialogueDataModule(pl.LightningDataModule):
             )
 
     def prepare_or_wait(self) -> None:
-        """Prepare before the ranks know each other: the first does it, others started beside it wait."""
+        """Prepare before the ranks know each other: the first does it, others started beside it wait.
+
+        Raises:
+            UserError: the first one failed, or does not begin.
+        """
         rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or "0"
         if rank == "0":
             self.prepare_data()
-        while self.prepare_options is not None and not self.exists:
+        if self.prepare_options is None:
+            return
+        seen = time.monotonic()
+        while not self.exists:
+            if is_being_written(Path(self.path)):
+                seen = time.monotonic()
+            elif time.monotonic() - seen > PATIENCE_S:
+                raise UserError(
+                    f"data.path={self.path}: no corpus there, and for {PATIENCE_S:g} s no process has been "
+                    "preparing one; the first process (rank 0) says why it failed or does not run"
+                )
             time.sleep(1.0)
 
     def check_model(self, vocab_size: int, max_position: int) -> None:

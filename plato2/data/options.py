@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from plato2.config import UserError
+from plato2.config import UserError, expand_path
 from plato2.data.clean import POLICIES, CleanRules, Policy
 
 Background = Literal["ignore", "context"]
@@ -66,6 +66,15 @@ class PrepareOptions:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        self.out = expand_path(self.out, "out")
+        files = [self.files] if isinstance(self.files, str) else self.files
+        self.files = [expand_path(file, "files") for file in files]
+        self.reader = {
+            key: expand_path(value, f"reader.{key}") if isinstance(value, str) else value
+            for key, value in self.reader.items()
+        }
+        if self.tokenizer is not None:
+            self.tokenizer = expand_path(self.tokenizer, "tokenizer")
         if "://" in self.out:
             raise UserError(f"out={self.out}: prepare writes to a local folder; copy the folder afterwards")
         if self.policy not in POLICIES:

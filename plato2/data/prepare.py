@@ -37,23 +37,33 @@ from rich.progress import (
 from plato2 import __version__
 from plato2.config import UserError
 from plato2.data.atomic import new_folder
-from plato2.data.card import CARD_FILES, CardFacts, write_card
+from plato2.data.card import CARD_FILES, CardFacts, losses, write_card
 from plato2.data.clean import Cleaner, conversations
 from plato2.data.corpora import ReadReport, read_corpus
 from plato2.data.options import PrepareOptions
 from plato2.data.samples import Dialogue, encode_context, encode_response
-from plato2.data.shards import FORMAT, INDEX_FILE, ShardIndex, ShardWriter, SplitIndex, write_index
+from plato2.data.shards import (
+    FORMAT,
+    INDEX_FILE,
+    ShardIndex,
+    ShardWriter,
+    SplitIndex,
+    read_index,
+    write_index,
+)
 from plato2.data.shuffle import DiskShuffle
 from plato2.data.statistics import SplitStatistics, unigram_nll
 from plato2.data.survey import Survey
-from plato2.data.tokenizer import Tokenizer, train_tokenizer
+from plato2.data.tokenizer import SENTENCE_BYTES, UNK_ID, Tokenizer, fewer_pieces, train_tokenizer
 
-__all__ = ["PrepareOptions", "prepare"]
+__all__ = ["PrepareOptions", "prepare", "summary"]
 
 T = TypeVar("T")
 TOKENIZER_MESSAGES = 1_000_000
 """Messages a tokenizer is trained on at most, evenly spread over the corpus: SentencePiece holds them all."""
 _ENCODE_TURNS = 4096
+_MOST_UNREAD = 0.05
+"""Share of unknown tokens that is passed over in silence: emoji, rare characters."""
 
 
 def prepare(options: PrepareOptions, *, show_progress: bool = True) -> Path:
@@ -80,6 +90,31 @@ def prepare(options: PrepareOptions, *, show_progress: bool = True) -> Path:
     return out
 
 
+def summary(folder: Path) -> list[str]:
+    """What came of it, in lines for a person: samples, all that was dropped and why, the data card."""
+    index = read_index(folder)
+    facts, samples = index.extra["facts"], {name: split.samples for name, split in index.splits.items()}
+    n_pairs, n_samples = facts["counts"]["pairs"], sum(samples.values())
+    lines = [
+        f"{folder}: {samples['train']:,} samples to train on and {samples['valid']:,} for validation, "
+        f"{n_samples / n_pairs:.1%} of {n_pairs:,} pairs; unigram perplexity {index.unigram['ppl']:.1f}"
+    ]
+    if dropped := losses(facts["counts"], facts["rules"]):
+        lines.append(f"left out of the pairs: {dropped}")
+    if n_broken := facts["counts"]["broken"]:
+        lines.append(f"{n_broken:,} records could not be read; the first of them:")
+        lines += [f"  {example}" for example in facts["broken_examples"]]
+    lines += [f"{n:,} records were left out: {reason}" for reason, n in facts["skipped"].items()]
+    if index.prepare["tokenizer"] is None:
+        lines += filter(None, [fewer_pieces(index.vocab_size, index.prepare["vocab_pieces"])])
+    if (unread := facts["unread_share"]) > _MOST_UNREAD:
+        lines.append(
+            f"warning: {unread:.0%} of the tokens of the responses are unknown to the tokenizer: the model "
+            "will learn to say nothing there; take one that was trained on this language"
+        )
+    return [*lines, f"the data card: {folder / 'card.md'}"]
+
+
 def _prepare(options: PrepareOptions, folder: Path, progress: Progress) -> None:
     given = Tokenizer.load(options.tokenizer) if options.tokenizer else None
     survey = _survey(options, progress)
@@ -94,7 +129,8 @@ def _prepare(options: PrepareOptions, folder: Path, progress: Progress) -> None:
         for numbered in _encoded(dialogues, tokenizer, options.background == "context"):
             _cut(numbered, cleaner, options, writer, "valid" if is_valid[numbered.number] else "train")
         splits = {split: writer.finish(split, progress) for split in ("train", "valid")}
-    _check_not_empty(splits, survey, writer.counts)
+    _check_not_empty(splits, survey, writer.counts, cleaner.hits)
+    targets = writer.statistics["train"].targets
     nll = unigram_nll(writer.statistics["train"].targets, writer.statistics["valid"].targets)
     facts = CardFacts(
         counts=survey.counts() | {key: int(n) for key, n in writer.counts.items()},
@@ -105,6 +141,7 @@ def _prepare(options: PrepareOptions, folder: Path, progress: Progress) -> None:
         skipped=dict(survey.report.skipped),
         dates=survey.dates(),
         split_by="time" if survey.has_times() else "order in the corpus",
+        unread_share=float(targets[UNK_ID] / targets.sum()),
     )
     index = ShardIndex(
         tokenizer_sha256=tokenizer.sha256,
@@ -136,10 +173,13 @@ def _survey(options: PrepareOptions, progress: Progress) -> Survey:
         survey.add(dialogue)
     if not survey.n_dialogues:
         where = f" in {', '.join(options.files)}" if options.files else ""
-        first = f"; broken: {survey.report.examples[0]}" if survey.report.examples else ""
-        raise UserError(f"the corpus {options.corpus} is empty: no dialogue{where}{first}")
+        dropped = f"; {survey.report.sentence()}" if survey.report.sentence() else ""
+        raise UserError(f"the corpus {options.corpus} is empty: no dialogue{where}{dropped}")
     if not survey.n_pairs:
-        raise UserError(f"the corpus {options.corpus} has no dialogue of two or more turns to learn from")
+        dropped = f"; {survey.report.sentence()}" if survey.report.sentence() else ""
+        raise UserError(
+            f"the corpus {options.corpus} has no dialogue of two or more turns to learn from{dropped}"
+        )
     return survey
 
 
@@ -178,6 +218,10 @@ def _tokenizer(
     every = -(-len(survey.messages) // TOKENIZER_MESSAGES)
     dialogues = _read(options, progress, f"training {options.vocab_pieces} pieces on", survey.n_dialogues)
     texts = (turn.text for i, dialogue in enumerate(dialogues) if not is_valid[i] for turn in dialogue.turns)
+    few_are_long = survey.n_long < len(survey.messages) / 2
+    if options.clean.max_chars is not None and few_are_long:  # they weigh much, and rule 2 removes them
+        longest = max(options.clean.max_chars, SENTENCE_BYTES)
+        texts = (text for text in texts if len(text) <= longest)
     return train_tokenizer(
         islice(texts, 0, None, every),
         options.vocab_pieces,
@@ -304,7 +348,7 @@ def check_target(out: Path, force: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
-        is_ours = json.loads((out / INDEX_FILE).read_text()).get("format") == FORMAT
+        is_ours = json.loads((out / INDEX_FILE).read_text(encoding="utf-8")).get("format") == FORMAT
     except (OSError, ValueError, AttributeError):
         is_ours = False
     if not is_ours:
@@ -325,11 +369,14 @@ def check_target(out: Path, force: bool) -> None:
         )
 
 
-def _check_not_empty(splits: dict[str, SplitIndex], survey: Survey, counts: Counter[str]) -> None:
+def _check_not_empty(
+    splits: dict[str, SplitIndex], survey: Survey, counts: Counter[str], rules: Counter[str]
+) -> None:
     for split, index in splits.items():
         if not index.samples:
+            read = f"; {survey.report.sentence()}" if survey.report.sentence() else ""
             raise UserError(
-                f"no sample is left for {split}: of {survey.n_pairs} (context, response) pairs "
-                f"{counts['pairs_failing_response']} fail a cleaning rule; switch rules off, or change "
-                "policy, valid_fraction or valid_dialogues"
+                f"no sample is left for {split}: of {survey.n_pairs:,} pairs of context and response: "
+                f"{losses(survey.counts() | counts, rules) or 'too few'}{read}; switch rules off "
+                "(--rule NAME=off), or change policy, valid_fraction or valid_dialogues"
             )

@@ -5,6 +5,7 @@ What cannot be used is handed to a `ReadReport`; what is damaged as a whole is a
 
 from __future__ import annotations
 
+import io
 import json
 import lzma
 import zlib
@@ -18,7 +19,7 @@ from zipfile import BadZipFile, ZipFile
 
 from plato2.config import UserError
 from plato2.data.json_values import read_values
-from plato2.data.samples import Dialogue
+from plato2.data.samples import Dialogue, as_texts
 
 N_EXAMPLES = 5
 """Broken records whose place and reason are kept for the report; all are counted."""
@@ -49,6 +50,14 @@ class ReadReport:
         if len(self.examples) < N_EXAMPLES:
             self.examples.append(f"{file}:{line}: {why}")
 
+    def sentence(self) -> str:
+        """What could not be used, in words; empty where all could."""
+        parts = []
+        if self.n_broken:
+            parts.append(f"{self.n_broken:,} records could not be read, the first: {self.examples[0]}")
+        parts += [f"{n:,} records were left out: {reason}" for reason, n in self.skipped.items()]
+        return "; ".join(parts)
+
 
 def expand(files: Sequence[str], key: str = "files") -> list[str]:
     """Paths and globs to a sorted list of files; local, or remote with their protocol.
@@ -63,7 +72,7 @@ def expand(files: Sequence[str], key: str = "files") -> list[str]:
     if not files:
         raise UserError(f"{key} is empty: name the files of this corpus (paths or globs)")
     found: list[str] = []
-    for pattern in files:
+    for pattern in as_texts(files):
         try:
             filesystem, path = fsspec.core.url_to_fs(pattern)
             is_glob = any(char in path for char in "*?[") and not filesystem.exists(path)
@@ -77,9 +86,14 @@ def expand(files: Sequence[str], key: str = "files") -> list[str]:
 
 
 def open_binary(path: str) -> IO[bytes]:
-    """Open a file, local or remote; `.gz` and other usual endings are decompressed."""
+    """Open a file, local or remote; `.gz`, `.zst` and other usual endings are decompressed."""
     import fsspec
 
+    if path.endswith(".zst"):  # fsspec's own needs a further package and has no lines
+        import pyarrow
+
+        stored = pyarrow.PythonFile(fsspec.open(path, "rb", compression=None).open(), mode="r")
+        return io.BufferedReader(cast(io.RawIOBase, pyarrow.CompressedInputStream(stored, "zstd")))
     return cast(IO[bytes], fsspec.open(path, "rb", compression="infer").open())
 
 
@@ -96,6 +110,8 @@ def readable(file: str, again: str = "get the file again") -> Iterator[IO[bytes]
         with open_binary(file) as stream:
             yield stream
     except (EOFError, OSError, zlib.error, lzma.LZMAError, BadZipFile) as error:
+        if "too much memory" in str(error):  # Zstandard with a window above 128 MB
+            again = "unpack it first: zstd -d --long=31 FILE"
         raise UserError(f"{file} cannot be read to its end ({error}); {again}") from error
 
 
@@ -177,6 +193,22 @@ def read_dialogues(
                 report.broken(file, line, f"{name}: {error}")
             else:
                 yield dialogue
+
+
+def read_records(files: Sequence[str], report: ReadReport) -> Iterator[tuple[str, int, Any]]:
+    """(file, line from 1, value) of JSON lines and JSON lists of objects; how a file begins says which it is.
+
+    A line that is not JSON counts as broken.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    for file in expand(files):
+        with readable(file) as stream:
+            opening = b"".join(stream.read(4096).removeprefix(b"\xef\xbb\xbf").split())[:2]
+        is_list = opening == b"[{"
+        parts = _parts(file, one_each=False) if is_list else _lines(file, report)
+        yield from ((file, line, value) for line, _, value in parts)
 
 
 def _parts(file: str, one_each: bool) -> Iterator[tuple[int, str | None, Any]]:

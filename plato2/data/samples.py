@@ -45,6 +45,11 @@ class Dialogue:
     """The first turn that may be a response; the turns before it are context only."""
 
 
+def as_texts(texts: str | Sequence[str]) -> Sequence[str]:
+    """A list of texts; one text is a list of it, not of its letters."""
+    return [texts] if isinstance(texts, str) else texts
+
+
 def encode_context(
     turns: Sequence[Sequence[int]],
     max_context: int = 128,

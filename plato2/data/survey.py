@@ -13,6 +13,7 @@ from plato2.data.clean import RepeatCounter
 from plato2.data.corpora import ReadReport
 from plato2.data.options import PrepareOptions
 from plato2.data.samples import Dialogue
+from plato2.data.tokenizer import SENTENCE_BYTES
 
 
 class Survey:
@@ -22,6 +23,8 @@ class Survey:
         """Start with no dialogue; `strict` stops at the first broken record."""
         self.report = ReadReport(strict)
         self.messages = RepeatCounter()
+        self.n_long = 0
+        """Messages of more characters than SentencePiece trains on at once."""
         self.n_turns = array("I")
         """Turns of each dialogue."""
         self.times = array("d")
@@ -48,6 +51,7 @@ class Survey:
         self.n_pairs += max(0, len(dialogue.turns) - max(1, dialogue.first_response))
         for turn in dialogue.turns:
             self.messages.add(turn.text)
+            self.n_long += len(turn.text) > SENTENCE_BYTES
 
     def usable(self) -> np.ndarray:
         """Numbers of the dialogues with at least two turns."""
@@ -66,9 +70,11 @@ class Survey:
         usable = self.usable()
         n_valid = options.valid_dialogues or max(1, round(options.valid_fraction * len(usable)))
         if n_valid >= len(usable):
+            dropped = self.report.sentence()
             raise UserError(
                 f"valid_dialogues={n_valid}: the corpus {options.corpus} has {len(usable)} dialogue(s) of "
                 "two or more turns and some must be left to train on; name fewer or add dialogues"
+                + (f"; {dropped}" if dropped else "")
             )
         if self.has_times():
             usable = usable[np.argsort(np.frombuffer(self.times)[usable], kind="stable")]

@@ -16,10 +16,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
+import textwrap
 import unicodedata
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -39,6 +41,13 @@ _QUOTES = {"\u201c": '"', "\u201d": '"', "\u2018": "'", "\u2019": "'", "\u2014":
 _MOST_WORDS = 500_000
 """Words whose ids are kept, about 60 MB; then they are collected anew."""
 _ID_BYTES = 4
+SENTENCE_BYTES = 4192
+"""Longest text that SentencePiece trains on. Longer ones, and those with its own sign for what is unknown, it
+leaves out in silence; so they are cut, and the sign is taken out."""
+MOST_UNREAD = 0.3
+"""Share of a message's characters that may be unreadable before it is said."""
+_SENTENCE_CHARACTERS = SENTENCE_BYTES // 4
+_SIGN_OF_UNKNOWN = "\u2585"
 _CURE = "give a folder with spm.model and vocab.txt (plato2 tokenizer train writes one)"
 
 
@@ -143,12 +152,14 @@ class Tokenizer:
             raise UserError(f"{folder}: {error}") from error
 
     def save(self, folder: str | Path) -> None:
-        """Write `spm.model`, `vocab.txt` and `text.json` into `folder`, made when missing."""
-        folder = Path(folder)
+        """Write `spm.model`, `vocab.txt` and `text.json` into a folder, made if missing or behind a link."""
+        folder = Path(os.path.realpath(folder))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "spm.model").write_bytes(self._model)
         (folder / "vocab.txt").write_bytes(self._vocab)
-        (folder / "text.json").write_text(json.dumps({"lower_case": self.lower_case}) + "\n")
+        (folder / "text.json").write_text(
+            json.dumps({"lower_case": self.lower_case}) + "\n", encoding="utf-8"
+        )
 
     def with_lower_case(self, lower_case: bool) -> Tokenizer:
         """The same pieces with lower-casing on or off (Knover's 32L models lower-case what 24L do not)."""
@@ -195,7 +206,12 @@ class Tokenizer:
 
         English repeats its words: the ids of a word are found once and kept. Texts with other than ASCII
         characters are encoded whole.
+
+        Raises:
+            TypeError: one text instead of a list.
         """
+        if isinstance(texts, str):
+            raise TypeError("encode_batch and encode_flat take a list of texts; encode takes one text")
         normalized = [normalize(text, self.lower_case) for text in texts]
         if not self._splits_at_blanks:
             encoded = self._encode_bytes(normalized)
@@ -239,6 +255,15 @@ class Tokenizer:
         found: list[str] = self._processor.encode(normalize(text, self.lower_case), out_type=str)
         return found
 
+    def unread_share(self, text: str) -> float:
+        """Share of a text's characters, blanks not counted, that have no piece: the model cannot see them."""
+        normalized = normalize(text, self.lower_case)
+        pieces: list[str] = self._processor.encode(normalized, out_type=str)
+        ids: list[int] = self._processor.encode(normalized, out_type=int)
+        lengths = [len(piece.replace(WORD_START, "")) for piece in pieces]
+        unread = sum(length for length, index in zip(lengths, ids, strict=True) if index == UNK_ID)
+        return unread / max(1, sum(lengths))
+
     def token(self, index: int) -> str:
         """The token of an id by its last alias: 0 is [PAD], 1 [CLS], 2 [SEP].
 
@@ -274,25 +299,30 @@ def train_tokenizer(
     """Train a BPE tokenizer; the same texts in the same order give the same bytes.
 
     Args:
-        texts: one message each; read once, never all held here.
-        n_pieces: pieces of the model, three special ones included (the paper: 8,000; Chinese: 30,000).
+        texts: one message each, however long; read once, never all held here.
+        n_pieces: pieces of the model, three special ones included (the paper: 8,000; Chinese: 30,000). Texts
+            that are too few for so many give fewer.
         character_coverage: share of the characters that get a piece; the rest become unknown.
         lower_case: lower-case all text, now and whenever this tokenizer is used.
 
     Raises:
-        UserError: no text, or a vocabulary the texts cannot give (the message says what is possible).
+        UserError: no text, or fewer pieces than its characters alone need (the message says how many).
+        TypeError: one text instead of several.
     """
     if n_pieces < 4:
         raise UserError(f"vocab_pieces={n_pieces}: at least 4 (three are special); the paper uses 8000")
     if not 0.98 <= character_coverage <= 1.0:  # SentencePiece's own limits
         raise UserError(f"character_coverage={character_coverage}: must be in [0.98, 1.0]; 0.9995 is usual")
+    if isinstance(texts, str):
+        raise TypeError("train_tokenizer takes many texts, not one")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=(normalize(text, lower_case) for text in texts),
+            sentence_iterator=_sentences(texts, lower_case),
             model_writer=model,
             model_type="bpe",
             vocab_size=n_pieces,
+            hard_vocab_limit=False,
             character_coverage=character_coverage,
             unk_id=UNK_ID,
             bos_id=BOS_ID,
@@ -305,10 +335,28 @@ def train_tokenizer(
     return Tokenizer(model.getvalue(), lower_case=lower_case)
 
 
+def fewer_pieces(vocab_size: int, n_pieces: int) -> str | None:
+    """What to say when a trained tokenizer has fewer pieces than were asked for."""
+    if vocab_size - 1 >= n_pieces:
+        return None
+    return (
+        f"the corpus gives {vocab_size - 1:,} pieces, not {n_pieces:,}: its models have "
+        f"model.vocab_size={vocab_size}"
+    )
+
+
+def _sentences(texts: Iterable[str], lower_case: bool) -> Iterator[str]:
+    """Texts as SentencePiece takes them, long ones in parts that end at blanks where they can."""
+    for text in texts:
+        sentence = normalize(text, lower_case).replace(_SIGN_OF_UNKNOWN, " ")
+        if len(sentence) > _SENTENCE_CHARACTERS and len(sentence.encode("utf-8", "replace")) > SENTENCE_BYTES:
+            yield from textwrap.wrap(sentence, _SENTENCE_CHARACTERS, break_on_hyphens=False)
+        else:
+            yield sentence
+
+
 def _training_problem(message: str, n_pieces: int) -> str:
     """SentencePiece's failure in words that say what to change."""
-    if largest := re.search(r"value <= (\d+)", message):
-        return f"vocab_pieces={n_pieces}: the corpus gives at most {largest[1]} pieces; use that or fewer"
     if smallest := re.search(r"required_chars\. \d+ vs (\d+)", message):
         return (
             f"vocab_pieces={n_pieces}: the characters of the corpus alone need {smallest[1]} pieces; use more"
@@ -321,7 +369,7 @@ def _training_problem(message: str, n_pieces: int) -> str:
 
 def _read_lower_case(path: Path) -> bool:
     try:
-        value = json.loads(path.read_text())["lower_case"]
+        value = json.loads(path.read_text(encoding="utf-8"))["lower_case"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f'{path} must hold {{"lower_case": true|false}}: mend it or delete it') from error
     return bool(value)

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from plato2.config import UserError
+from plato2.config import UserError, expand_path
 
 WORD_LISTS = {"en": "offensive_en.txt", "zh": "offensive_zh.txt"}
 """What `WordList.read` takes instead of a path; lists/SOURCES.md says where each list comes from."""
@@ -120,6 +120,8 @@ def _whole(entry: str) -> str:
 def _read(name_or_path: str, key: str, shipped: Mapping[str, str], what: str) -> list[str]:
     """The entries of a list that ships with plato2, or of a file."""
     name = shipped.get(name_or_path)
+    if not name:
+        name_or_path = expand_path(name_or_path, key)
     source = files("plato2.data") / "lists" / name if name else Path(name_or_path)
     cure = f"give a file with one {what} a line, or a list that ships with plato2: {', '.join(shipped)}"
     try:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from plato2.config import DecodeConfig, RankConfig, UserError
-from plato2.data.samples import encode_context
-from plato2.data.tokenizer import EOS_ID, Tokenizer
+from plato2.data.samples import as_texts, encode_context
+from plato2.data.tokenizer import EOS_ID, MOST_UNREAD, Tokenizer
 from plato2.model.networks import Evaluator, Generator
 from plato2.talk.decode import Hypothesis, decode
 from plato2.talk.rank import Candidate, doubt, rank, score_weights
@@ -57,6 +57,18 @@ class Reply:
     flags: tuple[Flag, ...] = ()
     """What the safety filter found in the message, and in candidates that would have been said."""
     timing: Timing = field(default=Timing(), compare=False)
+    unread: float = 0.0
+    """Share of the message's characters that the tokenizer cannot read."""
+
+    @property
+    def warning(self) -> str | None:
+        """That the message was hardly read, where it was; the reply is then to what was left of it."""
+        if self.unread <= MOST_UNREAD:
+            return None
+        return (
+            f"the model cannot read {self.unread:.0%} of this message: its tokenizer was made for another "
+            "language or script"
+        )
 
     @property
     def is_refusal(self) -> bool:
@@ -66,13 +78,14 @@ class Reply:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: `{"reply", "candidates", "timing"}`, and `flags` where there are some."""
+        """Plain values for JSON: reply, candidates and timing; flags and a warning where there are some."""
         found: dict[str, Any] = {
             "reply": self.text,
             "candidates": [as_dict(candidate) for candidate in self.candidates],
             "timing": asdict(self.timing),
         }
-        return found | ({"flags": [asdict(flag) for flag in self.flags]} if self.flags else {})
+        found |= {"flags": [asdict(flag) for flag in self.flags]} if self.flags else {}
+        return found | ({"warning": self.warning} if self.warning else {})
 
 
 def as_dict(candidate: Candidate) -> dict[str, Any]:
@@ -193,9 +206,9 @@ class PlatoBot:
         """The reply to a conversation.
 
         Args:
-            context: the turns so far, oldest first; the last one is answered. Turns that do not fit into
-                the model's context are dropped from the oldest on; a last turn that alone is too long keeps
-                its end.
+            context: the turns so far, oldest first; the last one is answered. One text is one turn. Turns
+                that do not fit into the model's context are dropped from the oldest on; a last turn that
+                alone is too long keeps its end.
             decode: other settings than the bot's own.
 
         Raises:
@@ -212,13 +225,29 @@ class PlatoBot:
         """The replies to several conversations; each is what `reply` would have said.
 
         Args:
-            contexts: the turns of each.
+            contexts: the turns of each; one text is one turn.
             decode: other settings than the bot's own.
             seeds: one a conversation, instead of the settings'.
 
         Raises:
-            UserError: as `reply`.
+            UserError: as `reply`, or one text instead of a list of conversations.
         """
+        if isinstance(contexts, str):
+            raise UserError("reply_batch takes a list of conversations; reply answers one")
+        contexts = [as_texts(context) for context in contexts]
+        replies = self._reply_to_turns(contexts, decode, seeds)
+        return [
+            replace(reply, unread=self.tokenizer.unread_share(context[-1]))
+            for reply, context in zip(replies, contexts, strict=True)
+        ]
+
+    def _reply_to_turns(
+        self,
+        contexts: Sequence[Sequence[str]],
+        decode: DecodeConfig | None,
+        seeds: Sequence[int] | None,
+    ) -> list[Reply]:
+        """The replies, with what the safety filter says of each message."""
         ids = [self.encode(context) for context in contexts]
         if self.safety is None:
             return self.reply_to_ids(ids, contexts, decode, seeds)
@@ -270,7 +299,9 @@ class PlatoBot:
         Raises:
             UserError: no turns, or nothing in the last one.
         """
-        turns = self.tokenizer.encode_batch(context[-self.max_context :])  # a turn has one id at least
+        turns = self.tokenizer.encode_batch(
+            as_texts(context)[-self.max_context :]
+        )  # a turn has one id at least
         if not turns or not turns[-1]:
             raise UserError("the message is empty: give at least one word to answer")
         ids = encode_context(turns, self.max_context, cut_turn=True)

@@ -4,6 +4,7 @@ model = AutoModel.from_pretrained("DIR", trust_remote_code=True)
 model.reply(["hi , how was your day ?"])  # candidates, the most coherent first
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from transformers.utils import ModelOutput
 
 from plato2.config import DecodeConfig, ModelConfig
 from plato2.data.packing import best_fit_rows  # noqa: F401  (named here, so that transformers copies the file)
-from plato2.data.samples import encode_context
-from plato2.data.tokenizer import Tokenizer
+from plato2.data.samples import as_texts, encode_context
+from plato2.data.tokenizer import MOST_UNREAD, Tokenizer
 from plato2.model.attention import attention  # noqa: F401
 from plato2.model.backbone import initialize_parameter, put_front
 from plato2.model.dropout import Dropout  # noqa: F401
@@ -163,7 +164,9 @@ class Plato2Model(PreTrainedModel):
         network = self.generation or self.evaluation
         assert network is not None
         ids = encode_context(
-            self.tokenizer.encode_batch(list(turns)), network.model_config.max_position // 2, cut_turn=True
+            self.tokenizer.encode_batch(as_texts(turns)),
+            network.model_config.max_position // 2,
+            cut_turn=True,
         )
         assert ids is not None
         return ids
@@ -172,12 +175,15 @@ class Plato2Model(PreTrainedModel):
         """One candidate for each latent z, most coherent first (without evaluation model: most probable).
 
         Args:
-            turns: the conversation, oldest turn first.
+            turns: the conversation, oldest turn first; one text is one turn.
             options: of `DecodeConfig`: top_k, max_tokens, temperature, seed, ...
         """
         if self.generation is None:
             raise ValueError("this folder has no generation model")
+        turns = as_texts(turns)
         context = self.encode_context(turns)
+        if turns and (unread := self.tokenizer.unread_share(turns[-1])) > MOST_UNREAD:
+            warnings.warn(f"the model cannot read {unread:.0%} of this message", stacklevel=2)
         config = DecodeConfig(**options)
         hypotheses = decode(self.generation, [context], config)
         return rank(self.tokenizer, [context], hypotheses, self.evaluation, [turns])[0]
@@ -188,5 +194,6 @@ class Plato2Model(PreTrainedModel):
             raise ValueError("this folder has no evaluation model")
         context = self.encode_context(turns)
         return coherence(
-            self.evaluation, [(context, words) for words in self.tokenizer.encode_batch(list(responses))]
+            self.evaluation,
+            [(context, words) for words in self.tokenizer.encode_batch(as_texts(responses))],
         )

@@ -413,6 +413,8 @@ def _panel(last: Exchange | None, blocked: bool, waiting: bool = False) -> str:
         f"{'the message' if flag.side == 'input' else 'a candidate'}: {escape(flag.rule)}."
         for flag in last.reply.flags
     ]
+    if last.reply.warning:
+        notes.insert(0, escape(f"{last.reply.warning[0].upper()}{last.reply.warning[1:]}."))
     candidates = last.reply.candidates
     if any(candidate.penalty for candidate in candidates):
         notes.append("Grey: repeats words or has no end, so it ranks behind the others.")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from plato2.config import UserError
+from plato2.config import UserError, expand_path
 
 Mode = Literal["off", "warn", "block"]
 Side = Literal["input", "output"]
@@ -86,6 +86,7 @@ class WordList:
 
     def __init__(self, words: Iterable[str], name: str = "words") -> None:
         self.name = name
+        words = [words] if isinstance(words, str) else words  # not its letters
         parts = sorted({folded for word in words if (folded := _fold(word))}, key=len, reverse=True)
         patterns = [
             re.escape(part) if NO_SPACES.search(part) else rf"(?<!\w){re.escape(part)}(?!\w)"
@@ -128,6 +129,7 @@ def read_rule(name: str) -> Rule:
     Raises:
         UserError: no such file, or nothing that can be called under that name.
     """
+    name = expand_path(name, "--safety")
     if Path(name).exists() or not re.fullmatch(r"[\w.]+:\w+", name):
         return WordList.read(name)
     module, _, attribute = name.partition(":")

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, cast
 from torch import nn
 
 from plato2.config import DecodeConfig, UserError
+from plato2.data.tokenizer import MOST_UNREAD
 from plato2.talk.bot import PlatoBot, as_dict
 from plato2.talk.rank import Candidate
 
@@ -119,6 +120,8 @@ def _json_turns(line: str) -> list[str]:
     wrong = ValueError('not of the form {"turns": ["hi", ...]} or {"turns": [{"text": "hi"}, ...]}')
     try:
         turns = json.loads(line)["turns"]
+        if not isinstance(turns, list):  # the letters of a text are no turns
+            raise wrong
         texts = [turn if isinstance(turn, str) else turn["text"] for turn in turns]
         " ".join(texts).encode()  # half of a surrogate pair is no text
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -163,6 +166,18 @@ def plan(
                 dialogue.turns.append(_turn(place, text))
             dialogues.append(dialogue)
     return dialogues
+
+
+def unread_starts(starts: Sequence[Start], players: Sequence[Player]) -> str | None:
+    """Which starts a model can hardly read, in words."""
+    places = [
+        start.place
+        for start in starts
+        if any(player.bot.tokenizer.unread_share(start.turns[-1]) > MOST_UNREAD for player in players)
+    ]
+    if not places:
+        return None
+    return f"a model cannot read {len(places)} of {len(starts)} starts, the first: {places[0]}"
 
 
 def _turn(

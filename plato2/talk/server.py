@@ -225,6 +225,8 @@ class Chat:
             "timing": asdict(reply.timing),
             "flags": [asdict(flag) for flag in reply.flags],
         }
+        if reply.warning:
+            plato2["warning"] = reply.warning
         if chat.plato2 and chat.plato2.candidates:
             plato2["candidates"] = [candidate_dict(c, self.bot.safety) for c in reply.candidates]
         usage = {"prompt_tokens": n_in, "completion_tokens": n_out, "total_tokens": n_in + n_out}

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import codecs
+import io
+import json
 import logging
 import os
 import sys
 import warnings
+
+
+def print_any_text() -> None:
+    """Lets stdout and stderr take every text, whatever their encoding: what it lacks is written as JSON does.
+
+    So `数据` is `\\u6570\\u636e` on a Latin-1 terminal, and JSON that is printed there is read back the same.
+    """
+    codecs.register_error("plato2", _as_in_json)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plato2")
+
+
+def _as_in_json(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def is_first_process() -> bool:

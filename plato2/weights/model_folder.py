@@ -83,8 +83,8 @@ def refuse_existing(out: Path) -> None:
 
 
 def existing_parent(out: Path) -> Path:
-    """The nearest folder above `out` that is there."""
-    return next(folder for folder in Path(os.path.abspath(out)).parents if folder.is_dir())
+    """The nearest folder above `out`, or what it links to, that is there."""
+    return next(folder for folder in Path(os.path.realpath(out)).parents if folder.is_dir())
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         UserError: there is something at `out`, or it cannot be written.
     """
     refuse_existing(out)
-    target = Path(os.path.abspath(out))
+    target = Path(os.path.realpath(out))  # a link is followed to its disk
     new = existing_parent(out) / f".{target.name}.new"
     try:
         shutil.rmtree(new, ignore_errors=True)

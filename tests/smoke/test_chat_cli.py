@@ -67,6 +67,16 @@ def ranked(models: list[object], *turns: str) -> list[str]:
     return [candidate["text"] for candidate in answer["candidates"]]
 
 
+def test_a_message_that_cannot_be_read_is_said(models: list[object]) -> None:
+    done = chat(models, "hello there", "你好吗")
+    lines = done.stdout.splitlines()
+    (place,) = (number for number, line in enumerate(lines) if line.startswith("the model cannot read 100%"))
+    assert lines[place - 1].startswith("bot  ")
+    answered = plato2("reply", *models, "你好吗", "--json")
+    assert "warning: the model cannot read 100% of this message" in answered.stderr
+    assert json.loads(answered.stdout)["warning"] in answered.stderr
+
+
 # ------------------------------------------------------------------------------------------------ commands
 
 

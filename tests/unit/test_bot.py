@@ -59,6 +59,25 @@ def test_a_stage_1_model_gives_samples_ranked_by_log_probability(runs: dict[str,
     assert log_probs == sorted(log_probs, reverse=True)
 
 
+def test_one_text_is_one_turn(bot: PlatoBot) -> None:
+    assert bot.reply("hi there") == bot.reply(["hi there"])
+    assert bot.encode("hi there") == bot.encode(["hi there"])
+    assert bot.reply_batch(["hi there", "hello !"]) == bot.reply_batch([["hi there"], ["hello !"]])
+    with pytest.raises(UserError, match="takes a list of conversations"):
+        bot.reply_batch("hi there")
+    assert DecodeConfig(stop="you").stop == ("you",)  # type: ignore[arg-type]
+
+
+def test_a_message_that_cannot_be_read_is_said(bot: PlatoBot) -> None:
+    reply = bot.reply(["hi", "你好吗 !"])
+    assert reply.unread == 0.75
+    assert reply.warning is not None
+    assert "cannot read 75% of this message" in reply.warning
+    assert reply.to_dict()["warning"] == reply.warning
+    for message in ("hi , how are you ? 😀", "你"):
+        assert (bot.reply(message).warning is None) == (message[0] == "h")
+
+
 def test_a_small_model_stops_where_its_positions_end() -> None:
     stage = make_stage("2_gen", max_position=24)
     with torch.no_grad():

@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from plato2.config import UserError
@@ -74,6 +75,66 @@ def test_jsonl(tmp_path, compressed):
     assert (second.id, second.turns[0].knowledge, second.turns[0].time) == ("7", ["fact"], 1580551200.0)
     assert second.persona == {"2": ["I am two."]}
     assert third.persona == {None: ["I am anyone."]}
+
+
+CHATS = [
+    {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hi"}]},
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "hi"}, {"type": "text", "text": "you"}]}
+        ]
+    },
+    {"id": "x", "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]},
+]
+
+
+@pytest.mark.parametrize("form", ["lines", "list", "indented"])
+def test_the_forms_of_openai_and_sharegpt(tmp_path, form):
+    body = (
+        "\n".join(map(json.dumps, CHATS))
+        if form == "lines"
+        else json.dumps(CHATS, indent=2 * (form[0] == "i"))
+    )
+    (tmp_path / "a.json").write_text(body)
+    first, second, third = read("jsonl", tmp_path / "a.json")
+    assert first.persona == {None: ["Be kind."]}
+    assert texts([first, second, third]) == [["hi"], ["hi you"], ["hi", "hello"]]
+    assert [turn.speaker for turn in third.turns] == ["human", "gpt"]
+    assert third.id == "x"
+
+
+def test_a_call_of_a_tool_is_no_turn(tmp_path):
+    call = {"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(call))
+    report = ReadReport()
+    assert read("jsonl", tmp_path / "a.jsonl", report=report) == []
+    assert "turn 0 is neither a text nor an object with text, content, value" in report.examples[0]
+
+
+def packed(body: bytes) -> bytes:
+    """Zstandard in two frames, the second without its length, as `zstd` writes a pipe."""
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(body)
+    return pa.compress(body, "zstd", asbytes=True) + sink.getvalue().to_pybytes()
+
+
+def test_zst(tmp_path):
+    body = "".join(json.dumps(line) + "\n" for line in LINES).encode() * 500
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(packed(body))
+    assert len(read("jsonl", path)) == 2 * 500 * len(LINES)
+    path.write_bytes(packed(body)[:-20])
+    with pytest.raises(UserError, match=r"a\.jsonl\.zst cannot be read to its end"):
+        read("jsonl", path)
+
+
+def test_labels_that_pandas_wrote(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text("label\tsrc\ttgt\n1.0\thi\thello\n0.0\thi\tno\nyes\thi\tno\n")
+    report = ReadReport()
+    assert texts(read("tsv", path, report=report)) == [["hi", "hello"]]
+    assert report.skipped == {"label is not 1": 2}
 
 
 BROKEN = {

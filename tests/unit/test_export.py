@@ -158,7 +158,7 @@ def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], message: st
 # -------------------------------------------------------------------------------------------- transformers
 
 REMOTE = """
-import json, sys
+import json, sys, warnings
 import torch
 from transformers import AutoModel
 
@@ -197,6 +197,14 @@ with torch.no_grad():
     found["coarse"] = load("coarse")(**rows).logits
 found["judge"] = load("judge").coherence(TURNS, RESPONSES)
 found["dual"] = load("dual").coherence(TURNS, RESPONSES)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    model.reply("\u4f60\u597d", max_tokens=2)
+found["one_text"] = [
+    model.encode_context("hi there") == model.encode_context(["hi there"]),
+    model.coherence("hi there", "yes .") == model.coherence(["hi there"], ["yes ."]),
+]
+found["warnings"] = [str(warning.message) for warning in caught]
 model.save_pretrained(f"{base}/saved")
 found["saved"] = look(load("saved"))
 fresh = AutoModel.from_config(model.config, trust_remote_code=True)
@@ -299,6 +307,11 @@ def test_transformers_gives_the_same_coherence_and_replies(
     assert [row[:2] for row in remote[which]["replies"]] == [row[:2] for row in wanted]
     for row, expected in zip(remote[which]["replies"], wanted, strict=True):
         assert row[2:] == pytest.approx(expected[2:], abs=1e-5)
+
+
+def test_transformers_takes_one_text_as_one_turn_and_says_what_it_cannot_read(remote: dict[str, Any]) -> None:
+    assert remote["one_text"] == [True, True]
+    assert "the model cannot read 100% of this message" in remote["warnings"]
 
 
 def test_transformers_ranks_with_a_dual_head_too(remote: dict[str, Any]) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +21,7 @@ from plato2.data.collate import CoherenceBatch, GenerationBatch
 from plato2.data.module import DialogueDataModule
 from plato2.data.stream import Step
 
+ROOT = Path(__file__).parents[2]
 OPTIONS: dict[str, Any] = {"unit_tokens": 256, "row_length": 64, "window_samples": 50, "batch_tokens": 512}
 
 
@@ -30,6 +35,61 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
 def module(path: str, **options: Any) -> DialogueDataModule:
     batch = options.pop("batch", GenerationBatch())
     return DialogueDataModule(path, batch, **{**OPTIONS, "max_steps": 30, **options})
+
+
+WAITS = """
+import sys
+from plato2.config import UserError
+from plato2.data import module
+from plato2.data.collate import GenerationBatch
+module.PATIENCE_S = 0.5
+prepare = {"corpus": "chitchat", "tokenizer": sys.argv[2], "max_dialogues": 2000}
+options = {"batch_tokens": 8192, "max_steps": 1, "prepare": prepare}
+data = module.DialogueDataModule(sys.argv[1], GenerationBatch(), **options)
+try:
+    data.prepare_or_wait()
+except UserError as error:
+    sys.exit(str(error))
+print(data.index.splits["train"].samples)
+"""
+
+
+def waiting(rank: int, path: Path, tokenizer: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", WAITS, str(path), str(tokenizer)]
+    variables = os.environ | {"RANK": str(rank), "PYTHONPATH": str(ROOT)}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=variables, text=True, **pipes)
+
+
+def preparing(path: Path) -> subprocess.Popen[str]:
+    """The first process, which has begun to prepare."""
+    first = waiting(0, path, ROOT / "tests/fixtures/knover")
+    while not path.with_name(f".{path.name}.preparing").exists():
+        assert first.poll() is None
+        time.sleep(0.02)
+    return first
+
+
+def test_a_process_waits_as_long_as_the_first_one_prepares(tmp_path: Path) -> None:
+    first = preparing(tmp_path / "out")
+    second = waiting(1, tmp_path / "out", ROOT / "tests/fixtures/knover")
+    told = [process.communicate(timeout=600)[0] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert told[0] == told[1] != ""
+
+
+def test_a_process_does_not_wait_for_one_that_failed(tmp_path: Path) -> None:
+    first, second = (waiting(rank, tmp_path / "out", tmp_path / "nowhere") for rank in (0, 1))
+    assert "no tokenizer at" in first.communicate(timeout=600)[1]
+    assert "no process has been preparing one; the first process" in second.communicate(timeout=600)[1]
+    assert (first.returncode, second.returncode) == (1, 1)
+
+
+def test_a_process_does_not_wait_for_one_that_was_killed(tmp_path: Path) -> None:
+    first = preparing(tmp_path / "out")
+    second = waiting(1, tmp_path / "out", ROOT / "tests/fixtures/knover")
+    first.kill()
+    assert "no process has been preparing one; the first process" in second.communicate(timeout=600)[1]
 
 
 class Stopped(Exception):

@@ -19,7 +19,7 @@ from plato2.config import UserError
 from plato2.data.card import escape
 from plato2.data.clean import CleanRules
 from plato2.data.options import PrepareOptions
-from plato2.data.prepare import prepare
+from plato2.data.prepare import prepare, summary
 from plato2.data.shards import read_index, read_shard
 from plato2.data.shuffle import DiskShuffle
 from plato2.data.statistics import unigram_nll
@@ -262,7 +262,6 @@ def test_disk_shuffle_is_a_permutation(tmp_path_factory, records, bucket_samples
         ({"files": []}, "files is empty"),
         ({"corpus": "chitchet"}, "corpus='chitchet' is not known"),
         ({"clean": CleanRules(min_letters=1.0)}, "no sample is left for train: of 160"),
-        ({"tokenizer": None}, "vocab_pieces=8000: the corpus gives at most"),
     ],
 )
 def test_wrong_options_leave_nothing_behind(corpus, tmp_path, changes, message):
@@ -275,13 +274,72 @@ def test_wrong_options_leave_nothing_behind(corpus, tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["{bad"], r"is empty: no dialogue in .*; broken: .*:1"),
+        (["{bad"], r"is empty: no dialogue in .*; 1 records could not be read, the first: .*:1"),
         ([{"turns": ["alone"]}], "no dialogue of two"),
     ],
 )
 def test_empty_corpora(tmp_path, lines, message):
     with pytest.raises(UserError, match=message):
         run(write(tmp_path / "a.jsonl", lines), tmp_path / "out")
+
+
+def test_what_was_dropped_is_said_with_the_error(tmp_path):
+    """Commas at the ends of lines; labels of negatives; a greeting that rule 7 removes everywhere."""
+    lines = [json.dumps(dialogue(i)) + "," * (i < 19) for i in range(20)]
+    commas = write(tmp_path / "commas.jsonl", lines)
+    with pytest.raises(
+        UserError, match=r"has 1 dialogue.*; 19 records could not be read, the first: .*:1: not"
+    ):
+        run(commas, tmp_path / "out")
+    (tmp_path / "a.tsv").write_text("label\tsrc\ttgt\n" + "0.0\thi\thello\n" * 3)
+    with pytest.raises(
+        UserError, match=r"is empty: no dialogue in .*; 3 records were left out: label is not 1"
+    ):
+        run(tmp_path / "a.tsv", tmp_path / "out", corpus="tsv")
+    greeted = [{"turns": ["Hello there friend", f"number {i} says {WORDS[i % 11]}"]} for i in range(120)]
+    message = (
+        r"of 120 pairs of context and response: no context left by the policy 120; "
+        r"messages that break a rule: 7\. repeated more than 100 times \(120\)"
+    )
+    with pytest.raises(UserError, match=message):
+        run(write(tmp_path / "greeted.jsonl", greeted), tmp_path / "out", clean=CleanRules())
+
+
+def test_what_was_dropped_is_said_at_the_end(corpus, tmp_path):
+    with corpus.open("a") as file:
+        file.write("{bad\n")
+    out = tmp_path / "out"
+    said = summary(run(corpus, out, clean=CleanRules(max_chars=26), tokenizer=None, vocab_pieces=500))
+    (dropped,) = (line for line in said if line.startswith("left out of the pairs: "))
+    assert "response fails a rule" in dropped
+    assert "2. more than 26 characters (" in dropped
+    assert f"  {corpus}:41: not valid JSON" in " ".join(said)
+    vocab_size = read_index(out).vocab_size
+    assert (
+        f"the corpus gives {vocab_size - 1} pieces, not 500: its models have model.vocab_size={vocab_size}"
+        in said
+    )
+
+
+def test_a_tokenizer_of_another_language_is_said(tmp_path):
+    chinese = write(tmp_path / "zh.jsonl", [{"turns": ["你好吗", "我很好谢谢"]}] * 20)
+    said = summary(run(chinese, tmp_path / "out"))
+    assert any(line.startswith("warning: ") and "unknown to the tokenizer" in line for line in said)
+
+
+def test_turns_longer_than_sentencepiece_takes(tmp_path):
+    turns = ["abcdefg qrstuv wxyz " * 300, "number one says hi"]
+    long = write(tmp_path / "long.jsonl", [{"turns": turns}] * 40)
+    out = run(long, tmp_path / "out", tokenizer=None, vocab_pieces=60, cut_turn=True)
+    assert Tokenizer.load(out / "tokenizer").unread_share(turns[0]) == 0
+    with pytest.raises(UserError, match=r"2\. more than 1024 characters \(40\)"):
+        run(
+            write(tmp_path / "longer.jsonl", [{"turns": turns[:1] * 2}] * 20),
+            tmp_path / "none",
+            tokenizer=None,
+            vocab_pieces=60,
+            clean=CleanRules(max_repeats=None),
+        )
 
 
 def test_options_from_a_config_node():
@@ -361,6 +419,37 @@ def test_a_killed_run_leaves_no_corpus_and_the_next_one_clears_up(corpus, tmp_pa
     assert not (tmp_path / "out").exists()
     run(corpus, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "talk.jsonl"]
+
+
+@pytest.mark.parametrize("error", ["ENOSYS", "ENOTSUP", "ENOLCK"])
+def test_a_file_system_without_locks(corpus, tmp_path, error):
+    program = (
+        "import errno, fcntl, sys\n"
+        f"def flock(file, flags): raise OSError(errno.{error}, 'no locks here')\n"
+        "fcntl.flock = flock\n"
+        "from plato2.commands import main\n"
+        "main()\n"
+    )
+    arguments = ["prepare", "jsonl", corpus, "--out", tmp_path / "out", "--tokenizer", KNOVER, "--no-clean"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert hashes(tmp_path / "out") == hashes(run(corpus, tmp_path / "again", valid_fraction=0.02))
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["to a folder", "to where nothing is yet"])
+def test_a_link_is_followed(corpus, tmp_path, there):
+    disk, out = tmp_path / "disk", tmp_path / "out"
+    if there:
+        (disk / "mine").mkdir(parents=True)
+    out.symlink_to(disk / "mine")
+    run(corpus, out)
+    run(corpus, out, force=True, seed=12)
+    assert out.is_symlink()
+    assert (disk / "mine" / "index.json").exists()
+    assert sorted(path.name for path in disk.iterdir()) == ["mine"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "out", "talk.jsonl"]
 
 
 def test_ctrl_c_ends_quietly_and_leaves_nothing(tmp_path):

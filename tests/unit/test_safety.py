@@ -155,3 +155,7 @@ def test_warn_says_so_and_changes_nothing_and_off_does_not_look() -> None:
 
     off = bot_with(Safety([refuse], input="off", output="off")).reply(CONTEXT)
     assert off == free
+
+
+def test_one_word_is_a_list_of_it() -> None:
+    assert WordList("piano")(["p i a n o", "a piano"]) == [None, "words: piano"]

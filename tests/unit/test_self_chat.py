@@ -214,6 +214,7 @@ def test_starts_are_read_as_they_were_written(
         ("s.txt", b"\n \r\n\xef\xbb\xbf\n", "a turn of it is empty"),
         ("s.txt", b"hi\nh\xff\n", "s.txt:2: byte 2 is not UTF-8; save the file as UTF-8"),
         ("s.jsonl", b'"hi"', 's.jsonl:1: not of the form {"turns"'),
+        ("s.jsonl", b'{"turns": "hi"}', 's.jsonl:1: not of the form {"turns"'),
         ("s.jsonl", b'{"turns": []}', "not of the form"),
         ("s.jsonl", b'{"turns": [1]}', "not of the form"),
         ("s.jsonl", b'{"turns": ["\\ud83d"]}', "not of the form"),

@@ -15,7 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plato2.config import UserError
-from plato2.data.tokenizer import BOS_ID, EOS_ID, Tokenizer, normalize, train_tokenizer
+from plato2.data.tokenizer import (
+    BOS_ID,
+    EOS_ID,
+    SENTENCE_BYTES,
+    Tokenizer,
+    fewer_pieces,
+    normalize,
+    train_tokenizer,
+)
 
 KNOVER = Path(__file__).parents[1] / "fixtures" / "knover"
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -118,7 +126,6 @@ def test_chinese_is_glued_again():
 @pytest.mark.parametrize(
     ("texts", "pieces", "message"),
     [
-        (TEXTS, 8000, r"vocab_pieces=8000: the corpus gives at most \d+ pieces"),
         (TEXTS, 10, r"the characters of the corpus alone need \d+ pieces"),
         ([], 100, "the corpus is empty"),
         (["", " "], 100, "the corpus is empty"),
@@ -130,11 +137,42 @@ def test_impossible_vocabularies_say_what_is_possible(texts, pieces, message):
         train_tokenizer(texts, pieces)
 
 
-def test_the_largest_vocabulary_it_names_works():
-    with pytest.raises(UserError) as caught:
-        train_tokenizer(TEXTS, 8000)
-    largest = int(str(caught.value).split("at most ")[1].split()[0])
-    assert train_tokenizer(TEXTS, largest).n_pieces == largest
+def test_few_texts_give_the_vocabulary_that_they_can_fill():
+    found = train_tokenizer(TEXTS, 8000)
+    assert 90 < found.n_pieces < 8000
+    again = train_tokenizer(TEXTS, found.n_pieces)
+    assert [again.token(i) for i in range(again.vocab_size)] == [
+        found.token(i) for i in range(found.vocab_size)
+    ]
+    assert fewer_pieces(found.vocab_size, 8000).endswith(f"have model.vocab_size={found.vocab_size}")
+    assert fewer_pieces(again.vocab_size, again.n_pieces) is None
+
+
+@pytest.mark.parametrize("blank", [" ", ""], ids=["words", "no blanks"])
+def test_long_texts_are_trained_on(blank):
+    text = blank.join(["abcdefg", "qrstuv", "wxyz", "数据", "分词"]) + blank
+    long = text * (3 * SENTENCE_BYTES // len(text))
+    found = train_tokenizer([long, "short text"], 60, character_coverage=1.0)
+    assert found.unread_share(long) == 0
+    only = train_tokenizer([long], 60, character_coverage=1.0)
+    assert only.decode(only.encode(text)) == text.strip()
+
+
+def test_texts_with_sentencepieces_own_sign_are_trained_on():
+    found = train_tokenizer(["\u2585 bars \u2585\u2585 and words"] * 3, 30, character_coverage=1.0)
+    assert found.unread_share("bars and words") == 0
+
+
+def test_what_a_tokenizer_cannot_read(trained):
+    assert trained.unread_share("hi anna") == trained.unread_share("") == trained.unread_share(" ") == 0
+    assert trained.unread_share("你好吗") == 1
+    assert trained.unread_share("hi 你好") == 0.5
+
+
+def test_one_text_is_not_a_list_of_its_letters(trained):
+    for take in (trained.encode_batch, trained.encode_flat, train_tokenizer):
+        with pytest.raises(TypeError, match="text"):
+            take("hello")
 
 
 @pytest.fixture

@@ -30,9 +30,10 @@ from plato2.data.reading import (
     read_dialogues,
     read_json,
     read_lines,
+    read_records,
     readable,
 )
-from plato2.data.samples import Dialogue, Turn
+from plato2.data.samples import Dialogue, Turn, as_texts
 
 __all__ = [
     "ReadReport",
@@ -46,6 +47,7 @@ __all__ = [
     "read_dialogues",
     "read_json",
     "read_lines",
+    "read_records",
     "readable",
 ]
 
@@ -79,6 +81,7 @@ def read_corpus(
         raise UserError(f"corpus={corpus!r} cannot be imported: {error}") from error
     if not hasattr(module, "read"):
         raise UserError(f"corpus={corpus!r}: the module has no function read(files, report)")
+    files = as_texts(files)
     known = dict(list(inspect.signature(module.read).parameters.items())[2:])
     values = dict(options or {})
     for option, value in values.items():

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from plato2.config import UserError
-from plato2.data.corpora import ReadReport, expand, merge_speakers, open_binary
-from plato2.data.samples import Dialogue, Turn
+from plato2.data.corpora import ReadReport, expand, open_binary
+from plato2.data.corpora.jsonl import parse_turns
+from plato2.data.samples import Dialogue
 
 COLUMNS = ("dialog", "dialogue", "turns", "messages", "conversation", "conversations", "utterances")
-KEYS = (("role", "content"), ("from", "value"), ("speaker", "text"))
 
 
 def read(files: Sequence[str], report: ReadReport, column: str | None = None) -> Iterator[Dialogue]:
@@ -54,21 +54,7 @@ def parse(value: Any) -> Dialogue:
         value = [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
     if not isinstance(value, list):
         raise ValueError("not a list of turns")
-    if all(isinstance(turn, str) for turn in value):
-        return Dialogue([Turn(text) for text in value])
-    turns = [_message(turn) for turn in value]
-    system = [turn.text for turn in turns if turn.speaker == "system"]
-    spoken = merge_speakers(turn for turn in turns if turn.speaker != "system")
-    return Dialogue(spoken, {None: system} if system else {})
-
-
-def _message(message: Any) -> Turn:
-    if isinstance(message, dict):
-        for speaker, text in KEYS:
-            if isinstance(message.get(text), str):
-                return Turn(message[text], None if message.get(speaker) is None else str(message[speaker]))
-    keys = ", ".join("/".join(pair) for pair in KEYS)
-    raise ValueError(f"a turn is neither a text nor a message with {keys}")
+    return parse_turns(value)
 
 
 def _turns_column(names: list[str], column: str | None, file: str) -> str:

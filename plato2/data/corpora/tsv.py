@@ -33,7 +33,7 @@ def read(files: Sequence[str], report: ReadReport) -> Iterator[Dialogue]:
         if len(cells) <= max(columns.values()):
             report.broken(file, number, f"{len(cells)} column(s) instead of {max(columns.values()) + 1}")
             continue
-        if "label" in columns and cells[columns["label"]].strip() != "1":
+        if "label" in columns and not _is_positive(cells[columns["label"]]):
             report.skipped["label is not 1"] += 1
             continue
         turns = [Turn(turn.strip()) for turn in cells[columns["src"]].split(SEPARATOR)]
@@ -42,3 +42,10 @@ def read(files: Sequence[str], report: ReadReport) -> Iterator[Dialogue]:
             facts = cells[columns["knowledge"]].split(SEPARATOR)
             response.knowledge = [fact.strip() for fact in facts if fact.strip()]
         yield Dialogue([*turns, response], first_response=len(turns))
+
+
+def _is_positive(label: str) -> bool:
+    try:
+        return float(label) == 1  # 1.0 is how pandas writes it
+    except ValueError:
+        return False

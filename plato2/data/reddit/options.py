@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
-from plato2.config import UserError
+from plato2.config import UserError, expand_path
 from plato2.data.reddit.rules import RedditRules, check_language
 from plato2.data.reddit.threads import Orphans
 
@@ -85,6 +85,12 @@ class RedditOptions:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        for key in ("out", "work", "tokenizer"):
+            if (path := getattr(self, key)) is not None:
+                setattr(self, key, expand_path(path, key))
+        for key in ("comments", "submissions"):
+            files = [getattr(self, key)] if isinstance(getattr(self, key), str) else getattr(self, key)
+            setattr(self, key, [expand_path(file, key) for file in files])
         for key in ("out", "work"):
             if "://" in str(getattr(self, key)):
                 raise UserError(

@@ -118,7 +118,8 @@ def prepare_reddit(options: RedditOptions, *, show_progress: bool = True) -> Pat
     comments = find_dumps(options.comments, "comments")
     submissions = find_dumps(options.submissions, "submissions") if options.submissions else []
     given = Tokenizer.load(options.tokenizer) if options.tokenizer else None
-    work_folder = Path(options.work) if options.work else out.with_name(f"{out.name}.work")
+    beside = Path(os.path.realpath(out))  # a link is followed to its disk
+    work_folder = Path(options.work) if options.work else beside.with_name(f"{beside.name}.work")
     with (
         open_work(work_folder.absolute(), _COMMAND) as work,
         _engine(options, work) as engine,
