@@ -257,6 +257,8 @@ class RunConfig:
     """Name of the geometry; train.yaml fills it in."""
     checkpoint_steps: int = 1000
     """Steps between checkpoints; each validation and the last step write one too."""
+    checkpoint_minutes: float = 10.0
+    """Minutes after which there is a checkpoint, however few the steps."""
     sample_replies: int = 3
     """Validation contexts the model answers at each validation; 0 = none."""
     selection: int = 100
@@ -279,6 +281,9 @@ class RunConfig:
         """Refuse what cannot be."""
         _require(self.seed >= 0, f"seed={self.seed}: must be 0 or more")
         _require(self.checkpoint_steps >= 1, f"checkpoint_steps={self.checkpoint_steps}: must be at least 1")
+        _require(
+            self.checkpoint_minutes > 0, f"checkpoint_minutes={self.checkpoint_minutes}: must be above 0"
+        )
         _require(
             self.selection == 0 or self.selection >= 10, f"selection={self.selection}: use 10 or more, or 0"
         )

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -18,9 +19,12 @@ import torch
 from pytorch_lightning import Trainer
 from small import ROOT, Train, assert_one_line, command, environment, train_in_process, write_dialogues
 
-from plato2.training.checkpoint import Checkpoints
+from plato2.config import UserError
+from plato2.files import write_sha256
+from plato2.training.checkpoint import Checkpoints, checkpoint_weights, read_checkpoint
 from plato2.training.metrics import read_metrics
 from plato2.training.run import RunFolder
+from plato2.weights.folder import load_generation
 
 STAGE_2 = ["stage=2_gen", "trainer.max_steps=2", "trainer.val_check_interval=2"]
 
@@ -51,6 +55,7 @@ def edit_checkpoint(run: Path, change: Callable[[dict[str, Any]], object]) -> Pa
     checkpoint = torch.load(path, weights_only=True)
     change(checkpoint)
     torch.save(checkpoint, path)
+    write_sha256(path)
     (run / "checkpoints" / "best.ckpt").unlink()
     return run
 
@@ -277,19 +282,67 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_record_is_finished(
     train_here(*STAGE_2, "init_from=auto")
 
 
-def test_a_damaged_checkpoint_of_its_own(train_here: Train, coarse: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["missing", "truncated", "flipped"])
+def test_a_damaged_checkpoint_of_its_own(train_here: Train, coarse: Path, tmp_path: Path, kind: str) -> None:
+    """The best one takes its place; where that is lost, too, nothing is started over."""
     run = copy_run(coarse, tmp_path / "outputs" / "tiny-1_coarse" / "c")
-    last = run / "checkpoints" / "last.ckpt"
-    last.write_bytes(last.read_bytes()[:-2000])
+    last, best = run / "checkpoints" / "last.ckpt", run / "checkpoints" / "best.ckpt"
+    damage(last, kind)
+    done = train_here("run_id=c")
+    says = "missing" if kind == "missing" else "damaged"
+    assert f"warning: {last}: " in done.stderr or f"warning: {last} is missing" in done.stderr
+    assert says in done.stderr
+    assert f"going on from step 2 with best.ckpt\nresuming {run} from step 2\n" in done.stderr
+    assert torch.load(last, weights_only=True)["global_step"] == 6
+
+    damage(last, "flipped")
+    damage(best, "truncated")
+    before = files(run)
+    done = train_here("run_id=c", "trainer.max_steps=8", expect=2)
+    assert_one_line(done.stderr, str(best), "damaged", "no checkpoint in", "run_id=NAME")
+    assert files(run) == before
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("{", "["), ("plato2-run/1", "plato2-rum/1"), ('"config"', '"conf1g"')]
+)
+def test_a_damaged_record(train_here: Train, coarse: Path, tmp_path: Path, old: str, new: str) -> None:
+    """One changed character: the run is never started over its checkpoints."""
+    run = copy_run(coarse, tmp_path / "outputs" / "tiny-1_coarse" / "c")
+    record = run / "lineage.json"
+    record.write_text(record.read_text().replace(old, new, 1))
+    before = files(run)
+    done = train_here("run_id=c", expect=2)
     assert_one_line(
-        train_here("run_id=c", expect=2).stderr, str(last.relative_to(tmp_path)), "not a readable"
+        done.stderr, "tiny-1_coarse/c", "run_id" if new != "[" else "lineage.json: cannot be read"
     )
+    assert files(run) == before
+    record.unlink()
+    assert_one_line(train_here("run_id=c", expect=2).stderr, "lineage.json: missing", "run_id=NAME")
 
 
-def test_a_damaged_record(train_here: Train, coarse: Path, tmp_path: Path) -> None:
-    run = copy_run(coarse, tmp_path / "outputs" / "tiny-1_coarse" / "c")
-    (run / "lineage.json").write_text("{")
-    assert_one_line(train_here("run_id=c", expect=2).stderr, "lineage.json", "cannot be read")
+def test_flipped_bits_are_never_loaded(train_here: Train, coarse: Path, tmp_path: Path) -> None:
+    """Any bit of a checkpoint that something starts from; skipped on request."""
+    run = copy_run(coarse, tmp_path / "flipped")
+    best = run / "checkpoints" / "best.ckpt"
+    whole, random = best.read_bytes(), Random(3)
+    for place in random.sample(range(len(whole)), 12):
+        flipped = whole[:place] + bytes([whole[place] ^ 1 << random.randrange(8)]) + whole[place + 1 :]
+        best.write_bytes(flipped)
+        with pytest.raises(UserError, match=f"{best}: damaged: its bytes are not those that were saved"):
+            checkpoint_weights(best)
+        with pytest.raises(UserError, match=f"{best}: damaged"):
+            load_generation(run)
+    done = train_here(*STAGE_2, f"init_from={run}", expect=2)
+    assert_one_line(done.stderr, str(best), "damaged", "choose another one")
+    best.write_bytes(whole.replace(b"1_coarse", b"1_coarsf"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLATO2_CHECK_HASHES", "0")
+        assert read_checkpoint(best)["stage"] == "1_coarsf"
 
 
 def test_an_early_stop_is_not_a_finished_run(train_here: Train, tmp_path: Path) -> None:
@@ -364,7 +417,8 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_the_run_goes_on(
     )
     folder = tmp_path / "outputs" / "tiny-1_coarse" / "f" / "checkpoints"
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 3
-    assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
+    names = ["best.ckpt", "best.ckpt.sha256", "last.ckpt", "last.ckpt.sha256"]
+    assert sorted(path.name for path in folder.iterdir()) == names
 
     assert "resuming" in train_here("run_id=f").stderr
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 6

@@ -8,11 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from plato2.config import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows: no lock, two runs at once are not noticed there
-    fcntl = None  # type: ignore[assignment]
+from plato2.files import locked
 
 
 @contextmanager
@@ -46,28 +42,3 @@ def new_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
             if target.exists():
                 shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def locked(path: Path, target: Path) -> Iterator[None]:
-    """Hold the lock file at `path` while the block runs, so that one process at a time writes `target`.
-
-    Raises:
-        UserError: another process holds it, or the file cannot be made.
-    """
-    try:
-        lock = path.open("a")
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error}") from error
-    with lock:
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(
-                    f"{target} is being written by another process; wait for it, or stop it"
-                ) from error
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)

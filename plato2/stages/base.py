@@ -154,10 +154,14 @@ class Stage(pl.LightningModule):
         """Names the stage in the checkpoint, so that it can be refused where it does not fit.
 
         A run is one Lightning epoch of `max_steps` batches; a checkpoint of its end must not say that the
-        epoch is over, or the run could not go on with a larger `max_steps`.
+        epoch is over, or the run could not go on with a larger `max_steps`. The batch of the next step may be
+        ready; a run that goes on fetches it again.
         """
         checkpoint["stage"] = self.name
-        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        progress["is_last_batch"] = False
+        for counts in (progress["total"], progress["current"]):
+            counts["ready"] = counts["completed"]
 
     def _dropout_seed(self) -> int:
         """Dropout as a pure function of seed, step and rank: nothing to save, exact after any kill."""
