@@ -158,9 +158,11 @@ class Stage(pl.LightningModule):
         ready; a run that goes on fetches it again.
         """
         checkpoint["stage"] = self.name
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        progress["is_last_batch"] = False
-        for counts in (progress["total"], progress["current"]):
+        loops = checkpoint["loops"]["fit_loop"]
+        loops["epoch_loop.batch_progress"]["is_last_batch"] = False
+        for part in ("total", "current"):
+            loops["epoch_progress"][part] |= {"processed": 0, "completed": 0}
+            counts = loops["epoch_loop.batch_progress"][part]
             counts["ready"] = counts["completed"]
 
     def _dropout_seed(self) -> int:

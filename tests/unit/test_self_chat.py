@@ -313,7 +313,7 @@ def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:
     out = tmp_path / "chats.jsonl"
     with (
         resumed(out, ABOUT, 10, 4),
-        pytest.raises(UserError, match="chats.jsonl is being written by another process"),
+        pytest.raises(UserError, match=r"chats\.jsonl is being written by another process \(process "),
     ):
         write(out, b"")
 
