@@ -39,7 +39,7 @@ class Forks:
         """Runs a job in `folder`.
 
         Returns:
-            Its exit code, negative for a signal; the changes it was about to make: event and path; its output.
+            Its exit code, negative for a signal; the changes it was about to make (event, path); its output.
         """
         job = {"script": str(script), "arguments": arguments, "folder": str(folder), "kill_at": kill_at}
         assert self.process.stdin is not None
@@ -58,16 +58,15 @@ class Forks:
 
 def serve() -> None:
     """Imports what takes seconds, then forks for each job."""
-    import hydra
-    import pyarrow.parquet
-    import pytorch_lightning
+    import hydra  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
+    import pytorch_lightning  # noqa: F401
 
     import plato2.data.module
     import plato2.evaluate.selection
     import plato2.talk.replies
     import plato2.training.checkpoint  # noqa: F401
 
-    assert hydra and pyarrow and pytorch_lightning
     for line in sys.stdin:
         job = json.loads(line)
         said, told = os.pipe()

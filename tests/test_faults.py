@@ -456,7 +456,7 @@ def test_the_real_command_ends_with_2_and_one_line(corpus: Path, tmp_path: Path)
     assert_one_line(done.stderr, "init_from")
 
 
-# ------------------------------------------------------------------------------------------- one process a run
+# ------------------------------------------------------------------------------------------ one process a run
 
 
 def test_a_run_that_is_being_trained_is_refused(train_here: Train, coarse: Path, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_jobs_side_by_side_wait_for_the_parent_of_their_sweep(
 ) -> None:
     """And for no other, though an older run is finished."""
     monkeypatch.setattr("plato2.training.start.POLL_S", 0.01)
-    model = {key: 1 for key in GEOMETRY}
+    model = dict.fromkeys(GEOMETRY, 1)
 
     def record(name: str, family: str, *overrides: str, status: str) -> RunFolder:
         run = RunFolder(tmp_path / "tiny-1_coarse" / name)

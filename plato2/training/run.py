@@ -64,6 +64,12 @@ class RunFolder:
         """The checkpoint of the best validation; the newest when there was none."""
         return self.kept[-1] if self.kept else self.last
 
+    def best_found(self) -> Path:
+        """The best checkpoint; says so where there was one and only the newest is left."""
+        if self.best == self.last and self.last.exists() and best_value(self.last) is not None:
+            say(f"warning: {self.checkpoints / 'best.ckpt'} is missing; taking last.ckpt")
+        return self.best
+
     @property
     def kept(self) -> list[Path]:
         """The checkpoints there are, newest first; a kill can leave a sharded one as `.old` only."""

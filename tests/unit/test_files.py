@@ -63,12 +63,12 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path, how
         assert f"the thing is being written by another process (process {process.pid}" in last
         assert "name another" in last
         if not how:
-            with pytest.raises(UserError, match=rf"process {process.pid} on .* since 20.*: -c .*lock fork"):
+            signed = rf"process {process.pid} on .* since 20.*: -c .*lock stay fork"
+            with pytest.raises(UserError, match=signed):
                 locked(lock, "it").__enter__()
         process.kill()
         process.wait()
         assert start(lock, *how).communicate(timeout=60)[0] == "held\n"  # though its worker lives on
-        assert [path for path in tmp_path.iterdir() if "fork" in path.name] == []
     finally:
         end(process)
     assert list(tmp_path.iterdir()) == []
@@ -94,7 +94,7 @@ def test_a_live_lease_is_kept_and_a_dead_machines_ends(tmp_path: Path) -> None:
 
 def test_other_errors_are_not_a_lock(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="lock"):
+    with pytest.raises(OSError, match="file"):
         locked(tmp_path / "file" / "lock", "it").__enter__()
 
 
