@@ -232,8 +232,10 @@ def choose_run(
     if job:
         for number in count(1):
             run = RunFolder(folder / _numbered(job, number))
-            if not _has_begun(run) or (resume == "auto" and not _conflict(run, config)):
+            if not _has_begun(run):
                 return run, not several
+            if resume == "auto" and not _conflict(run, config):
+                return run, False
     if resume == "auto":
         mark = fingerprint(config)
         for run in runs(output_dir, f"{name}/*"):
@@ -285,7 +287,8 @@ def held(run: RunFolder, may_rename: bool) -> Iterator[RunFolder]:
     Raises:
         UserError: another process trains there, or the folder cannot be made.
     """
-    made = [folder for folder in (run.path, *run.path.parents) if not folder.exists()]
+    own = () if may_rename else (run.path,)
+    there = [folder for folder in (*own, *run.path.parents) if folder.exists()]
     try:
         run = _make(run, may_rename)
         with locked(run.path / "lock", run.path, "wait for it, or start another run with run_id=NAME"):
@@ -304,8 +307,9 @@ def held(run: RunFolder, may_rename: bool) -> Iterator[RunFolder]:
     finally:
         if not (run.path / "lineage.json").exists():
             with suppress(OSError):  # not empty
-                for folder in made:
-                    folder.rmdir()
+                for folder in (run.path, *run.path.parents):
+                    if folder not in there:
+                        folder.rmdir()
 
 
 def _make(run: RunFolder, may_rename: bool) -> RunFolder:
