@@ -15,8 +15,6 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
-from filelock import FileLock, SoftFileLease, Timeout
-
 from plato2.config import UserError
 
 UNCHECKED = "PLATO2_CHECK_HASHES"
@@ -110,6 +108,8 @@ def locked(lock: Path, target: Path | str, cure: str = "wait for it, or stop it"
         UserError: another process holds it.
         OSError: the file cannot be made.
     """
+    from filelock import FileLock, SoftFileLease, Timeout  # here, since whoever only reads locks nothing
+
     held: FileLock | SoftFileLease = FileLock(
         lock, timeout=0, fallback_to_soft=False, on_acquired=_sign, thread_local=False
     )
@@ -153,6 +153,8 @@ def _holder(lock: Path) -> str:
         about = json.loads(lock.read_text(encoding="utf-8"))
         return f" (process {about['pid']} on {about['host']} since {about['since']}: {about['command']})"
     except (OSError, ValueError, KeyError, TypeError):
+        from filelock import SoftFileLease
+
         pid = SoftFileLease(lock, lease_duration=LEASE_S).pid if lock.suffix == ".lease" else None
         return f" (process {pid})" if pid else ""
 
