@@ -15,6 +15,7 @@ import signal
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -417,7 +418,6 @@ class Sweep(Callback):
         here, named = Path(config.hydra.sweep.dir), config.run_id or os.environ.get("RUN_ID")
         params: Any = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create({}))
         self.command = command = {"overrides": sorted(config.hydra.overrides.task), "params": params}
-        self.record, self.name = here / "sweep.json", named or here.name
         for record in sorted(here.parent.glob("*/sweep.json"), reverse=True):
             try:
                 earlier = json.loads(record.read_text(encoding="utf-8"))
@@ -429,16 +429,16 @@ class Sweep(Callback):
                 self.record, self.name = record, str(open_name)
                 say(f"going on with the unfinished sweep {self.name}")
                 break
+        else:
+            self.record = self._new(here) / "sweep.json"
+            self.name = named or self.record.parent.name
         os.environ["RUN_ID"] = self.name
         os.environ.pop(TRAINS_STAGE_1, None)
         swept = [word.partition("=") for word in command["overrides"]]
         stages = [params.get("stage", ""), *(value for key, _, value in swept if key == "stage")]
         if "1_coarse" in (stage.strip() for value in stages for stage in str(value).split(",")):
             os.environ[TRAINS_STAGE_1] = "1"
-        try:
-            self._write(command=command, name=self.name, finished=False)
-        except OSError as error:  # Hydra makes a mere warning of a callback's error
-            fail(f"output_dir: {self.record.parent} cannot be written ({error.strerror})")
+        self._write(command=command, name=self.name, finished=False)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Closes the sweep's record; `report=true` prints the curriculum's table."""
@@ -454,8 +454,20 @@ class Sweep(Callback):
             except UserError as error:  # Hydra makes a mere warning of a callback's error
                 fail(str(error))
 
+    def _new(self, folder: Path) -> Path:
+        """A folder that no other sweep has: two can begin in one second."""
+        for number in count(1):
+            new = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+            try:
+                new.mkdir(parents=True)
+                return new
+            except FileExistsError:
+                continue
+            except OSError as error:  # Hydra makes a mere warning of a callback's error
+                fail(f"output_dir: {new} cannot be made ({error.strerror}); choose another output_dir")
+        raise AssertionError("count has no end")
+
     def _write(self, **entries: Any) -> None:
-        self.record.parent.mkdir(parents=True, exist_ok=True)
         replace_text(self.record, json.dumps(entries, indent=2) + "\n")
 
 
