@@ -88,6 +88,15 @@ def test_damaged_records_of_other_sweeps_are_passed_over(train_here: Train, tmp_
     assert "unigram baseline" in done.stdout
 
 
+def test_two_sweeps_of_one_second_have_a_folder_each(train_here: Train, tmp_path: Path) -> None:
+    same = ["hydra.sweep.dir=${output_dir}/sweeps/now", "trainer.max_steps=1"]
+    for seed in ("1,2", "3,4"):
+        train_here("-m", f"seed={seed}", *same)
+    assert [sweep["name"] for sweep in sweeps(tmp_path / "outputs")] == ["now", "now-2"]
+    names = sorted(path.name for path in (tmp_path / "outputs" / "tiny-1_coarse").iterdir())
+    assert names == ["now-0", "now-1", "now-2-0", "now-2-1"]
+
+
 def test_each_job_of_a_sweep_has_its_own_parent(train_here: Train, tmp_path: Path) -> None:
     """Of a sweep over stages and seeds a stage 2 takes the stage 1 of its seed, not the newest."""
     train_here("-m", "stage=1_coarse,2_gen", "seed=1,2", "trainer.max_steps=1", "run_id=s")
