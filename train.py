@@ -13,7 +13,9 @@ import re
 import shlex
 import signal
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -28,8 +30,16 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from plato2.config import ModelConfig, OptimConfig, RunConfig, UserError, expand_path
+from plato2.files import replace_text
 from plato2.training.build import build, check_arguments, check_counts, check_keys
-from plato2.training.console import is_first_process, print_any_text, quiet_lightning, say
+from plato2.training.console import (
+    Stopped,
+    is_first_process,
+    print_any_text,
+    quiet_lightning,
+    say,
+    signals_stop_at_once,
+)
 
 if TYPE_CHECKING:  # heavy imports wait until something is trained: --help and tab completion stay fast
     import pytorch_lightning as pl
@@ -55,6 +65,19 @@ class TrainConfig(RunConfig):
 
 ConfigStore.instance().store(name="schema", node=TrainConfig)
 OmegaConf.register_new_resolver("path", lambda path: expand_path(path, "output_dir"), replace=True)
+TRAINS_STAGE_1 = "PLATO2_SWEEP_TRAINS_STAGE_1"
+"""Environment variable of the jobs of a sweep that has a stage 1 for its other stages."""
+TEXT_KEYS = (
+    "run_id",
+    "init_from",
+    "resume",
+    "output_dir",
+    "sweep_metric",
+    "tags",
+    "data.path",
+    "data.cache_dir",
+)
+"""Keys whose values are names, paths or words, whatever they look like."""
 CONF = Path(__file__).with_name("conf")
 
 
@@ -67,10 +90,7 @@ def train(config: DictConfig) -> float | None:
     Raises:
         UserError: anything a user can mend.
     """
-    from plato2.training.checkpoint import checkpoint_step, checkpoint_weights, warm_start
-    from plato2.training.loggers import build_loggers
-    from plato2.training.run import choose_run, curriculum, record_start
-    from plato2.weights.folder import is_model_folder, warm_start_weights
+    from plato2.training.run import choose_run, held
 
     refuse_unknown(config)
     keys: TrainConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
@@ -79,18 +99,30 @@ def train(config: DictConfig) -> float | None:
     if keys.plan:
         print_plan(keys, stage, data)
         return None
+    run, may_rename = choose_run(Path(keys.output_dir), keys.name, resolved, run_id(keys), keys.resume)
+    with held(run, may_rename) if is_first_process() else nullcontext(run) as run:
+        return train_run(keys, resolved, stage, data, run)
 
-    # the first process may just have begun this run
-    resume = "auto" if keys.resume == "never" and not is_first_process() else keys.resume
-    run, checkpoint, sentence = choose_run(Path(keys.output_dir), keys.name, resolved, run_id(keys), resume)
+
+def train_run(
+    keys: TrainConfig, resolved: dict[str, Any], stage: Stage, data: DialogueDataModule, run: RunFolder
+) -> float | None:
+    """Trains in a folder that is this process's alone; goes on where it stopped."""
+    from plato2.training.checkpoint import checkpoint_step, checkpoint_weights, warm_start
+    from plato2.training.loggers import build_loggers
+    from plato2.training.run import curriculum, go_on, record_start
+    from plato2.weights.folder import is_model_folder, warm_start_weights
+
+    checkpoint, sentence = go_on(run, resolved)
     if checkpoint and checkpoint_step(checkpoint) >= data.max_steps:
-        return nothing_left(keys, run, checkpoint_step(checkpoint))
+        return nothing_left(keys, run, checkpoint)
     start: Path | None = None
     told, unprepared = "", data.will_prepare
     if checkpoint is None:  # what is missing is said now, not after an hour of preparing
         start, told = find_start(keys, stage, None if unprepared else data.tokenizer_sha256)
     data.prepare_or_wait()
     data.check_model(keys.model.vocab_size, keys.model.max_position)
+    data.check_tokenizer()
     tokenizer, accepted = data.tokenizer_sha256, stage.warm_starts_from
     if start and unprepared:
         start, told = find_start(keys, stage, tokenizer)
@@ -116,9 +148,10 @@ def train(config: DictConfig) -> float | None:
         if checkpoint:
             run.record_resume(checkpoint_step(checkpoint), resolved)
         else:
-            corpus = {"path": data.path, "sha256": data.data_sha256, "tokenizer_sha256": tokenizer}
-            record_start(run, stage.name, keys.model_name, resolved, corpus, start, family)
-            (run.path / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
+            corpus = {"path": data.path, "sha256": data.data_sha256, "valid_sha256": data.valid_sha256}
+            corpus["tokenizer_sha256"] = tokenizer
+            record_start(run, stage.name, keys.model_name, resolved, corpus, start, family, job_overrides())
+            (run.path / "config.yaml").write_text(OmegaConf.to_yaml(resolved), encoding="utf-8")
             data.save_tokenizer(run.tokenizer)
     if trainer.num_devices > 1:
         os.environ["RUN_ID"] = run.path.name  # for the processes that Lightning starts beside this one
@@ -199,7 +232,7 @@ def find_start(keys: TrainConfig, stage: Stage, tokenizer: str | None) -> tuple[
     Raises:
         UserError: nothing to start from; names what to run first.
     """
-    from plato2.training.start import described, named_start, needs_parent, newest_parent
+    from plato2.training.start import OwnSweep, described, named_start, needs_parent, newest_parent
     from plato2.weights.folder import is_model_folder
 
     accepted = stage.warm_starts_from
@@ -208,11 +241,20 @@ def find_start(keys: TrainConfig, stage: Stage, tokenizer: str | None) -> tuple[
     if keys.init_from == "auto":
         family = os.environ.get("RUN_ID") or keys.run_id
         model, first = asdict(keys.model), first_command(keys)
-        run = newest_parent(Path(keys.output_dir), keys.model_name, model, tokenizer, family, first)
+        side_by_side = in_sweep() and not str(HydraConfig.get().launcher._target_).endswith(".BasicLauncher")
+        has_own = in_sweep() and TRAINS_STAGE_1 in os.environ
+        sweep = OwnSweep(frozenset(job_overrides()), side_by_side) if has_own else None
+        run = newest_parent(Path(keys.output_dir), keys.model_name, model, tokenizer, family, first, sweep)
         return run.best, f"\ninit_from=auto: {described(run)}"
     if is_model_folder(Path(keys.init_from)):
         return Path(keys.init_from), ""
     return named_start(keys.init_from, stage.name, accepted), ""
+
+
+def job_overrides() -> list[str]:
+    """What a job of a sweep differs in from the others, but for the stage."""
+    given = HydraConfig.get().overrides.task if in_sweep() else []
+    return [word for word in given if not word.startswith("stage=")]
 
 
 def first_command(keys: TrainConfig) -> str:
@@ -234,18 +276,21 @@ def run_length(data: DialogueDataModule, done_steps: int) -> RunLength:
     return RunLength(data.path, data.max_steps, done_steps, data.batch_tokens, data.epoch_tokens)
 
 
-def nothing_left(keys: TrainConfig, run: RunFolder, step: int) -> float | None:
-    """The value of a run that has reached `max_steps`: its job of a sweep is skipped.
+def nothing_left(keys: TrainConfig, run: RunFolder, checkpoint: Path) -> float | None:
+    """The value of a run that has reached `max_steps`: its job of a sweep, or of a Slurm script, is skipped.
 
     Raises:
-        UserError: the run was known to be finished, and this is no sweep.
+        UserError: the run was known to be finished, and was named.
     """
-    if run.finished and not in_sweep():
+    from plato2.training.checkpoint import checkpoint_step
+
+    by_job = "SLURM_JOB_ID" in os.environ and not (keys.run_id or os.environ.get("RUN_ID"))
+    if run.finished and not in_sweep() and not by_job:
         key = f"trainer.max_steps={keys.trainer['max_steps']}"
         cure = "raise trainer.max_steps to go on with it, or choose another run_id"
-        raise UserError(f"{key}: {run.path} has already trained {step} steps; {cure}")
+        raise UserError(f"{key}: {run.path} has already trained {checkpoint_step(checkpoint)} steps; {cure}")
     say(f"{run.path} is finished: skipped")
-    return run.value(step, keys.sweep_metric)
+    return run.value(checkpoint, keys.sweep_metric)
 
 
 def fit(
@@ -275,6 +320,8 @@ def fit(
             f"{error}. The weights before it are untouched; {kept}. A lower optim.lr, a longer "
             "optim.warmup_steps or precision 32-true usually cures it; look at those samples too"
         ) from error
+    except Stopped:
+        raise
     except SystemExit:  # how Lightning ends after a signal or Ctrl-C
         number = checkpoints.stop_signal or signal.SIGINT
         saved = f"step {checkpoints.saved_step} is saved" if run.last.exists() else "nothing is saved yet"
@@ -321,7 +368,7 @@ def build_trainer(
     from plato2.evaluate.selection import ValidationFigures
     from plato2.talk.replies import ValidationReplies, ValidationVariety
     from plato2.training.callbacks import Figures, LatentHistogram, RunProgress, SampleReplies, Throughput
-    from plato2.training.checkpoint import Checkpoints
+    from plato2.training.checkpoint import BetweenSteps, Checkpoints
     from plato2.training.length import TimeLeft
     from plato2.training.parallel import best_precision, n_ranks
     from plato2.weights.folder import EVALUATION, GENERATION
@@ -335,8 +382,12 @@ def build_trainer(
     if strategy.get("precision") == "auto":
         strategy["precision"] = best_precision(str(strategy["accelerator"]))
     extra = {"tokenizer_sha256": data.tokenizer_sha256}
+    checkpoints = Checkpoints(
+        run.checkpoints, keys.checkpoint_steps, keys.checkpoint_minutes, stage.monitor, extra
+    )
     callbacks: list[Any] = [
-        Checkpoints(run.checkpoints, keys.checkpoint_steps, stage.monitor, extra),
+        BetweenSteps(checkpoints),
+        checkpoints,
         Throughput(keys.model, stage.passes, keys.trainer["log_every_n_steps"]),
         RunProgress(f"{keys.model_name} {stage.name}"),
         TimeLeft(data.batching.unit_tokens, data.units_per_step),
@@ -374,23 +425,35 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Finds the newest unfinished sweep of the same command, else starts a new one."""
         here, named = Path(config.hydra.sweep.dir), config.run_id or os.environ.get("RUN_ID")
-        params = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create({}))
-        command = {"overrides": sorted(config.hydra.overrides.task), "params": params}
-        self.record, self.name = here / "sweep.json", named or here.name
+        params: Any = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create({}))
+        self.command = command = {"overrides": sorted(config.hydra.overrides.task), "params": params}
         for record in sorted(here.parent.glob("*/sweep.json"), reverse=True):
-            earlier = json.loads(record.read_text(encoding="utf-8"))
-            same = earlier.get("command") == command and not earlier.get("finished")
-            if same and (earlier["name"] == named if named else config.resume == "auto"):
-                self.record, self.name = record, earlier["name"]
+            try:
+                earlier = json.loads(record.read_text(encoding="utf-8"))
+                open_name = None if earlier["finished"] or earlier["command"] != command else earlier["name"]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                say(f"warning: {record} is passed over: not the record of a sweep ({error})")
+                continue
+            if open_name and (open_name == named if named else config.resume == "auto"):
+                self.record, self.name = record, str(open_name)
                 say(f"going on with the unfinished sweep {self.name}")
                 break
+        else:
+            self.record = self._new(here) / "sweep.json"
+            self.name = named or self.record.parent.name
         os.environ["RUN_ID"] = self.name
+        os.environ.pop(TRAINS_STAGE_1, None)
+        swept = [word.partition("=") for word in command["overrides"]]
+        stages = [params.get("stage", ""), *(value for key, _, value in swept if key == "stage")]
+        if "1_coarse" in (stage.strip() for value in stages for stage in str(value).split(",")):
+            os.environ[TRAINS_STAGE_1] = "1"
         self._write(command=command, name=self.name, finished=False)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Closes the sweep's record; `report=true` prints the curriculum's table."""
-        self._write(**json.loads(self.record.read_text(encoding="utf-8")) | {"finished": True})
-        os.environ.pop("RUN_ID", None)
+        self._write(command=self.command, name=self.name, finished=True)
+        for variable in ("RUN_ID", TRAINS_STAGE_1):
+            os.environ.pop(variable, None)
         if config.report and not config.plan:
             from plato2.evaluate.report import report_sweep
 
@@ -400,11 +463,21 @@ class Sweep(Callback):
             except UserError as error:  # Hydra makes a mere warning of a callback's error
                 fail(str(error))
 
+    def _new(self, folder: Path) -> Path:
+        """A folder that no other sweep has: two can begin in one second."""
+        for number in count(1):
+            new = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+            try:
+                new.mkdir(parents=True)
+                return new
+            except FileExistsError:
+                continue
+            except OSError as error:  # Hydra makes a mere warning of a callback's error
+                fail(f"output_dir: {new} cannot be made ({error.strerror}); choose another output_dir")
+        raise AssertionError("count has no end")
+
     def _write(self, **entries: Any) -> None:
-        self.record.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.record.with_suffix(".tmp")
-        temporary.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, self.record)
+        replace_text(self.record, json.dumps(entries, indent=2) + "\n")
 
 
 def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule) -> None:
@@ -518,15 +591,40 @@ def _unreadable(override: str) -> str | None:
     return None
 
 
+def as_text(word: str) -> str:
+    """An override of a name or path, with quotes where Hydra would read a number: 12e4567 is no infinity."""
+    key, is_override, value = word.partition("=")
+    if not is_override or key.lstrip("+") not in TEXT_KEYS:
+        return word
+
+    def quoted(part: re.Match[str]) -> str:
+        text = part[0].strip()
+        try:
+            float(text.replace("_", ""))
+        except ValueError:
+            return f"'{text}'" if text.lower() in ("true", "false") else part[0]
+        return f"'{text}'"
+
+    return "=".join([key, re.sub(r"[^,\[\]]+", quoted, value)])
+
+
 def command_line() -> None:
     """`main`, where what Hydra finds wrong with the command line or conf/ is one line, too."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it finds
     print_any_text()
     try:
-        sys.argv[1:] = map(in_quotes, sys.argv[1:])
-        main()
+        sys.argv[1:] = [in_quotes(as_text(word)) for word in sys.argv[1:]]
+        with signals_stop_at_once():
+            main()
     except UserError as error:
         fail(str(error))
+    except Stopped as stop:
+        say("stopped: nothing was being trained; the same command starts again, or goes on")
+        if stop.number == signal.SIGUSR1 and is_first_process():
+            from plato2.training.run import requeue
+
+            requeue()
+        raise
     except (HydraException, OmegaConfBaseException) as error:
         fail(explain(error))
     except ValueError as error:

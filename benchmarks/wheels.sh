@@ -14,7 +14,7 @@ limit_bytes=$((64 * 1024 * 1024)) # of wheels, data and the files under version 
 wheels=(
   hydra-core==1.3.8 omegaconf==2.3.1 pyyaml==6.0.3
   rich==15.0.0 markdown-it-py mdurl pygments
-  fsspec==2026.9.0 chitchat-dataset==0.9.0
+  fsspec==2026.9.0 filelock==4.3.1 chitchat-dataset==0.9.0
 )
 sources=(antlr4-python3-runtime==4.9.3) # has no wheel; pure Python, so one made here runs anywhere
 

@@ -268,7 +268,7 @@ class RunConfig:
     """Seeds the weights, the order of the samples, dropout, masks, negatives and Gumbel noise."""
     init_from: str = "auto"
     """Start weights: a run folder, a checkpoint, a model folder, `scratch` (random), or `auto`: random for
-    stage 1, and for the others the newest finished stage-1 run of the same model and tokenizer."""
+    stage 1, and for the others the newest finished stage-1 run of the same geometry and tokenizer."""
     resume: str = "auto"
     """`auto` goes on with an unfinished run of the same config, `never` starts anew, or a run folder."""
     run_id: str | None = None
@@ -281,6 +281,8 @@ class RunConfig:
     """Name of the geometry; train.yaml fills it in."""
     checkpoint_steps: int = 1000
     """Steps between checkpoints; each validation and the last step write one too."""
+    checkpoint_minutes: float = 10.0
+    """Minutes after which there is a checkpoint, however few the steps."""
     sample_replies: int = 3
     """Validation contexts the model answers at each validation; 0 = none."""
     selection: int = 100
@@ -305,6 +307,9 @@ class RunConfig:
             setattr(self, key, expand_path(getattr(self, key), key))
         _require(self.seed >= 0, f"seed={self.seed}: must be 0 or more")
         _require(self.checkpoint_steps >= 1, f"checkpoint_steps={self.checkpoint_steps}: must be at least 1")
+        _require(
+            self.checkpoint_minutes > 0, f"checkpoint_minutes={self.checkpoint_minutes}: must be above 0"
+        )
         _require(
             self.selection == 0 or self.selection >= 10, f"selection={self.selection}: use 10 or more, or 0"
         )

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -18,9 +19,12 @@ import torch
 from pytorch_lightning import Trainer
 from small import ROOT, Train, assert_one_line, command, environment, train_in_process, write_dialogues
 
-from plato2.training.checkpoint import Checkpoints
+from plato2.config import UserError
+from plato2.files import write_sha256
+from plato2.training.checkpoint import Checkpoints, checkpoint_weights, read_checkpoint
 from plato2.training.metrics import read_metrics
-from plato2.training.run import RunFolder
+from plato2.training.run import RunFolder, held
+from plato2.weights.folder import load_generation
 
 STAGE_2 = ["stage=2_gen", "trainer.max_steps=2", "trainer.val_check_interval=2"]
 
@@ -51,6 +55,7 @@ def edit_checkpoint(run: Path, change: Callable[[dict[str, Any]], object]) -> Pa
     checkpoint = torch.load(path, weights_only=True)
     change(checkpoint)
     torch.save(checkpoint, path)
+    write_sha256(path)
     (run / "checkpoints" / "best.ckpt").unlink()
     return run
 
@@ -277,19 +282,67 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_record_is_finished(
     train_here(*STAGE_2, "init_from=auto")
 
 
-def test_a_damaged_checkpoint_of_its_own(train_here: Train, coarse: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["missing", "truncated", "flipped"])
+def test_a_damaged_checkpoint_of_its_own(train_here: Train, coarse: Path, tmp_path: Path, kind: str) -> None:
+    """The best one takes its place; where that is lost, too, nothing is started over."""
     run = copy_run(coarse, tmp_path / "outputs" / "tiny-1_coarse" / "c")
-    last = run / "checkpoints" / "last.ckpt"
-    last.write_bytes(last.read_bytes()[:-2000])
+    last, best = run / "checkpoints" / "last.ckpt", run / "checkpoints" / "best.ckpt"
+    damage(last, kind)
+    done = train_here("run_id=c")
+    says = "missing" if kind == "missing" else "damaged"
+    assert f"warning: {last}: " in done.stderr or f"warning: {last} is missing" in done.stderr
+    assert says in done.stderr
+    assert f"going on from step 2 with best.ckpt\nresuming {run} from step 2\n" in done.stderr
+    assert torch.load(last, weights_only=True)["global_step"] == 6
+
+    damage(last, "flipped")
+    damage(best, "truncated")
+    before = files(run)
+    done = train_here("run_id=c", "trainer.max_steps=8", expect=2)
+    assert_one_line(done.stderr, str(best), "damaged", "no checkpoint in", "run_id=NAME")
+    assert files(run) == before
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("{", "["), ("plato2-run/1", "plato2-rum/1"), ('"config"', '"conf1g"')]
+)
+def test_a_damaged_record(train_here: Train, coarse: Path, tmp_path: Path, old: str, new: str) -> None:
+    """One changed character: the run is never started over its checkpoints."""
+    run = copy_run(coarse, tmp_path / "outputs" / "tiny-1_coarse" / "c")
+    record = run / "lineage.json"
+    record.write_text(record.read_text().replace(old, new, 1))
+    before = files(run)
+    done = train_here("run_id=c", expect=2)
     assert_one_line(
-        train_here("run_id=c", expect=2).stderr, str(last.relative_to(tmp_path)), "not a readable"
+        done.stderr, "tiny-1_coarse/c", "run_id" if new != "[" else "lineage.json: cannot be read"
     )
+    assert files(run) == before
+    record.unlink()
+    assert_one_line(train_here("run_id=c", expect=2).stderr, "lineage.json: missing", "run_id=NAME")
 
 
-def test_a_damaged_record(train_here: Train, coarse: Path, tmp_path: Path) -> None:
-    run = copy_run(coarse, tmp_path / "outputs" / "tiny-1_coarse" / "c")
-    (run / "lineage.json").write_text("{")
-    assert_one_line(train_here("run_id=c", expect=2).stderr, "lineage.json", "cannot be read")
+def test_flipped_bits_are_never_loaded(train_here: Train, coarse: Path, tmp_path: Path) -> None:
+    """Any bit of a checkpoint that something starts from; skipped on request."""
+    run = copy_run(coarse, tmp_path / "flipped")
+    best = run / "checkpoints" / "best.ckpt"
+    whole, random = best.read_bytes(), Random(3)
+    for place in random.sample(range(len(whole)), 12):
+        flipped = whole[:place] + bytes([whole[place] ^ 1 << random.randrange(8)]) + whole[place + 1 :]
+        best.write_bytes(flipped)
+        with pytest.raises(UserError, match=f"{best}: damaged: its bytes are not those that were saved"):
+            checkpoint_weights(best)
+        with pytest.raises(UserError, match=f"{best}: damaged"):
+            load_generation(run)
+    done = train_here(*STAGE_2, f"init_from={run}", expect=2)
+    assert_one_line(done.stderr, str(best), "damaged", "choose another one")
+    best.write_bytes(whole.replace(b"1_coarse", b"1_coarsf"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLATO2_CHECK_HASHES", "0")
+        assert read_checkpoint(best)["stage"] == "1_coarsf"
 
 
 def test_an_early_stop_is_not_a_finished_run(train_here: Train, tmp_path: Path) -> None:
@@ -364,7 +417,8 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_the_run_goes_on(
     )
     folder = tmp_path / "outputs" / "tiny-1_coarse" / "f" / "checkpoints"
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 3
-    assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
+    names = ["best.ckpt", "best.ckpt.sha256", "last.ckpt", "last.ckpt.sha256"]
+    assert sorted(path.name for path in folder.iterdir()) == names
 
     assert "resuming" in train_here("run_id=f").stderr
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 6
@@ -400,3 +454,122 @@ def test_the_real_command_ends_with_2_and_one_line(corpus: Path, tmp_path: Path)
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert_one_line(done.stderr, "init_from")
+
+
+# ------------------------------------------------------------------------------------------ one process a run
+
+
+def test_a_run_that_is_being_trained_is_refused(train_here: Train, coarse: Path, tmp_path: Path) -> None:
+    run = RunFolder(copy_run(coarse, tmp_path / "outputs" / "tiny-1_coarse" / "c"))
+    run.write_lineage(status="running")
+    config = ["trainer.max_steps=2", "trainer.val_check_interval=2"]
+    with held(run, False):
+        for named in (["run_id=c"], ["resume=outputs/tiny-1_coarse/c"]):
+            done = train_here(*config, *named, expect=2)
+            told = [str(run.path.relative_to(tmp_path)), f"process {os.getpid()} on ", "run_id=NAME"]
+            assert_one_line(done.stderr, "is being written by another process", *told)
+        train_here(*config, "run_id=d")  # the cure
+    train_here(*config, "run_id=c")
+    assert not (run.path / "lock").exists()
+
+
+def test_an_unnamed_run_that_is_being_trained_is_not_started_twice(train_here: Train, tmp_path: Path) -> None:
+    given = ["trainer.max_steps=2", "trainer.val_check_interval=2"]
+    train_here(*given)
+    (path,) = (tmp_path / "outputs" / "tiny-1_coarse").iterdir()
+    RunFolder(path).write_lineage(status="running")
+    shutil.rmtree(path / "checkpoints")  # as before its first checkpoint
+    with held(RunFolder(path), False):
+        assert_one_line(train_here(*given, expect=2).stderr, path.name, "another process")
+        train_here(*given, "resume=never")
+    assert len(list(path.parent.iterdir())) == 2
+
+
+def test_names_that_are_taken_get_a_number(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "outputs" / "tiny-1_coarse" / "20261128-101500")
+    with held(run, True) as first, held(run, True) as second, held(run, True) as third:
+        assert [held_run.path.name for held_run in (first, second, third)] == [
+            run.path.name,
+            f"{run.path.name}-2",
+            f"{run.path.name}-3",
+        ]
+        second.write_lineage(stage="1_coarse")
+    assert list(run.path.parent.iterdir()) == [second.path]  # where nothing began nothing is left
+
+
+def test_a_start_that_fails_leaves_no_folder(train_here: Train, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    train_here("strategy=gpu", "logger=tensorboard", expect=2)
+    assert not (tmp_path / "outputs").exists()
+    mine = tmp_path / "outputs" / "tiny-1_coarse" / "mine"
+    mine.mkdir(parents=True)
+    (mine / "notes.txt").write_text("keep")
+    train_here("strategy=gpu", "run_id=mine", expect=2)
+    assert [path.name for path in mine.iterdir()] == ["notes.txt"]
+
+
+def test_names_are_text(train_here: Train, tmp_path: Path) -> None:
+    given = ["trainer.max_steps=1", "trainer.val_check_interval=1"]
+    train_here("run_id=12e4567", "tags=[1e3,true,x]", *given)
+    run = RunFolder(tmp_path / "outputs" / "tiny-1_coarse" / "12e4567")
+    assert run.lineage()["config"]["tags"] == ["1e3", "true", "x"]
+    train_here("-m", "run_id=1e3", "seed=1,2", *given)
+    assert (run.path.parent / "1e3-1").is_dir()
+
+
+def test_commands_of_one_slurm_job(train_here: Train, tmp_path: Path) -> None:
+    """Each configuration has its folder, and finds it again; what is finished is skipped."""
+    given, job = ["trainer.max_steps=1", "trainer.val_check_interval=1"], {"SLURM_JOB_ID": "4711"}
+    folder = tmp_path / "outputs" / "tiny-1_coarse"
+    train_here(*given, **job)
+    assert "new run" in train_here(*given, "optim.lr=0.5", **job).stderr
+    assert "4711-2 is finished: skipped" in train_here(*given, "optim.lr=0.5", **job).stderr
+    assert "4711 is finished: skipped" in train_here(*given, **job).stderr
+    train_here(*given, "resume=never", **job)
+    assert sorted(path.name for path in folder.iterdir()) == ["4711", "4711-2", "4711-3"]
+    variables = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}
+    done = train_here("resume=never", expect=2, **job, **variables)
+    assert_one_line(done.stderr, "2 processes need one name", "run_id=NAME")
+
+
+def test_a_checkpoint_every_few_minutes(train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = []
+    save = Checkpoints.save
+
+    def noted(self: Checkpoints, trainer: Trainer, best: bool = False) -> None:
+        saved.append(trainer.global_step)
+        save(self, trainer, best)
+
+    monkeypatch.setattr(Checkpoints, "save", noted)
+    given = ["trainer.max_steps=4", "trainer.val_check_interval=4", "checkpoint_steps=100"]
+    train_here(*given, "run_id=slow")
+    train_here(*given, "run_id=quick", "checkpoint_minutes=1e-9")
+    assert saved == [4, 1, 2, 3, 4]
+    assert_one_line(train_here("checkpoint_minutes=0", expect=2).stderr, "checkpoint_minutes=0")
+
+
+# --------------------------------------------------------------------------------------- what the data are
+
+
+def test_another_validation_split_is_refused(train_here: Train, shards: Path, coarse: Path) -> None:
+    run = copy_run(coarse, Path("outputs/tiny-1_coarse/c"))
+    more = ["run_id=c", "trainer.max_steps=4", "trainer.val_check_interval=2", f"data.path={shards}"]
+    index = json.loads((shards / "index.json").read_text())
+    index["splits"]["valid"]["shards"] = index["splits"]["train"]["shards"][:1]
+    whole = (shards / "index.json").read_text()
+    (shards / "index.json").write_text(json.dumps(index))
+    before = files(run / "checkpoints")
+    assert_one_line(train_here(*more, expect=2).stderr, "validation split was ", "start a new run")
+    assert files(run / "checkpoints") == before
+    (shards / "index.json").write_text(whole)
+    assert "resuming" in train_here(*more).stderr
+
+
+@pytest.mark.parametrize("name", ["spm.model", "vocab.txt"])
+def test_a_damaged_tokenizer_of_the_data(train_here: Train, shards: Path, tmp_path: Path, name: str) -> None:
+    for kind in ("flipped", "truncated", "missing"):
+        damage(shards / "tokenizer" / name, kind)
+        done = train_here(f"data.path={shards}", expect=2)
+        assert_one_line(done.stderr, f"{shards}/tokenizer")
+        assert not (tmp_path / "outputs").exists()

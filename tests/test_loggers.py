@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import subprocess
@@ -41,7 +42,9 @@ def test_the_run_folder_says_what_the_run_was(train_here: Train, corpus: Path) -
         assert config == lineage["config"]
         for file in ("spm.model", "vocab.txt"):
             assert (run.tokenizer / file).read_bytes() == (corpus / "tokenizer" / file).read_bytes()
-        assert sorted(path.name for path in run.checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
+        names = ["best.ckpt", "best.ckpt.sha256", "last.ckpt", "last.ckpt.sha256"]
+        assert sorted(path.name for path in run.checkpoints.iterdir()) == names
+        assert sha256_line(run.last) == run.last.with_suffix(".ckpt.sha256").read_text()
         checkpoint = torch.load(run.last, weights_only=True)
         assert (checkpoint["stage"], checkpoint["global_step"]) == (stage, 6)
         assert checkpoint["tokenizer_sha256"] == index["tokenizer"]["sha256"]
@@ -59,6 +62,11 @@ def test_the_run_folder_says_what_the_run_was(train_here: Train, corpus: Path) -
         assert reply["context"]
         assert reply["reference"]
         assert [set(c) for c in reply["candidates"]] == [{"text", "latent", "log_prob", "coherence"}] * 3
+
+
+def sha256_line(path: Path) -> str:
+    """What `sha256sum` prints."""
+    return f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
 
 
 def test_metrics_are_tidy_rows(train_here: Train) -> None:

@@ -26,6 +26,7 @@ def start(corpus: Path, output_dir: Path, *overrides: str, **variables: str) -> 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,  # a group of its own, to be signalled as a terminal, `timeout` and Slurm do
     )
 
 
@@ -129,6 +130,53 @@ def test_the_unfinished_run_of_the_same_config_goes_on_without_a_name(corpus: Pa
     whole = tmp_path / "whole"
     finish(start(corpus, whole, RUN_ID="b"))
     assert_same(whole / "tiny-1_coarse" / "b", run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_to_all_processes_saves_the_step_at_hand(
+    corpus: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Worker processes go on until the step is saved; the run ends as one that was never stopped."""
+    given = ["data.n_workers=2", "checkpoint_steps=1000", "trainer.val_check_interval=1000"]
+    process = start(corpus, tmp_path / "outputs", *given, "trainer.max_steps=100000", RUN_ID="a")
+    run = tmp_path / "outputs" / "tiny-1_coarse" / "a"
+    wait_for_step(run, 2, process)
+    os.killpg(process.pid, number)
+    output = finish(process, expect=128 + number)
+    assert "Traceback" not in output
+    step = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert f"stopped: step {step} is saved; the same command goes on" in output
+    assert max(row[0] for row in read_metrics(run / "metrics.csv")) == step >= 2
+    more = [*given, f"trainer.max_steps={step + 2}"]
+    assert f"resuming {run} from step {step}" in finish(
+        start(corpus, tmp_path / "outputs", *more, RUN_ID="a")
+    )
+    finish(start(corpus, tmp_path / "whole", *more, RUN_ID="a"))
+    assert_same(tmp_path / "whole" / "tiny-1_coarse" / "a", run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_while_starting_up_is_one_line(corpus: Path, tmp_path: Path, number: signal.Signals) -> None:
+    process = start(corpus, tmp_path / "outputs")
+    until = time.monotonic() + 100
+    while not handles(process.pid, number):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    os.killpg(process.pid, number)
+    output = finish(process, expect=128 + number)
+    assert "stopped: nothing was being trained" in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "outputs").exists()
+
+
+def handles(pid: int, number: int) -> bool:
+    """Whether a process has a handler of its own for a signal; Python's for SIGINT does not count."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = int(next(line for line in status.splitlines() if line.startswith("SigCgt")).split()[1], 16)
+    return all(caught >> other - 1 & 1 for other in (number, signal.SIGUSR1))
 
 
 @pytest.mark.slow

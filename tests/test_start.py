@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from threading import Timer
 
 import pytest
 from small import ROOT, Train, assert_one_line, train_in_process, write_dialogues
@@ -14,7 +15,7 @@ from small import ROOT, Train, assert_one_line, train_in_process, write_dialogue
 from plato2.config import UserError
 from plato2.stages import STAGES
 from plato2.training.run import RunFolder
-from plato2.training.start import needs_parent, newest_parent
+from plato2.training.start import GEOMETRY, OwnSweep, needs_parent, newest_parent
 
 STEPS = ["trainer.max_steps=2", "trainer.val_check_interval=2"]
 STAGE_2 = ["stage=2_gen", *STEPS]
@@ -120,6 +121,49 @@ def test_the_tokenizer_is_compared_as_soon_as_it_is_known(train_here: Train, tmp
         done = train_here(*STAGE_2, *given, "run_id=c", expect=2)
         assert_one_line(done.stderr, "with the tokenizer of this data", "tiny-1_coarse/a has another")
         assert "reusing" not in done.stdout  # where it is known before, it is compared before
+
+
+def test_a_run_of_another_name_fits_if_its_geometry_does(train_here: Train, tmp_path: Path) -> None:
+    train_here(*STEPS, "run_id=a", "name=mine-1_coarse", "model_name=mine")
+    assert "init_from=auto: " in train_here(*STAGE_2, "run_id=b").stderr
+    assert parent(tmp_path / "outputs" / "tiny-2_gen" / "b") == "a"
+
+
+def test_jobs_side_by_side_wait_for_the_parent_of_their_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And for no other, though an older run is finished."""
+    monkeypatch.setattr("plato2.training.start.POLL_S", 0.01)
+    model = dict.fromkeys(GEOMETRY, 1)
+
+    def record(name: str, family: str, *overrides: str, status: str) -> RunFolder:
+        run = RunFolder(tmp_path / "tiny-1_coarse" / name)
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        run.last.touch()
+        run.write_lineage(
+            status=status, curriculum=family, overrides=sorted(overrides), config={"model": model}
+        )
+        return run
+
+    record("older", "x", status="finished")
+    record("s-1", "s", "seed=2", status="finished")
+    sweep = OwnSweep(frozenset({"seed=1"}), side_by_side=True)
+
+    def later() -> None:
+        record("s-0", "s", "seed=1", status="running")
+        record("s-0", "s", "seed=1", status="finished")
+
+    record("s-0", "s", "seed=1", status="running")
+    timer = Timer(0.3, later)
+    timer.start()
+    found = newest_parent(tmp_path, "tiny", model, None, "s", "first", sweep)
+    timer.join()
+    assert found.path.name == "s-0"
+
+    monkeypatch.setattr("plato2.training.start.WAIT_S", 0.0)
+    record("s-0", "s", "seed=1", status="running")
+    with pytest.raises(UserError, match="no finished 1_coarse run of model=tiny of the curriculum s"):
+        newest_parent(tmp_path, "tiny", model, None, "s", "first", sweep)
 
 
 def test_which_stages_need_a_parent() -> None:

@@ -73,6 +73,39 @@ def test_an_interrupted_sweep_warm_starts_from_its_own_stage_1(train_here: Train
     assert [record["finished"] for record in sweeps(outputs)] == [True]
 
 
+def test_damaged_records_of_other_sweeps_are_passed_over(train_here: Train, tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    damaged = {"a": b"", "b": b"[1]", "c": b'{"command": ', "d": b"\xff\xfe", "e": b'{"finished": false}'}
+    for name, content in damaged.items():
+        (outputs / "sweeps" / name).mkdir(parents=True)
+        (outputs / "sweeps" / name / "sweep.json").write_bytes(content)
+    (outputs / "tiny-1_coarse" / "s-0").mkdir(parents=True)
+    (outputs / "tiny-1_coarse" / "t-9").mkdir(parents=True)
+    (outputs / "tiny-1_coarse" / "t-9" / "lineage.json").write_bytes(b"")
+    done = train_here("-m", "stage=1_coarse,2_gen", "trainer.max_steps=1", "run_id=t", "report=true")
+    for name in damaged:
+        assert f"warning: {outputs}/sweeps/{name}/sweep.json is passed over" in done.stderr
+    assert "unigram baseline" in done.stdout
+
+
+def test_two_sweeps_of_one_second_have_a_folder_each(train_here: Train, tmp_path: Path) -> None:
+    same = ["hydra.sweep.dir=${output_dir}/sweeps/now", "trainer.max_steps=1"]
+    for seed in ("1,2", "3,4"):
+        train_here("-m", f"seed={seed}", *same)
+    assert [sweep["name"] for sweep in sweeps(tmp_path / "outputs")] == ["now", "now-2"]
+    names = sorted(path.name for path in (tmp_path / "outputs" / "tiny-1_coarse").iterdir())
+    assert names == ["now-0", "now-1", "now-2-0", "now-2-1"]
+
+
+def test_each_job_of_a_sweep_has_its_own_parent(train_here: Train, tmp_path: Path) -> None:
+    """Of a sweep over stages and seeds a stage 2 takes the stage 1 of its seed, not the newest."""
+    train_here("-m", "stage=1_coarse,2_gen", "seed=1,2", "trainer.max_steps=1", "run_id=s")
+    for number in (2, 3):
+        run = RunFolder(tmp_path / "outputs" / "tiny-2_gen" / f"s-{number}")
+        parent = RunFolder(Path(run.lineage()["parent"]["run"]))
+        assert run.lineage()["config"]["seed"] == parent.lineage()["config"]["seed"] == number - 1
+
+
 @pytest.mark.slow
 def test_a_sweep_killed_in_its_second_job_goes_on(corpus: Path, tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import glob
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from plato2.config import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows: no lock, two runs at once are not noticed there
-    fcntl = None  # type: ignore[assignment]
-
-HELD = (errno.EAGAIN, errno.EACCES)
-"""What a file system says where another process holds a lock; all else means that it has no locks."""
+from plato2.files import locked
 
 
 @contextmanager
@@ -35,11 +27,12 @@ def new_folder(target: Path) -> Iterator[Path]:
     target = Path(os.path.realpath(target))
     work = target.parent / f".{target.name}.preparing"
     old = target.parent / f".{target.name}.replaced"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error}") from error
-    with locked(_lock_file(target), target):
+    with ExitStack() as stack:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(_lock_file(target), target))
+        except OSError as error:
+            raise UserError(f"{target} cannot be written: {error}") from error
         try:
             if old.exists() and not target.exists():  # killed between the two renames below
                 old.rename(target)
@@ -72,29 +65,3 @@ def is_being_written(target: Path) -> bool:
 
 def _lock_file(target: Path) -> Path:
     return target.parent / f".{target.name}.lock"
-
-
-@contextmanager
-def locked(path: Path, target: Path) -> Iterator[None]:
-    """Hold the lock file at `path` while the block runs, so that one process at a time writes `target`.
-
-    Raises:
-        UserError: another process holds it, or the file cannot be made.
-    """
-    try:
-        lock = path.open("a")
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error}") from error
-    with lock:
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in HELD:
-                    raise UserError(
-                        f"{target} is being written by another process; wait for it, or stop it"
-                    ) from error
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)

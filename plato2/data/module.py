@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 import time
 import warnings
 from dataclasses import asdict
@@ -25,6 +26,7 @@ from plato2.data.atomic import is_being_written
 from plato2.data.order import Batching, Position
 from plato2.data.shards import ShardIndex, has_index, read_index
 from plato2.data.stream import Batch, Corpus, Step, StepLoader, TrainStream, ValidStream
+from plato2.data.tokenizer import Tokenizer
 
 PATIENCE_S = 120.0
 """Seconds that a process waits for a corpus that nobody is preparing: the first process may start later."""
@@ -192,6 +194,25 @@ class DialogueDataModule(pl.LightningDataModule):
         """Hash of the tokenizer the shards were made with."""
         return self.index.tokenizer_sha256
 
+    def check_tokenizer(self) -> None:
+        """Refuse a corpus whose tokenizer is not the one that its shards were made with.
+
+        Raises:
+            UserError: it is another one, damaged or missing.
+        """
+        there = f"{self.path.rstrip('/')}/tokenizer"
+        with tempfile.TemporaryDirectory() as copy:
+            try:
+                self.save_tokenizer(Path(copy))
+                found = Tokenizer.load(copy).sha256
+            except (OSError, UserError) as error:
+                raise UserError(f"{there}: {str(error).replace(copy, there)}") from None
+        if found != self.tokenizer_sha256:
+            raise UserError(
+                f"{there}: not the tokenizer that the shards were made with (sha256 {found[:12]}, not "
+                f"{self.tokenizer_sha256[:12]}); restore its files, or prepare the corpus again"
+            )
+
     def save_tokenizer(self, folder: Path) -> None:
         """Copy the corpus's tokenizer, so that a run can be talked to without its data."""
         files, root = fsspec.core.url_to_fs(self.path)
@@ -207,7 +228,15 @@ class DialogueDataModule(pl.LightningDataModule):
     @cached_property
     def data_sha256(self) -> str:
         """Hash of the training shards: the same samples in the same order."""
-        hashes = [shard.sha256 for shard in self._corpus("train").shards.shards]
+        return self._shards_sha256("train")
+
+    @cached_property
+    def valid_sha256(self) -> str:
+        """Hash of the validation shards."""
+        return self._shards_sha256("valid")
+
+    def _shards_sha256(self, split: str) -> str:
+        hashes = [shard.sha256 for shard in self._corpus(split).shards.shards]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     @cached_property
@@ -319,7 +348,10 @@ class DialogueDataModule(pl.LightningDataModule):
         Raises:
             UserError: it belongs to other data, another seed or other batching options.
         """
-        saved, own = state_dict["order"], self._order()
+        own = self._order()
+        saved = {key: own[key] for key in ("validation split", "tokenizer")} | state_dict[
+            "order"
+        ]  # older: without them
         differing = [
             f"{key} was {saved.get(key)!r}, is {own[key]!r}" for key in own if saved.get(key) != own[key]
         ]
@@ -333,9 +365,14 @@ class DialogueDataModule(pl.LightningDataModule):
         self._before = (self._step, self._position)
 
     def _order(self) -> dict[str, Any]:
-        """All that a position depends on."""
+        """All that a position, and the numbers of a run, depend on."""
         options = {f"data.{key}": value for key, value in asdict(self.batching).items()}
-        return {"data": self.data_sha256, "seed": self.seed, "batch": repr(self.batch), **options}
+        hashes = {
+            "data": self.data_sha256,
+            "validation split": self.valid_sha256,
+            "tokenizer": self.tokenizer_sha256,
+        }
+        return {**hashes, "seed": self.seed, "batch": repr(self.batch), **options}
 
 
 def _nearest(value: int, step: int) -> str:

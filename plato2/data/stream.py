@@ -9,7 +9,11 @@ stored order, padded with empty units so that all ranks take the same number.
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -30,6 +34,7 @@ Step: TypeAlias = dict[str, Any]
 """{"units": [unit, ...], "position": (3,)}; without position in validation."""
 
 START = Position()
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 VALID_SEED = 0
 """Masks, negatives and noise of validation are the same for every seed and every epoch."""
 
@@ -285,10 +290,34 @@ class StepLoader(DataLoader[Step]):
             UserError: of a worker, without the traceback that DataLoader puts around it.
         """
         try:
-            for batch in super().__iter__():
+            with _signals_held_back():  # workers keep it so: who stops the run is the run's own process
+                batches = super().__iter__()
+            for batch in batches:
                 yield _unflatten(batch) if self._is_flat else batch
         except UserError as error:
             raise UserError(str(error).rsplit("UserError: ", 1)[-1].strip()) from None
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Signals that stop a run wait until the block ends; processes started in it never see them.
+
+    A terminal, `timeout` and Slurm send them to all processes of a run. A worker that died of one would take
+    the step with it that is to be saved.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Workers that an error leaves behind: they do not hear the SIGTERM that Python sends and waits for."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _keep(step: Step) -> Step:

@@ -28,6 +28,7 @@ from plato2.talk.table import candidate_table
 from plato2.talk.variety import variety
 from plato2.training.metrics import read_metrics
 from plato2.training.run import RunFolder
+from plato2.training.run import runs as find_runs
 from plato2.weights.folder import read_saved
 
 CHOICE = ("pair_acc", "p1", "mrr", "pair_acc_matched", "p1_matched", "mrr_matched")
@@ -197,8 +198,7 @@ def report_sweep(
     runs: dict[str, Path] = {}
     rivals: list[Path] = []
     data = ""
-    found = [RunFolder(path.parent) for path in output_dir.glob(f"*/{name}-*/lineage.json")]
-    for run in sorted(found, key=lambda run: str(run.lineage().get("created"))):
+    for run in reversed(find_runs(output_dir, f"*/{name}-*")):
         lineage = run.lineage()
         if lineage.get("stage") in SHOWN:
             if lineage["stage"] == "2_eval" and "2_eval" in runs:

@@ -24,13 +24,9 @@ from torch import nn
 
 from plato2.config import DecodeConfig, UserError
 from plato2.data.tokenizer import MOST_UNREAD
+from plato2.files import locked
 from plato2.talk.bot import PlatoBot, as_dict
 from plato2.talk.rank import Candidate
-
-try:
-    import fcntl
-except ImportError:  # Windows: no lock, two runs at once are not noticed there
-    fcntl = None  # type: ignore[assignment]
 
 SPEAKERS = ("A", "B")
 UTTERANCES = 10
@@ -319,18 +315,10 @@ def resumed(out: Path, about: Mapping[str, Any], total: int, batch: int) -> Iter
     """
     meta = meta_file(out)
     try:
-        begun = out.exists() and out.stat().st_size > 0
-        if begun:
-            _same_settings(out, about)
-        with out.open("a+b") as file:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
-                    raise UserError(
-                        f"--out {out}: another run is writing it; wait for it, or stop it"
-                    ) from None
-            if not begun:
+        with out.open("a+b") as file, locked(out.with_name(f".{out.name}.lock"), f"--out {out}"):
+            if out.stat().st_size > 0:
+                _same_settings(out, about)
+            else:
                 part = meta.with_name(f"{meta.name}.part")
                 dated = {"begun": str(datetime.now(UTC)), **about}
                 part.write_text(json.dumps(dated, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +188,17 @@ class SampleReplies(Callback):
         self.path, self.answer = path, answer
 
     @rank_zero_only
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Drops what was recorded after the checkpoint that the run goes on from: it will be once more."""
+        if not self.path.exists():
+            return
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if _step(line) <= trainer.global_step]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_bytes(b"".join(kept))
+        os.replace(temporary, self.path)
+
+    @rank_zero_only
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Decodes and records."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
@@ -205,6 +218,14 @@ class SampleReplies(Callback):
             elif isinstance(logger, TensorBoardLogger):
                 text = "\n".join(f"    {' | '.join(row)}" for row in rows)  # indented = shown as it is
                 logger.experiment.add_text("replies", text, trainer.global_step)
+
+
+def _step(line: bytes) -> float:
+    """The step of a line of replies; that of one which was not written to its end is past all others."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return inf
 
 
 class Figures(Callback):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import signal
 import threading
+import time
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
@@ -15,60 +16,71 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
 from plato2.config import UserError
+from plato2.files import check_sha256, file_sha256, read_sha256, write_sha256
+from plato2.training.console import STOP_SIGNALS
 
 
 class Checkpoints(Checkpoint):
-    """Writes `last.ckpt` every N steps, at validations, at the end and when told to stop, and `best.ckpt`.
+    """Writes `last.ckpt` now and then, at validations, at the end and when told to stop, and `best.ckpt`.
 
-    A checkpoint falls between optimizer steps and after the validation of its step. It is written beside
-    the old one and takes its place by renaming, so there is a whole one at any time. Weights, optimizer,
-    schedule, step and data position are in it; all random numbers are functions of seed and step, so there
-    is no state of theirs.
+    A checkpoint falls between optimizer steps, after the validation of its step, and after everything that
+    its step logs is in the logs: a run that goes on drops what was logged later, and has all the rest. It is
+    written beside the old one and takes its place by renaming, so there is a whole one at any time. The best
+    one goes first: a run that was killed between the two goes on from the step before, and writes both again.
+    Weights, optimizer, schedule, step and data position are in it; all random numbers are functions of seed
+    and step, so there is no state of theirs.
 
-    SIGTERM, and SIGUSR1 as Slurm sends it before the time is up, stop the run after the step at hand (and its
-    validation) on all ranks together, whichever of them got the signal.
+    SIGTERM, Ctrl-C, and SIGUSR1 as Slurm sends it before the time is up, stop the run after the step at hand
+    (and its validation) on all ranks together, whichever of them got it. A second Ctrl-C stops at once.
 
     Args:
         folder: where to write.
         every_steps: steps between checkpoints.
+        every_minutes: minutes after which there is one, however few the steps.
         monitor: validation metric that picks `best.ckpt`, and `min` or `max`.
         extra: primitives to put into each checkpoint, e.g. the tokenizer's hash.
     """
 
     def __init__(
-        self, folder: Path, every_steps: int, monitor: tuple[str, str], extra: dict[str, Any] | None = None
+        self,
+        folder: Path,
+        every_steps: int,
+        every_minutes: float,
+        monitor: tuple[str, str],
+        extra: dict[str, Any] | None = None,
     ) -> None:
         self.folder, self.every_steps, self.extra = folder, every_steps, extra or {}
+        self.every_seconds, self.saved_at = every_minutes * 60, time.monotonic()
         self.metric, self.direction = monitor
         self.best_value: float | None = None
         self.saved_step = -1
         self.stop_signal: int | None = None
         self.stopping = False
+        self.due = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the signals over: Lightning's handler waits for other ranks and can hang."""
+        self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1):
+            for number in STOP_SIGNALS:
                 signal.signal(number, self._note_signal)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves when the step count says so, unless a validation of this step is still to come."""
+        """Notes whether this step is to be saved, unless a validation of it is still to come."""
         step = trainer.global_step
         if step >= trainer.max_steps:
             trainer.should_stop = True  # makes Lightning validate after the last step, too
-        self.stopping = self._told_to_stop(trainer)
+        timely = self._told_to_stop_or_late(trainer)
         last = trainer.should_stop or trainer.is_last_batch
-        due = self.stopping or last or step % self.every_steps == 0
-        if due and not _validates_at(trainer, step):
-            self.save(trainer)
+        self.due = (timely or last or step % self.every_steps == 0) and not _validates_at(trainer, step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves after each validation, also as `best.ckpt` when the monitored metric has improved."""
@@ -81,22 +93,38 @@ class Checkpoints(Checkpoint):
             self.best_value = float(value)
         self.save(trainer, best=improved)
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Stops before the next step: only now are the saved step's metrics written."""
+    def between_steps(self, trainer: pl.Trainer) -> None:
+        """Saves what is due and stops when told to: only now is all that the last step logs in the logs.
+
+        Raises:
+            SIGTERMException: how Lightning ends after a signal.
+        """
+        if self.due:
+            self.save(trainer)
         if self.stopping:
             raise SIGTERMException
 
-    def _note_signal(self, number: int, frame: object) -> None:
-        self.stop_signal = number
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves the last step, where no validation did."""
+        if self.due:
+            self.save(trainer)
 
-    def _told_to_stop(self, trainer: pl.Trainer) -> bool:
-        """Whether any rank got a signal; all ranks get the same answer."""
-        told = trainer.strategy.reduce_boolean_decision(self.stop_signal is not None, all=False)
-        if told and self.stop_signal is None:
-            self.stop_signal = signal.SIGTERM
-        return told
+    def _note_signal(self, number: int, frame: object) -> None:
+        if number == signal.SIGINT and self.stop_signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stop_signal = number
+        if number == signal.SIGINT:
+            os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")  # print is not reentrant
+
+    def _told_to_stop_or_late(self, trainer: pl.Trainer) -> bool:
+        """Whether any rank got a signal, or the last checkpoint is too old; all ranks get the same answer."""
+        late = time.monotonic() - self.saved_at >= self.every_seconds
+        either = trainer.strategy.reduce_boolean_decision(late or self.stop_signal is not None, all=False)
+        if either:  # rarely: one exchange a step is enough
+            self.stopping = trainer.strategy.reduce_boolean_decision(self.stop_signal is not None, all=False)
+            if self.stopping and self.stop_signal is None:
+                self.stop_signal = signal.SIGTERM
+        return either
 
     def save(self, trainer: pl.Trainer, best: bool = False) -> None:
         """Writes `last.ckpt` (and `best.ckpt`) of the current step; all ranks take part.
@@ -108,8 +136,11 @@ class Checkpoints(Checkpoint):
         last, new = self.folder / "last.ckpt", self.folder / "new.ckpt"
         try:
             trainer.save_checkpoint(new, weights_only=False)  # Lightning: not only weights
+            self._put_in_place(new, last, best)
         except OSError as error:
-            _remove(new)
+            with suppress(OSError):
+                _remove(new)
+                _remove(self.folder / "new.best")
             kept = (
                 f"the one of step {self.saved_step} is untouched"
                 if last.exists()
@@ -119,16 +150,18 @@ class Checkpoints(Checkpoint):
                 f"{last}: the checkpoint of step {trainer.global_step} could not be written "
                 f"({error.strerror or error}); {kept}. Make room and start the same command again"
             ) from error
-        self._put_in_place(new, last, best)
         trainer.strategy.barrier("checkpoint")
-        self.saved_step = trainer.global_step
+        self.due, self.saved_step, self.saved_at = False, trainer.global_step, time.monotonic()
 
     @rank_zero_only
     def _put_in_place(self, new: Path, last: Path, best: bool) -> None:
-        _replace(new, last)
-        if best:
-            _link(last, new)
-            _replace(new, self.folder / "best.ckpt")
+        sha256 = file_sha256(new)
+        if best:  # a copy, no link: what damages one leaves the other
+            copy = self.folder / "new.best"
+            _remove(copy)
+            (shutil.copytree if new.is_dir() else shutil.copyfile)(new, copy)
+            put_in_place(copy, self.folder / "best.ckpt", sha256)
+        put_in_place(new, last, sha256)
 
     def _is_better(self, value: float) -> bool:
         if isnan(value) or self.best_value is None:
@@ -140,8 +173,8 @@ class Checkpoints(Checkpoint):
         return {"best_value": self.best_value}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores `state_dict`."""
-        self.best_value = state_dict["best_value"]
+        """Restores `state_dict`; where `best.ckpt` is lost, the next validation writes one."""
+        self.best_value = state_dict["best_value"] if (self.folder / "best.ckpt").exists() else None
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -150,14 +183,35 @@ class Checkpoints(Checkpoint):
         checkpoint.update(self.extra)
 
 
+class BetweenSteps(Callback):
+    """Calls `Checkpoints.between_steps` before other callbacks begin a step, so that clocks leave saving out.
+
+    Lightning calls callbacks that save last.
+    """
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves or stops."""
+        self.checkpoints.between_steps(trainer)
+
+
 def _validates_at(trainer: pl.Trainer, step: int) -> bool:
     every = trainer.val_check_batch
     due = trainer.should_stop or (isinstance(every, int) and step % every == 0)
     return bool(trainer.enable_validation and due)
 
 
-def _replace(new: Path, path: Path) -> None:
-    """Puts `new` in the place of `path`; both are files, or both folders (sharded checkpoints)."""
+def put_in_place(new: Path, path: Path, sha256: str) -> None:
+    """Puts `new` and its hash in the place of `path`; both are files, or both folders (sharded checkpoints).
+
+    A kill at any moment leaves a whole one whose hash is known: at `path`, or a folder with `.old` beside it.
+    """
+    known = read_sha256(path) or ([file_sha256(path)] if path.exists() else [])
+    write_sha256(path, *known, sha256)
     if new.is_dir() and path.exists():
         old = path.with_suffix(".old")
         _remove(old)
@@ -166,19 +220,8 @@ def _replace(new: Path, path: Path) -> None:
         _remove(old)
     else:
         os.replace(new, path)
-
-
-def _link(source: Path, target: Path) -> None:
-    """A second name for the same bytes; a copy where the file system has no links."""
-    _remove(target)
-    try:
-        if source.is_dir():
-            shutil.copytree(source, target, copy_function=os.link)
-        else:
-            os.link(source, target)
-    except OSError:
-        _remove(target)
-        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
+        _remove(path.with_suffix(".old"))
+    write_sha256(path, sha256)
 
 
 def _remove(path: Path) -> None:
@@ -199,6 +242,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: a sharded checkpoint; make one file of it first: "
             f"python -m lightning_fabric.utilities.consolidate_checkpoint {path}"
         )
+    if path.exists():
+        check_sha256(path, "choose another one")
     if path.exists() and not zipfile.is_zipfile(path):
         raise UserError(f"{path}: not a readable checkpoint (damaged, or something else); choose another one")
     try:
@@ -221,6 +266,7 @@ def checkpoint_step(path: Path) -> int:
         UserError: not a readable checkpoint.
     """
     if path.is_dir():
+        check_sha256(path, "choose another one")
         return int(torch.load(path / "meta.pt", map_location="cpu", weights_only=True)["global_step"])
     return int(read_checkpoint(path)["global_step"])
 
@@ -308,12 +354,3 @@ def warm_start(
 
 def _modules(keys: list[str]) -> list[str]:
     return sorted({key.split(".")[0] for key in keys})
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file, or of the names and hashes in a folder (sharded checkpoint)."""
-    if path.is_dir():
-        parts = [f"{child.name}:{file_sha256(child)}" for child in sorted(path.iterdir())]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,8 +7,45 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""What stops a run; SIGUSR1 is how Slurm says that the time is nearly up."""
+
+
+class Stopped(SystemExit):
+    """A signal came before training took the signals over, or after it gave them back."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+
+@contextmanager
+def signals_stop_at_once() -> Iterator[None]:
+    """While the block runs a signal ends it: nothing is half done between two steps of a run's preparation.
+
+    Raises:
+        Stopped: there was one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def print_any_text() -> None:

@@ -38,9 +38,8 @@ def build_loggers(
         config: the resolved configuration, for W&B.
 
     Raises:
-        UserError: an unknown key of a logger, or a run folder that cannot be made.
+        UserError: an unknown key of a logger.
     """
-    run.make()
     of_the_run: dict[str, dict[str, Any]] = {
         "csv": {"folder": run.path, "resumed_step": checkpoint_step(checkpoint) if checkpoint else None},
         "tensorboard": {"save_dir": run.path},

@@ -4,29 +4,35 @@
         config.yaml       the resolved configuration
         lineage.json      stage, status, parent run and checkpoint, data, tokenizer, git state, versions
         tokenizer/        a copy, so that the run can be talked to without its data
-        checkpoints/      last.ckpt, best.ckpt
+        checkpoints/      last.ckpt, best.ckpt, and the hash of each
         metrics.csv       step, metric, value
+        lock              while a process trains here
 
 `init_from` takes weights from another run (start.py); `resume` goes on with this one.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from plato2.config import UserError
-from plato2.training.checkpoint import best_value, file_sha256
-from plato2.training.console import say
+from plato2.files import file_sha256, locked, replace_text
+from plato2.training.checkpoint import best_value, checkpoint_step
+from plato2.training.console import is_first_process, say
 from plato2.training.metrics import last_metrics
 
 FORMAT = "plato2-run/1"
@@ -56,26 +62,48 @@ class RunFolder:
     @property
     def best(self) -> Path:
         """The checkpoint of the best validation; the newest when there was none."""
-        best = self.checkpoints / "best.ckpt"
-        return best if best.exists() else self.last
+        return self.kept[-1] if self.kept else self.last
+
+    def best_found(self) -> Path:
+        """The best checkpoint; says so where there was one and only the newest is left."""
+        if self.best == self.last and self.last.exists() and best_value(self.last) is not None:
+            say(f"warning: {self.checkpoints / 'best.ckpt'} is missing; taking last.ckpt")
+        return self.best
+
+    @property
+    def kept(self) -> list[Path]:
+        """The checkpoints there are, newest first; a kill can leave a sharded one as `.old` only."""
+        names = ("last.ckpt", "last.old", "best.old", "best.ckpt")
+        return [path for path in (self.checkpoints / name for name in names) if path.exists()]
+
+    def newest_whole(self) -> tuple[Path | None, str]:
+        """The newest checkpoint that is whole; None where none was ever saved.
+
+        Returns:
+            The checkpoint, and a sentence on newer ones that are lost, or nothing.
+
+        Raises:
+            UserError: there are checkpoints, and all are damaged.
+        """
+        lost = [] if self.last.exists() else [f"{self.last} is missing"]
+        for path in self.kept:
+            try:
+                step = checkpoint_step(path)
+            except UserError as error:
+                lost.append(str(error))
+                continue
+            return path, f"warning: {lost[0]}; going on from step {step:,} with {path.name}\n" if lost else ""
+        if self.kept:
+            raise UserError(
+                f"{lost[-1]}: no checkpoint in {self.checkpoints} is whole; restore one, or start another "
+                "run with run_id=NAME"
+            )
+        return None, ""
 
     @property
     def tokenizer(self) -> Path:
         """Folder of spm.model and vocab.txt."""
         return self.path / "tokenizer"
-
-    def make(self) -> None:
-        """Makes the folder.
-
-        Raises:
-            UserError: it cannot be made.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"output_dir: {self.path} cannot be made ({error.strerror}); choose another output_dir"
-            ) from None
 
     def lineage(self) -> dict[str, Any]:
         """What `lineage.json` says; empty when the folder is not a run."""
@@ -93,24 +121,23 @@ class RunFolder:
         """Merges entries into `lineage.json`, atomically."""
         self.path.mkdir(parents=True, exist_ok=True)
         content = {"format": FORMAT, **self.lineage(), **entries}
-        temporary = self.path / "lineage.json.tmp"
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, self.path / "lineage.json")
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        replace_text(self.path / "lineage.json", text)
 
     def record_resume(self, step: int, config: dict[str, Any]) -> None:
         """Notes that the run goes on from a step."""
         resumed = [*self.lineage().get("resumed", []), {"step": step, "at": now().isoformat()}]
         self.write_lineage(status="running", config=config, resumed=resumed)
 
-    def value(self, step: int, metric: str | None) -> float | None:
+    def value(self, checkpoint: Path, metric: str | None) -> float | None:
         """What a run that has nothing left to train reached: its best value, or the last of a metric.
 
         A run that was killed between its last checkpoint and its record is recorded as finished here.
         """
         metrics = last_metrics(self.path / "metrics.csv")
         if not self.finished:
-            self.write_lineage(status="finished", step=step, metrics=metrics)
-        return metrics.get(metric) if metric else best_value(self.last)
+            self.write_lineage(status="finished", step=checkpoint_step(checkpoint), metrics=metrics)
+        return metrics.get(metric) if metric else best_value(checkpoint)
 
     @property
     def parent(self) -> Path | None:
@@ -124,13 +151,13 @@ class RunFolder:
         return self.lineage().get("status") == "finished"
 
 
-def runs(output_dir: Path, name: str) -> list[RunFolder]:
-    """All runs of one model and stage (`<model>-<stage>`), newest first.
+def runs(output_dir: Path, names: str) -> list[RunFolder]:
+    """All runs whose `<model>-<stage>/<run_id>` fits a pattern, newest first.
 
     One whose record is damaged is passed over with a warning: a command does not hang on its neighbours.
     """
     found = []
-    for path in (output_dir / name).glob("*/lineage.json"):
+    for path in output_dir.glob(f"{names}/lineage.json"):
         run = RunFolder(path.parent)
         try:
             found.append((str(run.lineage().get("created", "")), run))
@@ -151,23 +178,6 @@ def fingerprint(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def new_run_id() -> str:
-    """RUN_ID, else SLURM_JOB_ID (a requeued job finds its folder), else the time.
-
-    Raises:
-        UserError: several processes started from outside (torchrun) without a common name.
-    """
-    named = os.environ.get("RUN_ID") or os.environ.get("SLURM_JOB_ID")
-    if named:
-        return named
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in os.environ:
-        raise UserError(
-            f"run_id: {os.environ['WORLD_SIZE']} processes need one name for their common folder; set "
-            "run_id=NAME or the environment variable RUN_ID"
-        )
-    return now().strftime("%Y%m%d-%H%M%S")
-
-
 def now() -> datetime:
     """The time, in UTC."""
     return datetime.now(UTC)
@@ -175,18 +185,24 @@ def now() -> datetime:
 
 def choose_run(
     output_dir: Path, name: str, config: Mapping[str, Any], run_id: str | None, resume: str
-) -> tuple[RunFolder, Path | None, str]:
-    """Decides which folder a command writes to and which checkpoint it goes on from.
+) -> tuple[RunFolder, bool]:
+    """Decides which folder a command writes to.
+
+    The name is `run_id`, else RUN_ID, else SLURM_JOB_ID (a requeued job finds its folder; a further command
+    of the job, with another configuration, gets `<job>-2`), else the time.
 
     Args:
         output_dir: the folder of all runs.
         name: `<model>-<stage>`.
         config: the resolved configuration of this command.
-        run_id: a name given by the user or the scheduler, or None.
+        run_id: a name given by the user, or None.
         resume: `auto`, `never` or a run folder.
 
     Returns:
-        The run, the checkpoint to resume from (None = start at step 0), and a sentence that says so.
+        The run, and whether it may get another name, should this one be taken by the time it is made.
+
+    Raises:
+        UserError: the name is no name or taken, or several processes have none in common.
     """
     if resume not in ("auto", "never"):
         run = RunFolder(Path(resume))
@@ -194,50 +210,155 @@ def choose_run(
             raise UserError(
                 f"resume={resume}: not a run folder (no lineage.json); use resume=auto or a run's path"
             )
-        return _continued(run, config)
-    named = run_id or os.environ.get("RUN_ID") or os.environ.get("SLURM_JOB_ID")
+        return run, False
+    named = run_id or os.environ.get("RUN_ID")
+    folder, job, several = output_dir / name, os.environ.get("SLURM_JOB_ID"), _several_processes()
+    if several and not named and (not job or resume == "never"):
+        raise UserError(
+            f"run_id: {several} processes need one name for their common folder; set run_id=NAME or the "
+            "environment variable RUN_ID"
+        )
+    if not is_first_process():
+        resume = "auto"  # the first process may just have begun this run
     if named:
         if Path(named).name != named:
             raise UserError(f"run_id={named}: is the name of one folder; leave out slashes and dots alone")
-        run = RunFolder(output_dir / name / named)
-        if not run.lineage():
-            return run, None, f"new run {run.path}"
-        if resume == "never":
+        run = RunFolder(folder / named)
+        if resume == "never" and _has_begun(run):
             raise UserError(
                 f"run_id={named}: {run.path} exists; choose another run_id or leave out resume=never"
             )
-        return _continued(run, config)
+        return run, False
+    if job:
+        for number in count(1):
+            run = RunFolder(folder / _numbered(job, number))
+            if not _has_begun(run):
+                return run, not several
+            if resume == "auto" and not _conflict(run, config):
+                return run, False
     if resume == "auto":
         mark = fingerprint(config)
-        for run in runs(output_dir, name):
+        for run in runs(output_dir, f"{name}/*"):
             lineage = run.lineage()
-            if (
-                lineage.get("status") != "finished"
-                and lineage.get("fingerprint") == mark
-                and run.last.exists()
-            ):
-                return _continued(run, config)
-    run = RunFolder(output_dir / name / new_run_id())
-    return run, None, f"new run {run.path}"
+            going_on = run.kept or (run.path / "lock").exists()
+            if lineage.get("status") != "finished" and lineage.get("fingerprint") == mark and going_on:
+                return run, False
+    return RunFolder(folder / now().strftime("%Y%m%d-%H%M%S")), True
 
 
-def _continued(run: RunFolder, config: Mapping[str, Any]) -> tuple[RunFolder, Path | None, str]:
-    before = run.lineage().get("config", {})
+def go_on(run: RunFolder, config: Mapping[str, Any]) -> tuple[Path | None, str]:
+    """Where a run goes on.
+
+    Returns:
+        The checkpoint to resume from (None = start at step 0), and a sentence that says so.
+
+    Raises:
+        UserError: it was started with other values, or its record or its checkpoints are lost.
+    """
+    if not run.lineage():
+        if _has_begun(run):
+            raise UserError(
+                f"{run.path / 'lineage.json'}: missing, or not of this version of plato2, but there are "
+                "checkpoints beside it; restore it, or start another run with run_id=NAME"
+            )
+        return None, f"new run {run.path}"
+    if conflict := _conflict(run, config):
+        raise UserError(conflict)
+    checkpoint, lost = run.newest_whole()
+    if checkpoint is None:
+        return None, f"run {run.path} has no checkpoint yet: starting it again"
+    sentence = f"{lost}resuming {run.path} from step {checkpoint_step(checkpoint):,}"
+    steps, then = (c.get("trainer", {}).get("max_steps") for c in (config, _configuration(run)))
+    if steps != then and config.get("optim", {}).get("schedule") == "linear":
+        sentence += f"; optim.schedule=linear, which was to end at step {then}, now ends at step {steps}"
+    return checkpoint, sentence
+
+
+@contextmanager
+def held(run: RunFolder, may_rename: bool) -> Iterator[RunFolder]:
+    """The run's folder, for this process alone while the block runs.
+
+    A folder in which no run began is removed at the end.
+
+    Args:
+        run: the run.
+        may_rename: another name is taken where the folder is there already.
+
+    Raises:
+        UserError: another process trains there, or the folder cannot be made.
+    """
+    own = () if may_rename else (run.path,)
+    there = [folder for folder in (*own, *run.path.parents) if folder.exists()]
+    try:
+        run = _make(run, may_rename)
+        with locked(run.path / "lock", run.path, "wait for it, or start another run with run_id=NAME"):
+            before = {*run.path.iterdir()}
+            try:
+                yield run
+            finally:
+                if not (run.path / "lineage.json").exists():
+                    for path in {*run.path.iterdir()} - before:
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            place = error.filename or run.path
+            raise UserError(f"{place}: {error.strerror}; a run must be able to write there") from None
+        raise
+    finally:
+        if not (run.path / "lineage.json").exists():
+            with suppress(OSError):  # not empty
+                for folder in (run.path, *run.path.parents):
+                    if folder not in there:
+                        folder.rmdir()
+
+
+def _make(run: RunFolder, may_rename: bool) -> RunFolder:
+    for number in count(1):
+        path = run.path.with_name(_numbered(run.path.name, number))
+        try:
+            path.mkdir(parents=True, exist_ok=not may_rename)
+            return RunFolder(path)
+        except OSError as error:
+            if isinstance(error, FileExistsError) and may_rename:
+                continue
+            raise UserError(
+                f"output_dir: {path} cannot be made ({error.strerror}); choose another output_dir"
+            ) from None
+    raise AssertionError("count has no end")
+
+
+def _several_processes() -> int:
+    """How many processes torchrun or srun started together, if they did."""
+    sizes = (("LOCAL_RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+    size = max(int(os.environ.get(size) or 1) if rank in os.environ else 1 for rank, size in sizes)
+    return size if size > 1 else 0
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}-{number}"
+
+
+def _has_begun(run: RunFolder) -> bool:
+    return bool(run.lineage() or run.kept)
+
+
+def _configuration(run: RunFolder) -> Mapping[str, Any]:
+    config = run.lineage().get("config")
+    return config if isinstance(config, dict) else {}
+
+
+def _conflict(run: RunFolder, config: Mapping[str, Any]) -> str:
+    """What keeps a configuration from going on with a run; nothing where it can."""
+    before = _configuration(run)
     for section in ("seed", "model", "stage", "data", "optim"):
         then, here = _flat(section, before.get(section)), _flat(section, config.get(section))
         for key in sorted(then.keys() | here.keys()):
             if then.get(key) != here.get(key) and not key.startswith(FREE):
-                raise UserError(
+                return (
                     f"{key}={here.get(key)}: {run.path} was started with {key}={then.get(key)}; give the old "
-                    "value to go on with it, or another run_id (or resume=never) to start anew"
+                    "value to go on with it, or another run_id to start anew"
                 )
-    if not run.last.exists():
-        return run, None, f"run {run.path} has no checkpoint yet: starting it again"
-    sentence = f"resuming {run.path}"
-    steps, then = (c.get("trainer", {}).get("max_steps") for c in (config, before))
-    if steps != then and config.get("optim", {}).get("schedule") == "linear":
-        sentence += f"; optim.schedule=linear, which was to end at step {then}, now ends at step {steps}"
-    return run, run.last, sentence
+    return ""
 
 
 def _flat(prefix: str, value: Any) -> dict[str, Any]:
@@ -269,6 +390,7 @@ def record_start(
     data: dict[str, Any],
     parent: Path | None,
     family: str,
+    overrides: Sequence[str] = (),
 ) -> None:
     """Writes the lineage of a new run.
 
@@ -280,6 +402,7 @@ def record_start(
         data: path and hash of the training shards, hash of their tokenizer.
         parent: the checkpoint or model folder it starts from, if any.
         family: name of the curriculum.
+        overrides: what a job of a sweep differs in, but for the stage.
     """
     ancestor = None
     if parent:
@@ -296,6 +419,7 @@ def record_start(
         status="running",
         parent=ancestor,
         curriculum=family,
+        overrides=sorted(overrides),
         tokenizer_sha256=data["tokenizer_sha256"],
         data=data,
         fingerprint=fingerprint(config),

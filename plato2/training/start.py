@@ -1,24 +1,40 @@
 """Where the first weights of a run come from: `init_from`.
 
-`auto`, the default, is the newest finished stage-1 run of the same model and tokenizer. Only its record is
-read here, so that what is missing is said before any data are prepared and before a model is built.
+`auto`, the default, is the newest finished stage-1 run of the same geometry and tokenizer; in a sweep that
+trains stage 1 it is that one, which is waited for. Only its record is read here, so that what is missing is
+said before any data are prepared and before a model is built.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import exp
 from pathlib import Path
 from typing import Any
 
 from plato2.config import UserError
 from plato2.training.checkpoint import best_value
+from plato2.training.console import say
 from plato2.training.run import RunFolder, runs
 
 COARSE = "1_coarse"
 """The stage that the others start from."""
 GEOMETRY = ("n_layer", "n_head", "hidden_size", "vocab_size", "max_position", "n_type", "n_role")
 """Keys of the model that stage 1 shares with the stages after it; experiments change them under one name."""
+WAIT_S, POLL_S = 3600.0, 2.0
+"""How long a job waits for a stage 1 that writes nothing, and how often it looks, in seconds."""
+
+
+@dataclass(frozen=True)
+class OwnSweep:
+    """What a job of a sweep that trains stage 1 knows of it."""
+
+    overrides: frozenset[str]
+    """What the job differs in, but for the stage: its parent has the same."""
+    side_by_side: bool
+    """Whether jobs run at the same time, so that the parent may still be training."""
 
 
 def needs_parent(stage: str, accepted: tuple[str, ...]) -> bool:
@@ -33,24 +49,27 @@ def newest_parent(
     tokenizer_sha256: str | None,
     family: str | None,
     first: str,
+    sweep: OwnSweep | None = None,
 ) -> RunFolder:
     """The run that `init_from=auto` means: the newest finished stage 1 that fits.
 
     Args:
         output_dir: the folder of all runs.
         model_name: name of the geometry.
-        model: its keys; a run of the same name and other values of `GEOMETRY` is passed over.
+        model: its keys; a run with other values of `GEOMETRY` is passed over, whatever its name.
         tokenizer_sha256: of the data; None = they are not prepared yet, and any tokenizer will do.
         family: name of the sweep or curriculum; if it has a stage 1 of its own, only that one will do.
         first: the command that trains a stage 1 that fits.
+        sweep: given where the sweep trains stage 1: no other run will do, and it is waited for.
 
     Raises:
         UserError: there is none; names the command to run first.
     """
-    found = runs(output_dir, f"{model_name}-{COARSE}")
-    own = [run for run in found if family and run.lineage().get("curriculum") == family]
-    finished = [run for run in own or found if run.finished and run.best.exists()]
-    fitting = [run for run in finished if not _other_geometry(run, model)]
+    found, own = _found(output_dir, family)
+    if sweep:
+        own = _awaited(output_dir, family, sweep) if sweep.side_by_side else _same(own, sweep)
+    finished = [run for run in (own if own or sweep else found) if run.finished and run.best.exists()]
+    fitting = [run for run in finished if not _other_geometry(run, model_name, model)]
     chosen = [run for run in fitting if tokenizer_sha256 in (None, run.lineage().get("tokenizer_sha256"))]
     if chosen:
         return chosen[0]
@@ -60,8 +79,8 @@ def newest_parent(
         reason = f"; {fitting[0].path} has another (plato2 prepare --tokenizer {fitting[0].tokenizer})"
     elif finished:
         sought = " with this geometry"
-        reason = f"; {finished[0].path} has {_other_geometry(finished[0], model)}"
-    curriculum = f" of the curriculum {family}" if own else ""
+        reason = f"; {finished[0].path} has {_other_geometry(finished[0], model_name, model)}"
+    curriculum = f" of the curriculum {family}" if own or sweep else ""
     raise UserError(
         f"init_from=auto: no finished {COARSE} run of model={model_name}{sought}{curriculum} under "
         f"{output_dir}{reason}; run this first: {first} (or give init_from=RUN; init_from=scratch insists on "
@@ -69,12 +88,41 @@ def newest_parent(
     )
 
 
-def _other_geometry(run: RunFolder, model: Mapping[str, Any]) -> str:
+def _found(output_dir: Path, family: str | None) -> tuple[list[RunFolder], list[RunFolder]]:
+    """All stage-1 runs, newest first, and those of the curriculum."""
+    found = runs(output_dir, f"*-{COARSE}/*")
+    return found, [run for run in found if family and run.lineage().get("curriculum") == family]
+
+
+def _same(own: list[RunFolder], sweep: OwnSweep) -> list[RunFolder]:
+    """Those with the overrides of the job, if there are any: a sweep over seeds has a parent for each."""
+    same = [run for run in own if frozenset(run.lineage().get("overrides", ())) == sweep.overrides]
+    return same or own
+
+
+def _awaited(output_dir: Path, family: str | None, sweep: OwnSweep) -> list[RunFolder]:
+    """The parent, when it is finished; as it is where it has written nothing for an hour."""
+    began, said = time.time(), False
+    while True:
+        own = _same(_found(output_dir, family)[1], sweep)
+        if own and own[0].finished:
+            return own
+        written = [path.stat().st_mtime for run in own[:1] for path in run.path.glob("*")]
+        if time.time() - max([began, *written]) > WAIT_S:
+            return own
+        if not said:
+            say(f"init_from=auto: waiting for stage {COARSE} of the sweep {family} to be finished")
+            said = True
+        time.sleep(POLL_S)
+
+
+def _other_geometry(run: RunFolder, model_name: str, model: Mapping[str, Any]) -> str:
     """What of a run's model differs, e.g. `model.n_layer=2, not 4`; empty where it is the same."""
     config = run.lineage().get("config")
     theirs = config.get("model") if isinstance(config, dict) else None
     if not isinstance(theirs, dict):
-        return ""  # a record without a configuration: the weights' shapes are compared when they are loaded
+        name = run.path.parent.name.removesuffix(f"-{COARSE}")
+        return "" if name == model_name else f"model={name}"  # shapes are compared when they are loaded
     differing = [key for key in GEOMETRY if theirs.get(key, model[key]) != model[key]]
     return ", ".join(f"model.{key}={theirs[key]}, not {model[key]}" for key in differing)
 

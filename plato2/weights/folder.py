@@ -288,7 +288,7 @@ def checkpoint_file(path: str | Path) -> Path:
         raise UserError(f"{path}: no such run folder, checkpoint or model folder{_near(path)}")
     run = RunFolder(path)
     if run.best.exists():
-        return run.best
+        return run.best_found()
     inside = [RunFolder(folder.parent) for folder in path.glob("*/checkpoints")]
     newest = max(inside, key=lambda run: run.checkpoints.stat().st_mtime, default=None)
     cure = f"did you mean {newest.path}?" if newest else "give the folder of a run that has saved one"

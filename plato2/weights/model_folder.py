@@ -3,6 +3,7 @@
     DIR/
         config.json             which stages are in it, and the arguments of their constructors
         model.safetensors       `generation.<parameter>`, `evaluation.<parameter>`; above 5 GB several files
+        *.sha256                the hash of each of these files, checked when it is read
         tokenizer/              spm.model, vocab.txt, text.json
         README.md               the model card
 
@@ -29,12 +30,14 @@ from torch import Tensor
 
 from plato2.config import UserError
 from plato2.data.tokenizer import Tokenizer
+from plato2.files import check_sha256, locked, write_sha256
 
 FORMAT = "plato2"
 PARTS = {"generation": ("2_gen", "1_coarse"), "evaluation": ("2_eval",)}
 """Which stages can be which part of a model folder."""
 SHARD_BYTES = 5_000_000_000
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+CURE = "take the folder from where it came again"
 _SAFETENSORS_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
@@ -92,24 +95,26 @@ def new_folder(out: Path) -> Iterator[Path]:
     """A folder to write to, which becomes `out` at the end; if that is not reached, nothing is left.
 
     Raises:
-        UserError: there is something at `out`, or it cannot be written.
+        UserError: there is something at `out`, another process writes it, or it cannot be written.
     """
     refuse_existing(out)
     target = Path(os.path.realpath(out))  # a link is followed to its disk
     new = existing_parent(out) / f".{target.name}.new"
     try:
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
-        yield new
-        if target.exists():
-            target.rmdir()  # empty
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(new, target)
-    except BaseException as error:
-        shutil.rmtree(new, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise UserError(f"--out {out}: could not be written ({error})") from None
-        raise
+        with locked(new.with_suffix(".lock"), f"--out {out}"):
+            try:
+                shutil.rmtree(new, ignore_errors=True)  # what a killed process left
+                new.mkdir()
+                yield new
+                refuse_existing(out)
+                if target.exists():
+                    target.rmdir()  # empty
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(new, target)
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: could not be written ({error})") from None
 
 
 def write_model_folder(
@@ -144,6 +149,8 @@ def write_model_folder(
     with new_folder(out) as new:
         _write_json(new / "config.json", config | (extra_config or {}))
         _write_weights(new, _prefixed(parts), shard_bytes)
+        for file in sorted(new.iterdir()):
+            write_sha256(file)
         tokenizer.save(new / "tokenizer")
         for name, text in ({"README.md": card} | (files or {})).items():
             (new / name).write_text(text, encoding="utf-8")
@@ -164,9 +171,10 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise UserError(f"{file}: not readable ({error}); take the folder from where it came again") from None
+        raise UserError(f"{file}: not readable ({error}); {CURE}") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT or not PARTS.keys() & config.keys():
         raise UserError(f"{path}: not a model folder of plato2 (config.json says otherwise)")
+    check_sha256(file, f"{CURE}, or remove {file.name}.sha256 if you edited it on purpose")
     return config
 
 
@@ -178,15 +186,14 @@ def read_part(path: Path, part: str) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     for file in weight_files(path):
+        check_sha256(file, CURE)
         try:
             with safe_open(file, framework="pt") as opened:
                 for key in opened.keys():  # noqa: SIM118 (not a dict)
                     if key.startswith(f"{part}."):
                         tensors[key.removeprefix(f"{part}.")] = opened.get_tensor(key)
         except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{file}: not readable ({error}); take the folder from where it came again"
-            ) from None
+            raise UserError(f"{file}: not readable ({error}); {CURE}") from None
     return tensors
 
 
@@ -199,11 +206,12 @@ def weight_files(path: Path) -> list[Path]:
     index = path / "model.safetensors.index.json"
     names = {"model.safetensors"}
     if index.is_file():
+        check_sha256(index, CURE)
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     files = [path / Path(name).name for name in sorted(names)]  # never outside of the folder
     for file in files:
         if not file.is_file():
-            raise UserError(f"{file}: missing; take the folder from where it came again")
+            raise UserError(f"{file}: missing; {CURE}")
     return files
 
 

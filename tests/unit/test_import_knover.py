@@ -301,7 +301,9 @@ def test_the_folder_has_what_it_should_and_no_paths_of_this_machine(release: Pat
     tokenizer = {f"tokenizer/{name}" for name in ("spm.model", "vocab.txt")}
     assert files.keys() - {"tokenizer/text.json"} == {
         "config.json",
+        "config.json.sha256",
         "model.safetensors",
+        "model.safetensors.sha256",
         "README.md",
         *tokenizer,
     }

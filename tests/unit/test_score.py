@@ -311,6 +311,7 @@ def test_models_of_different_tokenizers_are_refused(model: Path, pairs: Path, tm
     lower.save(other / "tokenizer")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"tokenizer_sha256": lower.sha256}))
+    (other / "config.json.sha256").unlink()  # edited on purpose
     done = run(pairs, "--generation", model, "--evaluation", other)
     assert done.exit_code == 2
     assert "different tokenizers" in done.stderr

@@ -312,7 +312,10 @@ def test_files_that_self_chat_did_not_write_are_left_alone(tmp_path: Path) -> No
 
 def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:
     out = tmp_path / "chats.jsonl"
-    with resumed(out, ABOUT, 10, 4), pytest.raises(UserError, match="another run is writing it"):
+    with (
+        resumed(out, ABOUT, 10, 4),
+        pytest.raises(UserError, match=r"chats\.jsonl is being written by another process \(process "),
+    ):
         write(out, b"")
 
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from plato2.config import UserError
-from plato2.data.atomic import locked
+from plato2.files import locked
 
 _UNFINISHED = ".part"
 

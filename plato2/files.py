@@ -1,0 +1,165 @@
+"""Files that may be damaged, and files that several processes want to write: hashes and locks."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+
+from plato2.config import UserError
+
+UNCHECKED = "PLATO2_CHECK_HASHES"
+"""Environment variable: 0 = hashes are not checked, which saves the time that it takes to read huge files."""
+NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What file systems without locks of the kernel say."""
+LEASE_S = 120.0
+"""Where there are none: a holder that has not renewed its lease for so many seconds is dead."""
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a text file that is at no time half there."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+# ---------------------------------------------------------------------------------------------------- hashes
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file, or of the names and hashes in a folder (sharded checkpoint)."""
+    if path.is_dir():
+        parts = [f"{child.name}:{file_sha256(child)}" for child in sorted(path.iterdir())]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    state = path.stat()
+    return _sha256(path, state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _sha256(path: Path, *state: int) -> str:
+    """A file is hashed once, however often it is looked into, until it changes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_file(path: Path) -> Path:
+    """The file beside `path` that has its hash, as `sha256sum` writes it."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def write_sha256(path: Path, *hashes: str) -> None:
+    """Writes the hash of a file or folder beside it; its own, if none is given.
+
+    Two are given while another file takes its place: a kill between the two renames leaves one that is known.
+    """
+    lines = [f"{sha256}  {path.name}\n" for sha256 in hashes or (file_sha256(path),)]
+    replace_text(sha256_file(path), "".join(lines))
+
+
+def read_sha256(path: Path) -> list[str]:
+    """The hashes beside a file or folder; empty where there are none."""
+    try:
+        lines = sha256_file(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    return [line.split()[0] for line in lines if line.strip()]
+
+
+def check_sha256(path: Path, cure: str) -> None:
+    """Compares a file or folder with the hash beside it; where there is none, nothing is compared.
+
+    Raises:
+        UserError: it is damaged, or was changed since it was saved.
+    """
+    if os.environ.get(UNCHECKED) == "0" or not sha256_file(path).exists():
+        return
+    if file_sha256(path) not in read_sha256(path):
+        raise UserError(
+            f"{path}: damaged: its bytes are not those that were saved ({sha256_file(path).name} has another "
+            f"hash); {cure}"
+        )
+
+
+# ----------------------------------------------------------------------------------------------------- locks
+
+
+@contextmanager
+def locked(lock: Path, target: Path | str, cure: str = "wait for it, or stop it") -> Iterator[None]:
+    """Holds a lock file while the block runs, so that one process at a time writes `target`.
+
+    The kernel frees the lock of a dead process, on this or another machine. On file systems without such
+    locks it is a lease that its holder renews; there that of a machine that died is free after two minutes.
+
+    Args:
+        lock: the file; gone afterwards.
+        target: what is protected, for messages.
+        cure: what to do when another process holds it.
+
+    Raises:
+        UserError: another process holds it.
+        OSError: the file cannot be made.
+    """
+    from filelock import FileLock, SoftFileLease, Timeout  # here, since whoever only reads locks nothing
+
+    held: FileLock | SoftFileLease = FileLock(
+        lock, timeout=0, fallback_to_soft=False, on_acquired=_sign, thread_local=False
+    )
+    try:
+        try:
+            held.acquire()
+        except OSError as error:
+            if isinstance(error, Timeout) or error.errno not in NO_FLOCK:
+                raise
+            lock.unlink(missing_ok=True)
+            lock = lock.with_name(f"{lock.name}.lease")
+            held = SoftFileLease(
+                lock, timeout=LEASE_S + 10, lease_duration=LEASE_S, on_compromise=_end, thread_local=False
+            )
+            held.acquire()
+    except Timeout:
+        raise UserError(f"{target} is being written by another process{_holder(lock)}; {cure}") from None
+    try:
+        yield
+    finally:
+        if isinstance(held, FileLock):  # before it is free: who waits for it notices, and makes a new one
+            lock.unlink(missing_ok=True)
+        held.release()
+
+
+def _sign(file: int) -> None:
+    """Writes into the lock who holds it, for the message to the others."""
+    about = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv),
+    }
+    os.ftruncate(file, 0)
+    os.pwrite(file, json.dumps(about).encode(), 0)
+
+
+def _holder(lock: Path) -> str:
+    """` (process ... on ...)`, where it has signed."""
+    try:
+        about = json.loads(lock.read_text(encoding="utf-8"))
+        return f" (process {about['pid']} on {about['host']} since {about['since']}: {about['command']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        from filelock import SoftFileLease
+
+        pid = SoftFileLease(lock, lease_duration=LEASE_S).pid if lock.suffix == ".lease" else None
+        return f" (process {pid})" if pid else ""
+
+
+def _end(loss: object) -> None:
+    """Ends this process at once: another one took its lease over while it hung. What it saved is whole."""
+    print(f"error: {loss}: another process has taken over; stopped", file=sys.stderr, flush=True)
+    os._exit(1)

@@ -1,0 +1,136 @@
+"""Processes that start in no time, and die where they are told: forks of one that has imported everything.
+
+    python forks.py        reads jobs from stdin, a JSON object a line; answers each with a line
+
+A job runs a Python file as `__main__`. Its opens for writing, renames, links and removals below a folder are
+counted; at the one with the number that it is given it kills itself, just before it happens (SIGKILL), or in
+the middle of the first write after it (SIGXFSZ of the kernel, which cuts the file).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+CHANGES = ("os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+class Forks:
+    """The process that forks, as a test uses it."""
+
+    def __init__(self, **variables: str) -> None:
+        command = [sys.executable, __file__]
+        self.process = subprocess.Popen(
+            command, env=os.environ | variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(
+        self, script: Path, *arguments: str, folder: Path, kill_at: int = 0, cut: bool = False
+    ) -> tuple[int, list[list[str]], str]:
+        """Runs a job in `folder`.
+
+        Returns:
+            Its exit code, negative for a signal; the changes it was about to make (event, path); its output.
+        """
+        job = {"script": str(script), "arguments": arguments, "folder": str(folder), "kill_at": kill_at}
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(job | {"cut": cut}) + "\n")
+        self.process.stdin.flush()
+        code, changes, output = json.loads(self.process.stdout.readline())
+        return code, changes, output
+
+    def close(self) -> None:
+        """Ends it."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def serve() -> None:
+    """Imports what takes seconds, then forks for each job."""
+    import hydra  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
+    import pytorch_lightning  # noqa: F401
+
+    import plato2.data.module
+    import plato2.evaluate.selection
+    import plato2.talk.replies
+    import plato2.training.checkpoint  # noqa: F401
+
+    for line in sys.stdin:
+        job = json.loads(line)
+        said, told = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(said)
+            work(job, told)
+        os.close(told)
+        with os.fdopen(said, errors="replace") as pipe:
+            lines = pipe.read().splitlines()
+        changes = [json.loads(line[1:]) for line in lines if line.startswith("\0")]
+        output = "\n".join(line for line in lines if not line.startswith("\0"))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        print(json.dumps([code, changes, output]), flush=True)
+
+
+def work(job: dict[str, Any], told: int) -> None:
+    """The job, in a process of its own."""
+    for stream in (1, 2):
+        os.dup2(told, stream)
+    os.chdir(job["folder"])
+    sys.addaudithook(Watch(**{key: job[key] for key in ("folder", "kill_at", "cut")}))
+    sys.argv = [job["script"], *job["arguments"]]
+    code = 0
+    try:
+        runpy.run_path(job["script"], run_name="__main__")
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException as error:
+        print(repr(error), flush=True)
+        code = 99
+    sys.stdout.flush()
+    os._exit(code)
+
+
+class Watch:
+    """Counts changes below a folder, and ends the process at one of them."""
+
+    def __init__(self, folder: str, kill_at: int, cut: bool) -> None:
+        self.folder, self.kill_at, self.cut, self.number = folder, kill_at, cut, 0
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """What Python calls before anything that it audits."""
+        if event == "open":
+            path, _, flags = arguments
+            if not flags & WRITING:
+                return
+        elif event in CHANGES:
+            path = arguments[1 if event in ("os.rename", "os.link") else 0]
+        else:
+            return
+        if not isinstance(path, str | os.PathLike) or not os.path.abspath(path).startswith(self.folder):
+            return
+        self.number += 1
+        name = os.path.relpath(path, self.folder)
+        os.write(1, f"\n\0{json.dumps([event, name])}\n".encode())
+        if self.number != self.kill_at:
+            return
+        if not self.cut:
+            os.kill(os.getpid(), signal.SIGKILL)
+        size = os.path.getsize(path) if "a" in str(arguments[1]) and os.path.exists(path) else 0
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 9, size + 9))
+
+
+if __name__ == "__main__":
+    serve()

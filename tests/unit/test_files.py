@@ -1,0 +1,122 @@
+"""Locks that real processes hold, lose and take over; hashes beside files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from plato2.config import UserError
+from plato2.files import check_sha256, file_sha256, locked, read_sha256, write_sha256
+
+ROOT = Path(__file__).parents[2]
+HOLD = """
+import errno, fcntl, os, sys, time
+from pathlib import Path
+import plato2.files
+lock, how = Path(sys.argv[1]), sys.argv[2:]
+if "no-flock" in how:  # as a file system without locks answers
+    plato2.files.LEASE_S = 2.0
+    def flock(*arguments):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+    fcntl.flock = flock
+with plato2.files.locked(lock, "the thing", "name another"):
+    if "fork" in how and os.fork() == 0:  # a worker that outlives its parent
+        time.sleep(60)
+        os._exit(0)
+    print("held", flush=True)
+    if "stay" in how:
+        time.sleep(600)
+"""
+
+
+def start(lock: Path, *how: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", HOLD, str(lock), *how]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+def holding(lock: Path, *how: str) -> subprocess.Popen[str]:
+    process = start(lock, "stay", *how)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n", process.communicate()
+    return process
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.parametrize("how", [(), ("no-flock",)], ids=["flock", "no flock"])
+def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path, how: tuple[str, ...]) -> None:
+    lock = tmp_path / "lock"
+    process = holding(lock, "fork", *how)
+    try:
+        _, told = start(lock, *how).communicate(timeout=60)
+        last = told.splitlines()[-1]
+        assert f"the thing is being written by another process (process {process.pid}" in last
+        assert "name another" in last
+        if not how:
+            signed = rf"process {process.pid} on .* since 20.*: -c .*lock stay fork"
+            with pytest.raises(UserError, match=signed):
+                locked(lock, "it").__enter__()
+        process.kill()
+        process.wait()
+        assert start(lock, *how).communicate(timeout=60)[0] == "held\n"  # though its worker lives on
+    finally:
+        end(process)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_dead_machine_left_is_taken_over(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    lock.write_text(json.dumps({"pid": 1, "host": "another", "since": "2026", "command": "train.py"}))
+    with locked(lock, "it"):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+    assert not lock.exists()
+
+
+def test_a_live_lease_is_kept_and_a_dead_machines_ends(tmp_path: Path) -> None:
+    """A holder of another machine cannot be asked whether it lives; its lease is no longer renewed."""
+    process = holding(tmp_path / "lock", "no-flock")
+    lease = tmp_path / "lock.lease"
+    signed = lease.read_text()
+    end(process)
+    lease.write_text(signed.replace(os.uname().nodename, "another"))
+    assert start(tmp_path / "lock", "no-flock").communicate(timeout=60)[0] == "held\n"
+
+
+def test_other_errors_are_not_a_lock(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        locked(tmp_path / "file" / "lock", "it").__enter__()
+
+
+def test_the_hash_beside_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, folder = tmp_path / "a.bin", tmp_path / "b"
+    folder.mkdir()
+    for path, inside in ((file, file), (folder, folder / "part")):
+        inside.write_bytes(b"whole")
+        check_sha256(path, "no hash, nothing to compare")
+        write_sha256(path)
+        assert read_sha256(path) == [file_sha256(path)]
+        check_sha256(path, "")
+        inside.write_bytes(b"whale")
+        with pytest.raises(UserError, match=f"{path}: damaged: .*sha256.*; mend it"):
+            check_sha256(path, "mend it")
+        write_sha256(path, *read_sha256(path), file_sha256(path))  # while one takes the place of the other
+        check_sha256(path, "")
+        inside.write_bytes(b"whole")
+        check_sha256(path, "")
+        inside.write_bytes(b"whule")
+        monkeypatch.setenv("PLATO2_CHECK_HASHES", "0")
+        check_sha256(path, "")
+        monkeypatch.delenv("PLATO2_CHECK_HASHES")
+    done = subprocess.run(["sha256sum", "-c", "a.bin.sha256"], cwd=tmp_path, capture_output=True, text=True)
+    assert "a.bin: FAILED" in done.stdout
