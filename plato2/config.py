@@ -16,8 +16,9 @@ from typing import Literal, get_args
 Strategy = Literal["top_k", "top_p", "beam"]
 Criterion = Literal["coherence", "forward", "backward"]
 Schedule = Literal["inverse_sqrt", "linear"]
-COLDEST, HOTTEST = 0.01, 100.0
-"""Temperatures between which logits neither overflow nor vanish."""
+COLDEST, HOTTEST = 0.01, 2.0
+"""Temperatures, above which a text is noise and below which the most probable token is taken: logits would
+overflow."""
 
 
 class UserError(Exception):
@@ -155,10 +156,12 @@ class DecodeConfig:
     top_k: int = 10
     """Sample among the k most probable tokens; 1 = greedy."""
     top_p: float = 0.9
-    """Sample among the most probable tokens, as many as it takes to reach this probability; 1 = all."""
+    """Sample among the most probable tokens, as many as it takes to reach this probability; 1 = all, 0 =
+    greedy."""
     beam_size: int = 10
     """Hypotheses that beam search follows for each latent; all of them become candidates."""
     temperature: float = 1.0
+    """Below 1 more probable tokens, above 1 more variety; below 0.01 greedy."""
     max_tokens: int = 64
     """Longest candidate, the end token included."""
     min_tokens: int = 1
@@ -185,11 +188,18 @@ class DecodeConfig:
             f"strategy={self.strategy}: use one of {', '.join(get_args(Strategy))}",
         )
         _require(self.top_k >= 1, f"top_k={self.top_k}: must be at least 1 (1 = greedy)")
-        _require(0 < self.top_p <= 1, f"top_p={self.top_p}: must be above 0 and at most 1 (1 = all tokens)")
+        _require(
+            0 <= self.top_p <= 1,
+            f"top_p={self.top_p}: must be between 0 (greedy) and 1 (all tokens)",
+        )
         _require(self.beam_size >= 1, f"beam_size={self.beam_size}: must be at least 1 (1 = greedy)")
         _require(
-            COLDEST <= self.temperature <= HOTTEST,
-            f"temperature={self.temperature}: must be between {COLDEST:g} and {HOTTEST:g} (greedy: top_k=1)",
+            0 <= self.temperature <= HOTTEST,
+            f"temperature={self.temperature}: must be between 0 (greedy) and {HOTTEST:g}",
+        )
+        _require(
+            self.temperature >= COLDEST or self.strategy != "beam",
+            f"temperature={self.temperature}: is greedy, and strategy=beam is not; leave one of them out",
         )
         _require(self.max_tokens >= 1, f"max_tokens={self.max_tokens}: must be at least 1")
         _require(

@@ -188,7 +188,8 @@ def test_plato2_commands_parse(line: str) -> None:
 def test_options_named_in_the_text_exist() -> None:
     commands = [verb(name) for name in [*VERBS, *map(" ".join, SPECIAL)]]
     commands += [sub for found in commands for sub in getattr(found, "commands", {}).values()]
-    known = {option for found in commands for parameter in found.params for option in parameter.opts}
+    parameters = [parameter for found in commands for parameter in found.params]
+    known = {option for one in parameters for option in (*one.opts, *one.secondary_opts)}
     for path in DOCUMENTS:
         named = re.findall(r"`(--[a-z-]+)", without_blocks(path))
         unknown = [name for name in named if name not in known | HYDRA_FLAGS | OTHER_PROGRAMS]

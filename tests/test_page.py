@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shutil
 import socket
 import sys
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from runs import make_run
+from serving import end, start
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install 'plato2[ui]'")
 
@@ -25,6 +27,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from gradio_client import Client
+from starlette.routing import Route
 
 from plato2.config import DecodeConfig, UserError
 from plato2.talk.batching import Batcher, Job, QueueFull
@@ -170,6 +173,39 @@ def exported(client: Client) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------------------------------------------- HTTP
 
 
+def test_the_page_changes_nothing_of_the_api(runs: dict[str, Path]) -> None:
+    pytest.importorskip("prometheus_client", reason="the server needs pip install 'plato2[serve]'")
+    from plato2.talk.server import Metrics, make_app
+
+    bot = PlatoBot.load(runs["1_coarse"])
+    batcher = Batcher(bot)
+
+    def answers(with_page: bool) -> list[tuple[int, str]]:
+        app = make_app(bot, batcher, Metrics(), "tiny")
+        if with_page:
+            mount_page(app, bot, batcher, "tiny")
+        found = []
+        for address in serve(app):
+            for path in (
+                "/healthz",
+                "/v1/models",
+                "/v1/chat/completions",
+                "/nowhere",
+                "/v1/nowhere",
+                "/docs",
+            ):
+                for method in ("GET", "HEAD", "OPTIONS", "DELETE", "POST"):
+                    answer = httpx.request(method, f"{address}{path}", json={})
+                    text = answer.text if path != "/v1/models" or method != "GET" else ""  # when it began
+                    found.append((answer.status_code, f"{method} {path} {text}"))
+            page = httpx.get(address)
+            assert (page.status_code, "gradio" in page.text) == ((200, True) if with_page else (404, False))
+        return found
+
+    assert answers(with_page=True) == answers(with_page=False)
+    batcher.close(10)
+
+
 def test_other_routes_of_the_application_stay(address: str) -> None:
     assert httpx.get(f"{address}/healthz").json() == "fine"
     page = httpx.get(address)
@@ -188,7 +224,6 @@ OPEN = (
     "/gradio_api/cancel",
     "/gradio_api/heartbeat/{session_hash}",
     "/gradio_api/info",
-    "/gradio_api/login_check",
     "/gradio_api/openapi.json",
     "/gradio_api/queue/data",
     "/gradio_api/queue/join",
@@ -197,24 +232,172 @@ OPEN = (
     "/gradio_api/run/{api_name}",
     "/gradio_api/startup-events",
     "/gradio_api/theme.css",
-    "/gradio_api/token",
-    "/gradio_api/user",
 )
-"""What talking needs, and what only says that there are no users."""
+"""What talking needs."""
+
+
+def gradios_routes(app: FastAPI) -> set[tuple[str, str]]:
+    """Method and path of all that Gradio has, also of what this page does not need."""
+    door = next(route.app for route in app.routes if isinstance(route, Route) and route.path == "/config")
+    routes = iter_route_contexts(door.app.routes)
+    return {(m, route.path) for route in routes for m in getattr(route, "methods", None) or ()}
+
+
+def own_routes(app: FastAPI) -> set[tuple[str, str]]:
+    """Method and path of all that the application has."""
+    return {(m, route.path) for route in app.routes if isinstance(route, Route) for m in route.methods}
+
+
+def filled(path: str) -> str:
+    path = path.replace("{path_or_url:path}", "/etc/hostname").replace("{url_path:path}", "a")
+    return path.replace("{api_name}", "chat").replace("{", "").replace("}", "")
 
 
 def test_what_takes_or_gives_files_is_closed(app: FastAPI, address: str) -> None:
     """Whatever Gradio has below /gradio_api is closed or known, also after an update."""
-    mounted = app.routes[-1].app.routes
-    routes = {(m, r.path) for r in iter_route_contexts(mounted) for m in getattr(r, "methods", None) or ()}
     tried = 0
-    for method, path in sorted(routes):
+    for method, path in sorted(gradios_routes(app)):
         if path.startswith("/gradio_api") and path.rstrip("/") not in OPEN:
-            filled = path.replace("{path_or_url:path}", "/etc/hostname").replace("{url_path:path}", "a")
-            answer = httpx.request(method, address + filled.replace("{", "").replace("}", ""))
+            answer = httpx.request(method, address + filled(path))
             assert answer.status_code in (403, 404), (method, path, answer.status_code)
             tried += 1
     assert tried > 20
+
+
+PLAIN = [None, "top_k", 10, 0.9, 10, 1.0, 1, 8, 0, 1, 3]
+"""What /chat takes after the message."""
+SESSION = {"fn_index": 0, "session_hash": "abc", "trigger_id": 1}
+
+
+WAITING = {
+    (method, f"/gradio_api/{path}")
+    for method in ("GET", "HEAD")
+    for path in (
+        "call/{api_name}/{event_id}",
+        "call/v2/{api_name}/{event_id}",
+        "heartbeat/{session_hash}",
+        "queue/data",
+    )
+}
+"""What answers when something happens, or never; a body of theirs is thrown away."""
+
+
+def bodies(path: str) -> Iterator[Any]:
+    """File data wherever it could stand in a request."""
+    file = {"path": path, "url": path, "meta": {"_type": "gradio.FileData"}}
+    yield {**SESSION, "data": [file, *PLAIN]}
+    for hidden in ([file], {"value": file}, [[[file | {"is_stream": True}]]]):
+        yield {**SESSION, "data": ["hi", *PLAIN[:-1], hidden]}
+    yield {**SESSION, "data": [file]}
+    yield {**SESSION, "data": file}
+    yield {**SESSION, "data": [None], "fn_index": 1, "event_data": file}
+    yield {"message": file, "seed": 3}
+    yield {"message": "hi", "strategy": [file]}
+    yield {"message": {"path": path}, "data": [{"path": path, "meta": path}]}
+
+
+def test_no_route_takes_a_file(app: FastAPI, runs: dict[str, Path], tmp_path: Path) -> None:
+    """Gradio would copy a file, wait for ever at a device or a pipe, and fetch an address."""
+    pipe, cache, secret = tmp_path / "pipe", tmp_path / "cache", tmp_path / "secret.txt"
+    os.mkfifo(pipe)
+    secret.write_text("a secret", encoding="utf-8")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        other.settimeout(0.2)
+        elsewhere = f"http://127.0.0.1:{other.getsockname()[1]}/file.txt"
+        running = start(runs["1_coarse"], "--ui", "--max-tokens", 4, GRADIO_TEMP_DIR=str(cache))
+        routes = own_routes(app) | gradios_routes(app)
+        assert {path for _, path in routes} > set(OPEN)
+        tried = set()
+        with httpx.Client(base_url=running.url, timeout=60) as visitor:
+            for method, path in sorted(routes - WAITING):
+                for body in bodies(str(secret)):
+                    status = visitor.request(method, filled(path), json=body).status_code
+                    assert status < 500, (path, body)
+                    assert method != "POST" or status >= 400, (path, body)
+                    if (method, path) not in own_routes(app):
+                        break  # closed for this body, closed for all
+            for path in sorted(path for method, path in own_routes(app) if method == "POST"):
+                for target in (pipe, "/dev/zero", "/dev/stdin", tmp_path, elsewhere, "ftp://127.0.0.1/a"):
+                    for body in bodies(str(target)):
+                        status = visitor.post(filled(path), json=body).status_code
+                        assert 400 <= status < 500, (path, body)
+                        if status == 400:
+                            tried.add(path)
+            assert {f"/gradio_api/{name}" for name in ("queue/join", "run/{api_name}")} <= tried
+            assert {f"/gradio_api/{name}/{{api_name}}" for name in ("api", "call", "call/v2")} <= tried
+            with pytest.raises(TimeoutError):
+                other.accept()
+        with pytest.raises(OSError, match="No such device"):  # nobody reads it
+            os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        assert not [path for path in cache.rglob("*") if path.is_file()]
+        client = Client(running.url, verbose=False, analytics_enabled=False)
+        chat, *_ = client.predict(str(secret), api_name="/chat")  # a text that is a path is a text
+        assert said(chat)[0] == str(secret)
+        assert not [path for path in cache.rglob("*") if path.is_file()]
+        code, _stdout, stderr = end(running)
+    assert code == 0
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("route", ["call", "call/v2", "run", "api"])
+def test_the_open_routes_answer_texts_and_numbers(address: str, route: str) -> None:
+    body = {"message": "hi", "seed": 3} if route == "call/v2" else {"data": ["hi", *PLAIN]}
+    answer = httpx.post(f"{address}/gradio_api/{route}/chat", json=body)
+    assert answer.status_code == 200, answer.text
+    if route.startswith("call"):
+        with httpx.stream("GET", f"{address}/gradio_api/call/chat/{answer.json()['event_id']}") as events:
+            assert "event: complete" in [line for line in events.iter_lines() if line.startswith("event: c")]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{",
+        "[]",
+        "",
+        '{"data": [NaN]}',
+        '{"data": [1e999]}',
+        "[" * 100_000,
+        b"\xff",
+        '{"a":' + "9" * 5000 + "}",
+    ],
+    ids=["cut", "list", "nothing", "nan", "infinite", "deep", "bytes", "digits"],
+)
+def test_what_is_no_plain_json_is_refused(address: str, body: str | bytes) -> None:
+    answer = httpx.post(
+        f"{address}/gradio_api/queue/join", content=body, headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] in ("invalid_json", "invalid_type", "invalid_value")
+
+
+def test_the_page_is_for_its_own_scripts(address: str) -> None:
+    join, body = f"{address}/gradio_api/queue/join", {**SESSION, "data": ["hi", *PLAIN]}
+    port = address.rpartition(":")[2]
+    for origin in (
+        "http://localhost:1",
+        "http://127.0.0.1",
+        f"http://localhost:{port}",
+        "null",
+        "https://a.b",
+    ):
+        answer = httpx.post(join, json=body, headers={"Origin": origin})
+        assert answer.status_code == 403
+        assert answer.json()["error"]["code"] == "foreign_origin"
+        asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        answer = httpx.options(join, headers=asked)
+        assert "access-control-allow-origin" not in answer.headers
+    assert httpx.post(join, json=body, headers={"Origin": address}).status_code == 200
+
+
+def test_no_other_site_can_show_or_read_the_page(address: str) -> None:
+    for path in ("/", "/config", "/theme.css", "/gradio_api/info"):
+        headers = httpx.get(f"{address}{path}").headers
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert headers["x-frame-options"] == "DENY"
+        assert headers["x-content-type-options"] == "nosniff"
 
 
 def test_no_file_of_the_server_can_be_read(address: str, runs: dict[str, Path]) -> None:
@@ -324,8 +507,8 @@ def test_what_is_not_answered_stays_in_the_box(client: Client, message: str) -> 
     [
         {"top_k": 0},
         {"top_p": 1.5},
-        {"temperature": 0},
-        {"temperature": 1e-9},
+        {"temperature": -1},
+        {"temperature": 2.5},
         {"min_tokens": 99},
         {"seed": None},
         {"samples": 21},
@@ -339,6 +522,20 @@ def test_settings_that_cannot_be_keep_the_message(client: Client, settings: dict
     chat, box, *_ = client.predict("hello", **settings, api_name="/chat")
     assert chat == []
     assert box == "hello"
+
+
+def test_near_zero_is_greedy(client: Client) -> None:
+    texts = []
+    for settings in (
+        {"top_k": 1},
+        {"temperature": 0},
+        {"temperature": 1e-9},
+        {"strategy": "top_p", "top_p": 0},
+    ):
+        client.predict("hello", **settings, api_name="/chat")
+        texts.append([candidate["text"] for candidate in exported(client)[1]["candidates"]])
+        client.predict(api_name="/reset")
+    assert texts == [texts[0]] * 4
 
 
 def test_a_beam_search_and_more_samples(client: Client) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import io
 import json
 import re
 import shlex
@@ -24,7 +25,8 @@ from typing import Any
 import pytest
 import typer
 from runs import KNOVER, make_run, make_stage
-from small import ROOT, environment
+from serving import end, start
+from small import ROOT
 from test_batching import SOON, GatedBot, eventually
 from typer.testing import CliRunner
 
@@ -42,57 +44,26 @@ openai = pytest.importorskip("openai", reason="the tests of the server need open
 if shutil.which("curl") is None:
     pytest.skip("the tests of the server need curl", allow_module_level=True)
 
-import uvicorn  # noqa: E402
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
 import plato2.talk.server as server_module  # noqa: E402
+from plato2.commands.serve import model_name  # noqa: E402
 from plato2.talk.batching import Batcher  # noqa: E402
 from plato2.talk.chat_api import ApiError, ChatRequest  # noqa: E402
-from plato2.talk.server import Metrics, Server, listen, make_app, url_of  # noqa: E402
+from plato2.talk.server import (  # noqa: E402
+    LOG_CHARACTERS,
+    LimitedLog,
+    Metrics,
+    Server,
+    listen,
+    make_app,
+    make_server,
+    url_of,
+)
 
 HI: list[dict[str, Any]] = [{"role": "user", "content": "hi , how was your day ?"}]
 MAX_TOKENS = 12
 CHAT = "/v1/chat/completions"
-
-# ---------------------------------------------------------------------------------------- a server of its own
-
-
-@dataclass
-class Running:
-    """`plato2 serve` in a process."""
-
-    process: subprocess.Popen[str]
-    url: str
-    line: str
-    """What it printed."""
-
-
-def start(*arguments: object, **variables: str) -> Running:
-    """`plato2 serve ARGUMENTS` on a free port, ready."""
-    command = [sys.executable, "-m", "plato2", "serve", *map(str, arguments), "--port", "0"]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment(**variables),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    line = process.stdout.readline()
-    found = re.match(r"(http://127\.0\.0\.1:\d+)/v1 serves ", line)
-    if found is None:
-        process.kill()
-        pytest.fail(f"the server did not start: {line}{process.stderr.read()}")
-    return Running(process, found[1], line)
-
-
-def end(running: Running, sig: int = signal.SIGTERM) -> tuple[int, str, str]:
-    """Exit code, and what else it printed."""
-    running.process.send_signal(sig)
-    stdout, stderr = running.process.communicate(timeout=60)
-    return running.process.returncode, stdout, stderr
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +178,51 @@ def test_turns_are_read_in_order_and_parts_are_joined(client: Any, bot: PlatoBot
     assert texts(ask(client, again, seed=3)) == [bot.reply(turns, replace(bot.decode_config, seed=3)).text]
 
 
+def test_messages_in_a_row_are_one_turn(client: Any, bot: PlatoBot) -> None:
+    """As `plato2 prepare` reads them."""
+    said = [
+        ("user", "hi"),
+        ("user", "you !"),
+        ("assistant", "hello"),
+        ("assistant", "there"),
+        ("user", "why"),
+        ("user", "?"),
+    ]
+    messages = [{"role": role, "content": text} for role, text in said]
+    reply = bot.reply(["hi you !", "hello there", "why ?"], replace(bot.decode_config, seed=3))
+    assert texts(ask(client, messages, seed=3)) == [reply.text]
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_system_messages(url: str, tokenizer: Tokenizer, role: str) -> None:
+    def answer(at: str, turns: list[dict[str, Any]], **fields: Any) -> Any:
+        return httpx.post(f"{at}{CHAT}", json={**ASK, "messages": turns, "seed": 3, **fields}, timeout=SOON)
+
+    def text(response: Any) -> str:
+        return str(response.json()["choices"][0]["message"]["content"])
+
+    prompt = {"role": role, "content": "be kind ."}
+    plain = answer(url, [USER])
+    assert "x-plato2-warning" not in plain.headers
+    for turns in ([prompt, USER], [prompt, prompt, USER], [{**prompt, "content": ""}, USER]):
+        found = answer(url, turns)
+        assert text(found) == text(plain)
+        assert found.headers["x-plato2-warning"].startswith("messages[0]: PLATO-2 has no system prompt")
+    assert "x-plato2-warning" in answer(url, [prompt, USER], stream=True).headers
+    between = [USER, prompt, {"role": "user", "content": "you"}]
+    assert text(answer(url, between)) == text(answer(url, [USER, between[2]]))
+    bot = PlatoBot(make_stage("2_gen"), tokenizer, None, DecodeConfig(max_tokens=MAX_TOKENS))
+    with serving(bot, system="refuse") as local:
+        error = answer(local.url, [USER, prompt, USER]).json()["error"]
+        assert (error["code"], error["param"]) == ("invalid_value", "messages[1].role")
+        assert "PLATO-2 has no system prompt" in error["message"]
+    with serving(bot, system="context") as local:
+        found = answer(local.url, [prompt, USER])
+        reply = bot.reply(["be kind .", "hi"], replace(bot.decode_config, seed=3))
+        assert text(found) == reply.text
+        assert "x-plato2-warning" not in found.headers
+
+
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_stream_has_the_same_words(client: Any, n: int) -> None:
     plain = ask(client, seed=3, n=n, extra_body={"plato2": {"candidates": True}})
@@ -271,6 +287,8 @@ def test_settings_of_a_request(client: Any, bot: PlatoBot) -> None:
     greedy = said(top_k=1)
     assert texts(ask(client, n=5, temperature=0, seed=1)) == greedy
     assert texts(ask(client, n=5, temperature=0, top_p=0.5)) == greedy
+    for cold in ({"temperature": 1e-30}, {"temperature": 0.009}, {"top_p": 0}, {"top_p": 1e-30}):
+        assert texts(ask(client, n=5, seed=1, **cold)) == greedy
     nucleus = said(strategy="top_p", top_p=0.3, temperature=0.7, seed=2)
     assert texts(ask(client, n=5, top_p=0.3, temperature=0.7, seed=2)) == nucleus
     own = {"strategy": "beam", "beam_size": 2, "length_penalty": 0.5}
@@ -418,7 +436,7 @@ WRONG: dict[str, tuple[Any, int, str, str | None, str]] = {
     ),
     "a role": (
         {**ASK, "messages": [{"role": "king", "content": "hi"}]},
-        *(400, "invalid_value", "messages[0].role", "'user' or 'assistant'"),
+        *(400, "invalid_value", "messages[0].role", "'user', 'assistant', 'system' or 'developer'"),
     ),
     "unknown": ({**ASK, "tempreature": 1}, 400, "unknown_parameter", "tempreature", "leave it out"),
     "unknown inside": (
@@ -433,8 +451,14 @@ WRONG: dict[str, tuple[Any, int, str, str | None, str]] = {
     "true": ({**ASK, "n": True}, 400, "invalid_type", "n", "valid integer"),
     "half": ({**ASK, "max_tokens": 1.5}, 400, "invalid_type", "max_tokens", "valid integer"),
     "hot": ({**ASK, "temperature": 3}, 400, "invalid_value", "temperature", "less than or equal to 2"),
-    "cold": ({**ASK, "temperature": 1e-30}, 400, "invalid_value", "temperature", "0 (greedy) or 0.01"),
-    "top_p": ({**ASK, "top_p": 0}, 400, "invalid_value", "top_p", "greater than 0"),
+    "below zero": (
+        {**ASK, "temperature": -1e-30},
+        400,
+        "invalid_value",
+        "temperature",
+        "greater than or equal",
+    ),
+    "top_p": ({**ASK, "top_p": -0.1}, 400, "invalid_value", "top_p", "greater than or equal to 0"),
     "n 0": ({**ASK, "n": 0}, 400, "invalid_value", "n", "greater than or equal to 1"),
     "n 6": ({**ASK, "n": 6}, 400, "invalid_value", "n", "these settings give 5 candidates"),
     "seed": ({**ASK, "seed": 2**70}, 400, "invalid_value", "seed", "less than"),
@@ -484,16 +508,14 @@ WRONG: dict[str, tuple[Any, int, str, str | None, str]] = {
     ),
     "log-probs": ({**ASK, "logprobs": True}, 400, "invalid_value", "logprobs", "send false"),
     "tools": ({**ASK, "tools": [{"type": "function"}]}, 400, "invalid_value", "tools", "does not have this"),
-} | {
-    role: (
-        {**ASK, "messages": [{"role": role, "content": "be kind"}, USER]},
-        *(400, "invalid_value", "messages[0].role", words),
-    )
-    for role, words in {
-        "system": "PLATO-2 has no system prompt",
-        "developer": "PLATO-2 has no system prompt",
-        "tool": "PLATO-2 calls no tools",
-    }.items()
+    "a tool": (
+        {**ASK, "messages": [{"role": "tool", "content": "be kind"}, USER]},
+        *(400, "invalid_value", "messages[0].role", "PLATO-2 calls no tools"),
+    ),
+    "the system last": (
+        {**ASK, "messages": [USER, {"role": "system", "content": "be kind"}]},
+        *(400, "invalid_value", "messages[1].role", "the last message must be the user's"),
+    ),
 }
 
 
@@ -717,12 +739,20 @@ class Local:
 
 
 @contextlib.contextmanager
-def serving(bot: PlatoBot, max_batch: int = 16, max_queue: int = 256, **options: Any) -> Iterator[Local]:
+def serving(
+    bot: PlatoBot,
+    max_batch: int = 16,
+    max_queue: int = 256,
+    receive_s: float = 20.0,
+    max_connections: int = 1000,
+    **options: Any,
+) -> Iterator[Local]:
     metrics = Metrics()
     batcher = Batcher(bot, max_batch, max_queue, on_batch=metrics.count_batch)
     listener, ready = listen("127.0.0.1", 0), threading.Event()
-    served = make_app(bot, batcher, metrics, "tiny", **options)
-    server = Server(uvicorn.Config(served, log_level="error"), batcher, 5.0, ready.set)
+    served = make_app(bot, batcher, metrics, "tiny", receive_s=receive_s, **options)
+    limits = {"receive_s": receive_s, "max_connections": max_connections}
+    server = make_server(served, batcher, **limits, shutdown_s=5.0, on_ready=ready.set)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     assert ready.wait(SOON)
@@ -899,6 +929,182 @@ def test_the_key(gated: GatedBot) -> None:
             assert curl(f"{local.url}{path}")[0] == 200
 
 
+def test_the_list_of_fields_needs_the_key_and_the_page_may(gated: GatedBot) -> None:
+    def status(local: Local, path: str, **more: Any) -> Any:
+        return httpx.get(f"{local.url}{path}", **more).status_code
+
+    with serving(gated, api_key="let-me-in") as local:
+        assert (status(local, "/openapi.json"), status(local, "/")) == (401, 404)
+        assert status(local, "/openapi.json", headers={"Authorization": "Bearer let-me-in"}) == 200
+    with serving(gated, api_key="let-me-in", page_key=True) as local:
+        for path in ("/", "/config", "/gradio_api/info", "/nowhere"):
+            assert status(local, path) == status(local, path, auth=("anybody", "wrong")) == 401
+            assert status(local, path, auth=("anybody", "let-me-in")) == 404  # there is no page here
+        assert httpx.get(local.url).headers["www-authenticate"].startswith("Basic realm=")
+        assert httpx.get(f"{local.url}/v1/models").headers["www-authenticate"] == "Bearer"
+        for scheme in ("Basic", "Basic ?", "Basic bGV0", "Basic \xff", "Bearer", ""):
+            assert status(local, "/", headers={"Authorization": scheme.encode("latin-1")}) == 401
+        assert (status(local, "/healthz"), status(local, "/metrics")) == (200, 200)
+
+
+def test_only_names_of_its_own_are_answered(gated: GatedBot) -> None:
+    def status(local: Local, host: str, path: str = "/v1/models") -> int:
+        return int(httpx.get(f"{local.url}{path}", headers={"Host": host}).status_code)
+
+    with serving(gated) as local:
+        port = local.url.rpartition(":")[2]
+        for host in ("localhost", "LOCALHOST:1", f"127.0.0.1:{port}", "[::1]:8000", "127.0.0.2"):
+            assert status(local, host) == 200, host
+        for host in (
+            "evil.example",
+            "evil.example:80",
+            "localhost.evil.example",
+            "10.0.0.1",
+            "[",
+            "a]",
+            "",
+            "@",
+        ):
+            for path in ("/v1/models", "/healthz", "/", "/metrics", "/openapi.json"):
+                assert status(local, host, path) == 400, (host, path)
+        error = httpx.get(local.url, headers={"Host": "evil.example"}).json()["error"]
+        assert error["code"] == "foreign_host"
+        assert "--allow-host evil.example" in error["message"]
+        with socket.create_connection(("127.0.0.1", int(port)), timeout=SOON) as connection:
+            connection.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")  # who names none is no browser
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+    with serving(gated, hosts=("chat.example.org",)) as local:
+        assert (status(local, "chat.example.org"), status(local, "example.org")) == (200, 400)
+    with serving(gated, hosts=("*",)) as local:
+        assert status(local, "evil.example") == 200
+
+
+def test_every_get_has_a_head(url: str) -> None:
+    for path, status in (("/healthz", 200), ("/v1/models", 200), ("/metrics", 200), ("/", 404), (CHAT, 405)):
+        response = httpx.head(f"{url}{path}")
+        assert (response.status_code, response.content) == (status, b"")
+
+
+@pytest.mark.parametrize("upgrade", ["h2c", "websocket", "nothing"])
+def test_a_request_to_upgrade_is_a_request(url: str, upgrade: str) -> None:
+    """Whatever other protocols are installed here: none of them is used."""
+    host, port = url.removeprefix("http://").split(":")
+    body = json.dumps({**ASK, "seed": 3}).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    head += f"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: {upgrade}\r\nHTTP2-Settings: AAMAAABkAAQAAP\r\n"
+    with socket.create_connection((host, int(port)), timeout=SOON) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        received = connection.recv(65536)
+    assert received.startswith(b"HTTP/1.1 200")
+
+
+def test_who_sends_nothing_is_cut_off(gated: GatedBot) -> None:
+    gated.gate.set()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
+    whole = head + b"Content-Length: 2\r\n\r\n{}"
+    with serving(gated, receive_s=0.3) as local:
+        host, port = local.url.removeprefix("http://").split(":")
+        # nothing; half a head; the same after an answer; half a body
+        for begin in (b"", head, whole + head, head + b"Content-Length: 9\r\n\r\n{"):
+            with socket.create_connection((host, int(port)), timeout=SOON) as connection:
+                connection.sendall(begin)
+                received = read_all(connection)
+            assert received.count(b"HTTP/1.1 400") == begin.startswith(whole), begin
+            assert received.count(b"HTTP/1.1 408") == begin.endswith(b"{"), begin
+        assert status_of(local.url) == 200
+        waiting = send_requests(local.url, 1)[0]  # who waits for an answer is not cut off
+        gated.gate.clear()
+        time.sleep(0.6)
+        gated.gate.set()
+        assert read_all(waiting).startswith(b"HTTP/1.1 200")
+
+
+def test_a_new_connection_takes_the_place_of_an_idle_one(gated: GatedBot) -> None:
+    with serving(gated, max_connections=4) as local:
+        host, port = local.url.removeprefix("http://").split(":")
+        idle = [socket.create_connection((host, int(port)), timeout=SOON) for _ in range(10)]
+        asked = send_requests(local.url, 1)
+        assert gated.begun.wait(SOON)
+        asked += send_requests(local.url, 2)
+        eventually(lambda: local.batcher.queue_length == 2)
+        gone = 0
+        for connection in idle:
+            connection.settimeout(0.2)
+            with contextlib.suppress(TimeoutError):
+                gone += connection.recv(1) == b""
+        assert gone >= 9  # the oldest ones; four may be there, three of which have asked
+        fourth = send_requests(local.url, 1)[0]
+        eventually(lambda: local.batcher.queue_length == 3)
+        with contextlib.suppress(ConnectionError):
+            refused = read_all(socket.create_connection((host, int(port)), timeout=SOON))
+            assert refused.startswith(b"HTTP/1.1 503")
+            assert b"too_many_connections" in refused
+        gated.gate.set()
+        for connection in [*asked, fourth]:
+            assert read_all(connection).startswith(b"HTTP/1.1 200")
+        for connection in idle:
+            connection.close()
+
+
+def test_a_thousand_idle_connections_beside_two_hundred_clients(runs: dict[str, Path]) -> None:
+    """With as few files open as many systems allow a process."""
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard != resource.RLIM_INFINITY and hard < 1500:
+        pytest.skip("needs 1,500 open files")
+    limit = ["prlimit", "--nofile=1024:1024"] if shutil.which("prlimit") else pytest.skip("needs prlimit")
+    running = start(runs["2_gen"], "--max-tokens", 4, before=limit)
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1500), hard))
+    host, port = running.url.removeprefix("http://").split(":")
+    idle = [socket.create_connection((host, int(port)), timeout=SOON) for _ in range(1060)]
+    assert httpx.get(f"{running.url}/healthz", timeout=SOON).status_code == 200
+
+    async def ask_all() -> list[Any]:
+        async with httpx.AsyncClient(limits=httpx.Limits(max_connections=None), timeout=120) as client:
+            body = {**ASK, "model": "2_gen", "seed": 3}
+            return await asyncio.gather(*(client.post(f"{running.url}{CHAT}", json=body) for _ in range(200)))
+
+    assert {answer.status_code for answer in asyncio.run(ask_all())} == {200}
+    for connection in idle:
+        connection.close()
+    code, _, stderr = end(running)
+    assert code == 0
+    assert stderr.splitlines() == [
+        "no --evaluation: candidates are ranked by log-probability, not by coherence"
+    ]
+
+
+def test_the_log_is_bounded() -> None:
+    stream = io.StringIO()
+    log = LimitedLog(stream)
+    for _ in range(100):
+        print("x" * 10_000, file=log)
+    written = stream.getvalue()
+    assert LOG_CHARACTERS <= len(written) < LOG_CHARACTERS + 20_000
+    assert written.endswith("the rest of this minute is left out\n")
+    log.began -= server_module.LOG_SECONDS + 1
+    print("later", file=log)
+    assert stream.getvalue().endswith("left out\nlater\n")
+
+
+def test_a_line_for_each_request_has_no_more_than_its_path(runs: dict[str, Path]) -> None:
+    running = start(runs["2_gen"], "--log-requests", "--max-tokens", 4)
+    httpx.get(f"{running.url}/healthz?secret=1")
+    httpx.get(f"{running.url}/a%0Ab%20c?secret=2")
+    for _ in range(300):  # what is no HTTP
+        with socket.create_connection(
+            running.url.removeprefix("http://").split(":"), timeout=SOON
+        ) as connection:
+            connection.sendall(b"\x16\x03\x01\r\n\r\n")
+            connection.recv(100)
+    code, stdout, stderr = end(running)
+    assert code == 0
+    assert stdout.splitlines() == ["127.0.0.1 GET /healthz 200", "127.0.0.1 GET /a%0Ab%20c 404"]
+    assert len(stderr) < LOG_CHARACTERS + 1000
+
+
 def test_cors_is_closed_but_for_those_named(gated: GatedBot) -> None:
     gated.gate.set()
     asked = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
@@ -1008,6 +1214,12 @@ def complaint(*arguments: object) -> str:
         (["a", "--max-queue", 0], "--max-queue 0: use 1 or more"),
         (["a", "--api-key", ""], "--api-key: use letters, digits and signs"),
         (["a", "--top-k", 0], "top_k=0: must be at least 1"),
+        (["a", "--system", "obey"], "--system obey: use ignore, refuse or context"),
+        (["a", "--ui", "--api-key", "k"], "--ui: the key does not guard the page; give --ui-login"),
+        (["a", "--ui", "--ui-login"], "--ui-login: there is no key to ask for; set PLATO2_API_KEY"),
+        (["a", "--ui-open"], "--ui-login and --ui-open are for the page; give --ui"),
+        (["a", "--receive-timeout", 0], "--receive-timeout 0.0: use 0.001 or more"),
+        (["a", "--max-connections", 0], "--max-connections 0: use 1 or more"),
         (["a", "--host", "nowhere.invalid"], "--host nowhere.invalid: "),
         (["a", "--host", "203.0.113.9"], "203.0.113.9:8000 cannot be used"),
         (["nothing-here", "--port", 0], "no such run folder, checkpoint or model folder"),
@@ -1015,6 +1227,43 @@ def complaint(*arguments: object) -> str:
 )
 def test_mistakes_on_the_command_line_are_one_line(arguments: list[object], message: str) -> None:
     assert message in complaint(*arguments)
+
+
+def test_an_empty_key_is_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLATO2_API_KEY", "")
+    assert "--api-key: use letters, digits and signs" in complaint("a", "--host", "0.0.0.0")
+
+
+@pytest.mark.slow
+def test_a_server_for_others_says_that_it_has_no_key(runs: dict[str, Path]) -> None:
+    running = start(runs["2_gen"], "--host", "0.0.0.0", "--max-tokens", 4)
+    assert "--host 0.0.0.0: whoever reaches it may use it; PLATO2_API_KEY sets a key" in end(running)[2]
+    running = start(runs["2_gen"], "--host", "0.0.0.0", "--max-tokens", 4, PLATO2_API_KEY="k")
+    assert "may use it" not in end(running)[2]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("outputs/tiny-2_gen/20261128-101112", "tiny-2_gen"),
+        ("outputs/tiny-2_gen/20261128-101112/checkpoints/best.ckpt", "tiny-2_gen"),
+        ("outputs/tiny-2_gen/4711", "tiny-2_gen"),
+        ("outputs/tiny-2_gen/mine", "mine"),
+        ("outputs/tiny-2_gen/mine/checkpoints/last.ckpt", "mine"),
+        ("models/24L", "24L"),
+        ("models/2026", "2026"),
+    ],
+)
+def test_the_id_of_a_model_is_no_time(tmp_path: Path, path: str, name: str) -> None:
+    file = tmp_path / path
+    run = file.parents[1] if file.suffix else file
+    run.mkdir(parents=True)
+    if path.startswith("outputs"):
+        (run / "lineage.json").write_text("{}")
+    if file.suffix:
+        file.parent.mkdir()
+        file.touch()
+    assert model_name(file) == name
 
 
 def test_a_port_that_is_taken_is_named(runs: dict[str, Path]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import keyword
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,19 @@ def print_error(message: str) -> None:
 
 def main() -> None:
     """The entry point of the `plato2` command."""
+    open_streams()
     print_any_text()
     try:
         app(prog_name="plato2")
     except KeyboardInterrupt:  # outside of a verb, such as during its import
         sys.exit(130)
+
+
+def open_streams() -> None:
+    """What was closed by whoever called (`<&-`, `>&-`, some services) is empty, or takes what nobody reads.
+
+    Python has None in place of such a stream, and the next file that is opened would get its number.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115

@@ -143,12 +143,24 @@ class Chat:
         with line_editing() if self.interactive else nullcontext():
             prompt = self.prompt()
             try:
-                while (line := input(prompt).strip()) != "/quit":
+                while (line := self.read(prompt)) != "/quit":
                     self.take(line)
             except (EOFError, KeyboardInterrupt):
                 if self.interactive:
                     self.console.show_cursor(True)  # should Ctrl-C have hit the spinner
                     self.console.print()
+
+    def read(self, prompt: str) -> str:
+        """The next line.
+
+        Raises:
+            EOFError: there is none.
+            UserError: the input cannot be read.
+        """
+        try:
+            return input(prompt).strip()
+        except OSError as error:  # not open for reading, a terminal that is gone
+            raise UserError(f"the input cannot be read ({error.strerror}); give a file, or type") from None
 
     def take(self, line: str) -> None:
         """Answers a message or obeys a command; whatever goes wrong costs that line only."""

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -28,6 +28,9 @@ from plato2.commands.talking import (
     say_if_unranked,
 )
 from plato2.config import DecodeConfig, UserError
+
+if TYPE_CHECKING:
+    from plato2.talk.chat_api import System
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -68,7 +71,11 @@ def serve(
     evaluation: Evaluation = None,
     backward: Backward = None,
     name: Annotated[
-        str | None, typer.Option(help="The model's id; else the folder's name.", rich_help_panel=MODELS)
+        str | None,
+        typer.Option(
+            help="The model's id; else the name of its folder, or of a run's model and stage.",
+            rich_help_panel=MODELS,
+        ),
     ] = None,
     device: Device = "auto",
     precision: Precision = "float32",
@@ -84,6 +91,14 @@ def serve(
     ui: Annotated[
         bool, typer.Option("--ui", help="Also a web page to talk on, at /.", rich_help_panel=SERVER)
     ] = False,
+    system: Annotated[
+        str,
+        typer.Option(
+            help="What becomes of system messages, which PLATO-2 does not have: ignore (with the header "
+            "X-Plato2-Warning), refuse, or context (read as a turn).",
+            rich_help_panel=SERVER,
+        ),
+    ] = "ignore",
     timeout: Annotated[
         float, typer.Option(help="Seconds that a request may wait for its reply.", rich_help_panel=SERVER)
     ] = 60.0,
@@ -92,6 +107,19 @@ def serve(
         typer.Option(help="Seconds for what was begun when the server is stopped.", rich_help_panel=SERVER),
     ] = 30.0,
     max_body_kb: Annotated[int, typer.Option(help="Largest request.", rich_help_panel=SERVER)] = 1024,
+    receive_timeout: Annotated[
+        float,
+        typer.Option(
+            help="Seconds in which a client has to send its request, or to take some of the answer.",
+            rich_help_panel=SERVER,
+        ),
+    ] = 20.0,
+    max_connections: Annotated[
+        int,
+        typer.Option(
+            help="At the same time; fewer where the system allows fewer open files.", rich_help_panel=SERVER
+        ),
+    ] = 1000,
     log_requests: Annotated[
         bool, typer.Option("--log-requests", help="Print a line for each request.", rich_help_panel=SERVER)
     ] = False,
@@ -101,6 +129,23 @@ def serve(
             envvar="PLATO2_API_KEY",
             help="What requests to /v1 must send as Authorization: Bearer KEY. Better set the variable: "
             "others on the machine can see command lines.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = None,
+    ui_login: Annotated[
+        bool | None,
+        typer.Option(
+            "--ui-login/--ui-open",
+            help="With a key: the page asks for it as the password of any user, or it asks nobody.",
+            rich_help_panel=ACCESS,
+            show_default=False,
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A name by which the server may be called, such as chat.example.org, beside localhost and "
+            "its address; * = any. May be given several times.",
             rich_help_panel=ACCESS,
         ),
     ] = None,
@@ -143,16 +188,41 @@ def serve(
         ("--timeout", timeout, 0.001, None),
         ("--shutdown-timeout", shutdown_timeout, 0, None),
         ("--max-body-kb", max_body_kb, 1, None),
+        ("--receive-timeout", receive_timeout, 0.001, None),
+        ("--max-connections", max_connections, 1, None),
         ("--max-batch", max_batch, 1, 16),
         ("--batch-wait-ms", batch_wait_ms, 0, None),
         ("--max-queue", max_queue, 1, None),
     ):
         if value < least or (most is not None and value > most):
             raise UserError(f"{option} {value}: use {least} {'or more' if most is None else f'to {most}'}")
+    if api_key is None:  # an empty variable is none to Typer
+        api_key = os.environ.get("PLATO2_API_KEY")
     if api_key is not None and not re.fullmatch(r"[!-~]+", api_key):
-        raise UserError("--api-key: use letters, digits and signs without blanks, or leave it out")
+        raise UserError(
+            "--api-key: use letters, digits and signs without blanks, or give none and unset PLATO2_API_KEY"
+        )
+    if ui_login is not None and not ui:
+        raise UserError("--ui-login and --ui-open are for the page; give --ui, too, or leave them out")
+    if ui_login and not api_key:
+        raise UserError("--ui-login: there is no key to ask for; set PLATO2_API_KEY, or leave --ui-login out")
+    if ui and api_key and ui_login is None:
+        raise UserError(
+            "--ui: the key does not guard the page; give --ui-login (the page asks for the key, too) or "
+            "--ui-open (everybody may use it)"
+        )
+    if system not in ("ignore", "refuse", "context"):
+        raise UserError(f"--system {system}: use ignore, refuse or context")
     try:
-        from plato2.talk.server import Metrics, listen, make_app, run, url_of
+        from plato2.talk.server import (
+            Metrics,
+            is_loopback,
+            listen,
+            make_app,
+            make_server,
+            run,
+            url_of,
+        )
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] not in EXTRAS:
             raise
@@ -176,36 +246,56 @@ def serve(
     bot.reply_to_ids([bot.encode(["hi"])])  # the first reply takes longer than others
     metrics = Metrics()
     batcher = Batcher(bot, max_batch, max_queue, batch_wait_ms / 1000, metrics.count_batch)
-    name = name or path.resolve().name
+    name = name or model_name(path)
     served = make_app(
         bot,
         batcher,
         metrics,
         name,
         api_key=api_key,
+        page_key=bool(ui and ui_login),
+        hosts={known.lower() for known in (host, *(allow_host or ()))},
         cors_origins=cors_origin or (),
         max_body=max_body_kb * 1024,
+        receive_s=receive_timeout,
         timeout_s=timeout,
         seed=seed,
+        system=cast("System", system),
+        log_requests=log_requests,
     )
     if ui:
         served = mount_page(served, bot, batcher, name, timeout)
-        if api_key:
-            typer.echo("--ui: the page at / asks for no key; let only those reach it who may", err=True)
+    is_shared = not is_loopback(listener.getsockname()[0])
+    if is_shared and not api_key:
+        typer.echo(f"--host {host}: whoever reaches it may use it; PLATO2_API_KEY sets a key", err=True)
+    elif is_shared and ui and not ui_login:
+        typer.echo(f"--host {host} --ui-open: whoever reaches the page may use it", err=True)
     where = bot.generation.backbone.word.weight.device
 
     def say_ready() -> None:
         url = url_of(listener)
         typer.echo(f"{url}/v1 serves {name} on {where}; fields: docs/serve.md and {url}/openapi.json")
+        if ui:
+            typer.echo(f"{url}/ is the page to talk on")
         sys.stdout.flush()
 
-    run(
+    server = make_server(
         served,
-        listener,
         batcher,
+        receive_s=receive_timeout,
+        max_connections=max_connections,
         shutdown_s=shutdown_timeout,
-        log_requests=log_requests,
         on_ready=say_ready,
     )
+    run(server, listener)
     if batcher.is_working:  # a batch that took too long; Python would wait for it or fall over it
         os._exit(0)
+
+
+def model_name(path: Path) -> str:
+    """A model's id: its folder's name; `tiny-2_gen` of a run whose own name is but a time or a number."""
+    path = path.resolve()
+    if path.is_file() and path.parent.name == "checkpoints":
+        path = path.parent.parent
+    is_run = (path / "lineage.json").exists()
+    return path.parent.name if is_run and not any(letter.isalpha() for letter in path.name) else path.name

@@ -54,12 +54,16 @@ TopK = Annotated[
 TopP = Annotated[
     float,
     typer.Option(
-        help="For top_p: sample among the likeliest tokens that together reach it.", rich_help_panel=DECODING
+        help="For top_p: sample among the likeliest tokens that together reach it; 0 = greedy.",
+        rich_help_panel=DECODING,
     ),
 ]
 Temperature = Annotated[
     float,
-    typer.Option(help="Below 1 more probable tokens, above 1 more variety.", rich_help_panel=DECODING),
+    typer.Option(
+        help="0 to 2: below 1 more probable tokens, above 1 more variety; 0 = greedy.",
+        rich_help_panel=DECODING,
+    ),
 ]
 BeamSize = Annotated[
     int,

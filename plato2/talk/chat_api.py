@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
 from fastapi import Response
@@ -24,8 +25,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from plato2.config import COLDEST, DecodeConfig, Strategy, UserError
+from plato2.config import COLDEST, HOTTEST, DecodeConfig, Strategy, UserError
 
+System = Literal["ignore", "refuse", "context"]
+"""What becomes of system messages: left out, with a warning; refused; or read as a turn of their own."""
 MOST = 20
 """Samples or beams of each latent that a request may ask for, or the server's own setting if that is more."""
 
@@ -157,7 +160,7 @@ Content = Annotated[
 class Turn(Strict):
     """A message: something that was said."""
 
-    role: Literal["user", "assistant"]
+    role: Literal["user", "assistant", "system", "developer"]
     content: Content
     name: str | None = None
     # What a client sends back of an earlier answer.
@@ -171,11 +174,7 @@ class Turn(Strict):
 
     @field_validator("role", mode="before")
     @classmethod
-    def _has_no_system_prompt(cls, role: Any) -> Any:
-        if role in ("system", "developer"):
-            raise PydanticCustomError(
-                "role", "PLATO-2 has no system prompt; send the turns of user and assistant only"
-            )
+    def _calls_no_tools(cls, role: Any) -> Any:
         if role in ("tool", "function"):
             raise PydanticCustomError("role", "PLATO-2 calls no tools; send the turns of user and assistant")
         return role
@@ -224,8 +223,8 @@ class ChatRequest(Strict):
     stream_options: StreamOptions | None = None
     n: int | None = Field(default=None, ge=1)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    temperature: float | None = Field(default=None, ge=0, le=HOTTEST)
+    top_p: float | None = Field(default=None, ge=0, le=1)
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     stop: Stop | None = None
@@ -259,15 +258,35 @@ class ChatRequest(Strict):
 
     _neutral = field_validator(*(NEUTRAL.keys() - {"annotations", "tool_calls"}))(is_neutral)
 
-    def turns(self) -> list[str]:
-        """What was said, oldest first.
+    def turns(self, system: System = "ignore") -> tuple[list[str], str | None]:
+        """What was said, oldest first, and a line about what was left out of it.
+
+        Messages that one speaker sends in a row are one turn, as in `plato2 prepare`.
+
+        Args:
+            system: what becomes of system messages.
 
         Raises:
-            ApiError: the user did not speak last.
+            ApiError: the user did not speak last, or a system message is refused.
         """
         if self.messages[-1].role != "user":
             raise wrong(f"messages[{len(self.messages) - 1}].role", "the last message must be the user's")
-        return [message.text for message in self.messages]
+        others = [n for n, message in enumerate(self.messages) if message.role in ("system", "developer")]
+        if others and system == "refuse":
+            text = "PLATO-2 has no system prompt; send the turns of user and assistant only"
+            raise wrong(f"messages[{others[0]}].role", text)
+        said = [
+            message
+            for message in self.messages
+            if message.role not in ("system", "developer") or (system == "context" and message.text.strip())
+        ]
+        turns = [
+            " ".join(message.text for message in messages)
+            for _, messages in groupby(said, key=lambda message: message.role)
+        ]
+        if not others or system == "context":
+            return turns, None
+        return turns, f"messages[{others[0]}]: PLATO-2 has no system prompt; it was left out"
 
     def decode_config(self, default: DecodeConfig, seed: int) -> DecodeConfig:
         """How to find candidates: the server's settings with what was asked for.
@@ -281,16 +300,16 @@ class ChatRequest(Strict):
         """
         own = self.plato2 or Extension()
         asked: dict[str, Any] = own.model_dump(exclude={"candidates"}, exclude_none=True)
-        if self.temperature == 0:
+        is_greedy = self.temperature is not None and self.temperature < COLDEST
+        if is_greedy:  # said here, since the server's own strategy may be another one
             for name in ("strategy", "top_k"):
                 if name in asked:
-                    raise wrong(f"plato2.{name}", "temperature 0 is greedy decoding; leave one of them out")
+                    text = f"a temperature below {COLDEST:g} is greedy decoding; leave one of them out"
+                    raise wrong(f"plato2.{name}", text)
             asked |= {"strategy": "top_k", "top_k": 1}
         elif self.temperature is not None:
-            if self.temperature < COLDEST:
-                raise wrong("temperature", f"use 0 (greedy) or {COLDEST} to 2")
             asked["temperature"] = self.temperature
-        if self.top_p is not None and self.top_p < 1 and self.temperature != 0:
+        if self.top_p is not None and self.top_p < 1 and not is_greedy:
             if asked.get("strategy", "top_p") != "top_p":
                 raise wrong("top_p", f"plato2.strategy is {asked['strategy']}; leave one of them out")
             asked |= {"strategy": "top_p", "top_p": self.top_p}

@@ -11,13 +11,13 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import torch
 from torch import Tensor
 
-from plato2.config import DecodeConfig, UserError
+from plato2.config import COLDEST, DecodeConfig, UserError
 from plato2.data.samples import encode_prefix, role_ids
 from plato2.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from plato2.model import masks
@@ -137,6 +137,8 @@ def decode(
     """
     if generator.training:
         raise ValueError("decode needs the generator in evaluation mode: generator.eval()")
+    if config.temperature < COLDEST:
+        config = replace(config, strategy="top_k", top_k=1, temperature=1.0)
     if not contexts:
         return []
     prefixes = [()] * len(contexts) if prefixes is None else prefixes
@@ -377,7 +379,7 @@ def choose_top_p(log_probs: Tensor, top_p: float, uniforms: Tensor) -> Tensor:
 
     Args:
         log_probs: (rows, V).
-        top_p: p; 1 keeps all tokens.
+        top_p: p; 1 keeps all tokens, 0 the most probable one.
         uniforms: (rows,) in [0, 1): the point of the cumulative distribution, the most probable token first.
 
     Returns:
@@ -388,7 +390,7 @@ def choose_top_p(log_probs: Tensor, top_p: float, uniforms: Tensor) -> Tensor:
     if top_p < 1:  # rounding may bring the sum to 1 before the last token
         probs = kept.double().exp()
         before = probs.cumsum(dim=-1) - probs
-        kept = kept.masked_fill(before >= top_p, float("-inf"))
+        kept = kept.masked_fill(before >= max(top_p, 1e-9), float("-inf"))
     return best.indices.gather(1, _draw(kept, uniforms)[:, None])[:, 0]
 
 

@@ -29,8 +29,12 @@ from plato2.talk.rank import Candidate
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 try:
     import gradio as gr
-    from fastapi import FastAPI, HTTPException
-    from starlette.routing import Mount
+    from fastapi import FastAPI, Request
+    from starlette.datastructures import Headers, MutableHeaders
+    from starlette.routing import Mount, Route
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from plato2.talk.chat_api import ApiError, wrong
 except ModuleNotFoundError:
     raise UserError("the web page needs gradio: pip install 'plato2[ui]'") from None
 
@@ -44,9 +48,9 @@ NOTHING = "(nothing)"
 
 SETTINGS: dict[str, tuple[str, str]] = {
     "top_k": ("top k", "for top_k; 1 = greedy"),
-    "top_p": ("top p", "for top_p; 1 = all tokens"),
+    "top_p": ("top p", "for top_p; 1 = all, 0 = greedy"),
     "beam_size": ("beam size", "for beam, of each latent"),
-    "temperature": ("temperature", "above 1: more variety"),
+    "temperature": ("temperature", "0 = greedy, 2 = most variety"),
     "min_tokens": ("min tokens", "no end before so many"),
     "max_tokens": ("max tokens", "longest reply"),
     "no_repeat_ngram": ("no repeated n-gram", "its length; 0 = off"),
@@ -58,24 +62,45 @@ SETTINGS: dict[str, tuple[str, str]] = {
 MOST = {"beam_size": 20, "n_samples": 20, "n_candidates": 100}
 """What one visitor may ask of the machine at most, or the bot's own setting where that is more."""
 
-CLOSED = (
-    "upload",
-    "upload_progress",
-    "process_recording",
-    "file={path:path}",
-    "file/{path:path}",
-    "proxy={path:path}",
-    "stream/{path:path}",
-    "deep_link",
-    "component_server",
-    "custom_component/{path:path}",
-    "dev/reload",
-    "vibe-edit",
-    "vibe-code",
-    "vibe-starter-queries",
-    "undo-vibe-edit",
-)
-"""Gradio's routes that take files, give files or fetch addresses; the page needs none of them."""
+GET, POST = ["GET"], ["POST"]
+ROUTES: dict[str, list[str]] = {
+    "/": GET,
+    "/assets/{path:path}": GET,
+    "/config": GET,
+    "/favicon.ico": GET,
+    "/manifest.json": GET,
+    "/static/{path:path}": GET,
+    "/theme.css": GET,
+    "/gradio_api/app_id": GET,
+    "/gradio_api/api/{api_name}": POST,
+    "/gradio_api/call/v2/{api_name}": POST,
+    "/gradio_api/call/v2/{api_name}/{event_id}": GET,
+    "/gradio_api/call/{api_name}": POST,
+    "/gradio_api/call/{api_name}/{event_id}": GET,
+    "/gradio_api/cancel": POST,
+    "/gradio_api/heartbeat/{session_hash}": GET,
+    "/gradio_api/info": GET,
+    "/gradio_api/openapi.json": GET,
+    "/gradio_api/queue/data": GET,
+    "/gradio_api/queue/join": POST,
+    "/gradio_api/queue/status": GET,
+    "/gradio_api/reset": POST,
+    "/gradio_api/run/{api_name}": POST,
+    "/gradio_api/startup-events": GET,
+    "/gradio_api/theme.css": GET,
+}
+"""All of Gradio that can be reached: what a browser and gradio_client need to talk."""
+
+HEADERS = {
+    # Gradio's own scripts are inline and use eval; nothing of them may come from, or go to, another machine.
+    "Content-Security-Policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; object-src 'none'; "
+    "base-uri 'self'; form-action 'self'; frame-ancestors 'none'",
+    "X-Frame-Options": "DENY",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+"""Of every answer of the page."""
 
 
 @dataclass(frozen=True)
@@ -125,14 +150,14 @@ def mount_page(app: FastAPI, bot: PlatoBot, batcher: Batcher, name: str, timeout
         except Stopped:
             raise UserError("the server stopped before there was a reply") from None
 
-    app = add_page(app, build_page(bot, answer, name))
-    gradio_app, lifespan = cast(Mount, app.routes[-1]).app, app.router.lifespan_context
+    gradio_app = add_page(app, build_page(bot, answer, name))
+    lifespan = app.router.lifespan_context
 
     async def let_go() -> None:
         """Ends the connection that every open page keeps, as soon as there is nothing more to say."""
         while batcher.is_ready:
             await asyncio.sleep(0.5)
-        cast(gr.routes.App, gradio_app).stop_event.set()
+        gradio_app.stop_event.set()
 
     @asynccontextmanager
     async def lifespan_and_end(app: FastAPI) -> AsyncIterator[Any]:
@@ -145,19 +170,14 @@ def mount_page(app: FastAPI, bot: PlatoBot, batcher: Batcher, name: str, timeout
     return app
 
 
-def add_page(app: FastAPI, page: gr.Blocks) -> FastAPI:
-    """The application with a page at /, closed for everything that a conversation does not need."""
+def add_page(app: FastAPI, page: gr.Blocks) -> gr.routes.App:
+    """Gives an application the routes of a page.
 
-    def closed() -> None:
-        raise HTTPException(404)
-
-    for path in CLOSED:
-        for end in ("", "/"):
-            app.add_api_route(
-                f"/gradio_api/{path}{end}", closed, methods=["GET", "HEAD", "POST"], include_in_schema=False
-            )
+    Returns:
+        Gradio's own application, which is reached through these routes only.
+    """
     # All of it is said here, since environment variables would change what is not.
-    return gr.mount_gradio_app(
+    gr.mount_gradio_app(
         app,
         page,
         path="/",
@@ -172,6 +192,90 @@ def add_page(app: FastAPI, page: gr.Blocks) -> FastAPI:
         theme=_theme(),
         css=CSS,
     )
+    # At / it would take every address that the application does not know, and every other method.
+    gradio_app = cast(Mount, app.router.routes.pop()).app
+    door = Door(gradio_app)
+    for path, methods in ROUTES.items():
+        app.router.routes.append(Route(path, door, methods=methods))
+    return cast(gr.routes.App, gradio_app)
+
+
+class Door:
+    """What stands before Gradio: it lets in what this page itself sends, and no file.
+
+    An object in a request can be Gradio's `FileData`. Mounted in another application, Gradio opens whatever
+    path is in it: any file, which it copies to a folder that others see, or a device, at which it hangs. The
+    page's own requests have texts and numbers only, so objects and lists of objects do not pass. What passes
+    is written anew, so that Gradio cannot read something else in it than was checked here.
+
+    Args:
+        app: Gradio's application.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        request = Request(scope, receive)
+        body = b""
+        try:
+            check_origin(request.headers)
+            if request.method == "POST":
+                body = json.dumps(flat(await request.body())).encode()
+        except ApiError as error:
+            return await error.response()(scope, receive, send)
+        unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive_checked() -> Message:
+            return unread.pop() if unread else await receive()
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        await self.app(scope, receive_checked, send_with_headers)
+
+
+def check_origin(headers: Headers) -> None:
+    """The page is for its own scripts: those of other sites, of other ports of this machine too, are refused.
+
+    Raises:
+        ApiError: the request is of another site's script.
+    """
+    origin = headers.get("origin")
+    # Not its scheme: behind a proxy with TLS the browser's is another one.
+    if origin is not None and origin.partition("://")[2] != headers.get("host"):
+        raise ApiError(403, "foreign_origin", f"Origin: {origin[:80]}: the page answers only its own scripts")
+
+
+def flat(body: bytes) -> dict[str, Any]:
+    """The values of a request: texts and numbers, in `data` a list and in `event_data` an object of them.
+
+    Raises:
+        ApiError: a body that is something else.
+    """
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):  # ValueError: also what is no UTF-8, and numbers of 5,000 digits
+        raise ApiError(400, "invalid_json", "the body is not JSON") from None
+    if not isinstance(found, dict):
+        raise ApiError(400, "invalid_type", "the body must be a JSON object")
+    for name, value in found.items():
+        values = [value]
+        if name == "data" and isinstance(value, list):
+            values = value
+        elif name == "event_data" and isinstance(value, dict):
+            values = list(value.values())
+        if not all(is_plain(one) for one in values):
+            raise wrong(name[:80], "the page takes texts and finite numbers, and no files")
+    return found
+
+
+def is_plain(value: object) -> bool:
+    """Whether a value is a text, a finite number, a truth value or nothing."""
+    return math.isfinite(value) if isinstance(value, float) else isinstance(value, str | int | None)
 
 
 def build_page(bot: PlatoBot, answer: Answer, name: str) -> gr.Blocks:

@@ -11,19 +11,25 @@ and a `DecodeConfig`, waits for its reply in the batcher's queue, and goes back 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import functools
+import io
+import ipaddress
 import json
 import math
 import os
 import re
 import secrets
 import socket
+import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
+from urllib.parse import quote, urlsplit
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -42,25 +48,37 @@ from prometheus_client import (
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from plato2 import __version__
 from plato2.config import DecodeConfig, UserError
 from plato2.data.tokenizer import EOS_ID
 from plato2.talk.batching import Batcher, Job, QueueFull, Stopped
 from plato2.talk.bot import PlatoBot, Reply, as_dict
-from plato2.talk.chat_api import ApiError, ChatRequest, of_validation, wrong
+from plato2.talk.chat_api import ApiError, ChatRequest, System, of_validation, wrong
 from plato2.talk.decode import n_candidates
 from plato2.talk.rank import Candidate
 from plato2.talk.safety import Safety
 
 BACKLOG = 2048
 """Connections that the system holds until they are taken."""
+TAKEN_AT_ONCE = 16
+"""Connections that are taken in one turn of the event loop."""
+OWN_FILES = 128 + 8 * TAKEN_AT_ONCE
+"""Files for which the process keeps room beside its connections: its own, and those taken before a connection
+that was given up is closed, some turns later."""
 CLIENT_GONE = 499
 """Status under which requests are counted whose client closed the connection; nobody sees it."""
 STREAM_STATUS = "plato2.status"
 """Key of a request's scope: the status it is counted under where its 200 was sent before."""
 KEEP_ALIVE_S = 5.0
 """Seconds between the comments of a stream that waits for its reply."""
+WARNING_HEADER = "X-Plato2-Warning"
+"""Of an answer to a request of which something was left out."""
+NO_KEY = ("/healthz", "/metrics")
+"""What needs no key, for programs that watch the server."""
+LOG_CHARACTERS, LOG_SECONDS = 100_000, 60.0
+"""What is written to stderr at most, in so many seconds."""
 LINGER_S = 1.0
 """Seconds for which the rest of a body that is too large is read and thrown away. Closing at once would reset
 the connection, and the client would not see why."""
@@ -128,13 +146,21 @@ class Chat:
         name: of the model.
         timeout_s: seconds that a request may wait for its reply.
         seed: of requests that have none; None takes a new one each time.
+        system: what becomes of system messages.
     """
 
     def __init__(
-        self, bot: PlatoBot, batcher: Batcher, metrics: Metrics, name: str, timeout_s: float, seed: int | None
+        self,
+        bot: PlatoBot,
+        batcher: Batcher,
+        metrics: Metrics,
+        name: str,
+        timeout_s: float,
+        seed: int | None,
+        system: System,
     ) -> None:
         self.bot, self.batcher, self.metrics, self.name = bot, batcher, metrics, name
-        self.timeout_s, self.seed = timeout_s, seed
+        self.timeout_s, self.seed, self.system = timeout_s, seed, system
 
     async def respond(self, chat: ChatRequest, request: Request) -> Response:
         """The response to a request.
@@ -151,15 +177,17 @@ class Chat:
             raise wrong("n", f"these settings give {most} candidates; use at most that many")
         if chat.stream_options and not chat.stream:
             raise wrong("stream_options", "only with stream: true")
+        turns, left_out = chat.turns(self.system)
         # In a thread: cutting a very long text into tokens takes a while.
-        job, truncated = await asyncio.to_thread(self._submit, chat.turns(), decode)
+        job, truncated = await asyncio.to_thread(self._submit, chat, turns, decode)
         waiting = asyncio.create_task(self._wait(job, request))
         waiting.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may be there
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
+        warning = {WARNING_HEADER: left_out} if left_out else {}
         if chat.stream:
             events = self._events(chat, job, truncated, waiting, head, request.scope)
             quiet = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies must not collect it
-            return StreamingResponse(events, media_type="text/event-stream", headers=quiet)
+            return StreamingResponse(events, media_type="text/event-stream", headers=quiet | warning)
         answer = self._answer(chat, job, truncated, await waiting)
         choices = [
             {
@@ -171,14 +199,15 @@ class Chat:
             for index, choice in enumerate(answer.choices)
         ]
         body = head | {"object": "chat.completion", "choices": choices, "usage": answer.usage}
-        return JSONResponse(body | {"plato2": answer.plato2})
+        return JSONResponse(body | {"plato2": answer.plato2}, headers=warning)
 
-    def _submit(self, turns: list[str], decode: DecodeConfig) -> tuple[Job, bool]:
+    def _submit(self, chat: ChatRequest, turns: list[str], decode: DecodeConfig) -> tuple[Job, bool]:
         """Into the queue; also whether the model reads less than all turns."""
         try:
+            self.bot.encode([chat.messages[-1].text])  # what comes before in its turn does not make up for it
             job = self.batcher.submit(turns, decode)
         except UserError as error:
-            raise wrong(f"messages[{len(turns) - 1}].content", str(error)) from None
+            raise wrong(f"messages[{len(chat.messages) - 1}].content", str(error)) from None
         except QueueFull as error:
             text = f"the server is busy, {error}; try again in a moment"
             raise ApiError(429, "queue_full", text, headers={"Retry-After": "1"}) from None
@@ -359,23 +388,89 @@ class Metrics:
 # -------------------------------------------------------------------------------------------- application
 
 
+@dataclass(frozen=True)
+class Access:
+    """Who may ask what."""
+
+    api_key: str | None = None
+    """What /v1 and /openapi.json ask for; None lets everybody in."""
+    page_key: bool = False
+    """Whether the page asks for it, too, and so everything but `NO_KEY`."""
+    hosts: Collection[str] = ()
+    """Names by which the server may be called, beside those of loopback and the address that was called; `*`
+    = any. A web site whose name leads to this machine must not be answered (DNS rebinding)."""
+
+    def has_key(self, path: str, headers: Headers) -> bool:
+        """Whether a request for that path may pass."""
+        if not self.api_key or path in NO_KEY:
+            return True
+        if not (self.page_key or path.startswith("/v1/") or path == "/openapi.json"):
+            return True
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "basic":  # what browsers send: the key is the password, of any user
+            try:
+                given = base64.b64decode(given).decode().partition(":")[2]
+            except ValueError:
+                return False
+        elif scheme.lower() != "bearer":
+            return False
+        return secrets.compare_digest(given.strip().encode(), self.api_key.encode())
+
+    def has_host(self, scope: Scope, headers: Headers) -> bool:
+        """Whether the server is called by a name of its own. Browsers always say by which."""
+        said = headers.get("host")
+        if said is None or "*" in self.hosts:
+            return True
+        host = host_name(said)
+        return is_loopback(host) or host in self.hosts or host == (scope.get("server") or [None])[0]
+
+
+def host_name(netloc: str) -> str:
+    """The name in `name:port` or `[address]:port`, in small letters; nothing if there is none."""
+    try:
+        return urlsplit(f"//{netloc}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address is this machine's own, which no other can reach."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class Gate:
-    """What every request passes first: its body is read, up to a limit, its key compared, and it is counted.
+    """What every request passes first: its key and host are looked at, its body is read, and it is counted.
 
     Args:
         app: the application behind it.
         metrics: counts.
         max_body: bytes.
-        api_key: what /v1/* asks for; None lets everybody in.
+        receive_s: seconds in which a body has to come.
+        access: who may pass.
+        log_requests: whether to print a line for each request.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_body: int, api_key: str | None) -> None:
-        self.app, self.metrics, self.max_body, self.api_key = app, metrics, max_body, api_key
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        max_body: int,
+        receive_s: float,
+        access: Access,
+        log_requests: bool,
+    ) -> None:
+        self.app, self.metrics, self.max_body, self.receive_s = app, metrics, max_body, receive_s
+        self.access, self.log_requests = access, log_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        if scope["method"] == "HEAD":  # a GET whose body Uvicorn does not send
+            scope = {**scope, "method": "GET"}
         began, status = time.perf_counter(), 500
 
         async def send_and_note(message: Message) -> None:
@@ -387,27 +482,36 @@ class Gate:
         try:
             await self._pass(scope, receive, send_and_note)
         finally:
-            seconds = time.perf_counter() - began
-            self.metrics.count_request(scope["path"], scope.get(STREAM_STATUS, status), seconds)
+            seconds, status = time.perf_counter() - began, scope.get(STREAM_STATUS, status)
+            self.metrics.count_request(scope["path"], status, seconds)
+            if self.log_requests:  # quoted: a path may have line ends in it; what comes after ? is not shown
+                client = (scope.get("client") or ["-"])[0]
+                with contextlib.suppress(OSError):  # nobody reads it any more
+                    print(client, scope["method"], quote(scope["path"]), status, flush=True)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
-        length = headers.get("content-length", "")
-        declared = int(length) if length.isdecimal() else 0
-        body, more = bytearray(), True
-        while more and max(len(body), declared) <= self.max_body:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                scope[STREAM_STATUS] = CLIENT_GONE
-                return
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
+        try:
+            headers = Headers(scope=scope)
+            self._check(scope, headers)
+            length = headers.get("content-length", "")
+            declared = int(length) if length.isdecimal() else 0
+            body, more = bytearray(), True
+            async with asyncio.timeout(self.receive_s):
+                while more and max(len(body), declared) <= self.max_body:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        scope[STREAM_STATUS] = CLIENT_GONE
+                        return
+                    body += message.get("body", b"")
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            text = f"the body did not come within {self.receive_s:g} s"
+            error = ApiError(408, "body_too_slow", text, headers={"Connection": "close"})
+            return await error.response()(scope, receive, send)
+        except ApiError as error:
+            return await error.response()(scope, receive, send)
         if max(len(body), declared) > self.max_body:
             return await self._refuse_body(receive, send, more)
-        if self.api_key and scope["path"].startswith("/v1/") and not self._has_key(headers):
-            text = "a valid API key is needed: send Authorization: Bearer KEY"
-            error = ApiError(401, "invalid_api_key", text, headers={"WWW-Authenticate": "Bearer"})
-            return await error.response()(scope, receive, send)
         unread: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
         async def receive_again() -> Message:
@@ -415,11 +519,17 @@ class Gate:
 
         await self.app(scope, receive_again, send)
 
-    def _has_key(self, headers: Headers) -> bool:
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        assert self.api_key is not None
-        right = secrets.compare_digest(key.strip().encode(), self.api_key.encode())
-        return scheme.lower() == "bearer" and right
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        """Raises `ApiError` for a request that may not pass."""
+        if not self.access.has_host(scope, headers):
+            name = host_name(headers["host"])[:80] or "NAME"
+            text = f"Host: {headers['host'][:80]}: no name of this server; --allow-host {name} makes it one"
+            raise ApiError(400, "foreign_host", text)
+        if not self.access.has_key(scope["path"], headers):
+            is_api = scope["path"].startswith("/v1/") or not self.access.page_key
+            text = "a valid API key is needed: send Authorization: Bearer KEY"
+            challenge = "Bearer" if is_api else 'Basic realm="plato2: the API key is the password"'
+            raise ApiError(401, "invalid_api_key", text, headers={"WWW-Authenticate": challenge})
 
     async def _refuse_body(self, receive: Receive, send: Send, more: bool) -> None:
         """The error at once; what is on its way is thrown away for a moment, then the connection closes."""
@@ -441,10 +551,15 @@ def make_app(
     name: str,
     *,
     api_key: str | None = None,
+    page_key: bool = False,
+    hosts: Collection[str] = (),
     cors_origins: Sequence[str] = (),
     max_body: int = 2**20,
+    receive_s: float = 20.0,
     timeout_s: float = 60.0,
     seed: int | None = None,
+    system: System = "ignore",
+    log_requests: bool = False,
 ) -> FastAPI:
     """The application.
 
@@ -453,13 +568,18 @@ def make_app(
         batcher: answers.
         metrics: what /metrics shows.
         name: of the model.
-        api_key: what /v1/* asks for; None lets everybody in.
+        api_key: what /v1 and /openapi.json ask for; None lets everybody in.
+        page_key: whether all but `NO_KEY` asks for it, the page too.
+        hosts: names by which the server may be called, beside those of loopback; see `Access`.
         cors_origins: pages in whose scripts browsers may read answers, such as `https://example.org`.
         max_body: bytes of a request.
+        receive_s: seconds in which a body has to come.
         timeout_s: seconds that a request may wait for its reply.
         seed: of requests that have none; None takes a new one each time.
+        system: what becomes of system messages.
+        log_requests: whether to print a line for each request.
     """
-    chat_of = Chat(bot, batcher, metrics, name, timeout_s, seed)
+    chat_of = Chat(bot, batcher, metrics, name, timeout_s, seed, system)
     metrics.queue_length.set_function(lambda: batcher.queue_length)
     model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "plato2"}
     app = FastAPI(
@@ -524,13 +644,21 @@ def make_app(
     async def on_error(request: Request, error: Exception) -> Response:
         return ApiError(500, "server_error", "something went wrong; the server's log says what").response()
 
-    app.add_middleware(Gate, metrics=metrics, max_body=max_body, api_key=api_key)
+    app.add_middleware(
+        Gate,
+        metrics=metrics,
+        max_body=max_body,
+        receive_s=receive_s,
+        access=Access(api_key, page_key, hosts),
+        log_requests=log_requests,
+    )
     if cors_origins:  # outside of the gate: its errors need the headers too, and a preflight has no key
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
+            expose_headers=[WARNING_HEADER],
         )
     return app
 
@@ -569,6 +697,140 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def room_for(connections: int) -> int:
+    """So many connections, or as many as the system lets the process have, whose limit is raised for that.
+
+    Raises:
+        UserError: there is room for none.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return connections
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + OWN_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        connections = soft - OWN_FILES
+    if connections < 1:
+        raise UserError(f"the system allows {soft} open files; allow more: ulimit -n 1024")
+    return connections
+
+
+class Connection(H11Protocol):
+    """A client's connection. It is cut where nothing moves on it, so that connections cannot run out.
+
+    Where there are as many as there may be, a new one takes the place of the one that has waited longest
+    without a request.
+
+    Args:
+        receive_s: seconds in which a request has to begin, and its client to take some of the answer.
+        most: connections at the same time.
+        arguments: Uvicorn's.
+    """
+
+    def __init__(self, *, receive_s: float, most: int, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.receive_s, self.most = receive_s, most
+        self.waits_since = self.loop.time()
+        self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there is no request that was not answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has come."""
+        super().connection_made(transport)
+        self._cut_later()
+        if len(self.connections) <= self.most:
+            return
+        waiting = [one for one in self.connections if isinstance(one, Connection) and one.is_waiting]
+        longest = min(waiting, key=lambda one: one.waits_since)
+        if longest is not self:
+            self.connections.discard(longest)  # else it would be found again before the loop's next turn
+            longest.transport.abort()
+        else:
+            text = "all connections are in use; try again in a moment"
+            body = ApiError(503, "too_many_connections", text).response().body
+            head = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nRetry-After: 1"
+            transport.write(
+                f"HTTP/1.1 503 Service Unavailable\r\n{head}\r\nConnection: close\r\n\r\n".encode() + body
+            )
+            transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Something of a request; until its head is whole, the time goes on."""
+        super().data_received(data)
+        if not self.is_waiting:
+            self._go_on()
+
+    def on_response_complete(self) -> None:
+        """An answer is written, and perhaps the next request has begun."""
+        super().on_response_complete()
+        if self.is_waiting:
+            self.waits_since = self.loop.time()
+            self._cut_later()
+
+    def pause_writing(self) -> None:
+        """The client takes less than it is sent."""
+        super().pause_writing()
+        self._cut_later()
+
+    def resume_writing(self) -> None:
+        """The client has taken most of it."""
+        super().resume_writing()
+        if not self.is_waiting:
+            self._go_on()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The end."""
+        self._go_on()
+        super().connection_lost(exc)
+
+    def _should_upgrade(self) -> bool:
+        """Never: HTTP/1.1 is all there is. Uvicorn would advise to install something."""
+        return False
+
+    def _cut_later(self) -> None:
+        self._go_on()
+        self.timer = self.loop.call_later(self.receive_s, self.transport.abort)
+
+    def _go_on(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+
+
+class LimitedLog(io.TextIOBase):
+    """A stream of which so much is written in a while and no more: whoever asks often cannot fill the disk.
+
+    It stands for stderr, since not all that libraries have to say goes through `logging`.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.began, self.written = stream, time.monotonic(), 0
+
+    def write(self, text: str) -> int:
+        """Writes a text, or leaves it out."""
+        now = time.monotonic()
+        if now - self.began > LOG_SECONDS:
+            self.began, self.written = now, 0
+        if self.written <= LOG_CHARACTERS:
+            self.stream.write(text[:LOG_CHARACTERS])
+            self.written += len(text)
+            if self.written > LOG_CHARACTERS:
+                self.stream.write(
+                    f"\n... more than {LOG_CHARACTERS:,} characters: the rest of this minute is left out\n"
+                )
+            self.stream.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+
 class Server(uvicorn.Server):
     """Uvicorn, which at the first signal lets the batcher finish and at the second quits at once.
 
@@ -590,6 +852,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Takes connections."""
         await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(BACKLOG)  # asyncio has made it as short as what it takes at once
         self.on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -607,24 +871,46 @@ class Server(uvicorn.Server):
         self.config.timeout_graceful_shutdown = max(1, math.ceil(left))  # for answers that are being sent
 
 
-def run(
+def make_server(
     app: FastAPI,
-    listener: socket.socket,
     batcher: Batcher,
     *,
+    receive_s: float = 20.0,
+    max_connections: int = 1000,
     shutdown_s: float = 30.0,
-    log_requests: bool = False,
     on_ready: Callable[[], None] = lambda: None,
-) -> None:
-    """Serves until a signal comes.
+) -> Server:
+    """The server of an application.
 
     Args:
         app: the application.
-        listener: from `listen`.
         batcher: the application's.
-        shutdown_s: seconds for what was begun when the signal came.
-        log_requests: whether to print a line for each request.
+        receive_s: seconds in which a connection has to move on; see `Connection`.
+        max_connections: at the same time; fewer where the system allows fewer.
+        shutdown_s: seconds for what was begun when a signal comes.
         on_ready: called when connections are taken.
+    """
+    protocol = functools.partial(Connection, receive_s=receive_s, most=room_for(max_connections))
+    config = uvicorn.Config(
+        app,
+        # Said, or what else is installed would decide: httptools loses the body of a request to upgrade.
+        http=protocol,  # type: ignore[arg-type]
+        ws="none",
+        loop="asyncio",
+        log_level="warning",
+        log_config=None,  # else its handler would keep the stderr of now: see `run`
+        access_log=False,
+        backlog=TAKEN_AT_ONCE,
+    )
+    return Server(config, batcher, shutdown_s, on_ready)
+
+
+def run(server: Server, listener: socket.socket) -> None:
+    """Serves until a signal comes.
+
+    Args:
+        server: from `make_server`.
+        listener: from `listen`.
 
     Raises:
         UserError: another process has begun to listen at the same port.
@@ -634,7 +920,5 @@ def run(
     except OSError as error:
         host, port = listener.getsockname()[:2]
         raise no_port(host, port, error) from None
-    config = uvicorn.Config(
-        app, log_level="info" if log_requests else "warning", access_log=log_requests, backlog=BACKLOG
-    )
-    Server(config, batcher, shutdown_s, on_ready).run([listener])
+    with contextlib.redirect_stderr(LimitedLog(sys.stderr)):
+        server.run([listener])

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import stat
 import subprocess
@@ -140,8 +141,9 @@ def test_settings_are_shown_and_changed(models: list[object]) -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("temperature -1", "temperature=-1.0: must be between 0.01 and 100"),
-        ("temperature nan", "temperature=nan: must be between 0.01 and 100"),
+        ("temperature -1", "temperature=-1.0: must be between 0 (greedy) and 2"),
+        ("temperature 2.5", "temperature=2.5: must be between 0 (greedy) and 2"),
+        ("temperature nan", "temperature=nan: must be between 0 (greedy) and 2"),
         ("temperature warm", "temperature=warm: must be a number"),
         ("top_k 1.5", "top_k=1.5: must be a whole number"),
         ("strategy guess", "strategy=guess: use one of top_k, top_p, beam"),
@@ -177,6 +179,24 @@ def test_a_setting_that_no_model_can_use_costs_no_conversation(models: list[obje
         assert len(replies(done)) + done.stdout.count("no reply with these settings (") == 2
     strategy = ["/set strategy beam", "/set beam_size 9000"]
     assert "beam_size=9000: the model has" in chat(models, *strategy, "hello !").stdout
+
+
+# ------------------------------------------------------------------------------------------ closed streams
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "0>/dev/null"])
+def test_a_closed_stream_is_no_traceback(models: list[object], closed: str) -> None:
+    command = shlex.join([sys.executable, "-m", "plato2", "chat", *map(str, models)])
+    done = subprocess.run(
+        ["sh", "-c", f"{command} {closed}"], input="hello !\n", capture_output=True, text=True, timeout=120
+    )
+    assert "Traceback" not in done.stderr
+    if closed.startswith("0>"):  # cannot be read
+        assert done.returncode == 2
+        assert "error: the input cannot be read (Bad file descriptor)" in done.stderr
+    else:
+        assert done.returncode == 0
+    assert ("bot  " in done.stdout) == (closed == "2>&-")
 
 
 # ------------------------------------------------------------------------------------------------ /save

@@ -196,7 +196,7 @@ def test_a_file_goes_on_with_its_own_settings_only(
         (["--batch", "0"], "--batch 0: must be at least 1"),
         (["--swap"], "--swap: there is one model only; give --generation2 too"),
         (["--evaluation2", "{2_eval}"], "--evaluation2: there is one model only"),
-        (["--temperature", "0"], "temperature=0.0: must be between 0.01 and 100"),
+        (["--temperature", "3"], "temperature=3.0: must be between 0 (greedy) and 2"),
         (["--rank", "backward"], "rank: backward needs a model of stage=backward; give --backward"),
         (["--starts", "{starts}x"], "--starts {starts}x: No such file or directory"),
         (["--out", "{starts}"], "--out {starts}: the very file of --starts; give a new one"),

@@ -452,12 +452,14 @@ def test_what_cannot_be_decoded_is_refused() -> None:
     [
         ({"strategy": "beams"}, "strategy=beams: use one of top_k, top_p, beam"),
         ({"top_k": 0}, "top_k=0: must be at least 1"),
-        ({"top_p": 0.0}, "top_p=0.0: must be above 0"),
-        ({"top_p": 1.1}, "top_p=1.1: must be above 0 and at most 1"),
+        ({"top_p": -0.1}, "top_p=-0.1: must be between 0"),
+        ({"top_p": 1.1}, r"top_p=1.1: must be between 0 \(greedy\) and 1"),
         ({"beam_size": 0}, "beam_size=0: must be at least 1"),
-        ({"temperature": 0.0}, "temperature=0.0: must be between 0.01 and 100"),
-        ({"temperature": 1e-320}, "temperature=.*: must be between 0.01 and 100"),
-        ({"temperature": float("inf")}, "temperature=inf: must be between 0.01 and 100"),
+        ({"temperature": -1e-9}, r"temperature=-1e-09: must be between 0 \(greedy\) and 2"),
+        ({"temperature": 2.1}, r"temperature=2.1: must be between 0 \(greedy\) and 2"),
+        ({"temperature": float("inf")}, "temperature=inf: must be between 0"),
+        ({"temperature": float("nan")}, "temperature=nan: must be between 0"),
+        ({"temperature": 0.0, "strategy": "beam"}, "temperature=0.0: is greedy, and strategy=beam is not"),
         ({"min_tokens": 65}, "min_tokens=65: must be between 0 and max_tokens=64"),
         ({"no_repeat_ngram": -1}, "no_repeat_ngram=-1: must be 0"),
         ({"length_penalty": -0.5}, "length_penalty=-0.5: must be 0"),
@@ -468,6 +470,23 @@ def test_what_cannot_be_decoded_is_refused() -> None:
 def test_a_config_that_cannot_be_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=f"^{message}"):
         DecodeConfig(**values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"temperature": 0.0},
+        {"temperature": 1e-320},
+        {"temperature": 0.0099},
+        {"temperature": 0.0, "strategy": "top_p"},
+        {"strategy": "top_p", "top_p": 0.0},
+        {"strategy": "top_p", "top_p": 1e-320},
+    ],
+)
+def test_near_zero_is_greedy(values: dict[str, Any]) -> None:
+    stage = made(FineGeneration)
+    greedy = decode(stage, CONTEXTS, replace(DECODE, top_k=1, temperature=1.0))
+    assert decode(stage, CONTEXTS, replace(DECODE, **values)) == greedy
 
 
 @pytest.mark.parametrize("strategy", ["top_k", "top_p", "beam"])
