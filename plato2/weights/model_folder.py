@@ -29,6 +29,8 @@ from torch import Tensor
 
 from plato2.config import UserError
 from plato2.data.tokenizer import Tokenizer
+from plato2.files import read_file
+from plato2.formats import JSON_BYTES, Closed, Open, Sha256, StageArguments, parse
 
 FORMAT = "plato2"
 PARTS = {"generation": ("2_gen", "1_coarse"), "evaluation": ("2_eval",)}
@@ -36,6 +38,31 @@ PARTS = {"generation": ("2_gen", "1_coarse"), "evaluation": ("2_eval",)}
 SHARD_BYTES = 5_000_000_000
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _SAFETENSORS_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_CURE = "take the folder from where it came again"
+
+
+class StoredPart(Closed):
+    """A part in config.json."""
+
+    stage: str
+    arguments: StageArguments
+    absent: list[str] = []
+    figures: Any = None
+
+
+class ModelFolderConfig(Open):
+    """config.json; transformers adds keys of its own."""
+
+    format: str
+    tokenizer_sha256: Sha256
+    generation: StoredPart | None = None
+    evaluation: StoredPart | None = None
+
+
+class WeightIndex(Open):
+    """model.safetensors.index.json, as Hugging Face writes it."""
+
+    weight_map: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -161,13 +188,12 @@ def read_config(path: Path) -> dict[str, Any]:
         UserError: damaged, or of something else.
     """
     file = path / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{file}: not readable ({error}); take the folder from where it came again") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT or not PARTS.keys() & config.keys():
+    data = read_file(file, JSON_BYTES, _CURE)
+    found = parse(ModelFolderConfig, data, str(file), _CURE)
+    if found.format != FORMAT or not (found.generation or found.evaluation):
         raise UserError(f"{path}: not a model folder of plato2 (config.json says otherwise)")
-    return config
+    config: dict[str, Any] = json.loads(data)
+    return {key: value for key, value in config.items() if value is not None}
 
 
 def read_part(path: Path, part: str) -> dict[str, Tensor]:
@@ -184,9 +210,7 @@ def read_part(path: Path, part: str) -> dict[str, Tensor]:
                     if key.startswith(f"{part}."):
                         tensors[key.removeprefix(f"{part}.")] = opened.get_tensor(key)
         except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{file}: not readable ({error}); take the folder from where it came again"
-            ) from None
+            raise UserError(f"{file}: not readable ({error}); {_CURE}") from None
     return tensors
 
 
@@ -199,11 +223,13 @@ def weight_files(path: Path) -> list[Path]:
     index = path / "model.safetensors.index.json"
     names = {"model.safetensors"}
     if index.is_file():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(
+            parse(WeightIndex, read_file(index, JSON_BYTES, _CURE), str(index), _CURE).weight_map.values()
+        )
     files = [path / Path(name).name for name in sorted(names)]  # never outside of the folder
     for file in files:
         if not file.is_file():
-            raise UserError(f"{file}: missing; take the folder from where it came again")
+            raise UserError(f"{file}: missing; {_CURE}")
     return files
 
 

@@ -11,11 +11,10 @@ joined. `.gz` files, globs and remote paths are fine.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from plato2.data.corpora import ReadReport, merge_speakers, parse_time, read_lines
+from plato2.data.corpora import ReadReport, json_value, merge_speakers, parse_time, read_lines
 from plato2.data.samples import Dialogue, Turn
 
 
@@ -23,10 +22,8 @@ def read(files: Sequence[str], report: ReadReport) -> Iterator[Dialogue]:
     """Yield the dialogues of JSON lines files."""
     for file, number, text in read_lines(files, report):
         try:
-            dialogue = parse(json.loads(text))
-        except json.JSONDecodeError as error:
-            report.broken(file, number, f"not valid JSON ({error.msg} at character {error.pos + 1})")
-        except (ValueError, RecursionError) as error:
+            dialogue = parse(json_value(text))
+        except ValueError as error:
             report.broken(file, number, str(error))
         else:
             yield dialogue
