@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from functools import lru_cache
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -87,7 +87,7 @@ def check(schema: type[Schema], value: Any, name: str, cure: str) -> Schema:
     return parse(schema, "".join(text).encode(), name, cure)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _adapter(schema: type[Schema]) -> TypeAdapter[Schema]:
     return TypeAdapter(schema)
 

@@ -16,17 +16,21 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "plato2": ("plato2.talk",),  # plato2/__init__.py: the version and `load`
     "plato2.__main__": ("plato2.commands",),
     "plato2.config": (),
+    "plato2.bounded": ("plato2.config",),
+    "plato2.formats": ("plato2.config",),
     "plato2.metrics": ("plato2.config",),
     "plato2.model": ("plato2.config",),
-    "plato2.training": ("plato2.model", "plato2.config"),
+    "plato2.training": ("plato2.model", "plato2.formats", "plato2.bounded", "plato2.config"),
     "plato2.stages": ("plato2.model", "plato2.metrics", "plato2.training", "plato2.config"),
-    "plato2.data": ("plato2.config",),
+    "plato2.data": ("plato2.formats", "plato2.bounded", "plato2.config"),
     "plato2.weights": (
         "plato2.stages",
         "plato2.model",
         "plato2.training.checkpoint",
         "plato2.training.run",
         "plato2.data.tokenizer",
+        "plato2.formats",
+        "plato2.bounded",
         "plato2.config",
     ),
     "plato2.talk": (
@@ -38,6 +42,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "plato2.data.packing",
         "plato2.data.examples",
         "plato2.metrics",
+        "plato2.formats",
+        "plato2.bounded",
         "plato2.config",
     ),
     "plato2.evaluate": (

@@ -16,9 +16,9 @@ from pathlib import PurePosixPath
 from typing import IO, Any, cast
 from zipfile import BadZipFile, ZipFile
 
+from plato2.bounded import LINE_BYTES, read_lines_of
 from plato2.config import UserError
 from plato2.data.json_values import read_values
-from plato2.files import LINE_BYTES, read_lines_of
 from plato2.data.samples import Dialogue
 
 N_EXAMPLES = 5

@@ -29,8 +29,8 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import Field
 
+from plato2.bounded import read_file
 from plato2.config import LARGEST, UserError
-from plato2.files import read_file
 from plato2.formats import Closed, Count, Open, Sha256, parse
 
 FORMAT = "plato2-shards/1"
@@ -319,9 +319,9 @@ class _Document(Open):
     max_context: Annotated[int, Field(ge=3, le=65535)]
     max_response: Annotated[int, Field(ge=3, le=65535)]
     splits: dict[str, _Split]
-    unigram: dict[str, float] = {}
-    prepare: dict[str, Any] = {}
-    source: dict[str, Any] = {}
+    unigram: dict[str, float] = Field(default_factory=dict)
+    prepare: dict[str, Any] = Field(default_factory=dict)
+    source: dict[str, Any] = Field(default_factory=dict)
 
 
 def read_shard(

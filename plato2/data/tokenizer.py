@@ -27,8 +27,8 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from plato2.bounded import read_file
 from plato2.config import UserError
-from plato2.files import read_file
 
 PAD_ID = UNK_ID = 0
 BOS_ID = 1

@@ -24,8 +24,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
+from plato2.bounded import read_file
 from plato2.config import UserError
-from plato2.files import read_file
 from plato2.formats import JSON_BYTES, Count, Open, Sha256, parse
 from plato2.training.checkpoint import best_value, file_sha256
 from plato2.training.console import say
@@ -46,8 +48,8 @@ class _Parent(Open):
 class _Config(Open):
     """Of the configuration only what is looked at again."""
 
-    trainer: dict[str, Any] = {}
-    optim: dict[str, Any] = {}
+    trainer: dict[str, Any] = Field(default_factory=dict)
+    optim: dict[str, Any] = Field(default_factory=dict)
 
 
 class Lineage(Open):
@@ -62,8 +64,8 @@ class Lineage(Open):
     curriculum: str | None = None
     tokenizer_sha256: Sha256 | None = None
     fingerprint: str | None = None
-    resumed: list[Any] = []
-    config: _Config = _Config()
+    resumed: list[Any] = Field(default_factory=list)
+    config: _Config = Field(default_factory=_Config)
 
 
 @dataclass(frozen=True)
@@ -257,8 +259,8 @@ def _continued(run: RunFolder, config: Mapping[str, Any]) -> tuple[RunFolder, Pa
         for key in sorted(then.keys() | here.keys()):
             if then.get(key) != here.get(key) and not key.startswith(FREE):
                 raise UserError(
-                    f"{key}={here.get(key)}: {run.path} was started with {key}={then.get(key)!s:.80}; give the old "
-                    "value to go on with it, or another run_id (or resume=never) to start anew"
+                    f"{key}={here.get(key)}: {run.path} was started with {key}={then.get(key)!s:.80}; give "
+                    "the old value to go on with it, or another run_id (or resume=never) to start anew"
                 )
     if not run.last.exists():
         return run, None, f"run {run.path} has no checkpoint yet: starting it again"

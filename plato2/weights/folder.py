@@ -54,7 +54,7 @@ class Saved:
     """What its last validation measured beside its losses, e.g. `pair_acc` of an evaluation model."""
 
     def __post_init__(self) -> None:
-        """Refuse a depth that is not that of the weights: what is built by it takes memory even without them."""
+        """Refuse a depth that is not that of the weights: blocks take memory even before their weights do."""
         n_blocks = len({key.split(".")[2] for key in self.weights if key.startswith("backbone.blocks.")})
         if (n_layer := self.model_config.n_layer) != n_blocks:
             raise UserError(_unfit(self.file, f"n_layer is {n_layer}, there are {n_blocks} blocks"))

@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from plato2.bounded import read_file
 from plato2.config import UserError
 from plato2.data.tokenizer import Tokenizer
-from plato2.files import read_file
 from plato2.formats import JSON_BYTES, Closed, Open, Sha256, StageArguments, parse
 
 FORMAT = "plato2"
@@ -46,7 +47,7 @@ class StoredPart(Closed):
 
     stage: str
     arguments: StageArguments
-    absent: list[str] = []
+    absent: list[str] = Field(default_factory=list)
     figures: Any = None
 
 

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from runs import KNOVER, checkpoint_of, make_corpus, make_run, make_stage
-from test_import_knover import write_release
 
 from plato2.config import UserError
 from plato2.data.corpora import ReadReport, corpus_names, read_corpus
@@ -30,8 +31,9 @@ from plato2.training.run import FORMAT, RunFolder, choose_run, runs
 from plato2.training.start import described
 from plato2.weights.export import export_to_huggingface
 from plato2.weights.folder import load_generation, load_stage, read_saved
-from plato2.weights.knover import import_knover
+from plato2.weights.knover import _unpacked, find_sources
 from plato2.weights.model_folder import weight_files
+from plato2.weights.paddle import open_parameter, read_pdparams, write_parameter
 
 N = [pytest.param(1000), pytest.param(10_000, marks=pytest.mark.slow)]
 ODD: list[Any] = [
@@ -128,21 +130,28 @@ def mutate_json(data: bytes, number: int) -> bytes:
     return text.replace(b"Infinity", b"1e999")
 
 
-def fuzz(n: int, change: Callable[[int], object], read: Callable[[], object]) -> None:
-    """`read` after each of `n` changes: it ends, or with a UserError of one line."""
+def fuzz(
+    n: int, change: Callable[[int], object], read: Callable[[], object], is_noticed: bool = True
+) -> None:
+    """`read` after each of `n` changes: it ends, or with a UserError of one line.
+
+    `is_noticed`: some of the changes are refused; where records are counted as broken, none need be.
+    """
     n_read = 0
     for number in range(n):
         change(number)
+        told = ""
         try:
             read()
             n_read += 1
         except UserError as error:
-            assert len(str(error).splitlines()) == 1, f"change {number}: {error}"
-            assert len(str(error)) < 1000, f"change {number}: {error}"
+            told = str(error)
         except BaseException as error:
             error.add_note(f"change {number}")
             raise
-    assert n_read < n, "no change was noticed: this is no test"
+        assert len(told.splitlines()) < 2, f"change {number}: {told}"
+        assert len(told) < 1000, f"change {number}: {told}"
+    assert n_read < n or not is_noticed, "no change was noticed: this is no test"
 
 
 def of_file(path: Path, mutation: Callable[[bytes, int], bytes] = mutate) -> Callable[[int], object]:
@@ -163,7 +172,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(model_folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(model_folder, tmp_path / "model"))
+    """A copy to change; without hashes beside its files, which would notice every change first."""
+    return Path(shutil.copytree(model_folder, tmp_path / "model", ignore=shutil.ignore_patterns("*.sha256")))
 
 
 @pytest.fixture
@@ -271,21 +281,32 @@ def test_tokenizer(tmp_path: Path, file: str, n: int) -> None:
     fuzz(n, of_file(path, mutation), lambda: Tokenizer.load(tmp_path / "tokenizer").encode("hello there !"))
 
 
-@pytest.mark.parametrize("file", ["Plato/word_embedding", "Plato.tar.gz", "Plato.tar"])
 @pytest.mark.parametrize("n", N)
-def test_release_of_knover(tmp_path: Path, file: str, n: int) -> None:
-    release = write_release(tmp_path / "tiny")
-    kind = {"Plato.tar.gz": "gztar", "Plato.tar": "tar"}.get(file)
-    path = release / file
-    if kind:
-        path = Path(shutil.make_archive(str(tmp_path / "archive"), kind, release))
-        release = path
+def test_parameter_of_knover(tmp_path: Path, n: int) -> None:
+    path = tmp_path / "word_embedding"
+    write_parameter(path, np.zeros((5, 3), np.float32))
+    fuzz(n, of_file(path), lambda: open_parameter(path).read().sum())
+
+
+@pytest.mark.parametrize("n", N)
+def test_pdparams(tmp_path: Path, n: int) -> None:
+    path = tmp_path / "a.pdparams"
+    path.write_bytes(pickle.dumps({"a": np.zeros((2, 3), np.float32), "b": np.ones(3)}, 4))
+    fuzz(n, of_file(path), lambda: read_pdparams(path))
+
+
+@pytest.mark.parametrize("kind", ["tar", "gztar", "xztar"])
+@pytest.mark.parametrize("n", N)
+def test_tar(tmp_path: Path, kind: str, n: int) -> None:
+    (tmp_path / "tiny" / "Plato").mkdir(parents=True)
+    write_parameter(tmp_path / "tiny" / "Plato" / "word_embedding", np.zeros((5, 3), np.float32))
+    path = Path(shutil.make_archive(str(tmp_path / "archive"), kind, tmp_path / "tiny"))
 
     def read() -> None:
-        shutil.rmtree(tmp_path / "out", ignore_errors=True)
-        import_knover(release, tmp_path / "out")
+        with _unpacked(path, tmp_path / "out", lambda text: None) as place:
+            find_sources(place)
 
-    fuzz(n // 10 if kind else n, of_file(path), read)
+    fuzz(n, of_file(path), read)
 
 
 # ------------------------------------------------------------------------------------------------------ data
@@ -360,3 +381,112 @@ def test_records_of_hf_datasets(tmp_path: Path, file: str, n: int) -> None:
     path = tmp_path / "data" / ("train" if file == "state.json" else "") / file
     read = lambda: list(read_corpus("hf_datasets", [str(tmp_path / "data")], ReadReport()))  # noqa: E731
     fuzz(n, of_file(path, mutate_json), read)
+
+
+# --------------------------------------------------------------------------------------------------- corpora
+
+CORPORA: dict[str, tuple[str, Any]] = {
+    "jsonl": (
+        "a.jsonl",
+        [{"turns": ["hi", {"text": "yes", "speaker": "a", "time": 5}], "persona": ["x"], "id": 3}],
+    ),
+    "chitchat": (
+        "a.json",
+        {"a": {"messages": [[{"text": "hi", "sender": "a", "timestamp": "2020-02-01T10:00:00Z"}]] * 2}},
+    ),
+    "cmu_dog": (
+        "a.json",
+        {"wikiDocumentIdx": 1, "whoSawDoc": ["u"], "history": [{"docIdx": 0, "uid": "u", "text": "hi"}] * 3},
+    ),
+    "convai2": ("a.txt", ["1 your persona: i ski.", "2 hi\twell\t\tx|y", "3 so\tyes", "1 a\tb"]),
+    "crosswoz": (
+        "a.json",
+        {
+            "1": {
+                "messages": [
+                    {"role": "usr", "content": "hi"},
+                    {"role": "sys", "content": "a", "sys_state": {"b": {"c": "d", "selectedResults": ["e"]}}},
+                ]
+            }
+        },
+    ),
+    "dailydialog": ("a.txt", ["hi __eou__ well __eou__ so", "a __eou__"]),
+    "kdconv": (
+        "a.json",
+        [{"messages": [{"message": "a", "attrs": [{"name": "a", "attrname": "b", "attrvalue": "c"}]}] * 2}],
+    ),
+    "lccc": ("a.jsonl", [["a b", "c"], ["d", "e"]]),
+    "multiwoz": (
+        "a.json",
+        {
+            "A.json": {
+                "log": [
+                    {"text": "hi", "metadata": {}},
+                    {"text": "yes", "metadata": {"hotel": {"book": {"booked": [{"name": "x"}]}}}},
+                ]
+            }
+        },
+    ),
+    "parlai": ("a.jsonl", [{"dialog": [[{"id": "a", "text": "hi"}, {"id": "b", "text": "yes"}]]}]),
+    "sgd": (
+        "a.json",
+        [
+            {
+                "dialogue_id": "1",
+                "turns": [
+                    {
+                        "speaker": "SYSTEM",
+                        "utterance": "a",
+                        "frames": [
+                            {"service": "x", "service_call": {"method": "m"}, "service_results": [{"a": "b"}]}
+                        ],
+                    }
+                ]
+                * 2,
+            }
+        ],
+    ),
+    "topical_chat": (
+        "a.json",
+        {"a": {"content": [{"agent": "agent_1", "message": "hi", "knowledge_source": ["FS1"]}] * 2}},
+    ),
+    "tsv": ("a.tsv", ["src\ttgt\tlabel", "a [SEP] b\tc\t1", "d\te\t0"]),
+    "weibo": ("a.tsv", ["a b\tc d", "e\tf"]),
+}
+"""Reader -> a file of its format, and what is in it."""
+
+
+def test_every_reader_is_fuzzed() -> None:
+    assert CORPORA.keys() | {"hf_datasets"} == set(corpus_names())
+
+
+@pytest.mark.parametrize("corpus", CORPORA)
+@pytest.mark.parametrize("n", N)
+def test_corpus(tmp_path: Path, corpus: str, n: int) -> None:
+    name, content = CORPORA[corpus]
+    path = tmp_path / name
+    is_text = path.suffix in (".txt", ".tsv")
+
+    def text(value: Any) -> bytes:
+        is_lines = path.suffix == ".jsonl" and isinstance(value, list)
+        return "\n".join(map(json.dumps, value)).encode() if is_lines else json.dumps(value).encode()
+
+    def change(number: int) -> None:
+        rng = random.Random(number)
+        data = "\n".join(content).encode() if is_text else text(content)
+        if number < len(BROKEN):
+            data = BROKEN[number] + b" a\tb"
+        elif is_text or number % 3 == 0:
+            data = mutate(data, number)
+        elif number % 3 == 1:
+            data = text(mutate_value(content, number)).replace(b"Infinity", b"1e999")
+        if number % 9 == 0:  # a number of 5,000 digits in the place of one of its words
+            place = rng.randrange(len(data) + 1)
+            data = data[:place] + b"9" * 5000 + data[place + 1 :]
+        path.write_bytes(data)
+
+    def read() -> None:
+        for dialogue in read_corpus(corpus, [str(path)], ReadReport()):
+            json.dumps([turn.text for turn in dialogue.turns])
+
+    fuzz(n, change, read, is_noticed=False)

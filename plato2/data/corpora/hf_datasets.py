@@ -86,7 +86,7 @@ def _turns_column(schema: pa.Schema, column: str | None, file: str) -> str:
 
 
 def _takes_space(kind: pa.DataType) -> bool:
-    """Whether each value of a type takes bytes of the file: a million nulls, or repeats of a text, need not."""
+    """Whether each value takes bytes of the file: a million nulls, or repeats of one text, need not."""
     if pa.types.is_struct(kind):
         return all(_takes_space(kind.field(i).type) for i in range(kind.num_fields))
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -113,7 +113,7 @@ def _data_files(path: str) -> list[str]:
     return [f"{path}/{part.filename}" for part in _record(State, f"{path}/state.json").data_files]
 
 
-Name = Annotated[str, Field(pattern=r"^[^/\\\0]+$")]
+Name = Annotated[str, Field(pattern=r"^[^/\\\x00]+$")]
 """Of a file or folder in the same folder."""
 
 
