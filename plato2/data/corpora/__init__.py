@@ -135,4 +135,7 @@ def parse_time(value: object) -> float | None:
             raise ValueError(f"time {value!r} is not in seconds since 1970")
         return float(value)
     moment = datetime.fromisoformat(value)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    try:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC).timestamp()
+    except OverflowError:
+        raise ValueError(f"time {value!r} is out of range") from None
