@@ -12,6 +12,8 @@ from plato2.config import UserError
 
 LINE_BYTES = 1 << 24
 """The longest line of text that is read: 16 MiB, some thousand pages."""
+TEXT_BYTES = 1 << 26
+"""The largest text that is read as a whole: a list of words, the starts of dialogues."""
 
 
 def read_file(path: str | Path, most: int, cure: str) -> bytes:

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import struct
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -124,7 +125,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     refuse_existing(out)
     target = Path(os.path.abspath(out))
-    new = existing_parent(out) / f".{target.name}.new"
+    new = existing_parent(out) / f".{target.name}.{uuid.uuid4().hex[:8]}.new"  # another may write `out`, too
     try:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
