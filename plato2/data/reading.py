@@ -217,7 +217,7 @@ def json_value(text: str) -> Any:
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error.msg} at character {error.pos + 1})") from None
     except RecursionError:
-        raise ValueError("not valid JSON (nested too deep)") from None
+        raise ValueError("not valid JSON (nested too deep: recursion)") from None
 
 
 def _check_zip(file: str) -> None:

@@ -74,7 +74,7 @@ def _message(message: Any) -> Turn:
 
 def _turns_column(schema: pa.Schema, column: str | None, file: str) -> str:
     names = schema.names
-    shown = ", ".join(map(repr, names[:20]))
+    shown = " ".join(", ".join(names[:20]).split())[:500]
     if column is not None and column not in names:
         raise UserError(f"reader.column={column!r}: {file} has the columns {shown}")
     for name in COLUMNS if column is None else [column]:
