@@ -548,9 +548,11 @@ def main(config: DictConfig) -> float | None:
     except OmegaConfBaseException as error:  # a value that is missing, found when it is needed
         fail(explain(error))
     except OSError as error:
+        place = error.filename or config.output_dir
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            fail(f"{place}: {error.strerror}; make it writable, or choose another output_dir")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        place = error.filename or config.output_dir
         fail(
             f"{place}: {error.strerror}; what was saved is whole: make room and start the same command again"
         )

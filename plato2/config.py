@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
@@ -19,6 +20,16 @@ Schedule = Literal["inverse_sqrt", "linear"]
 COLDEST, HOTTEST = 0.01, 2.0
 """Temperatures, above which a text is noise and below which the most probable token is taken: logits would
 overflow."""
+LARGEST = {
+    "n_layer": 1000,
+    "n_head": 1000,
+    "hidden_size": 65_536,
+    "vocab_size": 1 << 24,
+    "max_position": 1 << 20,
+    "n_type": 1000,
+    "n_latent": 65_536,
+}
+"""Far above any model there is: what is larger is a slip or a damaged file, and would not fit in memory."""
 
 
 class UserError(Exception):
@@ -83,14 +94,18 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
-        for key in ("n_layer", "n_head", "hidden_size", "vocab_size", "max_position", "n_type", "n_latent"):
+        for key, largest in LARGEST.items():
             value = getattr(self, key)
             _require(value >= 1, f"model.{key}={value}: must be at least 1")
+            _require(value <= largest, f"model.{key}={reprlib.repr(value)}: must be at most {largest:,}")
         _require(
             self.hidden_size % self.n_head == 0,
             f"model.hidden_size={self.hidden_size} is not a multiple of model.n_head={self.n_head}",
         )
-        _require(self.n_role >= 0, f"model.n_role={self.n_role}: use 0 for no role embeddings")
+        _require(
+            0 <= self.n_role <= 1000,
+            f"model.n_role={reprlib.repr(self.n_role)}: use 0 for no role embeddings",
+        )
         _require(0.0 <= self.dropout < 1.0, f"model.dropout={self.dropout}: must be in [0, 1)")
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import pickle
@@ -573,3 +574,28 @@ def test_a_damaged_tokenizer_of_the_data(train_here: Train, shards: Path, tmp_pa
         done = train_here(f"data.path={shards}", expect=2)
         assert_one_line(done.stderr, f"{shards}/tokenizer")
         assert not (tmp_path / "outputs").exists()
+
+
+def test_a_run_folder_that_is_read_only(corpus: Path, coarse: Path, tmp_path: Path) -> None:
+    """Also for the superuser, who gives up the right to write anywhere."""
+    run = copy_run(coarse, tmp_path / "outputs" / "tiny-1_coarse" / "c")
+
+    def give_up() -> None:
+        drop_from_bounding_set, override = 24, 1
+        ctypes.CDLL(None).prctl(drop_from_bounding_set, override, 0, 0, 0)
+
+    for folder in (run, run / "checkpoints"):
+        folder.chmod(0o555)
+    steps = ["trainer.max_steps=4", "trainer.val_check_interval=2", "run_id=c"]
+    done = subprocess.run(
+        command(corpus, tmp_path / "outputs", *steps),
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        preexec_fn=give_up,
+        timeout=300,
+    )
+    run.chmod(0o755)
+    assert done.returncode == 2, done.stderr
+    assert_one_line(done.stderr, str(run), "Permission denied")

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from plato2.bounded import read_lines_of
 from plato2.commands.talking import Device
 from plato2.config import UserError
 
@@ -82,7 +83,8 @@ def score(
     n_errors = 0
     console = Console(stderr=True)
     with file.open("rb") as lines, out.open("w", encoding="utf-8") if out else nullcontext() as target:
-        found = score_lines(lines, tokenizers[0], stages[0], stages[1], posterior)  # type: ignore[arg-type]
+        bounded = (line or b"" for line in read_lines_of(lines))
+        found = score_lines(bounded, tokenizers[0], stages[0], stages[1], posterior)  # type: ignore[arg-type]
         for scores in track(
             found, "scoring", n_lines, console=console, transient=True, disable=not console.is_terminal
         ):

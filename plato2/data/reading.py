@@ -17,6 +17,7 @@ from pathlib import PurePosixPath
 from typing import IO, Any, cast
 from zipfile import BadZipFile, ZipFile
 
+from plato2.bounded import LINE_BYTES, read_lines_of
 from plato2.config import UserError
 from plato2.data.json_values import read_values
 from plato2.data.samples import Dialogue, as_texts
@@ -109,21 +110,25 @@ def readable(file: str, again: str = "get the file again") -> Iterator[IO[bytes]
     try:
         with open_binary(file) as stream:
             yield stream
-    except (EOFError, OSError, zlib.error, lzma.LZMAError, BadZipFile) as error:
+    except (EOFError, OSError, zlib.error, lzma.LZMAError, BadZipFile, MemoryError) as error:
         if "too much memory" in str(error):  # Zstandard with a window above 128 MB
             again = "unpack it first: zstd -d --long=31 FILE"
-        raise UserError(f"{file} cannot be read to its end ({error}); {again}") from error
+        reason = "it wants more memory than there is" if isinstance(error, MemoryError) else error
+        raise UserError(f"{file} cannot be read to its end ({reason}); {again}") from error
 
 
 def read_lines(files: Sequence[str], report: ReadReport) -> Iterator[tuple[str, int, str]]:
-    """(file, line number from 1, text) of every line that is not blank; not UTF-8 counts as broken.
+    """(file, line number from 1, text) of every line that is not blank; not UTF-8, or too long, is broken.
 
     Raises:
         UserError: a file is missing, or its compressed stream is damaged.
     """
     for file in expand(files):
         with readable(file) as stream:
-            for number, raw in enumerate(stream, start=1):
+            for number, raw in enumerate(read_lines_of(stream), start=1):
+                if raw is None:
+                    report.broken(file, number, f"longer than {LINE_BYTES >> 20} MiB")
+                    continue
                 try:
                     text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 except UnicodeDecodeError:
@@ -226,13 +231,25 @@ def _lines(file: str, report: ReadReport) -> Iterator[tuple[int, str | None, Any
     """(line, None, value) of each line of a JSON lines file."""
     for _, line, text in read_lines([file], report):
         try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            report.broken(file, line, f"not valid JSON ({error.msg} at character {error.pos + 1})")
-        except RecursionError as error:
+            value = json_value(text)
+        except ValueError as error:
             report.broken(file, line, str(error))
         else:
             yield line, None, value
+
+
+def json_value(text: str) -> Any:
+    """The JSON value of a line.
+
+    Raises:
+        ValueError: it is none, or one with endless nesting or digits; says where.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON ({error.msg} at character {error.pos + 1})") from None
+    except RecursionError:
+        raise ValueError("not valid JSON (nested too deep: recursion)") from None
 
 
 def _check_zip(file: str) -> None:

@@ -15,34 +15,42 @@ import hashlib
 import io
 import json
 import os
+import reprlib
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
+from pydantic import Field
 
-from plato2.config import UserError
+from plato2.bounded import read_file
+from plato2.config import LARGEST, UserError
+from plato2.formats import Closed, Count, Open, Sha256, parse
 
 FORMAT = "plato2-shards/1"
 INDEX_FILE = "index.json"
+INDEX_BYTES = 1 << 26
+"""An index of 200,000 shards is smaller."""
+DENSEST = 64
+"""Token ids that a byte of a shard stands for at most; real ones are one or two."""
 
 
 @dataclass(frozen=True)
 class ShardInfo:
     """What the index knows about one shard file."""
 
-    file: str
-    samples: int
-    context_tokens: int
-    response_tokens: int
-    sha256: str
-    bytes: int
+    file: Annotated[str, Field(pattern=r"^[\w.-]+\.parquet$")]
+    samples: Count
+    context_tokens: Count
+    response_tokens: Count
+    sha256: Sha256
+    bytes: Count
 
     @property
     def tokens(self) -> int:
@@ -267,47 +275,53 @@ def read_index(folder: str | Path) -> ShardIndex:
     """
     path = _join(str(folder), INDEX_FILE)
     cure = "prepare the corpus again (`plato2 prepare`) or correct the path"
-    try:
-        document = json.loads(_read_bytes(path, f"no prepared corpus in {folder}: {cure}"))
-    except ValueError as error:  # includes undecodable UTF-8
-        raise UserError(f"{path}: not valid JSON ({error}); {cure}") from None
-    found = document.get("format") if isinstance(document, dict) else None
+    data = _read_bytes(path, INDEX_BYTES, f"no prepared corpus in {folder}: {cure}")
+    name = f"{path}: damaged index"
+    value = parse(dict[str, Any] | list[Any], data, name, cure)  # type: ignore[arg-type]
+    found = value.get("format") if isinstance(value, dict) else None
     if found != FORMAT:
-        raise UserError(f"{path}: format is {found!r}, this version reads {FORMAT!r}; {cure}")
-    try:
-        return _parse_index(document)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: damaged index ({type(error).__name__}: {error}); {cure}") from None
-
-
-def _parse_index(document: dict[str, Any]) -> ShardIndex:
-    splits = {
-        name: SplitIndex(tuple(_parse_shard(shard) for shard in split["shards"]))
-        for name, split in document["splits"].items()
-    }
-    known = {"format", "tokenizer", "max_context", "max_response", "splits", "unigram", "prepare", "source"}
+        raise UserError(f"{path}: format is {reprlib.repr(found)}, this version reads {FORMAT!r}; {cure}")
+    document = parse(_Document, data, name, cure)
+    for split in document.splits.values():
+        for shard in split.shards:
+            if shard.tokens > DENSEST * shard.bytes or shard.samples > shard.tokens:
+                raise UserError(
+                    f"{name}: {shard.file} cannot hold {shard.samples} samples of {shard.tokens} ids in "
+                    f"{shard.bytes} bytes; {cure}"
+                )
     return ShardIndex(
-        tokenizer_sha256=document["tokenizer"]["sha256"],
-        vocab_size=int(document["tokenizer"]["vocab_size"]),
-        max_context=int(document["max_context"]),
-        max_response=int(document["max_response"]),
-        splits=splits,
-        unigram=dict(document.get("unigram") or {}),
-        prepare=dict(document.get("prepare") or {}),
-        source=dict(document.get("source") or {}),
-        extra={key: value for key, value in document.items() if key not in known},
+        tokenizer_sha256=document.tokenizer.sha256,
+        vocab_size=document.tokenizer.vocab_size,
+        max_context=document.max_context,
+        max_response=document.max_response,
+        splits={name: SplitIndex(tuple(split.shards)) for name, split in document.splits.items()},
+        unigram=document.unigram,
+        prepare=document.prepare,
+        source=document.source,
+        extra=dict(document.model_extra or {}),
     )
 
 
-def _parse_shard(entry: dict[str, Any]) -> ShardInfo:
-    return ShardInfo(
-        file=str(entry["file"]),
-        samples=int(entry["samples"]),
-        context_tokens=int(entry["context_tokens"]),
-        response_tokens=int(entry["response_tokens"]),
-        sha256=str(entry["sha256"]),
-        bytes=int(entry["bytes"]),
-    )
+class _Split(Closed):
+    shards: list[ShardInfo]
+
+
+class _TokenizerEntry(Closed):
+    sha256: Sha256
+    vocab_size: Annotated[int, Field(ge=4, le=LARGEST["vocab_size"])]
+
+
+class _Document(Open):
+    """`index.json` as it is written."""
+
+    format: str
+    tokenizer: _TokenizerEntry
+    max_context: Annotated[int, Field(ge=3, le=65535)]
+    max_response: Annotated[int, Field(ge=3, le=65535)]
+    splits: dict[str, _Split]
+    unigram: dict[str, float] = Field(default_factory=dict)
+    prepare: dict[str, Any] = Field(default_factory=dict)
+    source: dict[str, Any] = Field(default_factory=dict)
 
 
 def read_shard(
@@ -326,20 +340,40 @@ def read_shard(
     """
     path = _join(str(folder), info.file)
     data = _shard_bytes(path, info, cache_dir)
+    other_run = "shard and index are of different runs of `plato2 prepare`: prepare the corpus again"
     try:
-        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+        file = pq.ParquetFile(pa.BufferReader(data))
+        if file.metadata.num_rows != info.samples:
+            raise UserError(
+                f"{path}: holds {file.metadata.num_rows} samples, the index says {info.samples}; {other_run}"
+            )
+        table = file.read(use_threads=False).combine_chunks()
+        table.validate(full=True)
         ids = table.column("token_ids").combine_chunks()
+        if ids.null_count or ids.values.null_count or ids.values.type not in (pa.uint16(), pa.uint32()):
+            raise ValueError(f"ids of type {ids.type}")
         token_ids = ids.values.to_numpy(zero_copy_only=True)
         offsets = ids.offsets.to_numpy().astype(np.int64)
         context_len = table.column("context_len").to_numpy().astype(np.int64)
-    except (pa.ArrowException, KeyError, AttributeError, ValueError) as error:
-        raise UserError(f"{path}: not a plato2 shard ({error}); prepare the corpus again") from None
+        if (context_len < 1).any() or (context_len >= np.diff(offsets)).any():
+            raise ValueError("a sample without context or response")
+    except (
+        pa.ArrowException,
+        OSError,
+        MemoryError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not a plato2 shard ({reason}); prepare the corpus again") from None
     counts = (len(context_len), int(context_len.sum()), len(token_ids) - int(context_len.sum()))
     expected = (info.samples, info.context_tokens, info.response_tokens)
     if counts != expected:
         raise UserError(
             f"{path}: holds (samples, context tokens, response tokens) {counts}, the index says {expected}; "
-            "shard and index are of different runs of `plato2 prepare`: prepare the corpus again"
+            + other_run
         )
     sample_ids = np.arange(first_sample_id, first_sample_id + len(context_len), dtype=np.int64)
     return Samples(token_ids, offsets, context_len, sample_ids)
@@ -351,17 +385,17 @@ def _shard_bytes(path: str, info: ShardInfo, cache_dir: str | Path | None) -> by
     missing = f"{path}: shard is missing; {cure}"
     fs, _ = _open_fs(path)
     if isinstance(fs, LocalFileSystem):
-        data = _read_bytes(path, missing)
+        data = _read_bytes(path, info.bytes + 1, missing)
         _check(path, data, info, cure)
         return data
     # The name is the content's hash: corpora share the cache and a stale copy cannot be taken for a new one.
     root = Path(cache_dir).expanduser() if cache_dir else Path("~/.cache/plato2").expanduser()
     copy = root / "shards" / f"{info.sha256}.parquet"
     if copy.exists():
-        data = copy.read_bytes()
+        data = read_file(copy, info.bytes + 1, f"remove {copy}")
         if hashlib.sha256(data).hexdigest() == info.sha256:
             return data  # a damaged copy is downloaded again
-    data = _read_bytes(path, missing)
+    data = _read_bytes(path, info.bytes + 1, missing)
     _check(path, data, info, cure)
     try:
         _write_bytes(str(copy), data)
@@ -380,10 +414,18 @@ def _check(path: str, data: bytes, info: ShardInfo, cure: str) -> None:
         raise UserError(f"{path}: its bytes are not those in the index (sha256 differs: damaged); {cure}")
 
 
-def _read_bytes(path: str, missing: str) -> bytes:
+def _read_bytes(path: str, most: int, missing: str) -> bytes:
+    """A whole file of at most `most` bytes."""
+    cure = "prepare the corpus again"
     fs, inner = _open_fs(path)
     try:
+        if isinstance(fs, LocalFileSystem):
+            return read_file(inner, most, cure)
+        if (fs.size(inner) or 0) > most:
+            raise UserError(f"{path}: larger than {most:,} bytes, which no such file is; {cure}")
         return bytes(fs.cat_file(inner))
+    except UserError:
+        raise
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(missing) from None
     except Exception as error:  # remote file systems raise their own kinds: credentials, time-outs, ...

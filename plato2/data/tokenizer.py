@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from plato2.bounded import read_file
 from plato2.config import UserError
 
 PAD_ID = UNK_ID = 0
@@ -48,6 +49,8 @@ MOST_UNREAD = 0.3
 """Share of a message's characters that may be unreadable before it is said."""
 _SENTENCE_CHARACTERS = SENTENCE_BYTES // 4
 _SIGN_OF_UNKNOWN = "\u2585"
+_FILE_BYTES = 1 << 26
+"""A model of a million pieces is smaller."""
 _CURE = "give a folder with spm.model and vocab.txt (plato2 tokenizer train writes one)"
 
 
@@ -114,7 +117,11 @@ class Tokenizer:
         self.lower_case = lower_case
         self._word_ids: dict[str, bytes] = {}
         self._model = model
-        self._pieces: list[str] = self._processor.id_to_piece(list(range(self._processor.get_piece_size())))
+        try:
+            pieces = self._processor.id_to_piece(list(range(self._processor.get_piece_size())))
+        except UnicodeDecodeError as error:
+            raise UserError(f"spm.model is damaged (a piece is not UTF-8); {_CURE}") from error
+        self._pieces: list[str] = pieces
         own = "".join(f"{token}\t{index}\n" for token, index in self._vocabulary()).encode()
         self._vocab = own if vocab is None else vocab
         if vocab is not None and vocab.strip(b"\n") != own.strip(b"\n"):
@@ -146,8 +153,9 @@ class Tokenizer:
         lower_case = False
         if (folder / "text.json").is_file():
             lower_case = _read_lower_case(folder / "text.json")
+        model, vocab = (read_file(folder / name, _FILE_BYTES, _CURE) for name in ("spm.model", "vocab.txt"))
         try:
-            return cls((folder / "spm.model").read_bytes(), (folder / "vocab.txt").read_bytes(), lower_case)
+            return cls(model, vocab, lower_case)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from error
 
@@ -368,11 +376,14 @@ def _training_problem(message: str, n_pieces: int) -> str:
 
 
 def _read_lower_case(path: Path) -> bool:
+    cure = f'{path} must hold {{"lower_case": true|false}}: mend it or delete it'
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))["lower_case"]
+        value = json.loads(read_file(path, 1000, cure))["lower_case"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{path} must hold {{"lower_case": true|false}}: mend it or delete it') from error
-    return bool(value)
+        raise UserError(cure) from error
+    if not isinstance(value, bool):
+        raise UserError(cure)
+    return value
 
 
 def _vocab_difference(vocab: bytes, expected: list[tuple[str, int]]) -> str:

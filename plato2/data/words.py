@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 
+from plato2.bounded import TEXT_BYTES, read_file
 from plato2.config import UserError, expand_path
 
 WORD_LISTS = {"en": "offensive_en.txt", "zh": "offensive_zh.txt"}
@@ -125,7 +126,8 @@ def _read(name_or_path: str, key: str, shipped: Mapping[str, str], what: str) ->
     source = files("plato2.data") / "lists" / name if name else Path(name_or_path)
     cure = f"give a file with one {what} a line, or a list that ships with plato2: {', '.join(shipped)}"
     try:
-        lines = source.read_text(encoding="utf-8-sig").splitlines()
+        data = source.read_bytes() if name else read_file(name_or_path, TEXT_BYTES, cure)
+        lines = data.decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise UserError(f"{key}={name_or_path}: cannot be read ({reason}); {cure}") from error

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
+from plato2.bounded import TEXT_BYTES, read_file
 from plato2.config import UserError, expand_path
 
 Mode = Literal["off", "warn", "block"]
@@ -102,7 +103,8 @@ class WordList:
             UserError: no such file, not UTF-8, or no words in it.
         """
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            data = read_file(path, TEXT_BYTES, "give a file with a word a line")
+            lines = data.decode("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise UserError(f"word list {path}: {reason}") from None

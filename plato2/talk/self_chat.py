@@ -22,9 +22,11 @@ from typing import Any, BinaryIO, cast
 
 from torch import nn
 
+from plato2.bounded import TEXT_BYTES, read_file
 from plato2.config import DecodeConfig, UserError
 from plato2.data.tokenizer import MOST_UNREAD
 from plato2.files import locked
+from plato2.formats import JSON_BYTES, parse
 from plato2.talk.bot import PlatoBot, as_dict
 from plato2.talk.rank import Candidate
 
@@ -92,7 +94,8 @@ def read_starts(path: str | Path) -> list[Start]:
     path = Path(path)
     read = {".jsonl": _json_turns, ".tsv": _tsv_turns}.get(path.suffix.lower(), lambda line: [line])
     try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        data = read_file(path, TEXT_BYTES, "give a file with a start a line")
+        lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
         raise UserError(f"--starts {path}: {error.strerror}; give a file with a start a line") from None
     starts = []
@@ -351,8 +354,9 @@ def _same_settings(out: Path, about: Mapping[str, Any]) -> None:
     if not meta.exists():
         raise UserError(f"--out {out}: is there already, and self-chat did not write it; give a new file")
     try:
-        before = _flat(json.loads(meta.read_text(encoding="utf-8")))
-    except ValueError:
+        data = read_file(meta, JSON_BYTES, anew)
+        before = _flat(parse(dict[str, Any], data, str(meta), anew))
+    except UserError:
         raise UserError(f"--out {out}: {meta.name} is damaged; {anew}") from None
     after = _flat(json.loads(json.dumps(about)))
     for key in [*after, *(before.keys() - {"begun"})]:
@@ -374,7 +378,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _id(line: bytes) -> object:
     try:
         return json.loads(line)["id"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

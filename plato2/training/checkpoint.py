@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from plato2.config import UserError
 from plato2.files import check_sha256, file_sha256, read_sha256, write_sha256
+from plato2.formats import Count, Open, Sha256, check
 from plato2.training.console import STOP_SIGNALS
 
 
@@ -244,19 +245,66 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         )
     if path.exists():
         check_sha256(path, "choose another one")
-    if path.exists() and not zipfile.is_zipfile(path):
-        raise UserError(f"{path}: not a readable checkpoint (damaged, or something else); choose another one")
+        _check_zip(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such checkpoint") from error
     except Exception as error:  # torch raises whatever a broken zip or a foreign pickle leads to
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: not a readable checkpoint ({reason}); choose another one") from error
-    missing = [key for key in ("state_dict", "stage", "hyper_parameters") if key not in checkpoint]
+    found = checkpoint if isinstance(checkpoint, dict) else {}
+    missing = [key for key in ("state_dict", "stage", "hyper_parameters") if key not in found]
     if missing:
         raise UserError(f"{path}: not a plato2 checkpoint (no {', '.join(missing)})")
-    return checkpoint
+    facts = {key: found[key] for key in CheckpointFacts.model_fields if key in found}
+    check(CheckpointFacts, facts, str(path), "choose another checkpoint")
+    _check_tensors(path, found["state_dict"])
+    return found
+
+
+class CheckpointFacts(Open):
+    """What is read of a checkpoint beside its weights."""
+
+    stage: str
+    hyper_parameters: dict[str, Any]
+    tokenizer_sha256: Sha256 | None = None
+    global_step: Count = 0
+
+
+def _check_zip(path: Path) -> None:
+    """A checkpoint is a zip of what torch.load maps into memory as it is; nothing in it is packed.
+
+    Raises:
+        UserError: it is no zip, or would unpack to more than it is.
+    """
+    try:
+        if not path.is_file():
+            raise ValueError("a device or pipe")
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise UserError(f"{path}: not a readable checkpoint ({error}); choose another one") from None
+    if size > path.stat().st_size:
+        raise UserError(f"{path}: not a readable checkpoint (it is compressed); choose another one")
+
+
+def _check_tensors(path: Path, tensors: Any) -> None:
+    """Refuses what would take more memory than the file has bytes, such as one number seen as a million.
+
+    Raises:
+        UserError: no dict of plain tensors, or they are larger than the file.
+    """
+    is_plain = isinstance(tensors, dict) and all(
+        isinstance(name, str)
+        and isinstance(tensor, Tensor)
+        and tensor.layout == torch.strided
+        and not tensor.is_quantized
+        and tensor.device.type == "cpu"
+        for name, tensor in tensors.items()
+    )
+    if not is_plain or sum(tensor.nbytes for tensor in tensors.values()) > path.stat().st_size:
+        raise UserError(f"{path}: its state_dict is not that of a model; choose another checkpoint")
 
 
 def checkpoint_step(path: Path) -> int:
@@ -267,16 +315,22 @@ def checkpoint_step(path: Path) -> int:
     """
     if path.is_dir():
         check_sha256(path, "choose another one")
-        return int(torch.load(path / "meta.pt", map_location="cpu", weights_only=True)["global_step"])
-    return int(read_checkpoint(path)["global_step"])
+        try:
+            return int(torch.load(path / "meta.pt", map_location="cpu", weights_only=True)["global_step"])
+        except Exception as error:  # as above
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{path}: not a readable checkpoint ({reason}); choose another one") from None
+    return int(read_checkpoint(path).get("global_step", 0))
 
 
 def best_value(path: Path) -> float | None:
     """The best value of the stage's monitor up to a checkpoint (not of a sharded one)."""
     if path.is_dir():
         return None
-    value = read_checkpoint(path).get("callbacks", {}).get(Checkpoints.__name__, {}).get("best_value")
-    return None if value is None else float(value)
+    callbacks = read_checkpoint(path).get("callbacks")
+    own = callbacks.get(Checkpoints.__name__) if isinstance(callbacks, dict) else None
+    value = own.get("best_value") if isinstance(own, dict) else None
+    return value if isinstance(value, float) else None
 
 
 @dataclass(frozen=True)

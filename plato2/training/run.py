@@ -29,8 +29,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
+from plato2.bounded import read_file
 from plato2.config import UserError
 from plato2.files import file_sha256, locked, replace_text
+from plato2.formats import JSON_BYTES, Count, Open, Sha256, parse
 from plato2.training.checkpoint import best_value, checkpoint_step
 from plato2.training.console import is_first_process, say
 from plato2.training.metrics import last_metrics
@@ -41,6 +45,33 @@ NOT_PART_OF_A_RUN = ("run_id", "resume", "plan", "output_dir", "tags", "sweep_me
 """Top-level keys that may differ between a run and its continuation."""
 FREE = ("data.path", "data.prepare", "data.n_workers", "data.cache_dir", "model.checkpoint_activations")
 """Other keys that change no number; the data itself is compared by its hash when its position is restored."""
+
+
+class _Parent(Open):
+    checkpoint: str
+
+
+class _Config(Open):
+    """Of the configuration only what is looked at again."""
+
+    trainer: dict[str, Any] = Field(default_factory=dict)
+    optim: dict[str, Any] = Field(default_factory=dict)
+
+
+class Lineage(Open):
+    """`lineage.json`; whatever is not given here is kept, not read."""
+
+    format: str | None = None
+    stage: str | None = None
+    status: str | None = None
+    created: str | None = None
+    step: Count | None = None
+    parent: _Parent | None = None
+    curriculum: str | None = None
+    tokenizer_sha256: Sha256 | None = None
+    fingerprint: str | None = None
+    resumed: list[Any] = Field(default_factory=list)
+    config: _Config = Field(default_factory=_Config)
 
 
 @dataclass(frozen=True)
@@ -107,15 +138,15 @@ class RunFolder:
 
     def lineage(self) -> dict[str, Any]:
         """What `lineage.json` says; empty when the folder is not a run."""
+        file, cure = self.path / "lineage.json", "mend it, or move its folder away"
         try:
-            content = json.loads((self.path / "lineage.json").read_text(encoding="utf-8"))
+            data = read_file(file, JSON_BYTES, cure)
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise UserError(
-                f"{self.path / 'lineage.json'}: cannot be read ({error}); mend it, or move its folder away"
-            ) from error
-        return content if isinstance(content, dict) and content.get("format") == FORMAT else {}
+        if parse(Lineage, data, f"{file}: cannot be read", cure).format != FORMAT:
+            return {}
+        content: dict[str, Any] = json.loads(data)
+        return content
 
     def write_lineage(self, **entries: Any) -> None:
         """Merges entries into `lineage.json`, atomically."""
@@ -355,8 +386,8 @@ def _conflict(run: RunFolder, config: Mapping[str, Any]) -> str:
         for key in sorted(then.keys() | here.keys()):
             if then.get(key) != here.get(key) and not key.startswith(FREE):
                 return (
-                    f"{key}={here.get(key)}: {run.path} was started with {key}={then.get(key)}; give the old "
-                    "value to go on with it, or another run_id to start anew"
+                    f"{key}={here.get(key)}: {run.path} was started with {key}={then.get(key)!s:.80}; give "
+                    "the old value to go on with it, or another run_id to start anew"
                 )
     return ""
 

@@ -21,9 +21,11 @@ from torch import Tensor, nn
 
 from plato2.config import ModelConfig, UserError
 from plato2.data.tokenizer import Tokenizer
+from plato2.formats import StageArguments, check
 from plato2.model.backbone import initialize_parameter
 from plato2.model.networks import EvaluationNetwork, GenerationNetwork
 from plato2.weights.model_folder import PARTS, is_model_folder, read_config, read_part
+from plato2.weights.names import TRAINING_ONLY
 
 if TYPE_CHECKING:  # Lightning is not needed to talk to a model folder
     from plato2.stages import Stage
@@ -50,6 +52,12 @@ class Saved:
     """Parameters of the stage that are not there because only training needs them."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """What its last validation measured beside its losses, e.g. `pair_acc` of an evaluation model."""
+
+    def __post_init__(self) -> None:
+        """Refuse a depth that is not that of the weights: blocks take memory even before their weights do."""
+        n_blocks = len({key.split(".")[2] for key in self.weights if key.startswith("backbone.blocks.")})
+        if (n_layer := self.model_config.n_layer) != n_blocks:
+            raise UserError(_unfit(self.file, f"n_layer is {n_layer}, there are {n_blocks} blocks"))
 
     @property
     def model_config(self) -> ModelConfig:
@@ -82,6 +90,7 @@ def read_saved(path: str | Path, accept: Collection[str] = ALL_STAGES, option: s
         raise UserError(f"{file}: stage {name!r} is unknown here; known are {', '.join(ALL_STAGES)}")
     if name not in accept:
         raise UserError(f"{given}: this is a {name} run; give a run of {' or '.join(accept)}")
+    check(StageArguments, checkpoint["hyper_parameters"], str(file), "choose another checkpoint")
     run = RunFolder(file.absolute().parents[1])
     if run.checkpoints != file.absolute().parent:  # a checkpoint that was taken out of its run
         run = RunFolder(file.absolute().parent)
@@ -100,19 +109,15 @@ def _read_model_folder(folder: Path, accept: Collection[str], given: str) -> Sav
     config = read_config(folder)
     held = {part: config[part] for part in PARTS if part in config}
     for part, entry in held.items():
-        try:
-            stage, arguments, absent = entry["stage"], entry["arguments"], entry.get("absent", [])
-        except (KeyError, TypeError):
-            raise UserError(f"{folder}/config.json: {part} lacks stage or arguments") from None
-        if stage in accept:
+        if entry["stage"] in accept:
             return Saved(
                 folder,
-                stage,
-                arguments,
+                entry["stage"],
+                entry["arguments"],
                 read_part(folder, part),
                 folder / "tokenizer",
-                config.get("tokenizer_sha256"),
-                tuple(absent),
+                config["tokenizer_sha256"],
+                tuple(entry.get("absent", [])),
                 _numbers(entry.get("figures")),
             )
     stages = " and ".join(entry["stage"] for entry in held.values())
@@ -123,7 +128,7 @@ def _numbers(figures: Any) -> dict[str, float]:
     """The numbers of a record; what is none is passed over, since nothing depends on it."""
     if not isinstance(figures, dict):
         return {}
-    return {str(name): float(value) for name, value in figures.items() if isinstance(value, int | float)}
+    return {str(name): value for name, value in figures.items() if isinstance(value, float)}
 
 
 def has_evaluation(path: str | Path) -> bool:
@@ -215,25 +220,49 @@ def _fill(module: nn.Module, saved: Saved, only_shared: bool = False) -> None:
     Empties `saved.weights` on the way, so that a model is in memory once. `only_shared` leaves out heads that
     only training needs.
     """
+    _check_shapes(module, saved, only_shared)
     known, weights = module.state_dict().keys(), {}
     for key in list(saved.weights):
         tensor = saved.weights.pop(key)
-        if key in known or not only_shared:
+        if key in known:
             weights[key] = tensor.float().clone()  # not the bytes of a file that may change
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(saved.arguments.get("seed", 0)))
+        torch.manual_seed(saved.arguments.get("seed", 0))
         for name, parameter in module.named_parameters():
-            if name in saved.absent:
+            if name in saved.absent and name not in weights:
                 weights[name] = torch.empty(parameter.shape)
                 initialize_parameter(name, weights[name])
-    try:
-        module.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1:2] or [str(error)]
-        raise UserError(
-            f"{saved.file}: the weights do not fit its own model configuration ({first[0].strip()}); "
-            "the file is damaged or was edited: take another one"
-        ) from None
+    module.load_state_dict(weights, assign=True)
+
+
+def _check_shapes(module: nn.Module, saved: Saved, only_shared: bool) -> None:
+    """Before memory is taken for any weight.
+
+    Raises:
+        UserError: one has another shape than its own configuration says, or is missing or unknown.
+    """
+    expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    found = {key: tuple(tensor.shape) for key, tensor in saved.weights.items()}
+    may_lack = TRAINING_ONLY.get(saved.stage, ())
+    problem = ""
+    for key, shape in expected.items():
+        if key in found and found[key] != shape:
+            problem = f"{key} is {list(found[key])}, not {list(shape)}"
+        elif key not in found and not (key in saved.absent and key.startswith(may_lack)):
+            problem = f"{key} is missing"
+        if problem:
+            break
+    if not problem and not only_shared and (foreign := found.keys() - expected.keys()):
+        problem = f"{min(foreign)} is unknown"
+    if problem:
+        raise UserError(_unfit(saved.file, problem))
+
+
+def _unfit(file: Path, problem: str) -> str:
+    return (
+        f"{file}: the weights do not fit its own model configuration ({problem}); the file is damaged or was "
+        "edited: take another one"
+    )
 
 
 def warm_start_weights(path: Path, accept: Collection[str]) -> Weights:

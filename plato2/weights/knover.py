@@ -7,7 +7,10 @@ heads. Everything is checked before anything is written.
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
+import io
 import json
 import lzma
 import os
@@ -20,12 +23,14 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import resources
 from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from plato2 import __version__
+from plato2.bounded import read_file
 from plato2.config import ModelConfig, OptimConfig, UserError
 from plato2.data.tokenizer import Tokenizer
 from plato2.model.networks import parameter_shapes
@@ -46,6 +51,13 @@ FOLDERS = {"generation": "Plato", "evaluation": "NSP"}
 STANDARD_HEAD = 64
 """Width of an attention head of every published model: tells the number of heads where nothing else does."""
 _OPTIMIZER = ("_moment1_0", "_moment2_0", "_beta1_pow_acc_0", "_beta2_pow_acc_0")
+_CURE = "download it again"
+UNPACKED_SHARE = 20
+"""A tar unpacks to at most so many times its own size; weights hardly shrink when they are compressed."""
+_SMALL = 1 << 26
+"""Bytes that a tar may unpack to in any case."""
+_MAX_MEMBERS = 100_000
+_MAX_READ = 1 << 24
 _NOT_WEIGHTS = {"learning_rate_0", "__lr_scheduler__", "__model__", "@LR_DECAY_COUNTER@"}
 _NOT_WEIGHTS_STARTS = ("loss_scaling", "num_good_steps", "num_bad_steps", "num_steps", ".")
 
@@ -392,10 +404,10 @@ def _find_heads(folders: list[Path], hidden_size: int, n_layer: int) -> tuple[in
     for folder in folders:
         for file in sorted(folder.glob("*.json")):
             try:
-                config = json.loads(file.read_text(encoding="utf-8")) if file.stat().st_size < 1 << 20 else {}
+                config = json.loads(read_file(file, 1 << 20, ""))
                 heads = config["num_attention_heads"]
                 of = config.get("hidden_size", hidden_size), config.get("num_hidden_layers", n_layer)
-            except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
+            except (UserError, ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
                 continue
             if type(heads) is int and of == (hidden_size, n_layer):
                 return heads, file.name
@@ -437,7 +449,7 @@ def _unpacked(path: Path, out: Path, say: Callable[[str], None]) -> Iterator[Pat
     Raises:
         UserError: no tar or `.pdparams`, or one with members that have no business there.
     """
-    if path.is_dir() or path.suffix == ".pdparams":
+    if path.is_dir() or (path.suffix == ".pdparams" and path.is_file()):
         yield path
         return
     with tempfile.TemporaryDirectory(dir=existing_parent(out), prefix=f".{out.name}.") as folder:
@@ -447,25 +459,95 @@ def _unpacked(path: Path, out: Path, say: Callable[[str], None]) -> Iterator[Pat
 
 def _unpack(path: Path, folder: Path, say: Callable[[str], None]) -> None:
     try:
-        if not tarfile.is_tarfile(path):
-            raise UserError(f"{path}: neither a folder, a tar nor a .pdparams file")
-        with tarfile.open(path) as archive:
+        with _decompressed(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             say(f"checking {path}")
-            members = archive.getmembers()
-            for member in members:
+            members = []
+            for member in archive:
                 _check_member(path, member)
-            assert archive.fileobj is not None
-            archive.fileobj.seek(archive.offset)
-            if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                members.append(member)
+                if len(members) > _MAX_MEMBERS:
+                    raise UserError(f"{path}: more than {_MAX_MEMBERS:,} files in it: not a model of Knover")
+            stream.seek(archive.offset)
+            if stream.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("its end is missing")
-            while archive.fileobj.read(1 << 20):
+            while stream.read(1 << 20):
                 pass  # a compressed file has its checksum at the end
             say(f"unpacking {path}")
             archive.extractall(folder, members, filter="data")
-    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise UserError(f"{path}: cannot be unpacked in {folder.parent} ({error.strerror})") from None
-        raise UserError(f"{path}: not a whole tar ({error}); download it again") from None
+        raise UserError(f"{path}: not a whole tar ({error}); {_CURE}") from None
+
+
+class _Bounded(io.BufferedIOBase):
+    """A stream that is never unpacked to much more than it was, and never held: tarfile trusts sizes."""
+
+    def __init__(self, stream: IO[bytes], path: Path) -> None:
+        self._stream, self._path = stream, path
+        self._most = UNPACKED_SHARE * path.stat().st_size + _SMALL
+
+    def read(self, size: int | None = -1) -> bytes:
+        """As any stream, but a piece at a time.
+
+        Raises:
+            UserError: more than such a file can hold was asked for, or unpacked.
+        """
+        if size is None or not 0 <= size <= _MAX_READ:
+            raise tarfile.ReadError("a name in it has no end")
+        data = self._stream.read(size)
+        if self._stream.tell() > self._most:
+            raise UserError(
+                f"{self._path}: unpacks to more than {UNPACKED_SHARE} times its size, which weights do not: "
+                "refused, nothing was unpacked"
+            )
+        return data
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """By reading, so that what is passed over counts."""
+        if whence or offset < self._stream.tell():
+            return self._stream.seek(offset, whence)
+        while (left := offset - self._stream.tell()) > 0 and self.read(min(left, 1 << 20)):
+            pass
+        return self._stream.tell()
+
+    def tell(self) -> int:
+        """Where the next byte is."""
+        return self._stream.tell()
+
+    def close(self) -> None:
+        """Also what it reads."""
+        self._stream.close()
+        super().close()
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+
+def _decompressed(path: Path) -> _Bounded:
+    """The bytes of a tar, whatever it is compressed with.
+
+    Raises:
+        UserError: not a file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: neither a folder, a tar nor a .pdparams file")
+    with path.open("rb") as file:
+        start = file.read(6)
+    openers: dict[bytes, Callable[..., Any]] = {
+        b"\x1f\x8b": gzip.open,
+        b"BZh": bz2.open,
+        b"\xfd7zXZ\0": lzma.open,
+    }
+    opener = next((opener for magic, opener in openers.items() if start.startswith(magic)), open)
+    stream = _Bounded(opener(path, "rb"), path)
+    try:
+        tarfile.open(fileobj=stream, mode="r:").close()
+    except tarfile.TarError:
+        raise UserError(f"{path}: neither a folder, a tar nor a .pdparams file") from None
+    stream.seek(0)
+    return stream
 
 
 def _check_member(path: Path, member: tarfile.TarInfo) -> None:
@@ -475,6 +557,8 @@ def _check_member(path: Path, member: tarfile.TarInfo) -> None:
         problem = "an absolute path"
     elif ".." in name.parts:
         problem = "a path with .."
+    elif member.issparse():
+        problem = "a file with holes"
     elif not (member.isfile() or member.isdir()):
         problem = "a link" if member.issym() or member.islnk() else "a device"
     if problem:

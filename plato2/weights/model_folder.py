@@ -25,12 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from plato2.bounded import read_file
 from plato2.config import UserError
 from plato2.data.tokenizer import Tokenizer
 from plato2.files import check_sha256, locked, write_sha256
+from plato2.formats import JSON_BYTES, Closed, Open, Sha256, StageArguments, parse
 
 FORMAT = "plato2"
 PARTS = {"generation": ("2_gen", "1_coarse"), "evaluation": ("2_eval",)}
@@ -39,6 +42,30 @@ SHARD_BYTES = 5_000_000_000
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CURE = "take the folder from where it came again"
 _SAFETENSORS_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+class StoredPart(Closed):
+    """A part in config.json."""
+
+    stage: str
+    arguments: StageArguments
+    absent: list[str] = Field(default_factory=list)
+    figures: Any = None
+
+
+class ModelFolderConfig(Open):
+    """config.json; transformers adds keys of its own."""
+
+    format: str
+    tokenizer_sha256: Sha256
+    generation: StoredPart | None = None
+    evaluation: StoredPart | None = None
+
+
+class WeightIndex(Open):
+    """model.safetensors.index.json, as Hugging Face writes it."""
+
+    weight_map: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -168,14 +195,13 @@ def read_config(path: Path) -> dict[str, Any]:
         UserError: damaged, or of something else.
     """
     file = path / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{file}: not readable ({error}); {CURE}") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT or not PARTS.keys() & config.keys():
+    data = read_file(file, JSON_BYTES, CURE)
+    found = parse(ModelFolderConfig, data, str(file), CURE)
+    if found.format != FORMAT or not (found.generation or found.evaluation):
         raise UserError(f"{path}: not a model folder of plato2 (config.json says otherwise)")
     check_sha256(file, f"{CURE}, or remove {file.name}.sha256 if you edited it on purpose")
-    return config
+    config: dict[str, Any] = json.loads(data)
+    return {key: value for key, value in config.items() if value is not None}
 
 
 def read_part(path: Path, part: str) -> dict[str, Tensor]:
@@ -207,7 +233,8 @@ def weight_files(path: Path) -> list[Path]:
     names = {"model.safetensors"}
     if index.is_file():
         check_sha256(index, CURE)
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        data = read_file(index, JSON_BYTES, CURE)
+        names = set(parse(WeightIndex, data, str(index), CURE).weight_map.values())
     files = [path / Path(name).name for name in sorted(names)]  # never outside of the folder
     for file in files:
         if not file.is_file():

@@ -299,3 +299,11 @@ def test_the_reader_and_the_lines_of_the_documentation_work(tmp_path, monkeypatc
     lines = [" ".join(block.split()) for block in blocks[1::2] if block.startswith('\n{"turns"')]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     assert [len(dialogue.turns) for dialogue in read("jsonl", tmp_path / "a.jsonl")] == [3, 2]
+
+
+@pytest.mark.parametrize("path", ["./chats.jsonl", "chats.jsonl"])
+def test_a_reader_that_was_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chats.jsonl").write_text('{"turns": ["hi", "yes"]}\n')
+    with pytest.raises(UserError, match=rf"is a path: name the reader before it, such as jsonl {path}"):
+        read_corpus(path, [], ReadReport())

@@ -570,3 +570,38 @@ def test_training_refuses_a_folder_that_does_not_fit(
     assert "this folder holds 2_eval" in done.stderr
     done = train_here("stage=2_gen", f"data.path={corpus}", f"init_from={imported}", expect=2)
     assert "trained with tokenizer" in done.stderr
+
+
+def test_two_exports_into_one_folder_do_not_mix(tmp_path: Path) -> None:
+    """Real processes, each in the middle of writing while the other one is: one delivers, whole."""
+    script = """
+import sys
+from pathlib import Path
+from plato2.config import UserError
+from plato2.weights.model_folder import new_folder
+try:
+    with new_folder(Path(sys.argv[1])) as folder:
+        (folder / "file").write_text(sys.argv[2])
+        print("writing", flush=True)
+        sys.stdin.readline()
+except UserError as error:
+    print(error, flush=True)
+    raise SystemExit(2)
+"""
+    out = tmp_path / "out"
+    processes = []
+    for name in ("one", "two"):
+        command = [sys.executable, "-c", script, str(out), name]
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment()
+        )
+        assert process.stdout is not None
+        processes.append((name, process, process.stdout.readline()))
+    codes = {}
+    for name, process, _ in processes:
+        said, _ = process.communicate("\n")
+        codes[name] = process.returncode
+        assert process.returncode == 0 or f"--out {out}" in said + processes[1][2]
+    assert codes == {"one": 0, "two": 2}
+    assert (out / "file").read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == ["out"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from runs import KNOVER, checkpoint_of, make_run, make_stage, small_tokenizer_te
 from plato2.config import UserError
 from plato2.data.tokenizer import Tokenizer, train_tokenizer
 from plato2.stages import STAGES, FineGeneration
+from plato2.weights.export import export_to_huggingface
 from plato2.weights.folder import load_stage, saved_tokenizer
 
 
@@ -139,3 +141,17 @@ def test_the_tokenizer_must_be_the_runs(tmp_path: Path) -> None:
     (run / "tokenizer" / "spm.model").unlink()
     with pytest.raises(UserError, match=r"spm\.model is missing"):
         saved_tokenizer(run)
+
+
+def test_what_a_newer_plato2_wrote_is_refused_as_such(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    export_to_huggingface(folder, make_run(tmp_path / "run", "2_gen"), None)
+    for file in folder.glob("*.sha256"):
+        file.unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config["generation"]["arguments"]["model"]["n_expert"] = 8
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        UserError, match=r"config\.json: generation\.arguments\.model\.n_expert: unknown .* newer"
+    ):
+        load_stage(folder)

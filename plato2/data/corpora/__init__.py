@@ -19,6 +19,7 @@ import inspect
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, cast
 
 from plato2.config import UserError
@@ -26,6 +27,7 @@ from plato2.data.reading import (
     ReadReport,
     expand,
     in_folders,
+    json_value,
     open_binary,
     read_dialogues,
     read_json,
@@ -40,6 +42,7 @@ __all__ = [
     "corpus_names",
     "expand",
     "in_folders",
+    "json_value",
     "merge_speakers",
     "open_binary",
     "parse_time",
@@ -69,6 +72,11 @@ def read_corpus(
         UserError: no such reader or option, no such file, or a broken record in strict mode.
     """
     names = corpus_names()
+    if corpus not in names and ("/" in corpus or Path(corpus).exists()):
+        raise UserError(
+            f"corpus={corpus!r} is a path: name the reader before it, such as jsonl {corpus}; there are "
+            f"{', '.join(names)}"
+        )
     if corpus not in names and "." not in corpus:
         raise UserError(
             f"corpus={corpus!r} is not known; there are {', '.join(names)}, or a module with a read function "
@@ -77,7 +85,7 @@ def read_corpus(
     module_name = f"{__name__}.{corpus}" if corpus in names else corpus
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
+    except (ImportError, SyntaxError, TypeError, ValueError) as error:
         raise UserError(f"corpus={corpus!r} cannot be imported: {error}") from error
     if not hasattr(module, "read"):
         raise UserError(f"corpus={corpus!r}: the module has no function read(files, report)")
@@ -130,4 +138,7 @@ def parse_time(value: object) -> float | None:
             raise ValueError(f"time {value!r} is not in seconds since 1970")
         return float(value)
     moment = datetime.fromisoformat(value)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    try:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC).timestamp()
+    except OverflowError:
+        raise ValueError(f"time {value!r} is out of range") from None

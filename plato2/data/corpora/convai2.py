@@ -20,7 +20,7 @@ from plato2.data.samples import Dialogue, Turn
 
 SELF, PARTNER = "self", "partner"
 SILENCE = "__SILENCE__"
-_NUMBERED = re.compile(r"\s*(\d+) (.*)")
+_NUMBERED = re.compile(r"\s*([0-9]{1,9}) (.*)")
 _PERSONA = re.compile(r"\s*(your|partner's) persona:(.*)", re.IGNORECASE)
 
 

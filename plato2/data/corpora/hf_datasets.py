@@ -8,20 +8,23 @@ must be named with the split (`FOLDER/train`), so that a test split is never tra
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
-from typing import Any
+from typing import IO, Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from plato2.config import UserError
-from plato2.data.corpora import ReadReport, expand, open_binary
+from plato2.data.corpora import ReadReport, expand, open_binary, readable
 from plato2.data.corpora.jsonl import parse_turns
 from plato2.data.samples import Dialogue
+from plato2.formats import JSON_BYTES, Open, Schema
+from plato2.formats import parse as parse_json
 
 COLUMNS = ("dialog", "dialogue", "turns", "messages", "conversation", "conversations", "utterances")
+_ROWS = 1024
 
 
 def read(files: Sequence[str], report: ReadReport, column: str | None = None) -> Iterator[Dialogue]:
@@ -33,15 +36,11 @@ def read(files: Sequence[str], report: ReadReport, column: str | None = None) ->
         column: the column with the turns; else the first of COLUMNS there is.
     """
     for file in (data for path in expand(files) for data in _data_files(path)):
-        row = 0
-        for batch in _batches(file):
-            name = _turns_column(batch.schema.names, column, file)
-            for value in batch.column(name).to_pylist():
-                row += 1
-                try:
-                    yield parse(value)
-                except ValueError as error:
-                    report.broken(file, row, f"column {name}: {error}")
+        for row, value in enumerate(_values(file, column), start=1):
+            try:
+                yield parse(value)
+            except ValueError as error:
+                report.broken(file, row, str(error))
 
 
 def parse(value: Any) -> Dialogue:
@@ -51,23 +50,34 @@ def parse(value: Any) -> Dialogue:
         ValueError: it has another form.
     """
     if isinstance(value, dict):  # a sequence of records is stored as a record of sequences
+        if not all(isinstance(cells, list) for cells in value.values()):
+            raise ValueError("not a list of turns")
         value = [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
     if not isinstance(value, list):
         raise ValueError("not a list of turns")
     return parse_turns(value)
 
 
-def _turns_column(names: list[str], column: str | None, file: str) -> str:
-    if column is not None:
-        if column not in names:
-            raise UserError(f"reader.column={column!r}: {file} has the columns {', '.join(names)}")
-        return column
-    for name in COLUMNS:
-        if name in names:
+def _turns_column(schema: pa.Schema, column: str | None, file: str) -> str:
+    names = schema.names
+    shown = " ".join(", ".join(names[:20]).split())[:500]
+    if column is not None and column not in names:
+        raise UserError(f"reader.column={column!r}: {file} has the columns {shown}")
+    for name in COLUMNS if column is None else [column]:
+        if names.count(name) == 1:
+            if not _takes_space(kind := schema.field(name).type):
+                raise UserError(f"{file}: column {name} is of type {kind!s:.100}, not of lists of texts")
             return name
-    raise UserError(
-        f"{file} has the columns {', '.join(names)}: name the one with the turns in reader.column"
-    )
+    raise UserError(f"{file} has the columns {shown}: name the one with the turns in reader.column")
+
+
+def _takes_space(kind: pa.DataType) -> bool:
+    """Whether each value takes bytes of the file: a million nulls, or repeats of one text, need not."""
+    if pa.types.is_struct(kind):
+        return all(_takes_space(kind.field(i).type) for i in range(kind.num_fields))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _takes_space(kind.value_type)
+    return pa.types.is_primitive(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _data_files(path: str) -> list[str]:
@@ -78,7 +88,7 @@ def _data_files(path: str) -> list[str]:
     if not filesystem.isdir(local):
         return [path]
     if filesystem.exists(f"{local}/dataset_dict.json"):
-        splits = json.loads(filesystem.cat_file(f"{local}/dataset_dict.json"))["splits"]
+        splits = _record(DatasetDict, f"{path}/dataset_dict.json").splits
         if len(splits) != 1:
             raise UserError(
                 f"{path} holds the splits {', '.join(splits)}: name one, such as {path}/{splits[0]}"
@@ -86,16 +96,55 @@ def _data_files(path: str) -> list[str]:
         return _data_files(f"{path}/{splits[0]}")
     if not filesystem.exists(f"{local}/state.json"):
         raise UserError(f"{path} was not written by datasets' save_to_disk: name its Parquet or Arrow files")
-    state = json.loads(filesystem.cat_file(f"{local}/state.json"))
-    return [f"{path}/{part['filename']}" for part in state["_data_files"]]
+    return [f"{path}/{part.filename}" for part in _record(State, f"{path}/state.json").data_files]
 
 
-def _batches(file: str) -> Iterator[pa.RecordBatch]:
+Name = Annotated[str, Field(pattern=r"^[^/\\\x00]+$")]
+"""Of a file or folder in the same folder."""
+
+
+class DatasetDict(Open):
+    """`dataset_dict.json` of a folder of splits."""
+
+    splits: Annotated[list[Name], Field(min_length=1)]
+
+
+class _DataFile(Open):
+    filename: Name
+
+
+class State(Open):
+    """`state.json` beside the Arrow files."""
+
+    data_files: Annotated[list[_DataFile], Field(alias="_data_files")]
+
+
+def _record(schema: type[Schema], file: str) -> Schema:
+    with readable(file) as stream:
+        data = stream.read(JSON_BYTES)
+    return parse_json(schema, data, file, "get the folder again")
+
+
+def _values(file: str, column: str | None) -> Iterator[Any]:
+    """The dialogues of a file as they are stored, some rows at a time."""
     try:
         with open_binary(file) as stream:
-            if PurePosixPath(file).suffix == ".arrow":
-                yield from pa.ipc.open_stream(stream)
-            else:
-                yield from pq.ParquetFile(stream).iter_batches(batch_size=1024)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file} is not a readable Parquet or Arrow file ({error}); get it again") from error
+            for batch in _batches(stream, file, column):
+                batch.validate(full=True)  # a flipped bit may point out of memory
+                for start in range(0, len(batch), _ROWS):
+                    yield from batch.column(0).slice(start, _ROWS).to_pylist()
+    except (pa.ArrowException, OSError, EOFError, MemoryError, UnicodeDecodeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{file} is not a readable Parquet or Arrow file ({reason}); get it again") from error
+
+
+def _batches(stream: IO[bytes], file: str, column: str | None) -> Iterator[pa.RecordBatch]:
+    """Batches of the one column with the turns."""
+    if PurePosixPath(file).suffix == ".arrow":
+        batches = pa.ipc.open_stream(stream)
+        name = _turns_column(batches.schema, column, file)
+        yield from (batch.select([name]) for batch in batches)
+    else:
+        parquet = pq.ParquetFile(stream)
+        name = _turns_column(parquet.schema_arrow, column, file)
+        yield from parquet.iter_batches(batch_size=_ROWS, columns=[name])

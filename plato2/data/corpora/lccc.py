@@ -10,13 +10,12 @@ file is read a dialogue at a time, so its size does not matter.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from plato2.config import UserError
-from plato2.data.corpora import ReadReport, expand, read_json, read_lines, readable
+from plato2.data.corpora import ReadReport, expand, json_value, read_json, read_lines, readable
 from plato2.data.samples import Dialogue, Turn
 
 SPEAKERS = ("A", "B")
@@ -96,11 +95,11 @@ def _opening(file: str) -> str:
 def _lines(file: str, report: ReadReport) -> Iterator[tuple[int, Any]]:
     for _, number, text in read_lines([file], report):
         try:
-            yield number, json.loads(text)
-        except json.JSONDecodeError as error:
-            report.broken(file, number, f"not valid JSON ({error.msg} at character {error.pos + 1})")
-        except RecursionError as error:
+            value = json_value(text)
+        except ValueError as error:
             report.broken(file, number, str(error))
+        else:
+            yield number, value
 
 
 def _check_one_split(file: str) -> None:

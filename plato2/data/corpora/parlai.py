@@ -15,11 +15,10 @@ in the first entry of `context`. `plato2 self-chat --format parlai` writes such 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from plato2.data.corpora import ReadReport, expand, merge_speakers, read_lines
+from plato2.data.corpora import ReadReport, expand, json_value, merge_speakers, read_lines
 from plato2.data.corpora.convai2 import PARTNER, SELF, is_said, persona_of
 from plato2.data.samples import Dialogue, Turn
 
@@ -49,10 +48,8 @@ def _read_file(file: str, report: ReadReport, context: bool) -> Iterator[Dialogu
             fault = fault or f"a line before line {number} is not valid UTF-8"
         if line.lstrip().startswith("{"):
             try:
-                yield parse_log(json.loads(line), context)
-            except json.JSONDecodeError as error:
-                report.broken(file, number, f"not valid JSON ({error.msg} at character {error.pos + 1})")
-            except (ValueError, RecursionError) as error:
+                yield parse_log(json_value(line), context)
+            except ValueError as error:
                 report.broken(file, number, str(error))
             n_broken = report.n_broken
             continue

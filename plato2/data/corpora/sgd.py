@@ -70,6 +70,8 @@ def _results(frames: Any, max_results: int, i: int) -> list[str]:
     A context that is full loses its oldest texts, so the last knowledge text stays longest.
     """
     texts: list[str] = []
+    if not isinstance(frames or [], list):
+        raise ValueError(f"turn {i}: frames is not a list")
     for frame in frames or []:
         if not isinstance(frame, dict):
             raise ValueError(f"turn {i}: a frame is not an object")

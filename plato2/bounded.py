@@ -1,0 +1,55 @@
+"""A user's files, read within bounds: what is no regular file is never waited for, nor a huge one held."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from plato2.config import UserError
+
+LINE_BYTES = 1 << 24
+"""The longest line of text that is read: 16 MiB, some thousand pages."""
+TEXT_BYTES = 1 << 26
+"""The largest text that is read as a whole: a list of words, the starts of dialogues."""
+
+
+def read_file(path: str | Path, most: int, cure: str) -> bytes:
+    """The bytes of a regular file.
+
+    Args:
+        path: the file.
+        most: bytes that such a file has at most.
+        cure: for the message.
+
+    Raises:
+        UserError: a folder, pipe or device, more than `most` bytes, or not readable.
+        FileNotFoundError: there is none; `NotADirectoryError` where a file stands in the place of a folder.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer does not hang
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise UserError(f"{path}: not a regular file; {cure}")
+            data = file.read(most + 1) if os.fstat(descriptor).st_size <= most else None
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: cannot be read ({reason}); {cure}") from None
+    if data is None or len(data) > most:
+        raise UserError(f"{path}: larger than {most:,} bytes, which no such file is; {cure}")
+    return data
+
+
+def read_lines_of(stream: IO[bytes], most: int = LINE_BYTES) -> Iterator[bytes | None]:
+    """The lines of a stream with their ends; None for one of more than `most` bytes, which is passed over."""
+    while line := stream.readline(most + 1):
+        if len(line) <= most or line.endswith(b"\n"):
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = stream.readline(most)
+        yield None

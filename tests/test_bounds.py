@@ -1,0 +1,183 @@
+"""Files that would take all memory, or never end, are refused in one line by a process with little memory."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from small import ROOT, environment
+
+sys.path.insert(0, str(ROOT / "tests" / "unit"))
+from runs import KNOVER, checkpoint_of, make_corpus, make_run, make_stage
+
+from plato2.data.tokenizer import Tokenizer
+from plato2.weights.export import export_to_huggingface
+
+READ = """
+import json, resource, sys
+from pathlib import Path
+from plato2.config import UserError
+from plato2.data.corpora import ReadReport, read_corpus
+from plato2.data.shards import read_index, read_shard
+from plato2.training.run import RunFolder
+from plato2.weights.folder import load_generation, load_stage
+from plato2.weights.knover import import_knover
+
+def corpus(reader):
+    def read(path):
+        report = ReadReport()
+        n = sum(1 for _ in read_corpus(reader, [str(path)], report))
+        raise UserError(f"{n} dialogues; {report.examples}")
+    return read
+
+def shard(folder):
+    for split in read_index(folder).splits.values():
+        for info in split.shards:
+            read_shard(folder, info)
+
+KINDS = {
+    "jsonl": corpus("jsonl"), "lccc": corpus("lccc"), "hf": corpus("hf_datasets"), "shard": shard,
+    "model": load_generation, "stage": load_stage, "lineage": lambda path: RunFolder(path).lineage(),
+    "release": lambda path: import_knover(path, path.parent / "imported"),
+}
+load_stage(Path(sys.argv[2]))  # what is imported late is imported now
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+most = pages * resource.getpagesize() + (500 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+for kind, path in json.loads(sys.argv[1]):
+    try:
+        KINDS[kind](Path(path))
+        print(json.dumps([path, None]), flush=True)
+    except UserError as error:
+        print(json.dumps([path, str(error)]), flush=True)
+"""
+
+
+def read_with_little_memory(files: dict[tuple[str, Path], str], run: Path) -> None:
+    """Asserts that each (kind, file) is refused, with these words."""
+    wanted = [[kind, str(path)] for kind, path in files]
+    done = subprocess.run(
+        [sys.executable, "-c", READ, json.dumps(wanted), str(run)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    for (path, message), words in zip(told, files.values(), strict=True):
+        assert message is not None, f"{path} was read"
+        assert words in message
+        assert len(message.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "run", "2_gen")
+
+
+def write_gzip_of(path: Path, *parts: tuple[bytes, int]) -> None:
+    """Each part so many times over; a gzip file may have many members, so that this takes no time."""
+    with path.open("wb") as file:
+        for part, times in parts:
+            file.write(gzip.compress(part) * times)
+
+
+def test_bombs(tmp_path: Path, run: Path) -> None:
+    files: dict[tuple[str, Path], str] = {}
+    block = b"a" * (1 << 26)
+
+    line = tmp_path / "line.jsonl.gz"  # a line of 1 GiB
+    whole = b'{"turns": ["hi", "yes"]}\n'
+    write_gzip_of(line, (whole, 1), (b'{"turns": ["', 1), (block, 16), (b'"]}\n', 1), (whole, 1))
+    files["jsonl", line] = f"2 dialogues; ['{line}:2: longer than 16 MiB']"
+    value = tmp_path / "value.json.gz"
+    write_gzip_of(value, (b'[["', 1), (block[: 1 << 24], 64))
+    files["lccc", value] = "value.json.gz is damaged"
+
+    tar = tmp_path / "model.tar.gz"  # a file of 1 GiB, and a name of 1 GiB
+    header = tarfile.TarInfo("Plato/word_embedding")
+    header.size = 1 << 30
+    write_gzip_of(tar, (header.tobuf(), 1), (bytes(1 << 26), 16), (bytes(1024), 1))
+    files["release", tar] = "unpacks to more than 20 times its size"
+    name = tmp_path / "name.tar.gz"
+    header = tarfile.TarInfo("PaxHeaders/x")
+    header.type, header.size = tarfile.XHDTYPE, 1 << 30
+    write_gzip_of(name, (header.tobuf(), 1), (bytes(1 << 26), 16), (bytes(1024), 1))
+    files["release", name] = "neither a folder, a tar nor"
+    many = tmp_path / "many.tar.gz"
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("Plato/a"))
+    write_gzip_of(many, (content.getvalue()[:512] * 4096, 64), (bytes(1024), 1))
+    files["release", many] = "not a model of Knover"
+
+    nulls = tmp_path / "nulls.arrow"
+    table = pa.table({"messages": pa.nulls(10**9)})
+    with pa.ipc.new_stream(str(nulls), table.schema) as writer:
+        writer.write_table(table)
+    files["hf", nulls] = "column messages is of type null"
+    read_with_little_memory(files, run)
+
+
+def test_sizes_that_are_lies(tmp_path: Path, run: Path) -> None:
+    files: dict[tuple[str, Path], str] = {}
+    whole = checkpoint_of(make_stage("1_coarse"), Tokenizer.load(KNOVER))
+
+    def changed(name: str, model: dict[str, Any], weights: dict[str, Any]) -> Path:
+        arguments = whole["hyper_parameters"] | {"model": whole["hyper_parameters"]["model"] | model}
+        path = tmp_path / name
+        state = whole["state_dict"] | weights
+        torch.save(whole | {"hyper_parameters": arguments, "state_dict": state}, path)
+        return path
+
+    files["stage", changed("deep.ckpt", {"n_layer": 10**9}, {})] = "n_layer=1000000000: must be at most 1,000"
+    files["stage", changed("deeper.ckpt", {"n_layer": 1000}, {})] = "n_layer is 1000, there are 1 blocks"
+    wide = {"backbone.word.weight": torch.zeros(1, 1).expand(1 << 24, 65536)}
+    files["stage", changed("wide.ckpt", {"vocab_size": 1 << 24, "hidden_size": 65536}, wide)] = (
+        "state_dict is not"
+    )
+
+    folder = tmp_path / "model"
+    export_to_huggingface(folder, run, None)
+    for file in folder.glob("*.sha256"):
+        file.unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config["generation"]["arguments"]["model"]["n_layer"] = 10**9
+    (folder / "config.json").write_text(json.dumps(config))
+    files["model", folder] = "n_layer=1000000000: must be at most 1,000"
+
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / "lineage.json").open("wb") as file:
+        file.truncate(1 << 40)  # a file with a hole
+    files["lineage", tmp_path / "run"] = "larger than 16,777,216 bytes"
+    read_with_little_memory(files, run)
+
+
+def test_pipes_are_not_waited_for(tmp_path: Path, run: Path) -> None:
+    files: dict[tuple[str, Path], str] = {}
+    for name in ("index.json", "valid-00000.parquet"):
+        corpus = make_corpus(tmp_path / name, [(["hi there ."], "well .")])
+        (corpus / name).unlink()
+        os.mkfifo(corpus / name)
+        files["shard", corpus] = f"{name}: not a regular file"
+    other = make_run(tmp_path / "other", "2_gen")
+    for path in (other / "checkpoints" / "last.ckpt", other / "lineage.json"):
+        path.unlink()
+        os.mkfifo(path)
+    files["stage", other] = "last.ckpt: not a readable checkpoint"
+    files["lineage", other] = "lineage.json: not a regular file"
+    os.mkfifo(tmp_path / "a.pdparams")
+    files["release", tmp_path / "a.pdparams"] = "neither a folder, a tar nor"
+    read_with_little_memory(files, run)
