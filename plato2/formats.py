@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import reprlib
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -62,7 +62,7 @@ def parse(schema: type[Schema], data: bytes, name: str, cure: str) -> Schema:
         UserError: not JSON, or not of this format; names the key and the value.
     """
     try:
-        found: Schema = _adapter(schema).validate_json(data)
+        found: Schema = _adapter(cast(Any, schema)).validate_json(data)
         return found
     except ValidationError as error:
         raise UserError(f"{name}: {_explained(error, cure)}") from None
