@@ -87,6 +87,7 @@ def work(job: dict[str, Any], told: int) -> None:
     """The job, in a process of its own."""
     for stream in (1, 2):
         os.dup2(told, stream)
+    sys.stdout, sys.stderr = (os.fdopen(stream, "w", closefd=False) for stream in (1, 2))  # pipes, not files
     os.chdir(job["folder"])
     sys.addaudithook(Watch(**{key: job[key] for key in ("folder", "kill_at", "cut")}))
     sys.argv = [job["script"], *job["arguments"]]

@@ -201,12 +201,15 @@ class DialogueDataModule(pl.LightningDataModule):
             UserError: it is another one, damaged or missing.
         """
         there = f"{self.path.rstrip('/')}/tokenizer"
-        with tempfile.TemporaryDirectory() as copy:
-            try:
-                self.save_tokenizer(Path(copy))
-                found = Tokenizer.load(copy).sha256
-            except (OSError, UserError) as error:
-                raise UserError(f"{there}: {str(error).replace(copy, there)}") from None
+        if Path(self.path).is_dir():
+            found = Tokenizer.load(there).sha256
+        else:
+            with tempfile.TemporaryDirectory() as copy:
+                try:
+                    self.save_tokenizer(Path(copy))
+                    found = Tokenizer.load(copy).sha256
+                except (OSError, UserError) as error:
+                    raise UserError(f"{there}: {str(error).replace(copy, there)}") from None
         if found != self.tokenizer_sha256:
             raise UserError(
                 f"{there}: not the tokenizer that the shards were made with (sha256 {found[:12]}, not "
