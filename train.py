@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 from dataclasses import asdict, dataclass, fields
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -26,9 +28,10 @@ from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from plato2.config import ModelConfig, OptimConfig, RunConfig, UserError
+from plato2.config import ModelConfig, OptimConfig, RunConfig, UserError, did_you_mean
 from plato2.training.build import build, check_arguments, check_counts, check_keys
 from plato2.training.console import is_first_process, quiet_lightning, say
+from plato2.training.keys import help_text, nearest_key
 
 if TYPE_CHECKING:  # heavy imports wait until something is trained: --help and tab completion stay fast
     import pytorch_lightning as pl
@@ -54,6 +57,15 @@ class TrainConfig(RunConfig):
 
 ConfigStore.instance().store(name="schema", node=TrainConfig)
 CONF = Path(__file__).with_name("conf")
+
+
+def explained_keys() -> str:
+    """The keys in `--help`: indented by Hydra's template, with no dollar that it would replace."""
+    width = min(shutil.get_terminal_size().columns, 100)
+    return help_text(CONF, width).replace("$", "$$")
+
+
+OmegaConf.register_new_resolver("known_keys", explained_keys, replace=True)
 
 
 def train(config: DictConfig) -> float | None:
@@ -459,8 +471,34 @@ def explain(error: Exception) -> str:
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else ""
     lines = f"{error}\n{cause}".split("Config search path:")[0].splitlines()
     left_out = ("To append to", "reference_type", "object_type")
-    told = " ".join(line.strip() for line in lines if not line.strip().startswith(left_out))
-    return f"{' '.join(told.split())} (--help lists groups and options, --cfg job all keys)"
+    told = " ".join(" ".join(line.strip() for line in lines if not line.strip().startswith(left_out)).split())
+    where = "(--help lists groups, options and keys, --cfg job prints their values)"
+    unknown = re.search(r"Key '[^']*' (?:is )?not in .*full_key: (\S+)", told)
+    if unknown:
+        return f"{unknown[1]}: no such key; {meant(unknown[1])} {where}"
+    return f"{told} {where}"
+
+
+def meant(key: str) -> str:
+    """The nearest key to one that is not known."""
+    near = nearest_key(key, CONF)
+    return f"did you mean {near}?" if near else "there is none like it"
+
+
+def refuse_unknown_flags(words: list[str]) -> None:
+    """Refuses what Hydra would answer with a page of usage; keys are given without dashes.
+
+    Raises:
+        UserError: names the flag and what was probably meant.
+    """
+    parser = get_args_parser()
+    for flag in (word for word in parser.parse_known_args(words)[1] if word.startswith("-")):
+        name, _, value = flag.lstrip("-").replace("-", "_").partition("=")
+        key = nearest_key(name, CONF) or ""
+        flags = [option for action in parser._actions for option in action.option_strings]
+        is_key = key.rpartition(".")[2] == name
+        near = f"did you mean {key}={value or 'VALUE'}?" if is_key else did_you_mean(flag, flags)
+        raise UserError(f"{flag}: no such flag; {near}")
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -485,7 +523,10 @@ def command_line() -> None:
     """`main`, where what Hydra finds wrong with the command line or conf/ is one line, too."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it finds
     try:
+        refuse_unknown_flags(sys.argv[1:])
         main()
+    except UserError as error:
+        fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         fail(explain(error))
     except ValueError as error:

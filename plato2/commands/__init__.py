@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from plato2 import __version__
-from plato2.config import UserError
+from plato2.config import UserError, did_you_mean, in_typed_words
 
 VERBS = {
     "prepare": "Turn a corpus of conversations into shards to train on.",
@@ -53,7 +53,9 @@ class LazyVerbs(TyperGroup):
         return TyperCommand(cmd_name, help=VERBS[cmd_name]) if cmd_name in VERBS else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that is to be run."""
+        """The command that is to be run; `ctx.obj` keeps it for messages."""
+        if not args[0].startswith("-") and args[0] not in VERBS:
+            ctx.fail(f"No such command {args[0]!r}; {did_you_mean(args[0], VERBS)}")
         name, command, rest = super().resolve_command(ctx, args)
         if (name, *rest[:1]) in SPECIAL:
             name, rest = f"{name} {rest[0]}", rest[1:]
@@ -63,6 +65,7 @@ class LazyVerbs(TyperGroup):
             file = name.replace("-", "_") + "_" * keyword.iskeyword(name)
             module = importlib.import_module(f"{__name__}.{file}")
             command = typer.main.get_command(module.app)
+        ctx.obj = command
         return name, command, rest
 
     def invoke(self, ctx: Any) -> Any:
@@ -70,7 +73,7 @@ class LazyVerbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            print_error(str(error))
+            print_error(in_typed_words(str(error), option_names(ctx.obj), sign=" "))
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             raise SystemExit(130) from None
@@ -94,6 +97,16 @@ def _options(
     if version:
         typer.echo(f"plato2 {__version__}")
         raise typer.Exit
+
+
+def option_names(command: Any) -> dict[str, str]:
+    """What the user types for a field of the library's options: `max_context` -> `--max-context`."""
+    names = {"reader.": "--reader ", "clean.": "--rule ", "vocab_pieces": "--pieces"}
+    for part in (command, *getattr(command, "commands", {}).values()):
+        for given in part.params:
+            is_option = given.param_type_name == "option"
+            names[given.name] = max(given.opts, key=len) if is_option else given.name.upper()
+    return names
 
 
 def print_error(message: str) -> None:

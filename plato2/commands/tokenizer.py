@@ -48,7 +48,9 @@ def train(
 ) -> None:
     """Run the verb."""
     if (out / "spm.model").exists() and not force:
-        raise UserError(f"out={out} is already a tokenizer: use it, name another folder, or --force")
+        raise UserError(
+            f"out={out} is already a tokenizer: use it, name another folder, or replace it with force=true"
+        )
     report = ReadReport()
     tokenizer = train_tokenizer(
         messages(sources, report), pieces, character_coverage=character_coverage, lower_case=lower_case

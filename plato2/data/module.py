@@ -12,7 +12,7 @@ import json
 import os
 import time
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from typing import Any, Literal
 import fsspec
 import pytorch_lightning as pl
 
-from plato2.config import UserError
+from plato2.config import UserError, in_typed_words
 from plato2.data.order import Batching, Position
 from plato2.data.shards import ShardIndex, has_index, read_index
 from plato2.data.stream import Batch, Corpus, Step, StepLoader, TrainStream, ValidStream
@@ -103,10 +103,15 @@ class DialogueDataModule(pl.LightningDataModule):
         self._prepared = True
         from plato2.data.prepare import PrepareOptions, prepare  # slow to import, rarely needed
 
-        options = PrepareOptions.from_dict({**self.prepare_options, "out": self.path})
-        if options.force or not has_index(self.path):
-            prepare(options)
-            return
+        try:
+            options = PrepareOptions.from_dict({**self.prepare_options, "out": self.path})
+            if options.force or not has_index(self.path):
+                prepare(options)
+                return
+        except UserError as error:
+            keys = [field.name for field in fields(PrepareOptions)] + ["reader.", "clean."]
+            typed = {key: f"data.prepare.{key}" for key in keys} | {"out": "data.path"}
+            raise UserError(in_typed_words(str(error), typed)) from error
         self._check_prepared(asdict(options))
         samples = {name: split.samples for name, split in self.index.splits.items()}
         print(
@@ -116,7 +121,7 @@ class DialogueDataModule(pl.LightningDataModule):
     def _check_prepared(self, asked: dict[str, Any]) -> None:
         stored, wanted = self.index.prepare, json.loads(json.dumps(asked, default=str))
         differing = [
-            f"{key} is {stored[key]!r}, asked for {wanted[key]!r}"
+            f"data.prepare.{key} is {stored[key]!r}, asked for {wanted[key]!r}"
             for key in sorted(stored.keys() & wanted.keys())
             if stored[key] != wanted[key]
         ]

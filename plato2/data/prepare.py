@@ -311,7 +311,7 @@ def check_target(out: Path, force: bool) -> None:
         raise UserError(f"out={out} exists and is not a prepared corpus: name another folder")
     if not force:
         raise UserError(
-            f"out={out} is already a prepared corpus: use it, name another, or force to replace it"
+            f"out={out} is already a prepared corpus: use it, name another, or replace it with force=true"
         )
     ours = {INDEX_FILE, "tokenizer", *CARD_FILES}
     foreign = sorted(
@@ -330,6 +330,6 @@ def _check_not_empty(splits: dict[str, SplitIndex], survey: Survey, counts: Coun
         if not index.samples:
             raise UserError(
                 f"no sample is left for {split}: of {survey.n_pairs} (context, response) pairs "
-                f"{counts['pairs_failing_response']} fail a cleaning rule; switch rules off, or change "
-                "policy, valid_fraction or valid_dialogues"
+                f"{counts['pairs_failing_response']} fail a cleaning rule; switch rules off, take "
+                "another policy, or change valid_fraction or valid_dialogues"
             )

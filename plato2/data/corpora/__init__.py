@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from plato2.config import UserError
+from plato2.config import UserError, did_you_mean
 from plato2.data.reading import (
     ReadReport,
     expand,
@@ -69,8 +69,8 @@ def read_corpus(
     names = corpus_names()
     if corpus not in names and "." not in corpus:
         raise UserError(
-            f"corpus={corpus!r} is not known; there are {', '.join(names)}, or a module with a read function "
-            "by its dotted name"
+            f"corpus={corpus!r} is not known; {did_you_mean(corpus, names)} (or give the dotted name of a "
+            "module with a read function)"
         )
     module_name = f"{__name__}.{corpus}" if corpus in names else corpus
     try:
@@ -83,9 +83,7 @@ def read_corpus(
     values = dict(options or {})
     for option, value in values.items():
         if option not in known:
-            raise UserError(
-                f"reader.{option}: {corpus} has no such option ({', '.join(known) or 'it has none'})"
-            )
+            raise UserError(f"reader.{option}: {corpus} has no such option; {did_you_mean(option, known)}")
         if isinstance(known[option].default, bool):
             values[option] = _flag(option, value)
     return cast(Iterator[Dialogue], module.read(list(files), report, **values))
