@@ -77,9 +77,10 @@ def train(config: DictConfig) -> float | None:
     Raises:
         UserError: anything a user can mend.
     """
-    from plato2.training.checkpoint import checkpoint_step, checkpoint_weights, warm_start
+    from plato2.training.checkpoint import checkpoint_weights, warm_start
     from plato2.training.loggers import build_loggers
     from plato2.training.run import choose_run, curriculum, record_start
+    from plato2.training.saved import checkpoint_step
     from plato2.weights.folder import is_model_folder, warm_start_weights
 
     refuse_unknown(config)
@@ -379,36 +380,58 @@ def build_trainer(
 
 
 class Sweep(Callback):
-    """Gives the jobs of a sweep one name, goes on with an interrupted sweep, prints the closing report."""
+    """Gives the jobs of a sweep one name, goes on with an interrupted one, prints what came of it."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Finds the newest unfinished sweep of the same command, else starts a new one."""
+        """Finds the newest unfinished sweep of the same command, else starts a new one.
+
+        A finished curriculum (`report=true`) is not trained again: its jobs are skipped, its report is shown.
+        """
         here, named = Path(config.hydra.sweep.dir), config.run_id or os.environ.get("RUN_ID")
         params = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create({}))
         command = {"overrides": sorted(config.hydra.overrides.task), "params": params}
         self.record, self.name = here / "sweep.json", named or here.name
         for record in sorted(here.parent.glob("*/sweep.json"), reverse=True):
             earlier = json.loads(record.read_text(encoding="utf-8"))
-            same = earlier.get("command") == command and not earlier.get("finished")
+            again = bool(earlier.get("finished"))
+            same = earlier.get("command") == command and (not again or config.report)
             if same and (earlier["name"] == named if named else config.resume == "auto"):
                 self.record, self.name = record, earlier["name"]
-                say(f"going on with the unfinished sweep {self.name}")
+                say(
+                    f"the sweep {self.name} is finished: its report again (resume=never trains it anew)"
+                    if again
+                    else f"going on with the unfinished sweep {self.name}"
+                )
                 break
         os.environ["RUN_ID"] = self.name
         self._write(command=command, name=self.name, finished=False)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Closes the sweep's record; `report=true` prints the curriculum's table."""
+        """Closes the sweep's record; prints its runs, the best first, or with `report=true` the report."""
         self._write(**json.loads(self.record.read_text(encoding="utf-8")) | {"finished": True})
         os.environ.pop("RUN_ID", None)
-        if config.report and not config.plan:
-            from plato2.evaluate.report import report_sweep
+        if config.plan:
+            return
+        try:
+            if config.report:
+                from plato2.evaluate.report import report_sweep
 
-            try:
                 numbers = {"n_latent_contexts": config.latent_contexts, "n_human": config.human_rank}
                 report_sweep(Path(config.output_dir), self.name, **numbers)
-            except UserError as error:  # Hydra makes a mere warning of a callback's error
-                fail(str(error))
+            else:
+                self._compare(Path(config.output_dir), config.sweep_metric)
+        except UserError as error:  # Hydra makes a mere warning of a callback's error
+            fail(str(error))
+
+    def _compare(self, output_dir: Path, metric: str | None) -> None:
+        from rich.console import Console
+
+        from plato2.evaluate.runs import compare, runs_tables, winners_first
+
+        paths = [path.parent for path in output_dir.glob(f"*/{self.name}-*/lineage.json")]
+        runs = winners_first(compare(paths, metric))
+        say(f"the sweep {self.name}, the best first:")
+        Console(highlight=False).print(*runs_tables(runs), sep="\n")
 
     def _write(self, **entries: Any) -> None:
         self.record.parent.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,11 @@ class UserError(Exception):
     """
 
 
+def install(extra: str) -> str:
+    """What to type for the packages of an extra of pyproject.toml: plato2 is in no package index."""
+    return f"pip install '.[{extra}]' in the folder of plato2's source"
+
+
 def in_typed_words(message: str, names: Mapping[str, str], sign: str = "=") -> str:
     """A message in which options have the names that the user typed, as `--max-context 2`.
 

@@ -19,8 +19,8 @@ from pytorch_lightning import Trainer
 from small import ROOT, Train, assert_one_line, command, environment, train_in_process, write_dialogues
 
 from plato2.training.checkpoint import Checkpoints
-from plato2.training.metrics import read_metrics
 from plato2.training.run import RunFolder
+from plato2.training.saved import read_metrics
 
 STAGE_2 = ["stage=2_gen", "trainer.max_steps=2", "trainer.val_check_interval=2"]
 

@@ -14,8 +14,9 @@ import torch
 import yaml
 from small import Train
 
-from plato2.training.metrics import MetricsCsv, last_metrics, read_metrics
+from plato2.training.metrics import MetricsCsv
 from plato2.training.run import RunFolder
+from plato2.training.saved import last_metrics, read_metrics
 
 FINE = ["stage=2_gen", "init_from=scratch", "sample_replies=2", "run_id=r", "model.n_latent=5"]
 RUN = Path("outputs/tiny-2_gen/r")
@@ -125,6 +126,9 @@ def test_tensorboard_has_numbers_replies_and_latents(train_here: Train) -> None:
         tags["scalars"]
     )
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+    written = yaml.safe_load((RUN / "tensorboard" / "hparams.yaml").read_text())
+    assert (written["optim"]["lr"], written["stage"]["tau"]) == (5e-4, 0.67)
+    assert "hp_metric" not in tags["scalars"]
     logged = {(step, name): value for step, name, value in read_metrics(RUN / "metrics.csv")}
     for event in events.Scalars("val/nll"):
         assert event.value == pytest.approx(logged[event.step, "val/nll"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import keyword
+import re
 import sys
 from typing import Any
 
@@ -30,6 +31,7 @@ VERBS = {
     "export": "Write a model for Knover or for Hugging Face transformers.",
     "bench": "Measure preparing, training, talking and serving side by side with other ways.",
     "report": "Show what the runs of a curriculum reached, and how they answer.",
+    "runs": "List runs, compare them, draw their curves.",
 }
 """Verb -> its line in `plato2 --help`; the code is in plato2/commands/<verb>.py (import: import_.py)."""
 
@@ -65,6 +67,8 @@ class LazyVerbs(TyperGroup):
             file = name.replace("-", "_") + "_" * keyword.iskeyword(name)
             module = importlib.import_module(f"{__name__}.{file}")
             command = typer.main.get_command(module.app)
+        for part in (command, *getattr(command, "commands", {}).values()):
+            part.help = joined_lines(part.help or "")
         ctx.obj = command
         return name, command, rest
 
@@ -97,6 +101,11 @@ def _options(
     if version:
         typer.echo(f"plato2 {__version__}")
         raise typer.Exit
+
+
+def joined_lines(text: str) -> str:
+    """A text whose paragraphs are a line each, to be broken where the terminal ends."""
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", text.strip())
 
 
 def option_names(command: Any) -> dict[str, str]:

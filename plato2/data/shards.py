@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from plato2.config import UserError
+from plato2.config import UserError, install
 
 FORMAT = "plato2-shards/1"
 INDEX_FILE = "index.json"
@@ -397,7 +397,8 @@ def _open_fs(path: str) -> tuple[Any, str]:
     try:
         fs, inner = fsspec.core.url_to_fs(path)
     except ImportError as error:
-        raise UserError(f"{path}: {error}; pip install 'plato2[s3]' or 'plato2[gs]'") from None
+        extra = {"s3": "s3", "gs": "gs", "gcs": "gs"}.get(path.partition("://")[0])
+        raise UserError(f"{path}: {error}{f'; {install(extra)}' if extra else ''}") from None
     except ValueError as error:
         raise UserError(f"{path}: {error}; use a local path or s3://, gs://, ...") from None
     return fs, inner

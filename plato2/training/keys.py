@@ -114,8 +114,7 @@ def _fields(node: ast.ClassDef) -> dict[str, str]:
     for field, text in zip(node.body, [*node.body[1:], None], strict=True):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             said = text.value if isinstance(text, ast.Expr) else None
-            is_text = isinstance(said, ast.Constant) and isinstance(said.value, str)
-            lines[field.target.id] = _sentence(said.value) if is_text else ""
+            lines[field.target.id] = _sentence(str(said.value)) if isinstance(said, ast.Constant) else ""
     return {name: line for name, line in lines.items() if not name[0].isupper()}
 
 

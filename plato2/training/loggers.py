@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
 from plato2.training.build import build
-from plato2.training.checkpoint import checkpoint_step
 from plato2.training.run import RunFolder
+from plato2.training.saved import checkpoint_step
 
 
 def build_loggers(
@@ -55,7 +55,11 @@ def build_loggers(
             "config": dict(config),
         },
     }
-    return [build(node, f"logger.{key}", **of_the_run.get(key, {})) for key, node in nodes.items()]
+    loggers = [build(node, f"logger.{key}", **of_the_run.get(key, {})) for key, node in nodes.items()]
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(dict(config), metrics={})  # for its hparams.yaml
+    return loggers
 
 
 def close_loggers(trainer: pl.Trainer) -> None:

@@ -25,9 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from plato2.config import UserError
-from plato2.training.checkpoint import best_value, file_sha256
 from plato2.training.console import say
-from plato2.training.metrics import last_metrics
+from plato2.training.saved import best_value, file_sha256, last_metrics
 
 FORMAT = "plato2-run/1"
 PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "omegaconf", "sentencepiece", "numpy", "pyarrow")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from plato2.commands import VERBS, app
+from plato2.commands import SPECIAL, VERBS, app, joined_lines
 from plato2.config import UserError, did_you_mean, in_typed_words
 from plato2.data.collate import GenerationBatch
 from plato2.data.module import DialogueDataModule
+from plato2.training.console import number
 
 NAMES = {"valid_dialogues": "--valid-dialogues", "force": "--force", "out": "--out", "reader.": "--reader "}
 
@@ -119,3 +121,25 @@ def test_a_verb_that_there_is_not() -> None:
     assert done.exit_code == 2
     assert "did you mean prepare?" in done.stderr
     assert "prepare" in VERBS
+
+
+def test_numbers_have_no_exponent_where_none_is_needed() -> None:
+    shown = [number(value) for value in (10482.0, 5751.0, 999.94, 0.12345, 7.04e-6, -2500.0)]
+    assert shown == ["10,482", "5,751", "999.9", "0.1235", "7.04e-06", "-2,500"]
+
+
+def test_joined_lines() -> None:
+    assert joined_lines("One\nsentence.\n\nAnother\none.\n") == "One sentence.\n\nAnother one."
+
+
+@pytest.mark.parametrize("verb", [*VERBS, *map(" ".join, SPECIAL)])
+def test_paragraphs_of_help_are_broken_at_the_edge_only(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line of a paragraph is full: the next word would not have fitted."""
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = CliRunner().invoke(app, [*verb.split(), "--help"]).stdout
+    text = shown.split("Usage:")[1].split("╭")[0].splitlines()
+    lines = [line.strip() for line in text[1:]]
+    for line, following in itertools.pairwise(lines):
+        if line and following:
+            assert len(line) + 1 + len(following.split()[0]) > 76, f"{line}\n{following}"

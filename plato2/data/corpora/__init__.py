@@ -69,8 +69,8 @@ def read_corpus(
     names = corpus_names()
     if corpus not in names and "." not in corpus:
         raise UserError(
-            f"corpus={corpus!r} is not known; {did_you_mean(corpus, names)} (or give the dotted name of a "
-            "module with a read function)"
+            f"corpus={corpus!r} is not known; {did_you_mean(corpus, names)} (there are {', '.join(names)}, "
+            "or a module with a read function by its dotted name)"
         )
     module_name = f"{__name__}.{corpus}" if corpus in names else corpus
     try:
@@ -83,7 +83,8 @@ def read_corpus(
     values = dict(options or {})
     for option, value in values.items():
         if option not in known:
-            raise UserError(f"reader.{option}: {corpus} has no such option; {did_you_mean(option, known)}")
+            cure = f"({', '.join(known)}); {did_you_mean(option, known)}" if known else "(it has none)"
+            raise UserError(f"reader.{option}: {corpus} has no such option {cure}")
         if isinstance(known[option].default, bool):
             values[option] = _flag(option, value)
     return cast(Iterator[Dialogue], module.read(list(files), report, **values))
