@@ -159,8 +159,12 @@ def build_stage_and_data(keys: TrainConfig) -> tuple[Stage, DialogueDataModule]:
     """
     import pytorch_lightning as pl
 
+    from plato2.training.parallel import check_processes
+
     check_arguments(pl.Trainer, {k: v for k, v in keys.strategy.items() if v != "auto"}, "strategy")
     check_arguments(pl.Trainer, keys.trainer, "trainer")
+    if not keys.plan:
+        check_processes(keys.strategy["devices"], keys.strategy.get("num_nodes", 1))
     check_counts(keys.trainer, ("max_steps", "val_check_interval", "log_every_n_steps"), "trainer")
     head = {"head": keys.stage["head"]} if "head" in keys.stage else {}
     batch = build(head | keys.stage.pop("batch"), "stage.batch")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from small import Train
+from small import Train, assert_one_line
 
 from plato2.training.metrics import MetricsCsv
 from plato2.training.run import RunFolder
@@ -187,6 +187,27 @@ def test_wandb_offline(train_here: Train, monkeypatch: pytest.MonkeyPatch) -> No
         assert again[name] == run[name]
     assert history["trainer/global_step"][-1] == 6
     assert len(history["train/loss"]) == 3
+
+
+WANDB_MISTAKES = {
+    "logger.wandb.project=a/b": "Invalid project name 'a/b'",
+    f"tags=[{'x' * 70}]": "Tags must be between 1 and 64 characters",
+    "run_id=r": "No API key configured",
+}
+
+
+@pytest.mark.parametrize("override", WANDB_MISTAKES)
+def test_what_wandb_refuses_is_one_line(train_here: Train, tmp_path: Path, override: str) -> None:
+    home = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": ""}
+    mode = {"WANDB_MODE": "online"} if override == "run_id=r" else {}
+    done = train_here("logger=wandb", override, "trainer.max_steps=1", expect=2, **home, **mode)
+    assert_one_line(done.stderr, "logger=wandb", WANDB_MISTAKES[override], "logger.wandb.offline=true")
+
+
+def test_any_name_of_a_run_gives_an_id_that_wandb_takes(train_here: Train) -> None:
+    train_here("logger=wandb", "run_id='a:b'", "trainer.max_steps=1")
+    (folder,) = Path("outputs/tiny-1_coarse/a:b/wandb").glob("offline-run-*")
+    assert folder.name.endswith("-tiny-1_coarse-a_b")
 
 
 @pytest.mark.slow

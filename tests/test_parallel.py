@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import command, environment
+from small import Train, assert_one_line, command, environment
 
 from plato2.training.saved import read_metrics
 
@@ -125,3 +125,18 @@ def test_processes_that_lightning_starts_share_a_run_without_a_name(run_train: R
     assert done.stderr.count("resuming") == 1
     rows = read_metrics(run / "metrics.csv")
     assert [step for step, name, _ in rows if name == "train/loss"] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cure"),
+    [
+        ((), "give strategy=ddp strategy.devices=2"),
+        (("strategy=ddp_64",), "strategy.devices=8 on 8 machine(s): torchrun has started 2 process(es)"),
+    ],
+)
+def test_processes_that_the_strategy_does_not_have(
+    train_here: Train, overrides: tuple[str, ...], cure: str
+) -> None:
+    started = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+    done = train_here(*overrides, "run_id=r", expect=2, **started)
+    assert_one_line(done.stderr, cure)
