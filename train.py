@@ -503,6 +503,11 @@ def explain(error: Exception) -> str:
     unknown = re.search(r"Key '[^']*' (?:is )?not in .*full_key: (\S+)", told)
     if unknown:
         return f"{unknown[1]}: no such key; {meant(unknown[1])} {where}"
+    option = re.search(r"Could not find '([^/']+)/([^']+)' Available options in '[^']*': (.*)", told)
+    if option:
+        return (
+            f"{option[1]}={option[2]}: no such option; {did_you_mean(option[2], option[3].split())} {where}"
+        )
     return f"{told} {where}"
 
 

@@ -80,7 +80,7 @@ class DialogueDataModule(pl.LightningDataModule):
                 f"optim.batch_tokens={batch_tokens} is not a multiple of data.unit_tokens={unit_tokens}: "
                 f"use optim.batch_tokens={_nearest(batch_tokens, unit_tokens)}"
             )
-        for key, value in (("data.n_workers", n_workers), ("max_steps", max_steps)):
+        for key, value in (("data.n_workers", n_workers), ("trainer.max_steps", max_steps)):
             if value < 0:
                 raise UserError(f"{key}={value}: must be 0 or more")
         if valid_units is not None and valid_units < 1:

@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 
 from plato2.config import ModelConfig
-from plato2.training.length import RunLength, duration
+from plato2.training.length import RunLength, duration, in_words
 
 BF16_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "V100": 125e12, "L40": 181e12, "A10": 125e12}
 """Dense bf16 (V100: fp16) FLOP/s of data-centre GPUs, from NVIDIA's data sheets."""
@@ -122,7 +122,7 @@ class Plan:
             ("parameters", f"{self.parameters:,}"),
             ("ranks", f"{self.ranks}, each {self.units} unit{'s' if self.units > 1 else ''} a step"),
             ("a step", f"{self.batch_tokens:,} tokens"),
-            ("the run", f"{self.steps:,} steps, {tokens:.3g} tokens, {self.flops:.3g} FLOP"),
+            ("the run", f"{self.steps:,} steps, {in_words(tokens)} tokens, {self.flops:.3g} FLOP"),
             ("weights, gradients, Adam", f"{self.state / GIB:.2f} GiB a rank"),
             ("activations", f"{self.activations / GIB:.2f} GiB a rank"),
         ]
