@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 from contextlib import nullcontext
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -29,7 +31,7 @@ from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from plato2.config import ModelConfig, OptimConfig, RunConfig, UserError, expand_path
+from plato2.config import ModelConfig, OptimConfig, RunConfig, UserError, did_you_mean, expand_path
 from plato2.files import replace_text
 from plato2.training.build import build, check_arguments, check_counts, check_keys
 from plato2.training.console import (
@@ -40,6 +42,7 @@ from plato2.training.console import (
     say,
     signals_stop_at_once,
 )
+from plato2.training.keys import help_text, nearest_key
 
 if TYPE_CHECKING:  # heavy imports wait until something is trained: --help and tab completion stay fast
     import pytorch_lightning as pl
@@ -81,6 +84,15 @@ TEXT_KEYS = (
 CONF = Path(__file__).with_name("conf")
 
 
+def explained_keys() -> str:
+    """The keys in `--help`: indented by Hydra's template, with no dollar that it would replace."""
+    width = min(shutil.get_terminal_size().columns, 100)
+    return help_text(CONF, width).replace("$", "$$")
+
+
+OmegaConf.register_new_resolver("known_keys", explained_keys, replace=True)
+
+
 def train(config: DictConfig) -> float | None:
     """Trains one stage as configured.
 
@@ -108,9 +120,10 @@ def train_run(
     keys: TrainConfig, resolved: dict[str, Any], stage: Stage, data: DialogueDataModule, run: RunFolder
 ) -> float | None:
     """Trains in a folder that is this process's alone; goes on where it stopped."""
-    from plato2.training.checkpoint import checkpoint_step, checkpoint_weights, warm_start
+    from plato2.training.checkpoint import checkpoint_weights, warm_start
     from plato2.training.loggers import build_loggers
     from plato2.training.run import curriculum, go_on, record_start
+    from plato2.training.saved import checkpoint_step
     from plato2.weights.folder import is_model_folder, warm_start_weights
 
     checkpoint, sentence = go_on(run, resolved)
@@ -181,8 +194,12 @@ def build_stage_and_data(keys: TrainConfig) -> tuple[Stage, DialogueDataModule]:
     """
     import pytorch_lightning as pl
 
+    from plato2.training.parallel import check_processes
+
     check_arguments(pl.Trainer, {k: v for k, v in keys.strategy.items() if v != "auto"}, "strategy")
     check_arguments(pl.Trainer, keys.trainer, "trainer")
+    if not keys.plan:
+        check_processes(keys.strategy["devices"], keys.strategy.get("num_nodes", 1))
     check_counts(keys.trainer, ("max_steps", "val_check_interval", "log_every_n_steps"), "trainer")
     head = {"head": keys.stage["head"]} if "head" in keys.stage else {}
     batch = build(head | keys.stage.pop("batch"), "stage.batch")
@@ -282,7 +299,7 @@ def nothing_left(keys: TrainConfig, run: RunFolder, checkpoint: Path) -> float |
     Raises:
         UserError: the run was known to be finished, and was named.
     """
-    from plato2.training.checkpoint import checkpoint_step
+    from plato2.training.saved import checkpoint_step
 
     by_job = "SLURM_JOB_ID" in os.environ and not (keys.run_id or os.environ.get("RUN_ID"))
     if run.finished and not in_sweep() and not by_job:
@@ -420,23 +437,31 @@ def build_trainer(
 
 
 class Sweep(Callback):
-    """Gives the jobs of a sweep one name, goes on with an interrupted sweep, prints the closing report."""
+    """Gives the jobs of a sweep one name, goes on with an interrupted one, prints what came of it."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Finds the newest unfinished sweep of the same command, else starts a new one."""
+        """Finds the newest unfinished sweep of the same command, else starts a new one.
+
+        A finished curriculum (`report=true`) is not trained again: its jobs are skipped, its report is shown.
+        """
         here, named = Path(config.hydra.sweep.dir), config.run_id or os.environ.get("RUN_ID")
         params: Any = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create({}))
         self.command = command = {"overrides": sorted(config.hydra.overrides.task), "params": params}
         for record in sorted(here.parent.glob("*/sweep.json"), reverse=True):
             try:
                 earlier = json.loads(record.read_text(encoding="utf-8"))
-                open_name = None if earlier["finished"] or earlier["command"] != command else earlier["name"]
+                again, name = bool(earlier["finished"]), str(earlier["name"])
+                same = earlier["command"] == command and (not again or config.report)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 say(f"warning: {record} is passed over: not the record of a sweep ({error})")
                 continue
-            if open_name and (open_name == named if named else config.resume == "auto"):
-                self.record, self.name = record, str(open_name)
-                say(f"going on with the unfinished sweep {self.name}")
+            if same and (name == named if named else config.resume == "auto"):
+                self.record, self.name = record, name
+                say(
+                    f"the sweep {self.name} is finished: its report again (resume=never trains it anew)"
+                    if again
+                    else f"going on with the unfinished sweep {self.name}"
+                )
                 break
         else:
             self.record = self._new(here) / "sweep.json"
@@ -450,18 +475,33 @@ class Sweep(Callback):
         self._write(command=command, name=self.name, finished=False)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Closes the sweep's record; `report=true` prints the curriculum's table."""
+        """Closes the sweep's record; prints its runs, the best first, or with `report=true` the report."""
         self._write(command=self.command, name=self.name, finished=True)
         for variable in ("RUN_ID", TRAINS_STAGE_1):
             os.environ.pop(variable, None)
-        if config.report and not config.plan:
-            from plato2.evaluate.report import report_sweep
+        if config.plan:
+            return
+        output_dir = Path(expand_path(config.output_dir, "output_dir"))
+        try:
+            if config.report:
+                from plato2.evaluate.report import report_sweep
 
-            try:
                 numbers = {"n_latent_contexts": config.latent_contexts, "n_human": config.human_rank}
-                report_sweep(Path(expand_path(config.output_dir, "output_dir")), self.name, **numbers)
-            except UserError as error:  # Hydra makes a mere warning of a callback's error
-                fail(str(error))
+                report_sweep(output_dir, self.name, **numbers)
+            else:
+                self._compare(output_dir, config.sweep_metric)
+        except UserError as error:  # Hydra makes a mere warning of a callback's error
+            fail(str(error))
+
+    def _compare(self, output_dir: Path, metric: str | None) -> None:
+        from rich.console import Console
+
+        from plato2.evaluate.runs import compare, runs_tables, winners_first
+
+        paths = [path.parent for path in output_dir.glob(f"*/{self.name}-*/lineage.json")]
+        runs = winners_first(compare(paths, metric))
+        say(f"the sweep {self.name}, the best first:")
+        Console(highlight=False).print(*runs_tables(runs), sep="\n")
 
     def _new(self, folder: Path) -> Path:
         """A folder that no other sweep has: two can begin in one second."""
@@ -534,8 +574,39 @@ def explain(error: Exception) -> str:
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else ""
     lines = f"{error}\n{cause}".split("Config search path:")[0].splitlines()
     left_out = ("To append to", "reference_type", "object_type")
-    told = " ".join(line.strip() for line in lines if not line.strip().startswith(left_out))
-    return f"{' '.join(told.split())} (--help lists groups and options, --cfg job all keys)"
+    told = " ".join(" ".join(line.strip() for line in lines if not line.strip().startswith(left_out)).split())
+    where = "(--help lists groups, options and keys, --cfg job prints their values)"
+    unknown = re.search(r"Key '[^']*' (?:is )?not in .*full_key: (\S+)", told)
+    if unknown:
+        return f"{unknown[1]}: no such key; {meant(unknown[1])} {where}"
+    option = re.search(r"Could not find '([^/']+)/([^']+)' Available options in '[^']*': (.*)", told)
+    if option:
+        return (
+            f"{option[1]}={option[2]}: no such option; {did_you_mean(option[2], option[3].split())} {where}"
+        )
+    return f"{told} {where}"
+
+
+def meant(key: str) -> str:
+    """The nearest key to one that is not known."""
+    near = nearest_key(key, CONF)
+    return f"did you mean {near}?" if near else "there is none like it"
+
+
+def refuse_unknown_flags(words: list[str]) -> None:
+    """Refuses what Hydra would answer with a page of usage; keys are given without dashes.
+
+    Raises:
+        UserError: names the flag and what was probably meant.
+    """
+    parser = get_args_parser()
+    for flag in (word for word in parser.parse_known_args(words)[1] if word.startswith("-")):
+        name, _, value = flag.lstrip("-").replace("-", "_").partition("=")
+        key = nearest_key(name, CONF) or ""
+        flags = [option for action in parser._actions for option in action.option_strings]
+        is_key = key.rpartition(".")[2] == name
+        near = f"did you mean {key}={value or 'VALUE'}?" if is_key else did_you_mean(flag, flags)
+        raise UserError(f"{flag}: no such flag; {near}")
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -615,6 +686,7 @@ def command_line() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it finds
     print_any_text()
     try:
+        refuse_unknown_flags(sys.argv[1:])
         sys.argv[1:] = [in_quotes(as_text(word)) for word in sys.argv[1:]]
         with signals_stop_at_once():
             main()

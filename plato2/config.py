@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from math import isfinite
 from typing import Literal, get_args
 
@@ -35,8 +36,45 @@ LARGEST = {
 class UserError(Exception):
     """Something the user can mend: the message names the file or key, the value and the cure.
 
-    `train.py` and the `plato2` command print it as one line, without a traceback.
+    `train.py` and the `plato2` command print it as one line, without a traceback. What both of them can call
+    names an option as its field, `max_context=2`; `in_typed_words` puts the name there that was typed.
     """
+
+
+def install(extra: str) -> str:
+    """What to type for the packages of an extra of pyproject.toml: plato2 is in no package index."""
+    return f"pip install '.[{extra}]' in the folder of plato2's source"
+
+
+def in_typed_words(message: str, names: Mapping[str, str], sign: str = "=") -> str:
+    """A message in which options have the names that the user typed, as `--max-context 2`.
+
+    An option is told from a word by what stands behind it, as in `force=true`, or by a `_` in it.
+
+    Args:
+        message: of a `UserError`.
+        names: what was typed for a field, e.g. `--max-context`; for `reader.`, what its options begin with.
+        sign: between an option and its value; with a blank `force=true` becomes a flag.
+    """
+
+    def typed(found: re.Match[str]) -> str:
+        group, name, given = found.groups("")
+        if group:
+            return names[group] + name + given if group in names else found[0]
+        if name not in names or not (given or "_" in name):
+            return found[0]
+        return names[name] + (given if sign == "=" else given.removesuffix("=true").replace("=", sign))
+
+    return re.sub(r"(?<![\w./='-])([a-z]+\.)?([a-z]\w*)(=true\b|=|(?![\w/]|\.\w))", typed, message)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """What to say of a name that is not known: the one it resembles, else all there are."""
+    known = list(known)
+    near = get_close_matches(name, known, n=1)
+    if near:
+        return f"did you mean {near[0]}?"
+    return f"there are {', '.join(known)}" if known else "there are none"
 
 
 def _require(condition: bool, message: str) -> None:
@@ -75,8 +113,11 @@ class ModelConfig:
     """
 
     n_layer: int = 12
+    """Transformer blocks."""
     n_head: int = 12
+    """Attention heads of a block; they share hidden_size equally."""
     hidden_size: int = 768
+    """Width of the model; the feed-forward layers are four times as wide."""
     vocab_size: int = 8001
     """Rows of the word table, [MASK] included (8,000 pieces + 1)."""
     max_position: int = 256
@@ -135,9 +176,11 @@ class OptimConfig:
     weight_decay: float = 0.01
     """On everything but biases and layer norms."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's, of the means of gradients and of their squares."""
     eps: float = 1e-8
+    """AdamW's, added to the root of the second mean."""
     clip_norm: float = 0.1
-    """Global gradient norm; Knover's value, small on purpose (spec section 8). 0 = no clipping."""
+    """Global gradient norm, 0 = no clipping; Knover's value, small on purpose (spec section 8)."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""

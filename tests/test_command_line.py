@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,10 @@ from typing import Any
 import pytest
 import yaml
 from small import ROOT, Train, assert_one_line
+
+from plato2.config import ModelConfig, OptimConfig, RunConfig
+from plato2.data.options import PrepareOptions
+from plato2.training.keys import help_text, known_keys
 
 CONF = ROOT / "conf"
 
@@ -32,8 +38,54 @@ def test_help_names_groups_and_is_quick() -> None:
     assert "IMPORTED []" in done.stdout, done.stdout + done.stderr
     for group in ("model", "stage", "data", "strategy", "logger", "experiment", "recipe", "sweep"):
         assert f"{group}: {', '.join(options(group))}\n" in done.stdout
-    for word in ("init_from", "resume", "run_id", "plan"):
-        assert word in done.stdout
+    for word in ("init_from", "resume", "run_id", "plan", "optim.lr", "data.prepare.clean.urls"):
+        assert re.search(rf"^ +{word}  ", done.stdout, re.M), word
+
+
+def test_help_explains_every_key_with_a_line() -> None:
+    """Every key that the configuration has, and every one has its line."""
+    lines = known_keys(CONF)
+    for group in ("model", "stage", "data", "strategy", "logger", "optim", "trainer"):
+        for file in (CONF / group).glob("*.yaml"):
+            node = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+            missing = {f"{group}.{key}" for key in leaves(node)} - lines.keys()
+            assert not {key for key in missing if not key.startswith("data.prepare.")}, file
+    schemas = (RunConfig, "", ModelConfig, "model.", OptimConfig, "optim.", PrepareOptions, "data.prepare.")
+    for schema, prefix in zip(schemas[::2], schemas[1::2], strict=True):
+        names = {f"{prefix}{field.name}" for field in dataclasses.fields(schema)}
+        assert names - lines.keys() <= {"data.prepare.out"}
+    assert not [key for key, line in lines.items() if not line]
+    assert lines["data.prepare.clean.min_letters"].endswith("among the characters that are not blank")
+    shown = help_text(CONF, 80)
+    assert all(f"  {key}" in shown for key in lines)
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def leaves(node: dict[str, Any]) -> set[str]:
+    found = set()
+    for key, value in node.items():
+        if isinstance(value, dict):
+            found |= {f"{key}.{inner}" for inner in leaves(value)}
+        elif key not in ("_target_", "defaults"):
+            found.add(key)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("lr=3", "lr: no such key; did you mean optim.lr?"),
+        ("modle=tiny", "modle: no such key; did you mean model?"),
+        ("data.n_worker=3", "data.n_worker: no such key; did you mean data.n_workers?"),
+        ("model=tinny", "model=tinny: no such option; did you mean tiny?"),
+        ("stage.batch.rolez=true", "did you mean stage.batch.roles?"),
+        ("--mutlirun", "--mutlirun: no such flag; did you mean --multirun?"),
+        ("--stage=2_gen", "--stage=2_gen: no such flag; did you mean stage=2_gen?"),
+        ("--n-layer=2", "did you mean model.n_layer=2?"),
+    ],
+)
+def test_what_was_meant(train_here: Train, word: str, meant: str) -> None:
+    assert_one_line(train_here(word, expect=2).stderr, meant)
 
 
 def test_cfg_job_prints_what_will_be_used(train_here: Train) -> None:

@@ -8,6 +8,7 @@ import keyword
 import re
 import shlex
 import subprocess
+import tomllib
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -244,6 +245,24 @@ def test_links_resolve(path: Path) -> None:
         assert linked.exists(), f"{path.name}: {target}"
         if anchor:
             assert anchor in headings(linked), f"{path.name}: {target}"
+
+
+def test_extras_that_are_named_exist_and_nothing_is_installed_by_name() -> None:
+    """`pip install '.[EXTRA]'` in documents and messages; plato2 is in no package index."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    files = [*DOCUMENTS, ROOT / "Dockerfile", ROOT / "train.py", *ROOT.glob("requirements*.txt")]
+    files += [
+        file for folder in ("plato2", "tests", "conf", "benchmarks") for file in (ROOT / folder).rglob("*")
+    ]
+    named: set[str] = set()
+    for file in (file for file in files if file.suffix in (".md", ".py", ".yaml", ".txt", "", ".sh")):
+        if file.is_file() and file != Path(__file__):
+            text = file.read_text(encoding="utf-8", errors="replace")
+            assert not re.search(r"pip install (-\S+ )*['\"]?plato2\b(?![./])", text), file
+            named |= set(re.findall(r"'\.\\*\[(\w+)\]'|\binstall\('(\w+)'\)", text))
+    names = {name for pair in named for name in pair if name}
+    assert {"serve", "ui", "spark", "reddit"} <= names
+    assert names <= extras["optional-dependencies"].keys()
 
 
 def test_the_two_lines_are_what_ci_runs() -> None:

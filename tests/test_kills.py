@@ -17,8 +17,8 @@ from forks import Forks
 from small import ROOT, command, environment
 
 from plato2.files import check_sha256
-from plato2.training.metrics import read_metrics
 from plato2.training.run import RunFolder
+from plato2.training.saved import read_metrics
 
 STEPS = [
     "trainer.max_steps=3",

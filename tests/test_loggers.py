@@ -7,16 +7,18 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from small import Train
+from small import Train, assert_one_line
 
-from plato2.training.metrics import MetricsCsv, last_metrics, read_metrics
+from plato2.training.metrics import MetricsCsv
 from plato2.training.run import RunFolder
+from plato2.training.saved import last_metrics, read_metrics
 
 FINE = ["stage=2_gen", "init_from=scratch", "sample_replies=2", "run_id=r", "model.n_latent=5"]
 RUN = Path("outputs/tiny-2_gen/r")
@@ -133,6 +135,9 @@ def test_tensorboard_has_numbers_replies_and_latents(train_here: Train) -> None:
         tags["scalars"]
     )
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+    written = yaml.safe_load((RUN / "tensorboard" / "hparams.yaml").read_text())
+    assert (written["optim"]["lr"], written["stage"]["tau"]) == (5e-4, 0.67)
+    assert "hp_metric" not in tags["scalars"]
     logged = {(step, name): value for step, name, value in read_metrics(RUN / "metrics.csv")}
     for event in events.Scalars("val/nll"):
         assert event.value == pytest.approx(logged[event.step, "val/nll"])
@@ -191,6 +196,32 @@ def test_wandb_offline(train_here: Train, monkeypatch: pytest.MonkeyPatch) -> No
         assert again[name] == run[name]
     assert history["trainer/global_step"][-1] == 6
     assert len(history["train/loss"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("logger.wandb.project=a/b", "Invalid project name 'a/b'"),
+        (f"tags=[{'x' * 70}]", "Tags must be between 1 and 64 characters"),
+    ],
+)
+def test_what_wandb_refuses_is_one_line(train_here: Train, override: str, told: str) -> None:
+    done = train_here("logger=wandb", override, "trainer.max_steps=1", expect=2)
+    assert_one_line(done.stderr, "logger=wandb", told, "logger.wandb.project")
+
+
+def test_wandb_without_a_key_and_a_terminal_is_one_line(
+    run_train: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    nobody = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": ""}
+    done = run_train("logger=wandb", "trainer.max_steps=1", expect=2, WANDB_MODE="online", **nobody)
+    assert_one_line(done.stderr, "logger=wandb: No API key configured", "logger.wandb.offline=true")
+
+
+def test_any_name_of_a_run_gives_an_id_that_wandb_takes(train_here: Train) -> None:
+    train_here("logger=wandb", "run_id='a:b'", "trainer.max_steps=1")
+    (folder,) = Path("outputs/tiny-1_coarse/a:b/wandb").glob("offline-run-*")
+    assert folder.name.endswith("-tiny-1_coarse-a_b")
 
 
 @pytest.mark.slow

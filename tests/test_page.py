@@ -20,7 +20,7 @@ import pytest
 from runs import make_run
 from serving import end, start
 
-pytest.importorskip("gradio", reason="the page needs gradio: pip install 'plato2[ui]'")
+pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[ui]'")
 
 import httpx
 import uvicorn
@@ -610,7 +610,7 @@ def test_an_open_page_does_not_hold_up_the_end(runs: dict[str, Path]) -> None:
 def test_without_gradio_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "plato2.talk.page")
-    with pytest.raises(UserError, match=r"pip install 'plato2\[ui\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[ui\]'"):
         importlib.import_module("plato2.talk.page")
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import command, environment
+from small import Train, assert_one_line, command, environment
 
-from plato2.training.metrics import read_metrics
+from plato2.training.saved import read_metrics
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 RUN = ["stage=2_gen", "init_from=scratch", "model.dropout=0", "trainer.val_check_interval=3"]
@@ -110,7 +110,7 @@ def test_sigterm_to_all_ranks_saves_one_step_and_the_run_goes_on(corpus: Path, t
 
 def test_a_sharded_checkpoint_as_a_start_says_how_to_make_one_file_of_it(tmp_path: Path) -> None:
     from plato2.config import UserError
-    from plato2.training.checkpoint import read_checkpoint
+    from plato2.training.saved import read_checkpoint
 
     with pytest.raises(UserError, match="consolidate_checkpoint"):
         read_checkpoint(tmp_path)
@@ -125,3 +125,18 @@ def test_processes_that_lightning_starts_share_a_run_without_a_name(run_train: R
     assert done.stderr.count("resuming") == 1
     rows = read_metrics(run / "metrics.csv")
     assert [step for step, name, _ in rows if name == "train/loss"] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cure"),
+    [
+        ((), "give strategy=ddp strategy.devices=2"),
+        (("strategy=ddp_64",), "strategy.devices=8 on 8 machine(s): torchrun has started 2 process(es)"),
+    ],
+)
+def test_processes_that_the_strategy_does_not_have(
+    train_here: Train, overrides: tuple[str, ...], cure: str
+) -> None:
+    started = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+    done = train_here(*overrides, "run_id=r", expect=2, **started)
+    assert_one_line(done.stderr, cure)

@@ -23,7 +23,7 @@ from plato2.data.reddit.pipeline import prepare_reddit
 
 needs_spark = pytest.mark.skipif(
     shutil.which("java") is None or find_spec("pyspark") is None,
-    reason="needs Java 17 (apt install openjdk-17-jre-headless) and PySpark (pip install 'plato2[spark]')",
+    reason="needs Java 17 (apt install openjdk-17-jre-headless) and PySpark (pip install '.[spark]')",
 )
 pytestmark = needs_spark
 TIMEOUT = 300

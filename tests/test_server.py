@@ -36,9 +36,9 @@ from plato2.data.tokenizer import Tokenizer
 from plato2.talk.bot import CONTEXTS_AT_ONCE, PlatoBot
 from plato2.talk.safety import Safety, WordList
 
-pytest.importorskip("fastapi", reason="the server needs pip install 'plato2[serve]'")
-pytest.importorskip("uvicorn", reason="the server needs pip install 'plato2[serve]'")
-pytest.importorskip("prometheus_client", reason="the server needs pip install 'plato2[serve]'")
+pytest.importorskip("fastapi", reason="the server needs pip install '.[serve]'")
+pytest.importorskip("uvicorn", reason="the server needs pip install '.[serve]'")
+pytest.importorskip("prometheus_client", reason="the server needs pip install '.[serve]'")
 httpx = pytest.importorskip("httpx", reason="the tests of the server need httpx, which comes with openai")
 openai = pytest.importorskip("openai", reason="the tests of the server need openai")
 if shutil.which("curl") is None:
@@ -1278,7 +1278,7 @@ def test_a_port_that_is_taken_is_named(runs: dict[str, Path]) -> None:
 def test_missing_packages_are_named(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "plato2.talk.server")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert "needs uvicorn: pip install 'plato2[serve]'" in complaint(runs["2_gen"])
+    assert "needs uvicorn: pip install '.[serve]'" in complaint(runs["2_gen"])
 
 
 def test_as_many_contexts_as_are_decoded_at_once() -> None:

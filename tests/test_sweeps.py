@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -154,12 +155,16 @@ def jobs_finished(outputs: Path, stage: str) -> bool:
 
 
 def test_a_sweep_over_values_gives_a_run_each(train_here: Train, tmp_path: Path) -> None:
-    train_here("-m", "optim.lr=1e-3,2e-3", "trainer.max_steps=2", "run_id=lr")
+    done = train_here("-m", "optim.lr=1e-3,2e-3", "trainer.max_steps=2", "run_id=lr")
     runs = sorted((tmp_path / "outputs" / "tiny-1_coarse").iterdir())
     assert [run.name for run in runs] == ["lr-0", "lr-1"]
     assert [RunFolder(run).lineage()["config"]["optim"]["lr"] for run in runs] == [1e-3, 2e-3]
     (sweep,) = sweeps(tmp_path / "outputs")
     assert (sweep["name"], sweep["finished"]) == ("lr", True)
+    table = done.stdout.rpartition("tiny-1_coarse, by val/loss")[2]
+    best = [RunFolder(run).lineage()["metrics"]["val/loss"] for run in runs]
+    assert re.findall(r"lr-\d", table) == sorted(["lr-0", "lr-1"], key=lambda name: best[int(name[-1])])
+    assert "optim.lr=0.002" in table
 
 
 def test_a_sweep_file_needs_no_m(train_here: Train, tmp_path: Path) -> None:
@@ -214,10 +219,17 @@ def test_quickstart_is_a_sweep(train_here: Train, tmp_path: Path) -> None:
     small = ["model.n_layer=1", "model.n_head=2", "model.hidden_size=32", "data.valid_units=2"]
     steps = ["trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1"]
     prepare = "data.prepare=null"
-    done = train_here(
-        "experiment=quickstart", "data=chitchat", prepare, *small, *steps, "optim.batch_tokens=1024"
-    )
+    given = ["experiment=quickstart", "data=chitchat", prepare, *small, *steps, "optim.batch_tokens=1024"]
+    done = train_here(*given)
     stages = ("1_coarse", "2_gen", "2_eval_dual")
     assert all(run.finished for run in jobs(tmp_path / "outputs", stages).values())
-    for told in ("unigram baseline", "coherence accuracy", "validation context 3", "python -m plato2 chat"):
+    reported = ("unigram baseline", "coherence accuracy", "validation context 3", "python -m plato2 chat")
+    for told in reported:
         assert told in done.stdout
+
+    again = train_here(*given)  # trains nothing, and shows the report once more
+    assert len(jobs(tmp_path / "outputs", stages)) == 3
+    assert again.stderr.count("is finished: skipped") == 3
+    assert "its report again (resume=never trains it anew)" in again.stderr
+    for told in reported:
+        assert told in again.stdout

@@ -35,7 +35,7 @@ from importlib import metadata, resources, util
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from plato2.config import UserError
+from plato2.config import UserError, install
 
 if TYPE_CHECKING:  # torch comes with it, and would be most of the time of the plain pass
     from plato2.bench.report import Target
@@ -477,7 +477,7 @@ def _no_spark() -> str | None:
     """Why Spark cannot run here."""
     home = os.environ.get("JAVA_HOME")
     if util.find_spec("pyspark") is None:
-        return "PySpark is not installed: pip install 'plato2[spark]'"
+        return f"PySpark is not installed: {install('spark')}"
     if shutil.which("java", path=f"{home}/bin" if home else None) is None:
         return "there is no Java"
     return None

@@ -11,6 +11,7 @@ import functools
 import importlib
 import keyword
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from plato2 import __version__
-from plato2.config import UserError, expand_path
+from plato2.config import UserError, did_you_mean, expand_path, in_typed_words
 from plato2.training.console import print_any_text
 
 VERBS = {
@@ -34,6 +35,7 @@ VERBS = {
     "export": "Write a model for Knover or for Hugging Face transformers.",
     "bench": "Measure preparing, training, talking and serving side by side with other ways.",
     "report": "Show what the runs of a curriculum reached, and how they answer.",
+    "runs": "List runs, compare them, draw their curves.",
 }
 """Verb -> its line in `plato2 --help`; the code is in plato2/commands/<verb>.py (import: import_.py)."""
 
@@ -57,7 +59,9 @@ class LazyVerbs(TyperGroup):
         return TyperCommand(cmd_name, help=VERBS[cmd_name]) if cmd_name in VERBS else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that is to be run."""
+        """The command that is to be run; `ctx.obj` keeps it for messages."""
+        if not args[0].startswith("-") and args[0] not in VERBS:
+            ctx.fail(f"No such command {args[0]!r}; {did_you_mean(args[0], VERBS)}")
         name, command, rest = super().resolve_command(ctx, args)
         if (name, *rest[:1]) in SPECIAL:
             name, rest = f"{name} {rest[0]}", rest[1:]
@@ -67,6 +71,9 @@ class LazyVerbs(TyperGroup):
             file = name.replace("-", "_") + "_" * keyword.iskeyword(name)
             module = importlib.import_module(f"{__name__}.{file}")
             command = typer.main.get_command(module.app)
+        for part in (command, *getattr(command, "commands", {}).values()):
+            part.help = joined_lines(part.help or "")
+        ctx.obj = command
         return name, with_paths_expanded(command), rest
 
     def invoke(self, ctx: Any) -> Any:
@@ -74,7 +81,7 @@ class LazyVerbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            print_error(str(error))
+            print_error(in_typed_words(str(error), option_names(ctx.obj), sign=" "))
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             raise SystemExit(130) from None
@@ -119,6 +126,21 @@ def _options(
     if version:
         typer.echo(f"plato2 {__version__}")
         raise typer.Exit
+
+
+def joined_lines(text: str) -> str:
+    """A text whose paragraphs are a line each, to be broken where the terminal ends."""
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", text.strip())
+
+
+def option_names(command: Any) -> dict[str, str]:
+    """What the user types for a field of the library's options: `max_context` -> `--max-context`."""
+    names = {"reader.": "--reader ", "clean.": "--rule ", "vocab_pieces": "--pieces"}
+    for part in (command, *getattr(command, "commands", {}).values()):
+        for given in part.params:
+            is_option = given.param_type_name == "option"
+            names[given.name] = max(given.opts, key=len) if is_option else given.name.upper()
+    return names
 
 
 def print_error(message: str) -> None:

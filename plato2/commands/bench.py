@@ -114,7 +114,7 @@ def serve(
 ) -> None:
     """Requests a second and waiting times of a real server, with 1 client and with 16.
 
-    Needs what plato2 serve needs (pip install 'plato2\\[serve]') and about ten minutes.
+    Needs what plato2 serve needs (pip install '.\\[serve]') and about ten minutes.
     """
     from plato2.bench.serve import bench_serve
 

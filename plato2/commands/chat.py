@@ -40,7 +40,7 @@ from plato2.commands.talking import (
     load_safety,
     say_if_unranked,
 )
-from plato2.config import DecodeConfig, UserError
+from plato2.config import DecodeConfig, UserError, did_you_mean
 from plato2.talk.table import candidate_table, printable
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ class Chat:
         name, _, text = setting.partition(" ")
         key = name.removeprefix("--").replace("-", "_")
         if key not in asdict(self.decode):
-            raise UserError(f"/set {name}: no such setting; there are {', '.join(asdict(self.decode))}")
+            raise UserError(f"/set {name}: no such setting; {did_you_mean(key, asdict(self.decode))}")
         if text.strip():
             value = setting_value(key, text.strip())
             self.decode = self.bot.fitting(replace(self.decode, **{key: value}))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
-from plato2.config import UserError
+from plato2.config import UserError, did_you_mean
 from plato2.data.clean import CleanRules, Policy
 from plato2.data.corpora import corpus_names
 from plato2.data.options import Background, PrepareOptions
@@ -165,7 +165,7 @@ def parse_rules(texts: list[str], rules: Rules) -> Rules:
     for text in texts:
         name, value = pair(text, "rule")
         if name not in kinds:
-            raise UserError(f"--rule {text}: there is no rule {name}; there are {', '.join(kinds)}")
+            raise UserError(f"--rule {text}: there is no rule {name}; {did_you_mean(name, kinds)}")
         kind = kinds[name].split(" ")[0]
         try:
             values[name] = _parse(value, kind)

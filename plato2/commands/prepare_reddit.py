@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from plato2.commands.prepare import pair, parse_rules
-from plato2.config import UserError
+from plato2.config import UserError, install
 from plato2.data.reddit.options import EngineName, OnBroken, RedditOptions
 from plato2.data.reddit.rules import LANGUAGES, RedditRules
 from plato2.data.reddit.threads import Orphans
@@ -151,7 +151,7 @@ def prepare_reddit(
     try:
         from plato2.data.reddit.pipeline import prepare_reddit as run
     except ImportError as error:
-        raise UserError(f"{error}: pip install 'plato2[reddit]'") from None
+        raise UserError(f"{error}: {install('reddit')}") from None
     _print_summary(run(options), as_json)
 
 

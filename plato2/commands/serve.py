@@ -27,7 +27,7 @@ from plato2.commands.talking import (
     load_safety,
     say_if_unranked,
 )
-from plato2.config import DecodeConfig, UserError
+from plato2.config import DecodeConfig, UserError, install
 
 if TYPE_CHECKING:
     from plato2.talk.chat_api import System
@@ -37,7 +37,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptio
 SERVER, BATCHING, ACCESS = "Server", "Batching", "Access"
 """Groups of options in `--help`."""
 EXTRAS = {"fastapi", "uvicorn", "starlette", "pydantic", "pydantic_core", "prometheus_client"}
-"""Modules that `pip install 'plato2[serve]'` brings."""
+"""Modules that the extra `serve` brings."""
 
 HELP = """Serve a model over HTTP, as OpenAI's chat API.
 
@@ -226,7 +226,7 @@ def serve(
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] not in EXTRAS:
             raise
-        raise UserError(f"plato2 serve needs {error.name}: pip install 'plato2[serve]'") from None
+        raise UserError(f"plato2 serve needs {error.name}: {install('serve')}") from None
     from plato2.talk.batching import Batcher
 
     if ui:

@@ -10,11 +10,11 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
-from plato2.config import DecodeConfig, RankConfig
+from plato2.config import DecodeConfig, RankConfig, UserError
 
 if TYPE_CHECKING:
     from plato2.talk.bot import PlatoBot
@@ -174,6 +174,9 @@ def load_safety(rules: list[str] | None, input: str = "block", output: str = "bl
     """
     from plato2.talk.safety import Mode, Safety, read_rule
 
+    for option, mode in (("--safety-input", input), ("--safety-output", output)):
+        if mode not in get_args(Mode):
+            raise UserError(f"{option} {mode}: use {', '.join(get_args(Mode))}")
     if not rules:
         return None
     return Safety([read_rule(rule) for rule in rules], cast(Mode, input), cast(Mode, output))

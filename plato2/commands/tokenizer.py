@@ -48,7 +48,9 @@ def train(
 ) -> None:
     """Run the verb."""
     if (out / "spm.model").exists() and not force:
-        raise UserError(f"out={out} is already a tokenizer: use it, name another folder, or --force")
+        raise UserError(
+            f"out={out} is already a tokenizer: use it, name another folder, or replace it with force=true"
+        )
     sources = [expand_path(source, "SOURCES") for source in sources]
     report = ReadReport()
     tokenizer = train_tokenizer(

@@ -23,8 +23,20 @@ if TYPE_CHECKING:
 
 CARD_FILES = ("card.md", "lengths.png", "card.html", "subreddits.csv")
 """Of any card; the last two only Reddit's has (plato2/data/reddit/card.py)."""
-PAPER_UTTERANCES_PER_SAMPLE = 2.78
-PAPER_TOKENS_PER_UTTERANCE = 26.3
+
+
+@dataclass(frozen=True)
+class PaperCorpus:
+    """Training samples of the paper (appendix A)."""
+
+    name: str
+    samples: str
+    utterances_per_sample: float
+    tokens_per_utterance: float
+
+
+ENGLISH = PaperCorpus("paper (English, Reddit)", "684M", 2.78, 26.3)
+CHINESE = PaperCorpus("paper (Chinese)", "", 2.82, 22.2)
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,7 @@ def write_card(
         f"counts for each rule it breaks. Policy: `{index.prepare['policy']}`.",
         table(("rule", "messages"), [(name, f"{n:,}") for name, n in sorted(facts.rules.items())]),
         "## Samples",
-        samples_table(index, statistics),
+        samples_table(index, statistics, CHINESE if _is_chinese(folder, statistics["train"]) else ENGLISH),
         "![Lengths of contexts and responses](lengths.png)",
         "## Options",
         f"```json\n{json.dumps(index.prepare, indent=2, ensure_ascii=False)}\n```",
@@ -142,7 +154,17 @@ def _broken(facts: CardFacts) -> str:
     return "\n".join(lines)
 
 
-def samples_table(index: ShardIndex, statistics: Mapping[str, SplitStatistics]) -> str:
+def _is_chinese(folder: Path, counted: SplitStatistics) -> bool:
+    """Whether most ids of the responses are pieces with a Chinese character."""
+    lines = (folder / "tokenizer" / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    pieces = (line.rpartition("\t") for line in lines if line)
+    ids = sorted({int(number) for piece, _, number in pieces if re.search("[\u3400-\u9fff]", piece)})
+    return bool(2 * counted.targets[ids].sum() > counted.targets.sum())
+
+
+def samples_table(
+    index: ShardIndex, statistics: Mapping[str, SplitStatistics], paper: PaperCorpus = ENGLISH
+) -> str:
     """What the splits hold, as a Markdown table; the last row is the paper's."""
     rows: list[tuple[str, ...]] = []
     for split, counted in statistics.items():
@@ -159,8 +181,8 @@ def samples_table(index: ShardIndex, statistics: Mapping[str, SplitStatistics]) 
                 f"{counted.tokens_per_utterance:.1f}",
             )
         )
-    paper = (f"{PAPER_UTTERANCES_PER_SAMPLE}", f"{PAPER_TOKENS_PER_UTTERANCE}")
-    rows.append(("paper (English, Reddit)", "684M", "", "", "", "", *paper))
+    theirs = (f"{paper.utterances_per_sample:.2f}", f"{paper.tokens_per_utterance:.1f}")
+    rows.append((paper.name, paper.samples, "", "", "", "", *theirs))
     lengths = ("ids/context", "ids/response", "utterances/sample", "tokens/utterance")
     return table(("", "samples", "shards", "size", *lengths), rows)
 

@@ -188,6 +188,7 @@ class CoherenceBatch:
     """
 
     mask_prob: float = 0.15
+    """Share of the words that are masked and predicted."""
     roles: bool = False
     positions: Positions = "continuous"
     reject_identical: bool = True

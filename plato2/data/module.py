@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from typing import Any, Literal
 import fsspec
 import pytorch_lightning as pl
 
-from plato2.config import UserError, expand_path
+from plato2.config import UserError, expand_path, in_typed_words
 from plato2.data.atomic import is_being_written
 from plato2.data.order import Batching, Position
 from plato2.data.shards import ShardIndex, has_index, read_index
@@ -87,7 +87,7 @@ class DialogueDataModule(pl.LightningDataModule):
                 f"optim.batch_tokens={batch_tokens} is not a multiple of data.unit_tokens={unit_tokens}: "
                 f"use optim.batch_tokens={_nearest(batch_tokens, unit_tokens)}"
             )
-        for key, value in (("data.n_workers", n_workers), ("max_steps", max_steps)):
+        for key, value in (("data.n_workers", n_workers), ("trainer.max_steps", max_steps)):
             if value < 0:
                 raise UserError(f"{key}={value}: must be 0 or more")
         if valid_units is not None and valid_units < 1:
@@ -110,10 +110,15 @@ class DialogueDataModule(pl.LightningDataModule):
         self._prepared = True
         from plato2.data.prepare import PrepareOptions, prepare, summary  # slow to import, rarely needed
 
-        options = PrepareOptions.from_dict({**self.prepare_options, "out": self.path})
-        if options.force or not has_index(self.path):
-            print("\n".join(summary(prepare(options))))
-            return
+        try:
+            options = PrepareOptions.from_dict({**self.prepare_options, "out": self.path})
+            if options.force or not has_index(self.path):
+                print("\n".join(summary(prepare(options))))
+                return
+        except UserError as error:
+            keys = [field.name for field in fields(PrepareOptions)] + ["reader.", "clean."]
+            typed = {key: f"data.prepare.{key}" for key in keys} | {"out": "data.path"}
+            raise UserError(in_typed_words(str(error), typed)) from error
         self._check_prepared(asdict(options))
         samples = {name: split.samples for name, split in self.index.splits.items()}
         print(
@@ -123,7 +128,7 @@ class DialogueDataModule(pl.LightningDataModule):
     def _check_prepared(self, asked: dict[str, Any]) -> None:
         stored, wanted = self.index.prepare, json.loads(json.dumps(asked, default=str))
         differing = [
-            f"{key} is {stored[key]!r}, asked for {wanted[key]!r}"
+            f"data.prepare.{key} is {stored[key]!r}, asked for {wanted[key]!r}"
             for key in sorted(stored.keys() & wanted.keys())
             if stored[key] != wanted[key]
         ]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from plato2.config import UserError, expand_path
+from plato2.config import UserError, did_you_mean, expand_path
 from plato2.data.clean import POLICIES, CleanRules, Policy
 
 Background = Literal["ignore", "context"]
@@ -104,13 +104,13 @@ class PrepareOptions:
         values = dict(values)
         clean = values.pop("clean", None)
         if isinstance(clean, Mapping):
-            values["clean"] = CleanRules(**_known_keys(CleanRules, clean, "prepare.clean."))
+            values["clean"] = CleanRules(**_known_keys(CleanRules, clean, "data.prepare.clean."))
         elif clean is not None:
             values["clean"] = clean
         for key in ("corpus", "out"):
             if key not in values:
-                raise UserError(f"prepare.{key} is missing")
-        return cls(**_known_keys(cls, values, "prepare."))
+                raise UserError(f"data.prepare.{key} is missing")
+        return cls(**_known_keys(cls, values, "data.prepare."))
 
     def plain(self) -> dict[str, Any]:
         """The options that shape the samples, as plain values for the index."""
@@ -122,5 +122,5 @@ def _known_keys(kind: type, values: Mapping[str, Any], prefix: str) -> dict[str,
     known = [item.name for item in dataclasses.fields(kind)]
     for key in values:
         if key not in known:
-            raise UserError(f"{prefix}{key} is not an option; there are {', '.join(known)}")
+            raise UserError(f"{prefix}{key} is not an option; {did_you_mean(key, known)}")
     return dict(values)

@@ -355,7 +355,7 @@ def check_target(out: Path, force: bool) -> None:
         raise UserError(f"out={out} exists and is not a prepared corpus: name another folder")
     if not force:
         raise UserError(
-            f"out={out} is already a prepared corpus: use it, name another, or force to replace it"
+            f"out={out} is already a prepared corpus: use it, name another, or replace it with force=true"
         )
     ours = {INDEX_FILE, "tokenizer", *CARD_FILES}
     foreign = sorted(

@@ -30,7 +30,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pydantic import Field
 
 from plato2.bounded import read_file
-from plato2.config import LARGEST, UserError
+from plato2.config import LARGEST, UserError, install
 from plato2.formats import Closed, Count, Open, Sha256, parse
 
 FORMAT = "plato2-shards/1"
@@ -439,7 +439,8 @@ def _open_fs(path: str) -> tuple[Any, str]:
     try:
         fs, inner = fsspec.core.url_to_fs(path)
     except ImportError as error:
-        raise UserError(f"{path}: {error}; pip install 'plato2[s3]' or 'plato2[gs]'") from None
+        extra = {"s3": "s3", "gs": "gs", "gcs": "gs"}.get(path.partition("://")[0])
+        raise UserError(f"{path}: {error}{f'; {install(extra)}' if extra else ''}") from None
     except ValueError as error:
         raise UserError(f"{path}: {error}; use a local path or s3://, gs://, ...") from None
     return fs, inner

@@ -71,8 +71,10 @@ class Survey:
         n_valid = options.valid_dialogues or max(1, round(options.valid_fraction * len(usable)))
         if n_valid >= len(usable):
             dropped = self.report.sentence()
+            asked = "valid_dialogues" if options.valid_dialogues else "valid_fraction"
+            given = f"{asked}={getattr(options, asked)}"
             raise UserError(
-                f"valid_dialogues={n_valid}: the corpus {options.corpus} has {len(usable)} dialogue(s) of "
+                f"{given}: the corpus {options.corpus} has {len(usable)} dialogue(s) of "
                 "two or more turns and some must be left to train on; name fewer or add dialogues"
                 + (f"; {dropped}" if dropped else "")
             )

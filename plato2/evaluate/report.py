@@ -26,9 +26,9 @@ from plato2.talk.rank import coherence, doubt
 from plato2.talk.replies import validation_contexts
 from plato2.talk.table import candidate_table
 from plato2.talk.variety import variety
-from plato2.training.metrics import read_metrics
 from plato2.training.run import RunFolder
 from plato2.training.run import runs as find_runs
+from plato2.training.saved import read_metrics
 from plato2.weights.folder import read_saved
 
 CHOICE = ("pair_acc", "p1", "mrr", "pair_acc_matched", "p1_matched", "mrr_matched")

@@ -39,6 +39,11 @@ def initialize_parameter(name: str, parameter: Tensor) -> None:
         nn.init.zeros_(parameter)
 
 
+def _table(n_rows: int, width: int) -> nn.Embedding:
+    """Embeddings without initial values: torch's own would import its compiler on the meta device."""
+    return nn.Embedding.from_pretrained(torch.empty(n_rows, width), freeze=False)
+
+
 def put_front(x: Tensor, sample_index: Tensor, vectors: Tensor) -> Tensor:
     """Puts one vector for each sample into its front slot, in place of word + type + position.
 
@@ -191,10 +196,10 @@ class Backbone(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.word = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position = nn.Embedding(config.max_position, config.hidden_size)
-        self.token_type = nn.Embedding(config.n_type, config.hidden_size)
-        self.role = nn.Embedding(config.n_role, config.hidden_size) if config.n_role else None
+        self.word = _table(config.vocab_size, config.hidden_size)
+        self.position = _table(config.max_position, config.hidden_size)
+        self.token_type = _table(config.n_type, config.hidden_size)
+        self.role = _table(config.n_role, config.hidden_size) if config.n_role else None
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)

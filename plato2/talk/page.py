@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from html import escape
 from typing import Any, cast, get_args
 
-from plato2.config import DecodeConfig, Strategy, UserError
+from plato2.config import DecodeConfig, Strategy, UserError, install
 from plato2.data.tokenizer import EOS_ID
 from plato2.talk.batching import Batcher, QueueFull, Stopped
 from plato2.talk.bot import PlatoBot, Reply, as_dict
@@ -36,7 +36,7 @@ try:
 
     from plato2.talk.chat_api import ApiError, wrong
 except ModuleNotFoundError:
-    raise UserError("the web page needs gradio: pip install 'plato2[ui]'") from None
+    raise UserError(f"the web page needs gradio: {install('ui')}") from None
 
 Answer = Callable[[list[str], DecodeConfig], Reply]
 """The turns so far, oldest first, and the settings -> the reply; may be called from several threads."""

@@ -7,14 +7,13 @@ is computed.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from plato2.config import UserError
+from plato2.config import UserError, did_you_mean
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 
@@ -78,9 +77,7 @@ def check_keys(given: Iterable[str], known: Sequence[str], prefix: str, owner: s
     """
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            cure = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
-            raise UserError(f"{prefix}{name}: {owner} has no such option; {cure}")
+            raise UserError(f"{prefix}{name}: {owner} has no such option; {did_you_mean(name, known)}")
 
 
 def check_counts(node: Mapping[str, Any], names: Sequence[str], key: str) -> None:

@@ -28,6 +28,7 @@ from rich.progress import (
 from rich.table import Table
 
 from plato2.config import ModelConfig
+from plato2.training.console import number
 from plato2.training.plan import peak_flops, step_flops
 
 
@@ -87,7 +88,7 @@ class RunProgress(ProgressBar):
         """Prints the validation's numbers above the bar."""
         if trainer.is_global_zero and trainer.state.fn == "fit":
             values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-            shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if "usage" not in k)
+            shown = "  ".join(f"{k} {number(v)}" for k, v in values.items() if "usage" not in k)
             self.console.print(
                 f"{self.title} step {trainer.global_step}: {shown}", highlight=False, soft_wrap=True
             )
@@ -294,5 +295,5 @@ def metrics_table(metrics: dict[str, float]) -> Table:
     table.add_column("value", justify="right")
     for name, value in metrics.items():
         if "usage" not in name and name != "step":
-            table.add_row(name, f"{value:,.4g}")
+            table.add_row(name, number(value))
     return table

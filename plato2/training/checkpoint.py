@@ -7,7 +7,6 @@ import shutil
 import signal
 import threading
 import time
-import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from math import isnan
@@ -15,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
 from plato2.config import UserError
-from plato2.files import check_sha256, file_sha256, read_sha256, write_sha256
-from plato2.formats import Count, Open, Sha256, check
+from plato2.files import file_sha256, read_sha256, write_sha256
 from plato2.training.console import STOP_SIGNALS
+from plato2.training.saved import read_checkpoint
 
 
 class Checkpoints(Checkpoint):
@@ -230,107 +228,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint file, without executing anything in it.
-
-    Raises:
-        UserError: missing, truncated, or not a checkpoint of ours.
-    """
-    if path.is_dir():
-        raise UserError(
-            f"{path}: a sharded checkpoint; make one file of it first: "
-            f"python -m lightning_fabric.utilities.consolidate_checkpoint {path}"
-        )
-    if path.exists():
-        check_sha256(path, "choose another one")
-        _check_zip(path)
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such checkpoint") from error
-    except Exception as error:  # torch raises whatever a broken zip or a foreign pickle leads to
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: not a readable checkpoint ({reason}); choose another one") from error
-    found = checkpoint if isinstance(checkpoint, dict) else {}
-    missing = [key for key in ("state_dict", "stage", "hyper_parameters") if key not in found]
-    if missing:
-        raise UserError(f"{path}: not a plato2 checkpoint (no {', '.join(missing)})")
-    facts = {key: found[key] for key in CheckpointFacts.model_fields if key in found}
-    check(CheckpointFacts, facts, str(path), "choose another checkpoint")
-    _check_tensors(path, found["state_dict"])
-    return found
-
-
-class CheckpointFacts(Open):
-    """What is read of a checkpoint beside its weights."""
-
-    stage: str
-    hyper_parameters: dict[str, Any]
-    tokenizer_sha256: Sha256 | None = None
-    global_step: Count = 0
-
-
-def _check_zip(path: Path) -> None:
-    """A checkpoint is a zip of what torch.load maps into memory as it is; nothing in it is packed.
-
-    Raises:
-        UserError: it is no zip, or would unpack to more than it is.
-    """
-    try:
-        if not path.is_file():
-            raise ValueError("a device or pipe")
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise UserError(f"{path}: not a readable checkpoint ({error}); choose another one") from None
-    if size > path.stat().st_size:
-        raise UserError(f"{path}: not a readable checkpoint (it is compressed); choose another one")
-
-
-def _check_tensors(path: Path, tensors: Any) -> None:
-    """Refuses what would take more memory than the file has bytes, such as one number seen as a million.
-
-    Raises:
-        UserError: no dict of plain tensors, or they are larger than the file.
-    """
-    is_plain = isinstance(tensors, dict) and all(
-        isinstance(name, str)
-        and isinstance(tensor, Tensor)
-        and tensor.layout == torch.strided
-        and not tensor.is_quantized
-        and tensor.device.type == "cpu"
-        for name, tensor in tensors.items()
-    )
-    if not is_plain or sum(tensor.nbytes for tensor in tensors.values()) > path.stat().st_size:
-        raise UserError(f"{path}: its state_dict is not that of a model; choose another checkpoint")
-
-
-def checkpoint_step(path: Path) -> int:
-    """The optimizer steps a checkpoint (file or sharded folder) has behind it.
-
-    Raises:
-        UserError: not a readable checkpoint.
-    """
-    if path.is_dir():
-        check_sha256(path, "choose another one")
-        try:
-            return int(torch.load(path / "meta.pt", map_location="cpu", weights_only=True)["global_step"])
-        except Exception as error:  # as above
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{path}: not a readable checkpoint ({reason}); choose another one") from None
-    return int(read_checkpoint(path).get("global_step", 0))
-
-
-def best_value(path: Path) -> float | None:
-    """The best value of the stage's monitor up to a checkpoint (not of a sharded one)."""
-    if path.is_dir():
-        return None
-    callbacks = read_checkpoint(path).get("callbacks")
-    own = callbacks.get(Checkpoints.__name__) if isinstance(callbacks, dict) else None
-    value = own.get("best_value") if isinstance(own, dict) else None
-    return value if isinstance(value, float) else None
 
 
 @dataclass(frozen=True)

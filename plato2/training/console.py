@@ -77,6 +77,11 @@ def say(sentence: str) -> None:
         print(sentence, file=sys.stderr, flush=True)
 
 
+def number(value: float) -> str:
+    """Four significant digits, `0.1234`; of large numbers all before the point, `10,482`."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def quiet_lightning() -> None:
     """Leaves out what Lightning says that does not help here; its warnings stay."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)

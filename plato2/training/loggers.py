@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
+from plato2.config import UserError
 from plato2.training.build import build
-from plato2.training.checkpoint import checkpoint_step
 from plato2.training.run import RunFolder
+from plato2.training.saved import checkpoint_step
 
 
 def build_loggers(
@@ -38,7 +40,7 @@ def build_loggers(
         config: the resolved configuration, for W&B.
 
     Raises:
-        UserError: an unknown key of a logger.
+        UserError: an unknown key of a logger, or what W&B refuses.
     """
     of_the_run: dict[str, dict[str, Any]] = {
         "csv": {"folder": run.path, "resumed_step": checkpoint_step(checkpoint) if checkpoint else None},
@@ -46,7 +48,7 @@ def build_loggers(
         "wandb": {
             "save_dir": run.path,
             "name": f"{name}/{run.path.name}",
-            "id": f"{name}-{run.path.name}".replace(".", "_"),
+            "id": re.sub(r"[^\w-]", "_", f"{name}-{run.path.name}"),
             "resume": "allow",
             "group": family,
             "job_type": stage,
@@ -54,7 +56,33 @@ def build_loggers(
             "config": dict(config),
         },
     }
-    return [build(node, f"logger.{key}", **of_the_run.get(key, {})) for key, node in nodes.items()]
+    loggers = [build(node, f"logger.{key}", **of_the_run.get(key, {})) for key, node in nodes.items()]
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(dict(config), metrics={})  # for its hparams.yaml
+        elif isinstance(logger, WandbLogger):
+            _begin(logger)
+    return loggers
+
+
+def _begin(logger: WandbLogger) -> None:
+    """Begins the W&B run, on the first process, so that what W&B refuses is said before anything is trained.
+
+    Raises:
+        UserError: names, tags or a key that W&B does not take, or no way to its server.
+    """
+    from wandb.errors import Error
+
+    try:
+        logger.experiment  # noqa: B018
+    except (Error, ValueError) as error:  # ValueError: pydantic's, of its settings
+        lines = str(error).splitlines()
+        told = next((line.strip() for line in lines if "Value error" in line), lines[0])
+        reason = told.removeprefix("Value error, ").partition(" [type=")[0]
+        raise UserError(
+            f"logger=wandb: {reason} (without a key or a network: logger.wandb.offline=true; the names are "
+            "logger.wandb.project, tags and run_id)"
+        ) from None
 
 
 def close_loggers(trainer: pl.Trainer) -> None:

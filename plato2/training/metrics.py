@@ -67,14 +67,3 @@ class MetricsCsv(Logger):
         with temporary.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([HEADER, *kept])
         os.replace(temporary, self.path)
-
-
-def read_metrics(path: Path) -> list[tuple[int, str, float]]:
-    """The rows of a `metrics.csv`: (step, metric, value)."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [(int(step), name, float(value)) for step, name, value in list(csv.reader(file))[1:]]
-
-
-def last_metrics(path: Path) -> dict[str, float]:
-    """The last value of each metric; empty when nothing was logged."""
-    return {name: value for _, name, value in read_metrics(path)} if path.exists() else {}

@@ -3,6 +3,7 @@
 Only FSDP2 (`ModelParallelStrategy` + `fully_shard`): `FSDPStrategy` refuses CPUs and clipping by norm.
 """
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
 from torch import nn
+
+from plato2.config import UserError
 
 
 def best_precision(accelerator: str) -> str:
@@ -33,6 +36,24 @@ def n_ranks(devices: int | str | list[int], num_nodes: int) -> int:
     if isinstance(devices, str) and not devices.isdigit():
         return max(1, torch.cuda.device_count()) * num_nodes
     return int(devices) * num_nodes
+
+
+def check_processes(devices: int | str | list[int], num_nodes: int) -> None:
+    """Compares a strategy with the processes that torchrun has started.
+
+    Raises:
+        UserError: names the devices and machines that these processes would be.
+    """
+    started, here = (int(os.environ.get(name, "0")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if not here or started == n_ranks(devices, num_nodes):  # only torchrun sets LOCAL_WORLD_SIZE
+        return
+    machines = started // here
+    cure = "strategy=ddp" if machines == 1 else f"strategy=ddp_64 strategy.num_nodes={machines}"
+    raise UserError(
+        f"strategy.devices={devices} on {num_nodes} machine(s): torchrun has started {started} process(es), "
+        f"{here} a machine; give {cure} strategy.devices={here} (or fsdp in place of ddp), or start as many "
+        "as the strategy has"
+    )
 
 
 def shard_fully(stage: LightningModule, blocks: Iterable[nn.Module], strategy: Strategy) -> None:

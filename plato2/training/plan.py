@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 
 from plato2.config import ModelConfig
-from plato2.training.length import RunLength, duration
+from plato2.training.length import RunLength, duration, in_words
 
 BF16_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "V100": 125e12, "L40": 181e12, "A10": 125e12}
 """Dense bf16 (V100: fp16) FLOP/s of data-centre GPUs, from NVIDIA's data sheets."""
@@ -42,7 +42,11 @@ def step_flops(config: ModelConfig, tokens: int, samples: int, targets: int, pas
 
 @lru_cache
 def peak_flops(device: torch.device, precision: str) -> float:
-    """FLOP/s of a device at best: a GPU's data sheet, else the fastest matrix product here (0.2 s)."""
+    """FLOP/s of a device at best: a GPU's data sheet, else the fastest matrix product here (0.2 s).
+
+    A CPU's is taken over the processor time of its threads: what other processes take does not count, or the
+    peak of a busy machine would be low and the share of it that training reaches high.
+    """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for gpu, peak in BF16_PEAK.items():
@@ -51,12 +55,15 @@ def peak_flops(device: torch.device, precision: str) -> float:
     dtype = torch.bfloat16 if "bf16" in precision else torch.float32
     size = 2048 if device.type == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    clock, threads = time.perf_counter, 1
+    if device.type == "cpu":
+        clock, threads = time.process_time, torch.get_num_threads()
     best, until = 0.0, time.perf_counter() + 0.2
     while time.perf_counter() < until or best == 0.0:
-        started = time.perf_counter()
+        started = clock()
         product = a @ b
         product[0, 0].item()  # waits for the device
-        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+        best = max(best, 2 * size**3 * threads / (clock() - started))
     return best
 
 
@@ -115,7 +122,7 @@ class Plan:
             ("parameters", f"{self.parameters:,}"),
             ("ranks", f"{self.ranks}, each {self.units} unit{'s' if self.units > 1 else ''} a step"),
             ("a step", f"{self.batch_tokens:,} tokens"),
-            ("the run", f"{self.steps:,} steps, {tokens:.3g} tokens, {self.flops:.3g} FLOP"),
+            ("the run", f"{self.steps:,} steps, {in_words(tokens)} tokens, {self.flops:.3g} FLOP"),
             ("weights, gradients, Adam", f"{self.state / GIB:.2f} GiB a rank"),
             ("activations", f"{self.activations / GIB:.2f} GiB a rank"),
         ]

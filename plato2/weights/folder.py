@@ -4,8 +4,8 @@ A run folder is what `train.py` writes (training/run.py), a model folder what `p
 write (weights/model_folder.py). A checkpoint names its stage and holds the primitives of the stage's
 constructor, so it can be read back by itself, with `weights_only=True`: it cannot run code.
 
-A model to talk to is loaded as a network (model/networks.py), without Lightning where a model folder is read;
-a model to train or to score with as its stage.
+A model to talk to is loaded as a network (model/networks.py), without Lightning; a model to train or to score
+with as its stage.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from plato2.data.tokenizer import Tokenizer
 from plato2.formats import StageArguments, check
 from plato2.model.backbone import initialize_parameter
 from plato2.model.networks import EvaluationNetwork, GenerationNetwork
+from plato2.training.run import RunFolder
+from plato2.training.saved import read_checkpoint
 from plato2.weights.model_folder import PARTS, is_model_folder, read_config, read_part
 from plato2.weights.names import TRAINING_ONLY
 
-if TYPE_CHECKING:  # Lightning is not needed to talk to a model folder
+if TYPE_CHECKING:  # Lightning is not needed to talk
     from plato2.stages import Stage
     from plato2.training.checkpoint import Weights
 
@@ -80,9 +82,6 @@ def read_saved(path: str | Path, accept: Collection[str] = ALL_STAGES, option: s
     folder = Path(path).expanduser()
     if is_model_folder(folder):
         return _read_model_folder(folder, accept, given)
-    from plato2.training.checkpoint import read_checkpoint
-    from plato2.training.run import RunFolder
-
     file = checkpoint_file(path)
     checkpoint = read_checkpoint(file)
     name = checkpoint["stage"]
@@ -308,8 +307,6 @@ def checkpoint_file(path: str | Path) -> Path:
     Raises:
         UserError: nothing there (near names are suggested), or a folder without checkpoints.
     """
-    from plato2.training.run import RunFolder
-
     path = Path(path).expanduser()
     if path.is_file():
         return path

@@ -19,8 +19,8 @@ from small import ROOT, command
 import train
 from plato2.config import UserError
 from plato2.stages import STAGES
-from plato2.training.metrics import read_metrics
 from plato2.training.run import RunFolder
+from plato2.training.saved import read_metrics
 
 Compose = Callable[..., DictConfig]
 

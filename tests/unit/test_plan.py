@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from plato2.config import ModelConfig
 from plato2.model import masks
 from plato2.model.backbone import ROWS_STEP, Backbone
+from plato2.training import plan as plan_module
 from plato2.training.plan import activation_bytes, plan, step_flops
 
 CONFIG = ModelConfig(n_layer=2, n_head=4, hidden_size=128, vocab_size=1001, dropout=0.0)
@@ -94,3 +95,14 @@ def test_the_papers_stage_1_is_a_sextillion_flop() -> None:
     config = ModelConfig(n_layer=32, n_head=32, hidden_size=2048)
     tokens = 200_000 * 524_288
     assert step_flops(config, tokens, tokens // 128, tokens // 5, passes=1) == pytest.approx(1.02e21, rel=0.1)
+
+
+def test_the_peak_of_a_cpu_is_taken_over_the_time_that_its_threads_have_had(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not over the time that passes, most of which may be another process's."""
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(plan_module.time, "process_time", lambda: next(ticks) / 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    peak = plan_module.peak_flops(torch.device("cpu"), "32-true")
+    assert peak == pytest.approx(2 * 2048**3 / (0.5 / 4))

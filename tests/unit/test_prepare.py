@@ -522,3 +522,23 @@ def test_chitchat_keeps_what_it_should(tmp_path, policy, kept):
     assert n_samples / 131_569 == pytest.approx(kept, abs=0.003)
     assert index.extra["facts"]["counts"]["pairs"] == 131_569
     assert 500 < index.unigram["ppl"] < 700
+
+
+@pytest.mark.parametrize(
+    ("turns", "paper"),
+    [
+        (
+            ["hello my friend .", "what a fine day ."],
+            "| paper (English, Reddit) | 684M |  |  |  |  | 2.78 | 26.3 |",
+        ),
+        (["你好 我 的 朋友 。", "今天 天气 真 好 。"], "| paper (Chinese) |  |  |  |  |  | 2.82 | 22.2 |"),
+    ],
+)
+def test_the_card_compares_with_the_corpus_of_the_same_language(
+    tmp_path: Path, turns: list[str], paper: str
+) -> None:
+    path = write(
+        tmp_path / "talk.jsonl", [{"turns": [f"{text} {i % 10}" for text in turns]} for i in range(40)]
+    )
+    out = run(path, tmp_path / "out", tokenizer=None, vocab_pieces=40, character_coverage=1.0)
+    assert paper in (out / "card.md").read_text(encoding="utf-8")

@@ -189,7 +189,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(find_spec("s3fs") is not None, reason="s3fs is installed here")
 def test_a_missing_remote_file_system_says_what_to_install() -> None:
-    with pytest.raises(UserError, match=r"pip install 'plato2\[s3\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[s3\]'"):
         read_index("s3://bucket/corpus")
     with pytest.raises(UserError, match="nothing://corpus"):
         read_index("nothing://corpus")

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from plato2.config import UserError
+from plato2.config import UserError, did_you_mean
 from plato2.data.reading import (
     ReadReport,
     expand,
@@ -79,8 +79,8 @@ def read_corpus(
         )
     if corpus not in names and "." not in corpus:
         raise UserError(
-            f"corpus={corpus!r} is not known; there are {', '.join(names)}, or a module with a read function "
-            "by its dotted name"
+            f"corpus={corpus!r} is not known; {did_you_mean(corpus, names)} (there are {', '.join(names)}, "
+            "or a module with a read function by its dotted name)"
         )
     module_name = f"{__name__}.{corpus}" if corpus in names else corpus
     try:
@@ -94,9 +94,8 @@ def read_corpus(
     values = dict(options or {})
     for option, value in values.items():
         if option not in known:
-            raise UserError(
-                f"reader.{option}: {corpus} has no such option ({', '.join(known) or 'it has none'})"
-            )
+            cure = f"({', '.join(known)}); {did_you_mean(option, known)}" if known else "(it has none)"
+            raise UserError(f"reader.{option}: {corpus} has no such option {cure}")
         if isinstance(known[option].default, bool):
             values[option] = _flag(option, value)
     return cast(Iterator[Dialogue], module.read(list(files), report, **values))

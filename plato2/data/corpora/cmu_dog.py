@@ -112,7 +112,7 @@ def _load_articles(pattern: str) -> dict[int, Article]:
                     articles[int(article["wikiDocumentIdx"])] = _sections(article)
             except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise UserError(
-                    f"wikidata={file} is not an article of CMU_DoG; name its folder WikiData"
+                    f"reader.wikidata={file} is not an article of CMU_DoG; name its folder WikiData"
                 ) from error
     return articles
 

@@ -108,11 +108,11 @@ def _load_sets(pattern: str, wiki: str | None) -> dict[str, Sections]:
                 sets[keys[0]] = sections
             except (LookupError, AttributeError, TypeError) as error:
                 raise UserError(
-                    f"reading_sets={file}:{line}: not of the form {{ID: {{agent_1, agent_2}}}}; "
+                    f"reader.reading_sets={file}:{line}: not of the form {{ID: {{agent_1, agent_2}}}}; "
                     "name a file of Topical-Chat's reading_sets"
                 ) from error
             except ValueError as error:
-                raise UserError(f"reading_sets={file}:{line}: {error}") from error
+                raise UserError(f"reader.reading_sets={file}:{line}: {error}") from error
     return sets
 
 
@@ -145,6 +145,8 @@ def _load_wiki(path: str) -> dict[int, str]:
     for file in expand([path]):
         for _, keys, number in read_json(file, lambda depth, _: depth < 2):
             if len(keys) != 2 or keys[0] not in WIKI or not isinstance(number, int):
-                raise UserError(f"wiki={file} is not Topical-Chat's src/wiki/wiki.json; name that file")
+                raise UserError(
+                    f"reader.wiki={file} is not Topical-Chat's src/wiki/wiki.json; name that file"
+                )
             texts[number] = keys[1]
     return texts

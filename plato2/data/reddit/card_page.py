@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from plato2.data.card import (
-    PAPER_TOKENS_PER_UTTERANCE,
-    PAPER_UTTERANCES_PER_SAMPLE,
+    ENGLISH,
     draw_histogram,
     mean_length,
 )
@@ -220,8 +219,8 @@ def _subreddits(facts: FunnelFacts) -> _Picture:
 
 def _beside_the_paper(train: SplitStatistics) -> _Picture:
     both = [
-        ("utterances per sample", train.utterances_per_sample, PAPER_UTTERANCES_PER_SAMPLE, 2),
-        ("tokens per utterance", train.tokens_per_utterance, PAPER_TOKENS_PER_UTTERANCE, 1),
+        ("utterances per sample", train.utterances_per_sample, ENGLISH.utterances_per_sample, 2),
+        ("tokens per utterance", train.tokens_per_utterance, ENGLISH.tokens_per_utterance, 1),
     ]
     bars = []
     for name, ours, paper, digits in both:  # of different size: each pair is drawn to its own scale

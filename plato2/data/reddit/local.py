@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from plato2.config import UserError
+from plato2.config import UserError, install
 from plato2.data.reddit.dumps import Block, Dump, DumpReader
 from plato2.data.reddit.node_parts import (
     Advance,
@@ -58,7 +58,7 @@ class LocalEngine:
         try:
             import duckdb
         except ImportError:
-            raise UserError("the local engine needs DuckDB: pip install 'plato2[reddit]'") from None
+            raise UserError(f"the local engine needs DuckDB: {install('reddit')}") from None
         self._work, self._workers, self._memory = work, workers, memory
         self.settings = {"engine": self.name, "workers": workers, "memory": memory}
         self.versions = {"duckdb": duckdb.__version__}

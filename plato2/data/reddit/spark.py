@@ -38,7 +38,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import plato2
-from plato2.config import UserError
+from plato2.config import UserError, install
 from plato2.data.reddit.dumps import Dump
 from plato2.data.reddit.node_parts import (
     Advance,
@@ -59,7 +59,7 @@ _GET_JAVA = (
     "apt install openjdk-17-jre-headless, or conda install -c conda-forge openjdk=17 (--engine local "
     "needs none)"
 )
-_NO_PYSPARK = "the Spark engine needs PySpark: pip install 'plato2[spark]'"
+_NO_PYSPARK = f"the Spark engine needs PySpark: {install('spark')}"
 _CONFIGURED = ("MASTER", "SPARK_HOME", "SPARK_CONF_DIR", "PYSPARK_SUBMIT_ARGS")
 """With one of these in the environment it is Spark that knows its master."""
 _SHARDS_PER_TASK = 64

@@ -1,0 +1,247 @@
+"""Runs beside each other: what each is, what it reached, and in what their configurations differ.
+
+Everything is read from `lineage.json` and `metrics.csv`, without torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from plato2.config import UserError, did_you_mean
+from plato2.training.console import number, say
+from plato2.training.run import NOT_PART_OF_A_RUN, RunFolder
+from plato2.training.saved import read_metrics
+
+MONITORS = {
+    "1_coarse": ("val/loss", "min"),
+    "2_gen": ("val/nll", "min"),
+    "2_eval": ("val/coherence_acc", "max"),
+    "backward": ("val/loss", "min"),
+}
+"""The metric that picks a stage's best checkpoint, as the stages themselves have it."""
+UNSAID = ("logger", "name", "model_name", *NOT_PART_OF_A_RUN)
+"""Keys whose values say nothing of what a run is."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One line of the table."""
+
+    path: str
+    stage: str
+    status: str
+    created: str
+    parent: str | None
+    """Name of the run, or path of the model folder, that it started from."""
+    step: int | None
+    """The last one that was logged."""
+    monitor: str
+    best: float | None
+    """The best value of `monitor`."""
+    best_step: int | None
+    differs: dict[str, Any]
+    """Keys in which the runs of its stage differ, and its values."""
+
+
+def find_runs(places: Iterable[Path]) -> list[Path]:
+    """The run folders among some folders and below them, newest first.
+
+    Raises:
+        UserError: a folder that is not there, or no run in any of them.
+    """
+    created: dict[Path, str] = {}
+    places = list(places)
+    for place in places:
+        if not place.is_dir():
+            raise UserError(f"{place}: no such folder; give run folders, or a folder with runs below it")
+        for depth in ("", "*/", "*/*/"):
+            for record in place.glob(f"{depth}lineage.json"):
+                if (when := _created(record.parent)) is not None:
+                    created[record.parent] = when
+    if not created:
+        told = ", ".join(map(str, places))
+        raise UserError(f"{told}: there is no run; python train.py experiment=quickstart trains the first")
+    return sorted(created, key=lambda path: created[path], reverse=True)
+
+
+def compare(paths: Sequence[Path], monitor: str | None = None) -> list[Run]:
+    """A line for each run, in the order given.
+
+    Args:
+        paths: run folders.
+        monitor: a metric to compare them by, instead of each stage's own.
+
+    Raises:
+        UserError: a record or `metrics.csv` that cannot be read.
+    """
+    lineages = {path: RunFolder(path).lineage() for path in paths}
+    flat = {path: _flat("", lineage.get("config") or {}) for path, lineage in lineages.items()}
+    found = []
+    for path, lineage in lineages.items():
+        stage = str(lineage.get("stage"))
+        alike = [flat[other] for other in paths if lineages[other].get("stage") == stage]
+        keys = sorted({key for config in alike for key in config})
+        differing = [key for key in keys if len({repr(config.get(key)) for config in alike}) > 1]
+        metric, direction = MONITORS.get(stage, ("val/loss", "min"))
+        if monitor is not None:
+            metric, direction = monitor, best_direction(monitor)
+        rows = _rows(path)
+        values = _finite(rows, metric)
+        best = (min if direction == "min" else max)(values, key=lambda row: row[1], default=(None, None))
+        found.append(
+            Run(
+                path=str(path),
+                stage=stage,
+                status=str(lineage.get("status")),
+                created=str(lineage.get("created", "")),
+                parent=_parent(lineage.get("parent")),
+                step=max((step for step, _, _ in rows), default=None),
+                monitor=metric,
+                best=best[1],
+                best_step=best[0],
+                differs={key: flat[path].get(key) for key in differing},
+            )
+        )
+    return found
+
+
+def best_direction(metric: str) -> str:
+    """Whether a metric is better when it is smaller (`min`) or larger (`max`)."""
+    larger = ("acc", "p1", "mrr", "z_effective", "z_in_use", "z_mutual_information", "tokens_per_s", "mfu")
+    return "max" if any(word in metric for word in larger) else "min"
+
+
+def winners_first(runs: Sequence[Run]) -> list[Run]:
+    """Runs stage by stage, the best of each first; those without a value last."""
+
+    def place(run: Run) -> tuple[str, float]:
+        value = math.inf if run.best is None else run.best
+        return run.stage, -value if run.best is not None and best_direction(run.monitor) == "max" else value
+
+    return sorted(runs, key=place)
+
+
+def runs_tables(runs: Sequence[Run]) -> list[Table]:
+    """The runs as a table for each stage; a name that all runs of it share goes to the top."""
+    return [
+        _table([run for run in runs if run.stage == stage])
+        for stage in dict.fromkeys(run.stage for run in runs)
+    ]
+
+
+def _table(runs: Sequence[Run]) -> Table:
+    names = {Path(run.path).parent.name for run in runs}
+    title = names.pop() if len(names) == 1 else runs[0].stage
+    table = Table(title=f"{title}, by {runs[0].monitor}", title_justify="left", title_style="bold")
+    for heading in ("run", "steps", "best"):
+        table.add_column(heading, justify="left" if heading == "run" else "right", no_wrap=True)
+    table.add_column("from", overflow="fold")
+    if any(run.differs for run in runs):
+        table.add_column("in what they differ")
+    for run in runs:
+        path = Path(run.path)
+        steps = "-" if run.step is None else f"{run.step:,}"
+        table.add_row(
+            path.name if not names else f"{path.parent.name}/{path.name}",
+            steps if run.status == "finished" else f"{steps} ({run.status})",
+            "-" if run.best is None else number(run.best),
+            (run.parent or "-").rpartition("/")[2],
+            *(
+                [" ".join(f"{key}={_text(value)}" for key, value in run.differs.items())]
+                if run.differs
+                else []
+            ),
+        )
+    return table
+
+
+def draw(runs: Sequence[Run], file: Path) -> None:
+    """Draws what the runs are compared by over the steps into an image, a panel for each stage.
+
+    Raises:
+        UserError: no run has logged it, or the file cannot be written.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    logged = {run.path: _rows(Path(run.path)) for run in runs}
+    shown = [run for run in runs if run.best is not None]
+    if not shown:
+        known = sorted({name for rows in logged.values() for _, name, _ in rows})
+        told = did_you_mean(runs[0].monitor, known)
+        raise UserError(f"{runs[0].monitor}: no run has logged it, so there is nothing to draw; {told}")
+    stages = list(dict.fromkeys(run.stage for run in shown))
+    figure, panels = pyplot.subplots(len(stages), squeeze=False, figsize=(8, 4 * len(stages)), dpi=120)
+    for stage, panel in zip(stages, panels[:, 0], strict=True):
+        for run in (run for run in shown if run.stage == stage):
+            steps, values = zip(*_finite(logged[run.path], run.monitor), strict=True)
+            label = "/".join(Path(run.path).parts[-2:])
+            panel.plot(steps, values, marker="o" if len(steps) < 30 else None, markersize=3, label=label)
+            panel.set(xlabel="step", ylabel=run.monitor, title=stage)
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize="small")
+    figure.tight_layout()
+    try:
+        figure.savefig(file)
+    except (OSError, ValueError) as error:  # a format that there is not
+        raise UserError(f"{file}: cannot be written ({error}); give a file such as runs.png") from None
+    finally:
+        pyplot.close(figure)
+
+
+def plain(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The runs as plain values."""
+    return [asdict(run) for run in runs]
+
+
+def _created(path: Path) -> str | None:
+    """When a run was begun; None for what is no run, or cannot be read: it must not hide the others."""
+    try:
+        lineage = RunFolder(path).lineage()
+    except UserError as error:
+        say(f"warning: passed over: {error}")
+        return None
+    return str(lineage.get("created", "")) if lineage else None
+
+
+def _rows(path: Path) -> list[tuple[int, str, float]]:
+    file = path / "metrics.csv"
+    try:
+        return read_metrics(file)
+    except FileNotFoundError:  # logger=none, or nothing logged yet
+        return []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not rows of step,metric,value ({error}); restore the file") from None
+
+
+def _finite(rows: Sequence[tuple[int, str, float]], metric: str) -> list[tuple[int, float]]:
+    return [(step, value) for step, name, value in rows if name == metric and math.isfinite(value)]
+
+
+def _parent(parent: Any) -> str | None:
+    if not isinstance(parent, dict):
+        return None
+    run = parent.get("run")
+    return "/".join(Path(str(run)).parts[-2:]) if run else str(parent.get("checkpoint"))
+
+
+def _flat(prefix: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    found: dict[str, Any] = {}
+    for key, child in value.items():
+        if prefix or key not in UNSAID:
+            found |= _flat(f"{prefix}.{key}".lstrip("."), child)
+    return found
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

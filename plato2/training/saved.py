@@ -1,0 +1,130 @@
+"""What a run has saved, read back without Lightning, so that talking to a run starts in no time.
+
+Checkpoints are read without executing anything in them.
+"""
+
+from __future__ import annotations
+
+import csv
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plato2.config import UserError
+from plato2.files import check_sha256
+from plato2.formats import Count, Open, Sha256, check
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint file, without executing anything in it.
+
+    Raises:
+        UserError: missing, truncated, or not a checkpoint of ours.
+    """
+    if path.is_dir():
+        raise UserError(
+            f"{path}: a sharded checkpoint; make one file of it first: "
+            f"python -m lightning_fabric.utilities.consolidate_checkpoint {path}"
+        )
+    if path.exists():
+        check_sha256(path, "choose another one")
+        _check_zip(path)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such checkpoint") from error
+    except Exception as error:  # torch raises whatever a broken zip or a foreign pickle leads to
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: not a readable checkpoint ({reason}); choose another one") from error
+    found = checkpoint if isinstance(checkpoint, dict) else {}
+    missing = [key for key in ("state_dict", "stage", "hyper_parameters") if key not in found]
+    if missing:
+        raise UserError(f"{path}: not a plato2 checkpoint (no {', '.join(missing)})")
+    facts = {key: found[key] for key in CheckpointFacts.model_fields if key in found}
+    check(CheckpointFacts, facts, str(path), "choose another checkpoint")
+    _check_tensors(path, found["state_dict"])
+    return found
+
+
+class CheckpointFacts(Open):
+    """What is read of a checkpoint beside its weights."""
+
+    stage: str
+    hyper_parameters: dict[str, Any]
+    tokenizer_sha256: Sha256 | None = None
+    global_step: Count = 0
+
+
+def _check_zip(path: Path) -> None:
+    """A checkpoint is a zip of what torch.load maps into memory as it is; nothing in it is packed.
+
+    Raises:
+        UserError: it is no zip, or would unpack to more than it is.
+    """
+    try:
+        if not path.is_file():
+            raise ValueError("a device or pipe")
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise UserError(f"{path}: not a readable checkpoint ({error}); choose another one") from None
+    if size > path.stat().st_size:
+        raise UserError(f"{path}: not a readable checkpoint (it is compressed); choose another one")
+
+
+def _check_tensors(path: Path, tensors: Any) -> None:
+    """Refuses what would take more memory than the file has bytes, such as one number seen as a million.
+
+    Raises:
+        UserError: no dict of plain tensors, or they are larger than the file.
+    """
+    is_plain = isinstance(tensors, dict) and all(
+        isinstance(name, str)
+        and isinstance(tensor, Tensor)
+        and tensor.layout == torch.strided
+        and not tensor.is_quantized
+        and tensor.device.type == "cpu"
+        for name, tensor in tensors.items()
+    )
+    if not is_plain or sum(tensor.nbytes for tensor in tensors.values()) > path.stat().st_size:
+        raise UserError(f"{path}: its state_dict is not that of a model; choose another checkpoint")
+
+
+def checkpoint_step(path: Path) -> int:
+    """The optimizer steps a checkpoint (file or sharded folder) has behind it.
+
+    Raises:
+        UserError: not a readable checkpoint.
+    """
+    if path.is_dir():
+        check_sha256(path, "choose another one")
+        try:
+            return int(torch.load(path / "meta.pt", map_location="cpu", weights_only=True)["global_step"])
+        except Exception as error:  # as above
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{path}: not a readable checkpoint ({reason}); choose another one") from None
+    return int(read_checkpoint(path).get("global_step", 0))
+
+
+def best_value(path: Path) -> float | None:
+    """The best value of the stage's monitor up to a checkpoint (not of a sharded one)."""
+    if path.is_dir():
+        return None
+    callbacks = read_checkpoint(path).get("callbacks")
+    own = callbacks.get("Checkpoints") if isinstance(callbacks, dict) else None
+    value = own.get("best_value") if isinstance(own, dict) else None
+    return value if isinstance(value, float) else None
+
+
+def read_metrics(path: Path) -> list[tuple[int, str, float]]:
+    """The rows of a `metrics.csv`: (step, metric, value)."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [(int(step), name, float(value)) for step, name, value in list(csv.reader(file))[1:]]
+
+
+def last_metrics(path: Path) -> dict[str, float]:
+    """The last value of each metric; empty when nothing was logged."""
+    return {name: value for _, name, value in read_metrics(path)} if path.exists() else {}

@@ -1,0 +1,145 @@
+"""Messages name options as they were typed: on `plato2`'s command line, and in train.py's `data.prepare`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from plato2.commands import SPECIAL, VERBS, app, joined_lines
+from plato2.config import UserError, did_you_mean, in_typed_words
+from plato2.data.collate import GenerationBatch
+from plato2.data.module import DialogueDataModule
+from plato2.training.console import number
+
+NAMES = {"valid_dialogues": "--valid-dialogues", "force": "--force", "out": "--out", "reader.": "--reader "}
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("valid_dialogues=1: too few", "--valid-dialogues 1: too few"),
+        ("out=a/b is there; replace it with force=true", "--out a/b is there; replace it with --force"),
+        ("change valid_dialogues, or force it out.", "change --valid-dialogues, or force it out."),
+        ("name it in reader.split, or all", "name it in --reader split, or all"),
+        ("reader.split='x': no", "--reader split='x': no"),
+        ("/data/out=3/valid_dialogues.txt: out.txt", "/data/out=3/valid_dialogues.txt: out.txt"),
+        ("min_tokens=3 --out=x", "min_tokens=3 --out=x"),
+    ],
+)
+def test_typed_words(message: str, told: str) -> None:
+    assert in_typed_words(message, NAMES, sign=" ") == told
+
+
+def test_did_you_mean() -> None:
+    assert did_you_mean("policcy", ["policy", "out"]) == "did you mean policy?"
+    assert did_you_mean("zzz", ["policy", "out"]) == "there are policy, out"
+    assert did_you_mean("zzz", []) == "there are none"
+
+
+def dialogues(folder: Path, n: int) -> Path:
+    path = folder / "chats.jsonl"
+    line = json.dumps({"turns": ["hello my good friend", "what a fine day it is today"]})
+    path.write_text(f"{line}\n" * n, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ["prepare", "jsonl", "CHATS", "--out", "OUT", "--valid-dialogues", "0"],
+            "--valid-dialogues 0: must",
+        ),
+        (["prepare", "jsonl", "CHATS", "--out", "OUT"], "--valid-fraction 0.02: the corpus jsonl has 1"),
+        (["prepare", "jsonl", "CHATS", "--out", "HERE"], "--out HERE exists and is not a prepared corpus"),
+        (["prepare", "jsonl", "CHATS", "--out", "OUT", "--reader", "tims=1"], "--reader tims: jsonl has no"),
+        (
+            ["prepare", "jsonl", "CHATS", "--out", "OUT", "--rule", "max_repats=1"],
+            "did you mean max_repeats?",
+        ),
+        (
+            ["prepare", "jsonl", "CHATS", "--out", "OUT", "--rule", "max_repeats=0"],
+            "--rule max_repeats=0: must",
+        ),
+        (["prepare", "jsnl", "CHATS", "--out", "OUT"], "CORPUS 'jsnl' is not known; did you mean jsonl?"),
+        (["prepare", "chitchat", "NONE", "--out", "OUT"], "FILES 'NONE': no such file"),
+        (
+            ["prepare", "reddit", "--comments", "RC", "--out", "OUT", "--max-context", "2"],
+            "--max-context 2: ",
+        ),
+        (
+            ["prepare", "reddit", "--comments", "RC", "--out", "OUT", "--valid-from", "x"],
+            "--valid-from 'x': ",
+        ),
+        (["tokenizer", "train", "CHATS", "--out", "OUT", "--pieces", "2"], "--pieces 2: at least 4"),
+        (["reply", "--generation", "NONE", "--top-k", "0", "hi"], "--top-k 0: must be at least 1"),
+        (["chat", "--generation", "NONE", "--max-tokens", "0"], "--max-tokens 0: must be at least 1"),
+        (["reply", "--generation", "NONE", "--safety-input", "x", "hi"], "--safety-input x: use off, warn"),
+    ],
+)
+def test_verbs_name_options_as_they_were_typed(tmp_path: Path, arguments: list[str], told: str) -> None:
+    places = {"CHATS": dialogues(tmp_path, 1), "OUT": tmp_path / "out", "HERE": tmp_path}
+    places |= {"NONE": tmp_path / "none", "RC": tmp_path / "RC_2011-01"}
+    done = CliRunner().invoke(app, [str(places.get(word, word)) for word in arguments])
+    for name, place in places.items():
+        told = told.replace(name, str(place))
+    assert done.exit_code == 2
+    assert told in done.stderr, done.stderr
+
+
+def test_a_prepared_corpus_is_replaced_with_the_flag_that_the_verb_has(corpus: Path) -> None:
+    done = CliRunner().invoke(app, ["prepare", "jsonl", "x", "--out", str(corpus)])
+    assert "use it, name another, or replace it with --force" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("prepare", "told"),
+    [
+        ({"valid_dialogues": 0}, "data.prepare.valid_dialogues=0: must be at least 1"),
+        ({"polcy": "split"}, "data.prepare.polcy is not an option; did you mean policy?"),
+        ({"clean": {"max_repeats": 0}}, "data.prepare.clean.max_repeats=0: must be"),
+        ({"reader": {"tims": 1}}, "data.prepare.reader.tims: jsonl has no such option"),
+        ({}, "data.prepare.valid_fraction=0.02: the corpus jsonl has 1 dialogue"),
+    ],
+)
+def test_train_names_the_keys_of_its_configuration(
+    tmp_path: Path, prepare: dict[str, object], told: str
+) -> None:
+    options = {"corpus": "jsonl", "files": [str(dialogues(tmp_path, 1))], **prepare}
+    data = DialogueDataModule(str(tmp_path / "out"), GenerationBatch(), 8192, 1, prepare=options)
+    with pytest.raises(UserError) as caught:
+        data.prepare_data()
+    assert told in str(caught.value)
+
+
+def test_a_verb_that_there_is_not() -> None:
+    done = CliRunner().invoke(app, ["prepar"])
+    assert done.exit_code == 2
+    assert "did you mean prepare?" in done.stderr
+    assert "prepare" in VERBS
+
+
+def test_numbers_have_no_exponent_where_none_is_needed() -> None:
+    shown = [number(value) for value in (10482.0, 5751.0, 999.94, 0.12345, 7.04e-6, -2500.0)]
+    assert shown == ["10,482", "5,751", "999.9", "0.1235", "7.04e-06", "-2,500"]
+
+
+def test_joined_lines() -> None:
+    assert joined_lines("One\nsentence.\n\nAnother\none.\n") == "One sentence.\n\nAnother one."
+
+
+@pytest.mark.parametrize("verb", [*VERBS, *map(" ".join, SPECIAL)])
+def test_paragraphs_of_help_are_broken_at_the_edge_only(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line of a paragraph is full: the next word would not have fitted."""
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = CliRunner().invoke(app, [*verb.split(), "--help"]).stdout
+    text = shown.split("Usage:")[1].split("╭")[0].splitlines()
+    lines = [line.strip() for line in text[1:]]
+    for line, following in itertools.pairwise(lines):
+        if line and following:
+            assert len(line) + 1 + len(following.split()[0]) > 76, f"{line}\n{following}"

@@ -1,0 +1,112 @@
+"""`plato2 runs`: listing, comparing and drawing run folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from plato2.commands import app
+from plato2.evaluate.runs import MONITORS, best_direction
+from plato2.stages import STAGES
+from plato2.training.run import RunFolder
+
+
+def written(folder: Path, stage: str, created: str, values: list[float], **config: Any) -> Path:
+    """A run folder with its record and one validation every 10 steps."""
+    run = RunFolder(folder)
+    parent = {"run": "outputs/tiny-1_coarse/first", "checkpoint": "x"} if stage != "1_coarse" else None
+    config = {"seed": 11, "run_id": folder.name, "optim": {"lr": 1e-3, "eps": 1e-8}} | config
+    status = "running" if len(values) < 2 else "finished"
+    run.write_lineage(stage=stage, created=created, status=status, parent=parent, config=config)
+    rows = [f"{10 * n},{MONITORS[stage][0]},{value}\n" for n, value in enumerate(values, start=1)]
+    (folder / "metrics.csv").write_text("".join(["step,metric,value\n", *rows]), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    folder = tmp_path / "outputs"
+    written(folder / "tiny-1_coarse" / "first", "1_coarse", "2026-01-01", [5.0, 4.0])
+    written(
+        folder / "tiny-1_coarse" / "second", "1_coarse", "2026-01-02", [4.5, 3.5, 3.75], optim={"lr": 2e-3}
+    )
+    written(folder / "tiny-2_eval" / "judge", "2_eval", "2026-01-03", [0.5])
+    (folder / "sweeps" / "s").mkdir(parents=True)
+    return folder
+
+
+def run(*arguments: object, code: int = 0) -> tuple[str, str]:
+    done = CliRunner().invoke(app, ["runs", *map(str, arguments)])
+    assert done.exit_code == code, done.output
+    return done.stdout, done.stderr
+
+
+def test_all_runs_newest_first(outputs: Path) -> None:
+    found = json.loads(run(outputs, "--json")[0])
+    assert [Path(line["path"]).name for line in found] == ["judge", "second", "first"]
+    judge, second, first = found
+    assert (judge["status"], judge["parent"], judge["step"]) == ("running", "tiny-1_coarse/first", 10)
+    assert (judge["best"], judge["monitor"], judge["differs"]) == (0.5, "val/coherence_acc", {})
+    assert (second["best"], second["best_step"], second["step"], second["parent"]) == (3.5, 20, 30, None)
+    assert second["differs"] == {"optim.eps": None, "optim.lr": 2e-3}
+    assert first["differs"] == {"optim.eps": 1e-8, "optim.lr": 1e-3}
+
+
+def test_the_table_is_one_of_a_stage_with_what_differs(outputs: Path) -> None:
+    shown, _ = run(outputs)
+    assert shown.index("tiny-2_eval, by val/coherence_acc") < shown.index("tiny-1_coarse, by val/loss")
+    assert "10 (running)" in shown
+    assert "optim.lr=0.002" in shown
+
+
+def test_the_best_first_also_where_more_is_better(outputs: Path) -> None:
+    written(outputs / "tiny-2_eval" / "better", "2_eval", "2026-01-01", [0.4, 0.75])
+    found = json.loads(run(outputs, "--best", "--json")[0])
+    assert [Path(line["path"]).name for line in found] == ["second", "first", "better", "judge"]
+
+
+def test_named_runs_and_one_stage(outputs: Path) -> None:
+    named = [outputs / "tiny-1_coarse" / "first", outputs / "tiny-2_eval"]
+    assert len(json.loads(run(*named, "--json")[0])) == 2
+    assert len(json.loads(run(outputs, "--stage", "1_coarse", "--json")[0])) == 2
+
+
+def test_curves_are_drawn(outputs: Path, tmp_path: Path) -> None:
+    shown, _ = run(outputs, "--draw", tmp_path / "curves.png")
+    assert f"drawn: {tmp_path / 'curves.png'}" in shown
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_damaged_run_does_not_hide_the_others(outputs: Path) -> None:
+    (outputs / "tiny-1_coarse" / "first" / "lineage.json").write_text("")
+    found, told = run(outputs, "--json")
+    assert len(json.loads(found)) == 2
+    assert "passed over" in told
+    assert "first" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nowhere"], "nowhere: no such folder; give run folders"),
+        (["{outputs}/sweeps"], "there is no run; python train.py experiment=quickstart"),
+        (["{outputs}", "--stage", "1_corse"], "--stage 1_corse: no such stage; did you mean 1_coarse?"),
+        (["{outputs}", "--stage", "2_gen"], "--stage 2_gen: no run of it there"),
+        (["{outputs}", "--metric", "val/los", "--draw", "{outputs}/x.png"], "did you mean val/loss?"),
+        (["{outputs}", "--draw", "{outputs}/x.wav"], "x.wav: cannot be written"),
+    ],
+)
+def test_mistakes_are_one_line(outputs: Path, arguments: list[str], told: str) -> None:
+    _, stderr = run(*[word.format(outputs=outputs) for word in arguments], code=2)
+    assert stderr.startswith("error: ")
+    assert told in stderr
+    assert stderr.count("\n") == 1
+
+
+def test_the_monitors_are_those_of_the_stages() -> None:
+    assert {name: stage.monitor for name, stage in STAGES.items()} == MONITORS
+    assert all(best_direction(metric) == direction for metric, direction in MONITORS.values())

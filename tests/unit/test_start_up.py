@@ -1,0 +1,51 @@
+"""What a verb does not import: talking to a run needs neither Lightning nor a compiler."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import make_run
+from small import ROOT
+
+HEAVY = {"pytorch_lightning", "lightning_fabric", "torch._dynamo", "torchmetrics", "wandb", "hydra"}
+
+
+def imported(program: str, *arguments: str) -> tuple[set[str], str]:
+    """Which of HEAVY a program has imported at its end, and what it printed before."""
+    told = f"{program}\nimport sys\nprint('IMPORTED', *({HEAVY} & sys.modules.keys()))"
+    done = subprocess.run(
+        [sys.executable, "-c", told, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    printed, _, names = done.stdout.rpartition("IMPORTED")
+    return set(names.split()), printed
+
+
+VERB = """
+import sys
+from plato2.commands import app
+app(sys.argv[1:], standalone_mode=False)
+"""
+
+
+def test_reply_from_a_run_folder(tmp_path: Path) -> None:
+    models = [(f"--{option}", stage) for option, stage in (("generation", "2_gen"), ("evaluation", "2_eval"))]
+    given = [word for option, stage in models for word in (option, str(make_run(tmp_path / stage, stage)))]
+    names, printed = imported(VERB, "reply", *given, "--json", "hi , how are you ?")
+    assert '"reply"' in printed
+    assert names == set()
+
+
+@pytest.mark.parametrize("module", ["plato2.training.run", "plato2.training.saved", "plato2.training.start"])
+def test_what_reads_runs_does_without_lightning_and_torch(module: str) -> None:
+    program = f"import {module}, sys\nassert 'torch' not in sys.modules"
+    assert imported(program)[0] == set()
