@@ -10,7 +10,7 @@ import shlex
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -143,8 +143,9 @@ def _sign(file: int) -> None:
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
     }
-    os.ftruncate(file, 0)
-    os.pwrite(file, json.dumps(about).encode(), 0)
+    with suppress(OSError):  # a full disk: the lock is held all the same
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps(about).encode(), 0)
 
 
 def _holder(lock: Path) -> str:

@@ -174,7 +174,7 @@ def exported(client: Client) -> list[dict[str, Any]]:
 
 
 def test_the_page_changes_nothing_of_the_api(runs: dict[str, Path]) -> None:
-    pytest.importorskip("prometheus_client", reason="the server needs pip install 'plato2[serve]'")
+    pytest.importorskip("prometheus_client", reason="the server needs pip install '.[serve]'")
     from plato2.talk.server import Metrics, make_app
 
     bot = PlatoBot.load(runs["1_coarse"])

@@ -149,7 +149,7 @@ def test_settings_are_shown_and_changed(models: list[object]) -> None:
         ("strategy guess", "strategy=guess: use one of top_k, top_p, beam"),
         ("min_tokens 9", "min_tokens=9: must be between 0 and max_tokens=8"),
         ("length_penalty much", "length_penalty=much: must be a number"),
-        ("temprature 1", "/set temprature: no such setting; there are strategy, top_k"),
+        ("temprature 1", "/set temprature: no such setting; did you mean temperature?"),
     ],
 )
 def test_a_wrong_setting_changes_nothing(models: list[object], setting: str, message: str) -> None:

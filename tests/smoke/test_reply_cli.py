@@ -107,8 +107,8 @@ def test_a_report(runs: dict[str, Path], tmp_path: Path) -> None:
         (["--generation", "{2_eval}", "hi"], "this is a 2_eval run; give a run of 2_gen or 1_coarse"),
         (["--generation", "{2_gen}", "--evaluation", "{1_coarse}", "hi"], "give a run of 2_eval"),
         (["--generation", "{2_gen}", " "], "the message is empty"),
-        (["--generation", "{2_gen}", "--top-k", "0", "hi"], "top_k=0: must be at least 1"),
-        (["--generation", "{2_gen}", "--max-tokens", "0", "hi"], "max_tokens=0: must be at least 1"),
+        (["--generation", "{2_gen}", "--top-k", "0", "hi"], "--top-k 0: must be at least 1"),
+        (["--generation", "{2_gen}", "--max-tokens", "0", "hi"], "--max-tokens 0: must be at least 1"),
         (["--generation", "{2_gen}", "--device", "warp9", "hi"], "--device warp9: cannot be used"),
     ],
 )
@@ -125,4 +125,4 @@ def test_mistakes_are_one_line(runs: dict[str, Path], arguments: list[str], mess
 def test_a_mistake_is_one_line_for_a_person_too(runs: dict[str, Path]) -> None:
     done = plato2_itself("reply", "--generation", runs["2_gen"], "--top-k", 0, "hi")
     assert done.returncode == 2
-    assert done.stderr == "error: top_k=0: must be at least 1 (1 = greedy)\n"
+    assert done.stderr == "error: --top-k 0: must be at least 1 (1 = greedy)\n"

@@ -165,12 +165,12 @@ def test_the_paper_s_200_questions_are_starts_as_they_are(tmp_path: Path) -> Non
     [
         (["--temperature", "0.7"], "was begun with settings.temperature=1.0, not 0.7; give the same"),
         (["--seed", "4"], "was begun with settings.seed=11, not 4"),
-        (["--utterances", "6"], "was begun with utterances=4, not 6"),
-        (["--rank", "forward"], "was begun with rank=None, not forward"),
-        (["--precision", "bfloat16"], "was begun with precision=float32, not bfloat16"),
+        (["--utterances", "6"], "was begun with --utterances 4, not 6"),
+        (["--rank", "forward"], "was begun with --rank None, not forward"),
+        (["--precision", "bfloat16"], "was begun with --precision float32, not bfloat16"),
         (["--generation2", "{2_gen}"], "was begun with model2.name=None, not "),
         (["--generation", "{both}"], "was begun with model1.name="),
-        (["--starts", "{starts}x"], "was begun with starts="),
+        (["--starts", "{starts}x"], "was begun with --starts "),
     ],
 )
 def test_a_file_goes_on_with_its_own_settings_only(
@@ -196,7 +196,7 @@ def test_a_file_goes_on_with_its_own_settings_only(
         (["--batch", "0"], "--batch 0: must be at least 1"),
         (["--swap"], "--swap: there is one model only; give --generation2 too"),
         (["--evaluation2", "{2_eval}"], "--evaluation2: there is one model only"),
-        (["--temperature", "3"], "temperature=3.0: must be between 0 (greedy) and 2"),
+        (["--temperature", "3"], "--temperature 3.0: must be between 0 (greedy) and 2"),
         (["--rank", "backward"], "rank: backward needs a model of stage=backward; give --backward"),
         (["--starts", "{starts}x"], "--starts {starts}x: No such file or directory"),
         (["--out", "{starts}"], "--out {starts}: the very file of --starts; give a new one"),

@@ -251,13 +251,13 @@ def test_a_side_that_fails_keeps_its_last_line_and_its_folders_go(tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--comments", "5"], "comments=5: must be at least 1,000"),
-        (["--engine", "flink"], "engine='flink': must be one of local, spark"),
+        (["--comments", "5"], "--comments 5: must be at least 1,000"),
+        (["--engine", "flink"], "--engine 'flink': must be one of local, spark"),
         (
             ["--engine", "spark", "--no-spark"],
             "no engine is left to measure: --no-spark is for --engine local",
         ),
-        (["--folder", "/dev/null/dumps"], "folder=/dev/null/dumps: Not a directory"),
+        (["--folder", "/dev/null/dumps"], "--folder /dev/null/dumps: Not a directory"),
     ],
 )
 def test_a_wrong_option_of_prepare_is_one_line(options: list[str], said: str) -> None:
