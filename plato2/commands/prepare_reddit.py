@@ -152,7 +152,7 @@ def prepare_reddit(
         from plato2.data.reddit.pipeline import prepare_reddit as run
     except ImportError as error:
         raise UserError(f"{error}: {install('reddit')}") from None
-    _print_summary(run(options), as_json)
+    _print_summary(run(options), None if tokenizer else options.pieces, as_json)
 
 
 def default_rules(language: str, no_clean: bool = False) -> RedditRules:
@@ -160,9 +160,10 @@ def default_rules(language: str, no_clean: bool = False) -> RedditRules:
     return RedditRules.off() if no_clean else RedditRules(offensive_words=language)
 
 
-def _print_summary(folder: Path, as_json: bool) -> None:
-    """What came of it: one JSON object, or a few lines."""
+def _print_summary(folder: Path, pieces: int | None, as_json: bool) -> None:
+    """What came of it: one JSON object, or a few lines; `pieces` were asked of a new tokenizer."""
     from plato2.data.shards import read_index
+    from plato2.data.tokenizer import fewer_pieces
 
     index = read_index(folder)
     facts = index.extra["facts"]
@@ -185,6 +186,7 @@ def _print_summary(folder: Path, as_json: bool) -> None:
     lines = [
         f"{folder}: {samples['train']:,} samples to train on and {samples['valid']:,} for validation from "
         f"{counts['read']:,} messages; unigram perplexity {index.unigram['ppl']:.1f}",
+        *filter(None, [fewer_pieces(index.vocab_size, pieces) if pieces else None]),
         f"the data card: {folder / 'card.md'}",
     ]
     if facts["n_broken"]:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
 from plato2.config import UserError, expand_path
-from plato2.data.reddit.rules import RedditRules, check_language
+from plato2.data.reddit.rules import LANGUAGES, RedditRules, check_language
 from plato2.data.reddit.threads import Orphans
 
 EngineName = Literal["local", "spark"]
@@ -82,6 +82,11 @@ class RedditOptions:
     """Keep that folder at the end."""
     force: bool = False
     """Replace an existing prepared corpus."""
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of a tokenizer that is to be trained."""
+        return self.vocab_pieces or LANGUAGES[self.language]
 
     def __post_init__(self) -> None:
         """Check the values."""

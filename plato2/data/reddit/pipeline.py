@@ -55,7 +55,7 @@ from plato2.data.reddit.node_parts import (
 )
 from plato2.data.reddit.nodes import Counts, parse_lines
 from plato2.data.reddit.options import RedditOptions
-from plato2.data.reddit.rules import LANGUAGES, RedditRules, lists_sha256
+from plato2.data.reddit.rules import RedditRules, lists_sha256
 from plato2.data.reddit.shard_parts import ShardJob, ShardPart, read_part, samples_digest
 from plato2.data.reddit.threads import TreeOptions
 from plato2.data.reddit.work import clear_errors, open_work, part_metadata, stage_folder, write_text
@@ -202,7 +202,7 @@ class _Run:
             folder = stage_folder(self.work, "tokenizer", given.sha256)
             given.save(folder)
             return folder
-        pieces = options.vocab_pieces or LANGUAGES[options.language]
+        pieces = options.pieces
         job = SampleJob(_alone(options.rules), options.tokenizer_messages, options.on_broken)
         settings = [pieces, options.character_coverage, options.lower_case, _plain(job), _keys(self.comments)]
         settings.append(lists_sha256(job.rules))
