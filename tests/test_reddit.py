@@ -1267,7 +1267,7 @@ def test_chinese(small: Callable[..., Path], tmp_path: Path) -> None:
     assert any("。" in text for sample in texts(tmp_path / "cli") for text in sample)
     done = CliRunner().invoke(app(), arguments(tmp_path / "x", [path], **given | {"vocab_pieces": None}))
     assert re.search(
-        r"the corpus gives \d+ pieces, not 30,000: its models have model.vocab_size=\d+", done.output
+        r"the corpus gives [\d,]+ pieces, not 30,000: its models have model.vocab_size=\d+", done.output
     )
 
 

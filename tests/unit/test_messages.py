@@ -132,7 +132,7 @@ def test_joined_lines() -> None:
     assert joined_lines("One\nsentence.\n\nAnother\none.\n") == "One sentence.\n\nAnother one."
 
 
-@pytest.mark.parametrize("verb", [*VERBS, *map(" ".join, SPECIAL)])
+@pytest.mark.parametrize("verb", [*VERBS, *sorted(map(" ".join, SPECIAL))])
 def test_paragraphs_of_help_are_broken_at_the_edge_only(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line of a paragraph is full: the next word would not have fitted."""
     monkeypatch.setenv("TERMINAL_WIDTH", "80")
