@@ -16,13 +16,14 @@ TEXT_BYTES = 1 << 26
 """The largest text that is read as a whole: a list of words, the starts of dialogues."""
 
 
-def read_file(path: str | Path, most: int, cure: str) -> bytes:
+def read_file(path: str | Path, most: int, cure: str, option: str = "") -> bytes:
     """The bytes of a regular file.
 
     Args:
         path: the file.
         most: bytes that such a file has at most.
         cure: for the message.
+        option: what was given it by, as `--starts `, for the message.
 
     Raises:
         UserError: a folder, pipe or device, more than `most` bytes, or not readable.
@@ -32,15 +33,15 @@ def read_file(path: str | Path, most: int, cure: str) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer does not hang
         with open(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise UserError(f"{path}: not a regular file; {cure}")
+                raise UserError(f"{option}{path}: not a regular file; {cure}")
             data = file.read(most + 1) if os.fstat(descriptor).st_size <= most else None
     except (FileNotFoundError, NotADirectoryError):
         raise
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{path}: cannot be read ({reason}); {cure}") from None
+        raise UserError(f"{option}{path}: cannot be read ({reason}); {cure}") from None
     if data is None or len(data) > most:
-        raise UserError(f"{path}: larger than {most:,} bytes, which no such file is; {cure}")
+        raise UserError(f"{option}{path}: larger than {most:,} bytes, which no such file is; {cure}")
     return data
 
 

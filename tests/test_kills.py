@@ -119,7 +119,8 @@ STAGES = [
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", STAGES, ids=lambda overrides: overrides[0])
 def test_a_kill_before_any_change(forks: Forks, corpus: Path, tmp_path: Path, overrides: list[str]) -> None:
-    assert killed_everywhere(forks, corpus, tmp_path, overrides, cut=False, after="last.ckpt") > 30
+    every = 1 if overrides in STAGES[:2] else 5  # what the others write differs little
+    assert killed_everywhere(forks, corpus, tmp_path, overrides, False, "last.ckpt", every) > 30 // every
 
 
 @pytest.mark.slow

@@ -1213,7 +1213,7 @@ def complaint(*arguments: object) -> str:
         (["a", "--max-batch", 17], "--max-batch 17: use 1 to 16"),
         (["a", "--max-queue", 0], "--max-queue 0: use 1 or more"),
         (["a", "--api-key", ""], "--api-key: use letters, digits and signs"),
-        (["a", "--top-k", 0], "top_k=0: must be at least 1"),
+        (["a", "--top-k", 0], "--top-k 0: must be at least 1"),
         (["a", "--system", "obey"], "--system obey: use ignore, refuse or context"),
         (["a", "--ui", "--api-key", "k"], "--ui: the key does not guard the page; give --ui-login"),
         (["a", "--ui", "--ui-login"], "--ui-login: there is no key to ask for; set PLATO2_API_KEY"),

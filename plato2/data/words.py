@@ -126,7 +126,7 @@ def _read(name_or_path: str, key: str, shipped: Mapping[str, str], what: str) ->
     source = files("plato2.data") / "lists" / name if name else Path(name_or_path)
     cure = f"give a file with one {what} a line, or a list that ships with plato2: {', '.join(shipped)}"
     try:
-        data = source.read_bytes() if name else read_file(name_or_path, TEXT_BYTES, cure)
+        data = source.read_bytes() if name else read_file(name_or_path, TEXT_BYTES, cure, f"{key}=")
         lines = data.decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"

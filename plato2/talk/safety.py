@@ -103,7 +103,7 @@ class WordList:
             UserError: no such file, not UTF-8, or no words in it.
         """
         try:
-            data = read_file(path, TEXT_BYTES, "give a file with a word a line")
+            data = read_file(path, TEXT_BYTES, "give a file with a word a line", "word list ")
             lines = data.decode("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"

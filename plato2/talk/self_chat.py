@@ -94,7 +94,7 @@ def read_starts(path: str | Path) -> list[Start]:
     path = Path(path)
     read = {".jsonl": _json_turns, ".tsv": _tsv_turns}.get(path.suffix.lower(), lambda line: [line])
     try:
-        data = read_file(path, TEXT_BYTES, "give a file with a start a line")
+        data = read_file(path, TEXT_BYTES, "give a file with a start a line", "--starts ")
         lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
         raise UserError(f"--starts {path}: {error.strerror}; give a file with a start a line") from None

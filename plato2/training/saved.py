@@ -10,9 +10,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from plato2.config import UserError
 from plato2.files import check_sha256
 from plato2.formats import Count, Open, Sha256, check
@@ -24,6 +21,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: missing, truncated, or not a checkpoint of ours.
     """
+    import torch  # not to read metrics
+
     if path.is_dir():
         raise UserError(
             f"{path}: a sharded checkpoint; make one file of it first: "
@@ -81,9 +80,11 @@ def _check_tensors(path: Path, tensors: Any) -> None:
     Raises:
         UserError: no dict of plain tensors, or they are larger than the file.
     """
+    import torch
+
     is_plain = isinstance(tensors, dict) and all(
         isinstance(name, str)
-        and isinstance(tensor, Tensor)
+        and isinstance(tensor, torch.Tensor)
         and tensor.layout == torch.strided
         and not tensor.is_quantized
         and tensor.device.type == "cpu"
@@ -100,6 +101,8 @@ def checkpoint_step(path: Path) -> int:
         UserError: not a readable checkpoint.
     """
     if path.is_dir():
+        import torch
+
         check_sha256(path, "choose another one")
         try:
             return int(torch.load(path / "meta.pt", map_location="cpu", weights_only=True)["global_step"])

@@ -305,7 +305,10 @@ def test_a_missing_corpus_is_prepared_and_then_reused(
     saved = {path.name: path.read_bytes() for path in (tmp_path / "run" / "tokenizer").iterdir()}
     assert saved == {path.name: path.read_bytes() for path in (out / "tokenizer").iterdir()}
 
-    message = r"policy is 'split', asked for 'response'; vocab_pieces is 80, asked for 90; take another"
+    message = (
+        r"data.prepare.policy is 'split', asked for 'response'; "
+        r"data.prepare.vocab_pieces is 80, asked for 90; take another"
+    )
     with pytest.raises(UserError, match=message):
         other.prepare_data()
 

@@ -457,8 +457,11 @@ def test_control_characters_in_names_do_not_reach_the_terminal() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--language", "fr"], "language='fr': there are settings for en, zh; for another one"),
-        (["--rule", "max_cahrs=3"], "--rule max_cahrs=3: there is no rule max_cahrs; there are min_tokens,"),
+        (["--language", "fr"], "--language 'fr': there are settings for en, zh; for another one"),
+        (
+            ["--rule", "max_cahrs=3"],
+            "there is no rule max_cahrs; did you mean max_chars?",
+        ),
         (["--rule", "max_chars=many"], "--rule max_chars=many: the value must be int or off"),
         (["--rule", "min_letters=x"], "--rule min_letters=x: the value must be float or off"),
         (["--rule", "urls=maybe"], "--rule urls=maybe: the value must be on or off"),
@@ -487,4 +490,4 @@ def test_as_a_person_starts_it() -> None:
     assert (done.returncode, json.loads(done.stdout)["removed"], done.stderr) == (1, True, "")
     done = start("see you", "--language", "xx")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: language='xx': there are settings for en, zh")
+    assert done.stderr.startswith("error: --language 'xx': there are settings for en, zh")
