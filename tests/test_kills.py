@@ -101,8 +101,9 @@ def killed_everywhere(
         code, _, output = start(point)
         assert code in (-signal.SIGKILL, -signal.SIGXFSZ, *([0] if cut else [])), f"{where}: {output}"
         if code:
+            refused = 2 if run.finished else 0  # nothing is left to train
             code, _, output = start()
-            assert code == 0, f"{where}: {output}"
+            assert code == refused, f"{where}: {output}"
         assert_same(whole, outcome(run), where)
     return len(points)
 
@@ -119,16 +120,13 @@ STAGES = [
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", STAGES, ids=lambda overrides: overrides[0])
 def test_a_kill_before_any_change(forks: Forks, corpus: Path, tmp_path: Path, overrides: list[str]) -> None:
-    every = 1 if overrides in STAGES[:2] else 5  # what the others write differs little
+    every = 1 if overrides == STAGES[0] else 5  # what the others write differs little
     assert killed_everywhere(forks, corpus, tmp_path, overrides, False, "last.ckpt", every) > 30 // every
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overrides", STAGES[:2], ids=lambda overrides: overrides[0])
-def test_a_kill_in_the_middle_of_any_write(
-    forks: Forks, corpus: Path, tmp_path: Path, overrides: list[str]
-) -> None:
-    assert killed_everywhere(forks, corpus, tmp_path, overrides, cut=True, after="lock") > 20
+def test_a_kill_in_the_middle_of_any_write(forks: Forks, corpus: Path, tmp_path: Path) -> None:
+    assert killed_everywhere(forks, corpus, tmp_path, STAGES[0], cut=True, after="lock") > 20
 
 
 def test_a_kill_before_some_changes(forks: Forks, corpus: Path, tmp_path: Path) -> None:
