@@ -40,12 +40,14 @@ out=$(cd "$out" && pwd)
 rm -f "$out"/device.json "$out"/dialogues.txt "$out"/curriculum.csv
 export PYTHONPATH="$PWD:$work/site" PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false WANDB_MODE=offline
 
-install_wheels() { # only what this Python lacks
+install_wheels() { # only what this Python lacks, or has in another version
   [ -d benchmarks/wheels ] || return 0
   local missing=()
   for wheel in benchmarks/wheels/*.whl; do
-    local name=${wheel##*/}
-    python3 -c "import importlib.metadata as m, sys; m.version(sys.argv[1])" "${name%%-*}" 2>/dev/null || missing+=("$wheel")
+    local name version
+    IFS=- read -r name version _ <<<"${wheel##*/}"
+    python3 -c "import importlib.metadata as m, sys; sys.exit(m.version(sys.argv[1]) != sys.argv[2])" "$name" "$version" \
+      2>/dev/null || missing+=("$wheel")
   done
   [ ${#missing[@]} -eq 0 ] && return 0
   echo "installing ${missing[*]##*/}"

@@ -15,6 +15,7 @@ wheels=(
   hydra-core==1.3.8 omegaconf==2.3.1 pyyaml==6.0.3
   rich==15.0.0 markdown-it-py mdurl pygments
   fsspec==2026.9.0 filelock==4.3.1 chitchat-dataset==0.9.0
+  pydantic==2.14.4 pydantic-core==2.50.5 annotated-types==0.8.0 typing-inspection==0.4.5 typing-extensions==4.16.0
 )
 sources=(antlr4-python3-runtime==4.9.3) # has no wheel; pure Python, so one made here runs anywhere
 
