@@ -105,7 +105,7 @@ def mutate_value(value: Any, number: int) -> Any:
         elif kind == 1 and isinstance(holder[key], dict):
             holder[key]["unknown"] = copy.deepcopy(rng.choice(ODD))
         elif kind == 2 and isinstance(holder[key], int | float) and not isinstance(holder[key], bool):
-            holder[key] *= rng.choice([-1, 10**3, 10**9, 0.5])
+            holder[key] *= rng.choice([-1, 10**3, 10**9, 0.5 if abs(holder[key]) < 2**53 else 7])
         else:
             holder[key] = copy.deepcopy(rng.choice(ODD))
     return root[0]

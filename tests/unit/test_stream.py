@@ -292,10 +292,10 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     for millions in (0.5, 5.0):
         n_shards = round(millions * 1e6) // 16384 + 1
         folder = tmp_path / str(millions)
-        many = SplitIndex(
-            tuple(replace(shards[i % 4], file=f"../{shards[i % 4].file}") for i in range(n_shards))
-        )
+        many = SplitIndex(tuple(shards[i % 4] for i in range(n_shards)))
         write_index(folder, ShardIndex("a" * 64, 8001, 20, 30, {"train": many}))
+        for shard in shards:
+            (folder / shard.file).symlink_to(tmp_path / shard.file)
         done = subprocess.run([sys.executable, "-c", _EPOCH, str(folder)], capture_output=True, check=True)
         n_samples, peak[millions] = json.loads(done.stdout)
         assert n_samples >= millions * 1e6
