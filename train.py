@@ -201,8 +201,10 @@ def build_stage_and_data(keys: TrainConfig) -> tuple[Stage, DialogueDataModule]:
     if not keys.plan:
         check_processes(keys.strategy["devices"], keys.strategy.get("num_nodes", 1))
     check_counts(keys.trainer, ("max_steps", "val_check_interval", "log_every_n_steps"), "trainer")
+    batch_node = keys.stage.pop("batch")
+    stage = build_stage(keys, "meta")  # first: what it refuses, such as a head, is not the batch's to name
     head = {"head": keys.stage["head"]} if "head" in keys.stage else {}
-    batch = build(head | keys.stage.pop("batch"), "stage.batch")
+    batch = build(head | batch_node, "stage.batch")
     if not hasattr(batch, "roles"):
         if keys.model.n_role:
             raise UserError(
@@ -218,7 +220,6 @@ def build_stage_and_data(keys: TrainConfig) -> tuple[Stage, DialogueDataModule]:
             f"stage.batch.head={batch.head}, stage.head={head['head']}: the batch is made for the head; "
             "leave out stage.batch.head"
         )
-    stage = build_stage(keys, "meta")
     steps = {"batch_tokens": keys.optim.batch_tokens, "max_steps": keys.trainer["max_steps"]}
     return stage, build(keys.data, "data", batch=batch, seed=keys.seed, **steps)
 

@@ -206,7 +206,7 @@ class CoherenceBatch:
             if not 0.0 <= (value := getattr(self, name)) <= 1.0:
                 raise UserError(f"stage.batch.{name}={value}: must be between 0 and 1")
         if self.head not in ("first", "dual"):
-            raise UserError(f"stage.head={self.head}: choose first or dual")
+            raise UserError(f"stage.batch.head={self.head}: choose first or dual")
         if self.head == "dual" and self.copied_turns:
             raise UserError(
                 f"stage.batch.copied_turns={self.copied_turns}: a dual head reads context and response apart "

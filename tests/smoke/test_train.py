@@ -78,6 +78,8 @@ def test_what_an_evaluation_model_is_worth_is_logged_and_kept(
     other = "dual" if head == "first" else "first"
     with pytest.raises(UserError, match=rf"stage.batch.head={other}, stage.head={head}: the batch is"):
         train.train(compose("stage=2_eval", f"stage.head={head}", f"+stage.batch.head={other}"))
+    with pytest.raises(UserError, match=r"^stage\.head=second: must be first or dual"):
+        train.train(compose("stage=2_eval", "stage.head=second"))
 
 
 def test_what_talking_shows_of_the_latents_is_logged_and_changes_nothing(
