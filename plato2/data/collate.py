@@ -198,7 +198,7 @@ class CoherenceBatch:
     """Of so many contexts in training the two responses are a turn of its own and one of another context. To
     tell them apart is easy and teaches what telling responses apart begins with, to look in the context for
     the response's words: the inverse cloze task of Lee et al. (2019, arXiv:1906.00300, section 4) with the
-    turn left in the context. Neither the paper's nor Knover's; what it is worth: experiments/choices."""
+    turn left in the context. Neither the paper's nor Knover's; what it is worth: experiments/evening."""
 
     def __post_init__(self) -> None:
         """Refuse what is not a probability, or not a head."""
@@ -321,10 +321,8 @@ def _parts(window: Window, items: Items, chosen: np.ndarray) -> _Parts:
     length[:, 1] = samples.offsets[responses + 1] - first[:, 1]
     if items.turns is not None:
         copied = items.turns.length[chosen] > 0
-        first[copied, 1], length[copied, 1] = (
-            items.turns.first[chosen][copied],
-            items.turns.length[chosen][copied],
-        )
+        first[copied, 1] = items.turns.first[chosen[copied]]
+        length[copied, 1] = items.turns.length[chosen[copied]]
     return _Parts(first, length)
 
 
@@ -335,15 +333,15 @@ def _turn_of_each_context(window: Window, bits: np.ndarray) -> Turns:
     in_context = np.arange(len(row)) < (samples.offsets[:-1] + samples.context_len)[row]
     ends = np.flatnonzero((samples.token_ids == EOS_ID) & in_context)
     n_turns = np.bincount(row[ends], minlength=n)
-    starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends  # the end before, or ...
-    of_first = np.cumsum(n_turns) - n_turns
+    first = np.cumsum(n_turns) - n_turns  # a context's first turn among all
+    starts = np.roll(ends, 1)  # a turn's span begins with the end of the one before, or ...
     has_turns = n_turns > 0
-    starts[of_first[has_turns]] = samples.offsets[:-1][has_turns]  # ... [CLS] of a context's first turn
-    picked = of_first + (bits * n_turns.astype(np.uint64) >> np.uint64(32)).astype(np.int64)
-    picked = np.where(has_turns, picked, 0)
-    if not len(ends):
-        return Turns(np.zeros(n, np.int64), np.zeros(n, np.int64))
-    return Turns(starts[picked], np.where(has_turns, ends[picked] + 1 - starts[picked], 0))
+    starts[first[has_turns]] = samples.offsets[:-1][has_turns]  # ... with [CLS]
+    place = (bits * n_turns.astype(np.uint64) >> np.uint64(32)).astype(np.int64)
+    picked = (first + place)[has_turns]
+    spans = np.zeros((2, n), dtype=np.int64)
+    spans[:, has_turns] = starts[picked], ends[picked] + 1 - starts[picked]
+    return Turns(*spans)
 
 
 def _gather(window: Window, layout: UnitLayout, parts: _Parts, front: int, drop_last: bool) -> _Slots:
