@@ -320,6 +320,7 @@ def fit(
     sweep_metric: str | None,
 ) -> float | None:
     """Runs the Trainer to `max_steps` and closes the run."""
+    import torch
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
     from rich.console import Console
 
@@ -349,6 +350,13 @@ def fit(
         raise SystemExit(128 + number) from None
     except MisconfigurationException as error:
         raise UserError(f"trainer and strategy: {str(error).splitlines()[0]}") from error
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if checkpoint is None or checkpoints.has_started or isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise UserError(
+            f"{checkpoint}: cannot be gone on with ({reason}); restore it, or start another run with run_id=NAME"
+        ) from error
     close_loggers(trainer)
     metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
     if trainer.global_step < data.max_steps:  # max_time and its like

@@ -303,11 +303,12 @@ class RankConfig:
         """Refuse what cannot be."""
         known = get_args(Criterion)
         for name, weight in (self.weights or {}).items():
-            _require(name in known, f"rank: {name!r} is no score; use {', '.join(known)}")
-            _require(isfinite(weight), f"rank: {name}={weight}: must be a finite number")
+            _require(name in known, f"rank={name}: no such score; {did_you_mean(name, known)}")
+            _require(isfinite(weight), f"rank={name}={weight}: must be a finite number")
         _require(
             self.weights is None or any(self.weights.values()),
-            "rank: no score has a weight other than 0",
+            f"rank={','.join(f'{name}={weight}' for name, weight in (self.weights or {}).items())}: "
+            "give a score a weight other than 0",
         )
 
     @classmethod
@@ -320,11 +321,11 @@ class RankConfig:
         weights = {}
         for part in text.split(","):
             name, _, weight = part.partition("=")
-            _require(name.strip() not in weights, f"rank: {name.strip()} has two weights in {text!r}")
+            _require(name.strip() not in weights, f"rank={text}: {name.strip()} has two weights")
             try:
                 weights[name.strip()] = float(weight) if weight else 1.0
             except ValueError:
-                raise UserError(f"rank: the weight in {part!r} is not a number") from None
+                raise UserError(f"rank={part}: the weight is not a number") from None
         return cls(weights)  # type: ignore[arg-type]
 
 

@@ -304,6 +304,31 @@ def test_a_damaged_checkpoint_of_its_own(train_here: Train, coarse: Path, tmp_pa
     assert files(run) == before
 
 
+ODD_STATES: list[dict[str, Any]] = [
+    {"optimizer_states": 5},
+    {"optimizer_states": [{}]},
+    {"optimizer_states": [{"state": {}, "param_groups": []}]},
+    {"optimizer_states": [{"state": {0: {"exp_avg": 5}}, "param_groups": None}]},
+    {"lr_schedulers": [5]},
+    {"loops": [1]},
+    {"DialogueDataModule": {"step": "two"}},
+    {"DialogueDataModule": 5},
+]
+
+
+@pytest.mark.parametrize("odd", ODD_STATES, ids=str)
+def test_a_checkpoint_with_odd_states(
+    train_here: Train, coarse: Path, tmp_path: Path, odd: dict[str, Any]
+) -> None:
+    """Whatever cannot be restored is one line, and the run stays as it was."""
+    run = copy_run(coarse, tmp_path / "outputs" / "tiny-1_coarse" / "c")
+    edit_checkpoint(run, lambda checkpoint: checkpoint.update(odd))
+    before = files(run / "checkpoints")
+    done = train_here("run_id=c", "trainer.max_steps=4", expect=2)
+    assert_one_line(done.stderr, "last.ckpt", "run_id=NAME")
+    assert files(run / "checkpoints") == before
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

@@ -80,7 +80,7 @@ def score(
         typer.echo(f"--generation {generation}: no recognition head in it, so no posterior", err=True)
     with file.open("rb") as opened:
         n_lines = sum(1 for _ in opened)
-    n_errors = 0
+    n_errors = n_unread = 0
     console = Console(stderr=True)
     with file.open("rb") as lines, out.open("w", encoding="utf-8") if out else nullcontext() as target:
         bounded = (line or b"" for line in read_lines_of(lines))
@@ -89,6 +89,13 @@ def score(
             found, "scoring", n_lines, console=console, transient=True, disable=not console.is_terminal
         ):
             n_errors += "error" in scores
+            n_unread += "unread_share" in scores
             typer.echo(json.dumps(scores, ensure_ascii=False), file=target)
+    if n_unread:
+        typer.echo(
+            f"{n_unread} of {n_lines} lines have a text that the tokenizer cannot read (unread_share says how "
+            "much): their scores are those of gaps",
+            err=True,
+        )
     if n_errors:
         typer.echo(f"{n_errors} of {n_lines} lines could not be scored; their place has an error", err=True)

@@ -76,7 +76,7 @@ def write_card(
         f"counts for each rule it breaks. Policy: `{index.prepare['policy']}`.",
         table(("rule", "messages"), [(name, f"{n:,}") for name, n in sorted(facts.rules.items())]),
         "## Samples",
-        samples_table(index, statistics, CHINESE if _is_chinese(folder, statistics["train"]) else ENGLISH),
+        samples_table(folder, index, statistics),
         "![Lengths of contexts and responses](lengths.png)",
         "## Options",
         f"```json\n{json.dumps(index.prepare, indent=2, ensure_ascii=False)}\n```",
@@ -162,10 +162,9 @@ def _is_chinese(folder: Path, counted: SplitStatistics) -> bool:
     return bool(2 * counted.targets[ids].sum() > counted.targets.sum())
 
 
-def samples_table(
-    index: ShardIndex, statistics: Mapping[str, SplitStatistics], paper: PaperCorpus = ENGLISH
-) -> str:
-    """What the splits hold, as a Markdown table; the last row is the paper's."""
+def samples_table(folder: Path, index: ShardIndex, statistics: Mapping[str, SplitStatistics]) -> str:
+    """What the splits hold, as a Markdown table; the last row is the paper's corpus of the language."""
+    paper = CHINESE if _is_chinese(folder, statistics["train"]) else ENGLISH
     rows: list[tuple[str, ...]] = []
     for split, counted in statistics.items():
         shards = index.splits[split].shards

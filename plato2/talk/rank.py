@@ -133,9 +133,9 @@ def score_weights(
     if config.weights is None:
         return {"forward": 1.0} if evaluation is None else {"coherence": 1.0}
     if config.weights.get("coherence") and evaluation is None:
-        raise UserError("rank: coherence needs an evaluation model; give --evaluation, or rank by forward")
+        raise UserError("rank=coherence: needs an evaluation model; give --evaluation, or rank by forward")
     if config.weights.get("backward") and backward is None:
-        raise UserError("rank: backward needs a model of stage=backward; give --backward, or rank without it")
+        raise UserError("rank=backward: needs a model of stage=backward; give --backward, or rank without it")
     return dict(config.weights)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from plato2.config import UserError
 from plato2.data.samples import encode_context, encode_response, role_ids
-from plato2.data.tokenizer import Tokenizer
+from plato2.data.tokenizer import MOST_UNREAD, Tokenizer
 from plato2.stages import CoarseGeneration, CoherenceEstimation, FineGeneration, Stage
 from plato2.talk.rank import coherence_of_records
 
@@ -30,6 +30,14 @@ class Record:
     response: list[int]
     is_cut: bool = False
     """The response was longer than the model can read: its end, [SEP] included, is not scored."""
+    unread_share: float = 0.0
+    """Share of the characters of the worst of its texts that the tokenizer has no piece for."""
+
+    def notes(self) -> dict[str, Any]:
+        """What to know about its scores."""
+        cut: dict[str, Any] = {"response_cut": True} if self.is_cut else {}
+        unread = {"unread_share": round(self.unread_share, 3)} if self.unread_share > MOST_UNREAD else {}
+        return cut | unread
 
 
 def score_lines(
@@ -51,7 +59,8 @@ def score_lines(
     Yields:
         One dict a line: of stage 1 `nll` (summed, nats) and `n_tokens`; of stage 2.1 `n_tokens`, `posterior`
         (K,) and `nll_by_latent` (K,); of stage 2.2 `coherence`; with
-        `response_cut` where the response was too long; or `error` alone.
+        `response_cut` where the response was too long and `unread_share` where most of a text is unreadable;
+        or `error` alone.
     """
     stages = [stage for stage in (generation, evaluation) if stage is not None]
     limit = min(stage.model_config.max_position for stage in stages) // 2
@@ -62,7 +71,7 @@ def score_lines(
         for place, (number, line) in enumerate(chunk):
             try:
                 records[place] = read_line(line, tokenizer, limit)
-                found.append({"response_cut": True} if records[place].is_cut else {})
+                found.append(records[place].notes())
             except UserError as error:
                 found.append({"error": f"line {number}: {error}"})
         order = sorted(records, key=lambda place: len(records[place].context) + len(records[place].response))
@@ -89,11 +98,13 @@ def read_line(line: bytes, tokenizer: Tokenizer, limit: int) -> Record:
     if len(columns) != 2:
         tabs = f"{len(columns) - 1} TABs" if len(columns) > 2 else "no TAB"
         raise UserError(f"{tabs}; a line is: turns joined by {SEPARATOR}, TAB, response")
-    *turns, words = tokenizer.encode_batch([*columns[0].split(SEPARATOR), columns[1]])
+    texts = [*columns[0].split(SEPARATOR), columns[1]]
+    *turns, words = tokenizer.encode_batch(texts)
     context = encode_context(turns, limit)
     if context is None:
         raise UserError(f"the last turn has {len(turns[-1])} tokens; at most {limit - 2} can be read")
-    return Record(context, encode_response(words, limit), is_cut=len(words) > limit - 2)
+    unread = max(tokenizer.unread_share(text) for text in texts)
+    return Record(context, encode_response(words, limit), len(words) > limit - 2, unread)
 
 
 @torch.no_grad()

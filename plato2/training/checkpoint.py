@@ -70,6 +70,11 @@ class Checkpoints(Checkpoint):
             for number in STOP_SIGNALS:
                 signal.signal(number, self._note_signal)
 
+    @property
+    def has_started(self) -> bool:
+        """Whether everything is restored and training has begun."""
+        return self.saved_step >= 0
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -380,13 +380,13 @@ def test_the_sum_is_of_what_the_models_say() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("warmth", "rank: 'warmth' is no score; use coherence, forward, backward"),
-        ("forward=1,", "rank: '' is no score"),
-        ("backward=much", "rank: the weight in 'backward=much' is not a number"),
-        ("backward=0", "rank: no score has a weight other than 0"),
-        ("forward=0,backward=0.0", "rank: no score has a weight other than 0"),
-        ("forward=nan", "rank: forward=nan: must be a finite number"),
-        ("forward=1,forward=2", "rank: forward has two weights in 'forward=1,forward=2'"),
+        ("warmth", "rank=warmth: no such score; there are coherence, forward, backward"),
+        ("forward=1,", "rank=: no such score; there are coherence, forward, backward"),
+        ("backward=much", "rank=backward=much: the weight is not a number"),
+        ("backward=0", "rank=backward=0.0: give a score a weight other than 0"),
+        ("forward=0,backward=0.0", "rank=forward=0.0,backward=0.0: give a score a weight other than 0"),
+        ("forward=nan", "rank=forward=nan: must be a finite number"),
+        ("forward=1,forward=2", "rank=forward=1,forward=2: forward has two weights"),
     ],
 )
 def test_what_cannot_rank_is_named(text: str, message: str) -> None:
@@ -397,14 +397,14 @@ def test_what_cannot_rank_is_named(text: str, message: str) -> None:
 def test_a_score_needs_its_model(runs: dict[str, Path]) -> None:
     found = [[Hypothesis((7, 2), 0, -1.0)]]
     both = RankConfig.parse("coherence=1,backward=0.5")
-    with pytest.raises(UserError, match="coherence needs an evaluation model; give --evaluation"):
+    with pytest.raises(UserError, match="coherence: needs an evaluation model; give --evaluation"):
         rank(TOKENIZER, [[1, 7, 2]], found, config=both, backward=make_trained("backward"))
-    no_backward = "backward needs a model of stage=backward; give --backward"
+    no_backward = "backward: needs a model of stage=backward; give --backward"
     with pytest.raises(UserError, match=no_backward):
         rank(TOKENIZER, [[1, 7, 2]], found, make_trained("2_eval"), config=both)
     with pytest.raises(UserError, match=no_backward):
         PlatoBot.load(runs["2_gen"], runs["2_eval"], rank=both)
-    with pytest.raises(UserError, match="coherence needs an evaluation model"):
+    with pytest.raises(UserError, match="coherence: needs an evaluation model"):
         PlatoBot.load(runs["2_gen"], backward=runs["backward"], rank=both)
     bot = PlatoBot.load(runs["2_gen"], backward=runs["backward"], rank=RankConfig.parse("forward,backward"))
     candidates = bot.reply(["hello !"]).candidates

@@ -152,6 +152,16 @@ def test_adds_up_on_generated_dumps(generated):
     assert facts["n_candidates"] > facts["n_valid"] == 5
 
 
+def test_the_papers_corpus_is_that_of_the_language(generated, tmp_path):
+    english = (generated[0] / "card.md").read_text()
+    assert "| paper (English, Reddit) | 684M |  |  |  |  | 2.78 | 26.3 |" in english
+    text = "今天天气真好我们去公园散步吧"
+    lines = [comment(i, f"t1_c{i - 1:05d}" if i else "t3_abc", text[i % 7 :] + text[:9]) for i in range(60)]
+    dump = write(tmp_path / "RC_2011-01", lines)
+    folder = prepare([dump], tmp_path / "out", language="zh", tokenizer=None, vocab_pieces=60)
+    assert "| paper (Chinese) |  |  |  |  |  | 2.82 | 22.2 |" in (folder / "card.md").read_text()
+
+
 def test_the_same_counts_give_the_same_card(generated, tmp_path):
     folder, dumps = generated
     again = prepare(dumps, tmp_path / "out", rules=RedditRules(max_repeats=8), valid_samples=5)

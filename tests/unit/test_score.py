@@ -154,6 +154,13 @@ def test_a_response_that_is_too_long_is_cut_and_says_so() -> None:
     assert cut["n_tokens"] == fits["n_tokens"] == LIMIT + 1  # one without its end, the other with it
 
 
+def test_a_text_that_the_tokenizer_cannot_read_says_so() -> None:
+    reads, context, response = scores_of([b"hi there\tyes", "你好 [SEP] hi\tyes".encode(), "hi\t你好吗".encode()])
+    assert "unread_share" not in reads
+    assert context["unread_share"] == response["unread_share"] == 1
+    assert response["nll"] > 0
+
+
 def test_an_empty_file_has_no_scores() -> None:
     assert scores_of([]) == []
 
@@ -256,6 +263,14 @@ def test_the_command_prints_a_json_object_a_line(model: Path, pairs: Path) -> No
     ]
     assert_near(found, scores_of(PAIRS.splitlines(keepends=True), "2_gen"))
     assert done.stderr == "1 of 3 lines could not be scored; their place has an error\n"
+
+
+def test_lines_that_the_tokenizer_cannot_read_are_counted(model: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign.tsv"
+    foreign.write_text("hi there\tyes\n你好\tyes\n", encoding="utf-8")
+    done = run(foreign, "--evaluation", model, "--device", "cpu")
+    assert done.exit_code == 0
+    assert done.stderr.startswith("1 of 2 lines have a text that the tokenizer cannot read")
 
 
 def test_out_writes_the_same_to_a_file(model: Path, pairs: Path, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def write_card(
         "## Subreddits",
         *_subreddits(facts),
         "## Samples",
-        samples_table(index, statistics),
+        samples_table(folder, index, statistics),
         _responses_cut(statistics),
         "![Lengths of contexts and responses](lengths.png)",
         "## Options",
