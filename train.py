@@ -355,7 +355,8 @@ def fit(
             raise
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         raise UserError(
-            f"{checkpoint}: cannot be gone on with ({reason}); restore it, or start another run with run_id=NAME"
+            f"{checkpoint}: cannot be gone on with ({reason}); restore it, or start another run "
+            "with run_id=NAME"
         ) from error
     close_loggers(trainer)
     metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}

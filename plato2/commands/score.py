@@ -93,8 +93,8 @@ def score(
             typer.echo(json.dumps(scores, ensure_ascii=False), file=target)
     if n_unread:
         typer.echo(
-            f"{n_unread} of {n_lines} lines have a text that the tokenizer cannot read (unread_share says how "
-            "much): their scores are those of gaps",
+            f"{n_unread} of {n_lines} lines have a text that the tokenizer cannot read (unread_share says "
+            "how much): their scores are those of gaps",
             err=True,
         )
     if n_errors:

@@ -155,7 +155,8 @@ def test_a_response_that_is_too_long_is_cut_and_says_so() -> None:
 
 
 def test_a_text_that_the_tokenizer_cannot_read_says_so() -> None:
-    reads, context, response = scores_of([b"hi there\tyes", "你好 [SEP] hi\tyes".encode(), "hi\t你好吗".encode()])
+    foreign = ["你好 [SEP] hi\tyes".encode(), "hi\t你好吗".encode()]
+    reads, context, response = scores_of([b"hi there\tyes", *foreign])
     assert "unread_share" not in reads
     assert context["unread_share"] == response["unread_share"] == 1
     assert response["nll"] > 0
