@@ -13,6 +13,7 @@ from torch import nn
 from units import BATCHES, MODEL, make_stage, make_window, pack_for
 
 from plato2.config import ModelConfig, UserError
+from plato2.data.reddit.rules import LANGUAGES
 from plato2.model.backbone import ROWS_STEP
 from plato2.model.dropout import Dropout
 from plato2.stages import STAGES
@@ -55,8 +56,10 @@ def test_parameter_counts_are_the_specs(size: str) -> None:
 
 
 def test_the_chinese_model_has_its_larger_vocabulary() -> None:
-    """30K words instead of 8,001: the paper's +22.5M is 21,999 x 1,024 (spec section 10), plus the biases."""
-    model, n_words = geometry("336m_zh"), 30_000 - 8_001
+    """30K words instead of 8K: the paper's +22.5M is 22,000 x 1,024 (spec section 10), plus the biases."""
+    model, n_words = geometry("336m_zh"), 30_000 - 8_000
+    assert model.vocab_size == LANGUAGES["zh"] + 1  # [MASK], as in the tokenizers that plato2 prepare makes
+    assert geometry("314m").vocab_size == LANGUAGES["en"] + 1
     for i, name in enumerate(("1_coarse", "2_gen", "2_eval")):
         n_biases = 2 if name == "2_gen" else 1  # LM head and bag of words
         assert count(on_meta(name, model)) == COUNTS["314m"][i] + n_words * (1024 + n_biases)
