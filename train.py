@@ -49,6 +49,7 @@ if TYPE_CHECKING:  # heavy imports wait until something is trained: --help and t
 
     from plato2.data.module import DialogueDataModule
     from plato2.stages import Stage
+    from plato2.training.corpus import CorpusOfRun
     from plato2.training.length import RunLength
     from plato2.training.run import RunFolder
 
@@ -107,17 +108,22 @@ def train(config: DictConfig) -> float | None:
     refuse_unknown(config)
     keys: TrainConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    stage, data = build_stage_and_data(keys)
+    stage, corpus, data = build_parts(keys)
     if keys.plan:
         print_plan(keys, stage, data)
         return None
     run, may_rename = choose_run(Path(keys.output_dir), keys.name, resolved, run_id(keys), keys.resume)
     with held(run, may_rename) if is_first_process() else nullcontext(run) as run:
-        return train_run(keys, resolved, stage, data, run)
+        return train_run(keys, resolved, stage, corpus, data, run)
 
 
 def train_run(
-    keys: TrainConfig, resolved: dict[str, Any], stage: Stage, data: DialogueDataModule, run: RunFolder
+    keys: TrainConfig,
+    resolved: dict[str, Any],
+    stage: Stage,
+    corpus: CorpusOfRun,
+    data: DialogueDataModule,
+    run: RunFolder,
 ) -> float | None:
     """Trains in a folder that is this process's alone; goes on where it stopped."""
     from plato2.training.checkpoint import checkpoint_weights, warm_start
@@ -130,10 +136,10 @@ def train_run(
     if checkpoint and checkpoint_step(checkpoint) >= data.max_steps:
         return nothing_left(keys, run, checkpoint)
     start: Path | None = None
-    told, unprepared = "", data.will_prepare
+    told, unprepared = "", corpus.will_be_made
     if checkpoint is None:  # what is missing is said now, not after an hour of preparing
         start, told = find_start(keys, stage, None if unprepared else data.tokenizer_sha256)
-    data.prepare_or_wait()
+    corpus.make_or_wait()
     data.check_model(keys.model.vocab_size, keys.model.max_position)
     data.check_tokenizer()
     tokenizer, accepted = data.tokenizer_sha256, stage.warm_starts_from
@@ -161,9 +167,9 @@ def train_run(
         if checkpoint:
             run.record_resume(checkpoint_step(checkpoint), resolved)
         else:
-            corpus = {"path": data.path, "sha256": data.data_sha256, "valid_sha256": data.valid_sha256}
-            corpus["tokenizer_sha256"] = tokenizer
-            record_start(run, stage.name, keys.model_name, resolved, corpus, start, family, job_overrides())
+            record_start(
+                run, stage.name, keys.model_name, resolved, data.identity, start, family, job_overrides()
+            )
             (run.path / "config.yaml").write_text(OmegaConf.to_yaml(resolved), encoding="utf-8")
             data.save_tokenizer(run.tokenizer)
     if trainer.num_devices > 1:
@@ -186,14 +192,15 @@ def refuse_unknown(config: DictConfig) -> None:
         raise UserError(f"recipe={recipe}: no such recipe; choose one of conf/recipe/, none, or leave it out")
 
 
-def build_stage_and_data(keys: TrainConfig) -> tuple[Stage, DialogueDataModule]:
-    """The stage, as yet without memory for its weights, and its data.
+def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModule]:
+    """The stage, as yet without memory for its weights; its corpus, perhaps still to be made; its batches.
 
     Raises:
         UserError: values that the schemas cannot know to be wrong.
     """
     import pytorch_lightning as pl
 
+    from plato2.training.corpus import CorpusOfRun
     from plato2.training.parallel import check_processes
 
     check_arguments(pl.Trainer, {k: v for k, v in keys.strategy.items() if v != "auto"}, "strategy")
@@ -220,8 +227,11 @@ def build_stage_and_data(keys: TrainConfig) -> tuple[Stage, DialogueDataModule]:
             f"stage.batch.head={batch.head}, stage.head={head['head']}: the batch is made for the head; "
             "leave out stage.batch.head"
         )
+    prepare = keys.data.pop("prepare", None)
+    check_arguments(CorpusOfRun, {"prepare": prepare}, "data")
     steps = {"batch_tokens": keys.optim.batch_tokens, "max_steps": keys.trainer["max_steps"]}
-    return stage, build(keys.data, "data", batch=batch, seed=keys.seed, **steps)
+    data = build(keys.data, "data", batch=batch, seed=keys.seed, **steps)
+    return stage, CorpusOfRun(data.path, prepare), data
 
 
 def build_stage(keys: TrainConfig, device: str) -> Stage:

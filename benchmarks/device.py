@@ -345,7 +345,7 @@ def measure(config: DictConfig, device: torch.device, seconds: float) -> dict[st
     quiet_lightning()
     free_memory()
     keys: train.TrainConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
-    stage, data = train.build_stage_and_data(keys)
+    stage, _, data = train.build_parts(keys)
     stage = train.build_stage(keys, str(device))
     strategy = dict(keys.strategy)
     if strategy["precision"] == "auto":
@@ -567,7 +567,7 @@ def largest_model(part: Part) -> str:
     keys: train.TrainConfig = OmegaConf.to_object(  # type: ignore[assignment]
         compose("93m", "1_coarse", *evening_overrides(part, "93m", "1_coarse"))
     )
-    _, data = train.build_stage_and_data(keys)
+    _, _, data = train.build_parts(keys)
     seconds = (part.left - TALK_S - OVERHEAD_S * len(EVENING)) * EVENING["1_coarse"]
     for model in ("1.6b", "314m"):
         stages = Results(part.out).part(f"train {model}").get("stages", {})

@@ -17,7 +17,7 @@ from small import ROOT, Done, Train, command, environment, train_in_process, wri
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared corpus of about 500 short samples with a 300-piece tokenizer."""
-    from plato2.data.prepare import PrepareOptions, prepare
+    from plato2.prepare.dialogues import PrepareOptions, prepare
 
     folder = tmp_path_factory.mktemp("corpus")
     dialogues = write_dialogues(folder / "dialogues.jsonl")

@@ -16,7 +16,7 @@ import yaml
 from small import ROOT, Train, assert_one_line
 
 from plato2.config import ModelConfig, OptimConfig, RunConfig
-from plato2.data.options import PrepareOptions
+from plato2.prepare.options import PrepareOptions
 from plato2.training.keys import help_text, known_keys
 
 CONF = ROOT / "conf"

@@ -55,7 +55,8 @@ def built(config: DictConfig) -> tuple[Any, Any, Any]:
     train.refuse_unknown(config)
     keys: Any = OmegaConf.to_object(config)
     keys.plan = True
-    return keys, *train.build_stage_and_data(keys)
+    stage, _, data = train.build_parts(keys)
+    return keys, stage, data
 
 
 # ------------------------------------------------------------------------------------ all that can be chosen

@@ -21,7 +21,7 @@ CORPORA = {"chitchat": (128, 128), "chitchat_64": (64, 64)}
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What benchmarks/wheels.sh prepares."""
-    from plato2.data.prepare import PrepareOptions, prepare
+    from plato2.prepare.dialogues import PrepareOptions, prepare
 
     folder = tmp_path_factory.mktemp("corpora")
     for name, (max_context, max_response) in CORPORA.items():

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 from plato2.commands import app
 from plato2.config import UserError, expand_path
-from plato2.data.options import PrepareOptions
-from plato2.data.reddit.options import RedditOptions
 from plato2.data.tokenizer import Tokenizer
+from plato2.prepare.options import PrepareOptions
+from plato2.prepare.reddit.options import RedditOptions
 from plato2.weights.model_folder import new_folder
 
 KNOVER = ROOT / "tests" / "fixtures" / "knover"

@@ -46,13 +46,13 @@ from plato2.bench.dumps import (
     write_dumps,
 )
 from plato2.config import UserError
-from plato2.data.reddit import card
-from plato2.data.reddit.options import RedditOptions
-from plato2.data.reddit.pipeline import prepare_reddit
-from plato2.data.reddit.rules import RedditRules
-from plato2.data.reddit.threads import TreeOptions, build_threads
 from plato2.data.shards import read_index, read_shard
 from plato2.data.tokenizer import Tokenizer
+from plato2.prepare.reddit import card
+from plato2.prepare.reddit.options import RedditOptions
+from plato2.prepare.reddit.pipeline import prepare_reddit
+from plato2.prepare.reddit.rules import RedditRules
+from plato2.prepare.reddit.threads import TreeOptions, build_threads
 
 REAL = ROOT.parent / "shared" / "data" / "reddit_pushshift"
 OFFENSIVE = "zorkblat"
@@ -1252,7 +1252,7 @@ def test_chinese(small: Callable[..., Path], tmp_path: Path) -> None:
         )
     bad = next(
         word
-        for word in (ROOT / "plato2/data/lists/offensive_zh.txt").read_text().split()
+        for word in (ROOT / "plato2/lists/offensive_zh.txt").read_text().split()
         if not word.isascii() and not word.startswith("#")
     )
     lines.append(comment(900, "t1_c00001", f"我们今天{bad}知道什么时候"))

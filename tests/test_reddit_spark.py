@@ -18,8 +18,8 @@ import pytest
 from small import ROOT, environment
 
 from plato2.bench.dumps import write_dumps
-from plato2.data.reddit.options import RedditOptions
-from plato2.data.reddit.pipeline import prepare_reddit
+from plato2.prepare.reddit.options import RedditOptions
+from plato2.prepare.reddit.pipeline import prepare_reddit
 
 needs_spark = pytest.mark.skipif(
     shutil.which("java") is None or find_spec("pyspark") is None,

@@ -40,7 +40,7 @@ import numpy as np
 import zstandard
 
 from plato2.config import UserError
-from plato2.data.corpora import ReadReport, chitchat
+from plato2.prepare.corpora import ReadReport, chitchat
 
 Compression = Literal["zst", "bz2", "xz", "gz", ""]
 

@@ -232,8 +232,8 @@ def _columns(table: Table, left: tuple[str, ...], right: tuple[str, ...]) -> Non
 
 
 def _prepare(out: Path) -> str:
-    from plato2.data.options import PrepareOptions
-    from plato2.data.prepare import prepare
+    from plato2.prepare.dialogues import prepare
+    from plato2.prepare.options import PrepareOptions
 
     return str(prepare(PrepareOptions(corpus="chitchat", out=str(out))))
 

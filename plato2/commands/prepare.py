@@ -11,9 +11,9 @@ import typer
 from rich.console import Console
 
 from plato2.config import UserError, did_you_mean
-from plato2.data.clean import CleanRules, Policy
-from plato2.data.corpora import corpus_names
-from plato2.data.options import Background, PrepareOptions
+from plato2.prepare.clean import CleanRules, Policy
+from plato2.prepare.corpora import corpus_names
+from plato2.prepare.options import Background, PrepareOptions
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 DEFAULT = PrepareOptions(corpus="", out="")
@@ -94,7 +94,7 @@ def prepare(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Run the verb."""
-    from plato2.data.prepare import prepare as run  # after the arguments are known to be sound
+    from plato2.prepare.dialogues import prepare as run  # after the arguments are known to be sound
 
     options = PrepareOptions(
         corpus=corpus,
@@ -124,8 +124,8 @@ def prepare(
 
 def _print_summary(folder: Path, as_json: bool) -> None:
     """What came of it: one JSON object, or a few lines."""
-    from plato2.data.prepare import summary
     from plato2.data.shards import read_index
+    from plato2.prepare.dialogues import summary
 
     index = read_index(folder)
     facts = index.extra["facts"]

@@ -14,9 +14,9 @@ from rich.text import Text
 
 from plato2.commands.prepare import parse_rules
 from plato2.commands.prepare_reddit import default_rules
-from plato2.data.reddit.messages import Message
-from plato2.data.reddit.options import RedditOptions
-from plato2.data.reddit.rules import LANGUAGES, check_language, explain
+from plato2.prepare.reddit.messages import Message
+from plato2.prepare.reddit.options import RedditOptions
+from plato2.prepare.reddit.rules import LANGUAGES, check_language, explain
 from plato2.talk.table import printable
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from plato2.commands.prepare import pair, parse_rules
 from plato2.config import UserError, install
-from plato2.data.reddit.options import EngineName, OnBroken, RedditOptions
-from plato2.data.reddit.rules import LANGUAGES, RedditRules
-from plato2.data.reddit.threads import Orphans
+from plato2.prepare.reddit.options import EngineName, OnBroken, RedditOptions
+from plato2.prepare.reddit.rules import LANGUAGES, RedditRules
+from plato2.prepare.reddit.threads import Orphans
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 DEFAULT = RedditOptions(comments=["?"], out="?")
@@ -149,7 +149,7 @@ def prepare_reddit(
         force=force,
     )
     try:
-        from plato2.data.reddit.pipeline import prepare_reddit as run
+        from plato2.prepare.reddit.pipeline import prepare_reddit as run
     except ImportError as error:
         raise UserError(f"{error}: {install('reddit')}") from None
     _print_summary(run(options), None if tokenizer else options.pieces, as_json)

@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 
 from plato2.config import UserError, expand_path
-from plato2.data.corpora import ReadReport, corpus_names, read_corpus, read_lines
 from plato2.data.tokenizer import Tokenizer, fewer_pieces, train_tokenizer
+from plato2.prepare.corpora import ReadReport, corpus_names, read_corpus, read_lines
 
 app = typer.Typer(
     help="Train a tokenizer, or look at how one cuts a text.",

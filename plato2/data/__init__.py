@@ -1,1 +1,1 @@
-"""Text in, batches out: corpora, cleaning, tokenizer, samples, shards, order, packing, batches."""
+"""Shards to batches, at every step: tokenizer, samples, shards, order, packing, batches."""

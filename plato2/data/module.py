@@ -8,12 +8,9 @@ ahead does not count, and it moves on only when the optimizer step is finished.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import tempfile
-import time
 import warnings
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,15 +18,11 @@ from typing import Any, Literal
 import fsspec
 import pytorch_lightning as pl
 
-from plato2.config import UserError, expand_path, in_typed_words
-from plato2.data.atomic import is_being_written
+from plato2.config import UserError, expand_path
 from plato2.data.order import Batching, Position
 from plato2.data.shards import ShardIndex, has_index, read_index
 from plato2.data.stream import Batch, Corpus, Step, StepLoader, TrainStream, ValidStream
 from plato2.data.tokenizer import Tokenizer
-
-PATIENCE_S = 120.0
-"""Seconds that a process waits for a corpus that nobody is preparing: the first process may start later."""
 
 
 class DialogueDataModule(pl.LightningDataModule):
@@ -49,11 +42,10 @@ class DialogueDataModule(pl.LightningDataModule):
         n_workers: worker processes of the train loader; 0 = none. Changes nothing but speed.
         valid_units: units of one validation pass over all ranks; the whole split when not given.
         cache_dir: local copies of remote shards; `~/.cache/plato2` when not given.
-        prepare: options of `plato2 prepare` (without `out`): how to make the corpus when `path` has none.
 
     Raises:
-        UserError: no corpus, a corpus made with other options than `prepare`, budgets that do not fit the
-            corpus or the number of ranks, a position of another corpus or batching.
+        UserError: no corpus, budgets that do not fit the corpus or the number of ranks, a position of another
+            corpus or batching.
     """
 
     def __init__(
@@ -71,17 +63,14 @@ class DialogueDataModule(pl.LightningDataModule):
         n_workers: int = 0,
         valid_units: int | None = None,
         cache_dir: str | None = None,
-        prepare: dict[str, Any] | None = None,
     ) -> None:
         """Nothing is read yet; only the options are checked."""
         super().__init__()
-        self.prepare_data_per_node = False  # nodes share the folder: one of them prepares it
         self.path, self.batch = expand_path(str(path), "data.path"), batch
         self.batching = Batching(mode, unit_tokens, row_length, pool_samples, window_samples)
         self.batch_tokens, self.max_steps, self.seed = batch_tokens, max_steps, seed
         self.n_workers, self.valid_units = n_workers, valid_units
         self.cache_dir = None if cache_dir is None else expand_path(cache_dir, "data.cache_dir")
-        self.prepare_options = prepare
         if batch_tokens < 1 or batch_tokens % unit_tokens:
             raise UserError(
                 f"optim.batch_tokens={batch_tokens} is not a multiple of data.unit_tokens={unit_tokens}: "
@@ -96,69 +85,8 @@ class DialogueDataModule(pl.LightningDataModule):
             )
         self._step, self._position = 0, Position()
         self._before = (0, Position())
-        self._prepared = False
 
     # ------------------------------------------------------------------------------------------ the corpus
-
-    def prepare_data(self) -> None:
-        """Prepare the corpus when there is none and `prepare` says how; otherwise reuse it and say so.
-
-        `train.py` calls this before it builds the model, Lightning once more: the second call does nothing.
-        """
-        if self.prepare_options is None or self._prepared:
-            return
-        self._prepared = True
-        from plato2.data.prepare import PrepareOptions, prepare, summary  # slow to import, rarely needed
-
-        try:
-            options = PrepareOptions.from_dict({**self.prepare_options, "out": self.path})
-            if options.force or not has_index(self.path):
-                print("\n".join(summary(prepare(options))))
-                return
-        except UserError as error:
-            keys = [field.name for field in fields(PrepareOptions)] + ["reader.", "clean."]
-            typed = {key: f"data.prepare.{key}" for key in keys} | {"out": "data.path"}
-            raise UserError(in_typed_words(str(error), typed)) from error
-        self._check_prepared(asdict(options))
-        samples = {name: split.samples for name, split in self.index.splits.items()}
-        print(
-            f"data: reusing {self.path} ({', '.join(f'{n:,} {name}' for name, n in samples.items())} samples)"
-        )
-
-    def _check_prepared(self, asked: dict[str, Any]) -> None:
-        stored, wanted = self.index.prepare, json.loads(json.dumps(asked, default=str))
-        differing = [
-            f"data.prepare.{key} is {stored[key]!r}, asked for {wanted[key]!r}"
-            for key in sorted(stored.keys() & wanted.keys())
-            if stored[key] != wanted[key]
-        ]
-        if differing:
-            raise UserError(
-                f"{self.path} was prepared with other options: {'; '.join(differing)}; "
-                "take another data.path, or correct data.prepare, or prepare it again with `plato2 prepare`"
-            )
-
-    def prepare_or_wait(self) -> None:
-        """Prepare before the ranks know each other: the first does it, others started beside it wait.
-
-        Raises:
-            UserError: the first one failed, or does not begin.
-        """
-        rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or "0"
-        if rank == "0":
-            self.prepare_data()
-        if self.prepare_options is None:
-            return
-        seen = time.monotonic()
-        while not self.exists:
-            if is_being_written(Path(self.path)):
-                seen = time.monotonic()
-            elif time.monotonic() - seen > PATIENCE_S:
-                raise UserError(
-                    f"data.path={self.path}: no corpus there, and for {PATIENCE_S:g} s no process has been "
-                    "preparing one; the first process (rank 0) says why it failed or does not run"
-                )
-            time.sleep(1.0)
 
     def check_model(self, vocab_size: int, max_position: int) -> None:
         """Refuse a model that does not fit the shards.
@@ -177,12 +105,6 @@ class DialogueDataModule(pl.LightningDataModule):
                 f"model.max_position={max_position}: samples of {self.path} have up to {longest} tokens; use "
                 f"model.max_position={longest}, or prepare the data with shorter limits"
             )
-
-    @property
-    def will_prepare(self) -> bool:
-        """Whether `prepare_data` is still to make the corpus, so that nothing is known of it yet."""
-        options = self.prepare_options
-        return options is not None and not self._prepared and bool(options.get("force") or not self.exists)
 
     @property
     def exists(self) -> bool:
@@ -242,6 +164,12 @@ class DialogueDataModule(pl.LightningDataModule):
     def valid_sha256(self) -> str:
         """Hash of the validation shards."""
         return self._shards_sha256("valid")
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a run records of its data."""
+        hashes = {"sha256": self.data_sha256, "valid_sha256": self.valid_sha256}
+        return {"path": self.path, **hashes, "tokenizer_sha256": self.tokenizer_sha256}
 
     def _shards_sha256(self, split: str) -> str:
         hashes = [shard.sha256 for shard in self._corpus(split).shards.shards]

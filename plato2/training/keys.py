@@ -20,8 +20,8 @@ CLASSES = {
     "": "plato2.config.RunConfig",
     "model": "plato2.config.ModelConfig",
     "optim": "plato2.config.OptimConfig",
-    "data.prepare": "plato2.data.options.PrepareOptions",
-    "data.prepare.clean": "plato2.data.clean.CleanRules",
+    "data.prepare": "plato2.prepare.options.PrepareOptions",
+    "data.prepare.clean": "plato2.prepare.clean.CleanRules",
 }
 """What has all keys of a group; the keys of the other groups are those of their files."""
 COLUMN = " " * 30

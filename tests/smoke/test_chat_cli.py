@@ -27,7 +27,7 @@ from test_reply_cli import Done, plato2
 
 from plato2.commands.chat import Chat
 from plato2.config import DecodeConfig
-from plato2.data.corpora import ReadReport, jsonl
+from plato2.prepare.corpora import ReadReport, jsonl
 from plato2.talk.bot import PlatoBot, Reply
 from plato2.talk.rank import Candidate
 from plato2.weights.export import export_to_huggingface

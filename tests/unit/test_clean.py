@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plato2.config import UserError
-from plato2.data.clean import (
+from plato2.prepare.clean import (
     Cleaner,
     CleanRules,
     RepeatCounter,
@@ -23,7 +23,7 @@ from plato2.data.clean import (
     overlaps,
     split_words,
 )
-from plato2.data.words import UNSPACED
+from plato2.words import UNSPACED
 
 ZH = "今天天气真好我们一起去公园散步好不好然后再去吃一碗热热的牛肉面你觉得怎么样呢"
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from plato2.config import UserError
-from plato2.data.corpora import ReadReport, corpus_names, merge_speakers, parse_time, read_corpus
 from plato2.data.samples import Turn
+from plato2.prepare.corpora import ReadReport, corpus_names, merge_speakers, parse_time, read_corpus
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from plato2.config import UserError
-from plato2.data.clean import CleanRules
-from plato2.data.corpora import ReadReport, read_corpus, read_json
-from plato2.data.corpora.lccc import join_characters
-from plato2.data.prepare import PrepareOptions, prepare
 from plato2.data.shards import read_index
+from plato2.prepare.clean import CleanRules
+from plato2.prepare.corpora import ReadReport, read_corpus, read_json
+from plato2.prepare.corpora.lccc import join_characters
+from plato2.prepare.dialogues import PrepareOptions, prepare
 from plato2.talk.self_chat import meta_file, to_line, write_parlai
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -441,15 +441,15 @@ def test_long_json_is_read_in_parts(tmp_path, monkeypatch):
     values = [["火" * n, "é" * n] for n in range(40)] + [12345, {"a": [1, 2.5e3, None]}]
     path = write(tmp_path / "a.json", json.dumps(values, ensure_ascii=False, indent=1))
     for size in (1, 2, 3, 7, 64):
-        monkeypatch.setattr("plato2.data.json_values._JSON_CHUNK", size)
+        monkeypatch.setattr("plato2.prepare.json_values._JSON_CHUNK", size)
         found = list(read_json(str(path), lambda depth, _: depth == 0))
         assert [value for _, _, value in found] == values
         assert [line for line, _, _ in found] == [*range(2, 2 + 4 * 40, 4), 162, 163]
 
 
 def test_a_value_that_never_ends_is_not_held(tmp_path, monkeypatch):
-    monkeypatch.setattr("plato2.data.json_values._JSON_CHUNK", 100)
-    monkeypatch.setattr("plato2.data.json_values._JSON_VALUE", 1000)
+    monkeypatch.setattr("plato2.prepare.json_values._JSON_CHUNK", 100)
+    monkeypatch.setattr("plato2.prepare.json_values._JSON_VALUE", 1000)
     path = write(tmp_path / "a.json", '[["a", "b"], ["c", ' + '"d", ' * 1000 + '"e"]]')
     with pytest.raises(UserError, match="is damaged"):
         read("lccc", path)

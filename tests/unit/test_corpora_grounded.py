@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from plato2.config import UserError
-from plato2.data.clean import CleanRules
-from plato2.data.corpora import ReadReport, read_corpus
-from plato2.data.options import PrepareOptions
-from plato2.data.prepare import prepare
 from plato2.data.samples import encode_context, encode_response
 from plato2.data.shards import read_index, read_shard
 from plato2.data.tokenizer import Tokenizer
+from plato2.prepare.clean import CleanRules
+from plato2.prepare.corpora import ReadReport, read_corpus
+from plato2.prepare.dialogues import prepare
+from plato2.prepare.options import PrepareOptions
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 

@@ -27,7 +27,14 @@ from plato2.bench.dumps import (
     write_dumps,
 )
 from plato2.config import UserError
-from plato2.data.clean import has_long_word, has_special_string, has_url, letter_share, overlaps, split_words
+from plato2.prepare.clean import (
+    has_long_word,
+    has_special_string,
+    has_url,
+    letter_share,
+    overlaps,
+    split_words,
+)
 
 N = 20_000
 PLACEHOLDERS = ("[deleted]", "[removed]")

@@ -23,10 +23,10 @@ from typer.testing import CliRunner
 
 from plato2.commands import app
 from plato2.config import DecodeConfig, UserError
-from plato2.data.prepare import PrepareOptions, prepare
 from plato2.data.samples import encode_context
 from plato2.data.tokenizer import Tokenizer, train_tokenizer
 from plato2.model.backbone import put_front
+from plato2.prepare.dialogues import PrepareOptions, prepare
 from plato2.stages import STAGES
 from plato2.talk.bot import PlatoBot
 from plato2.talk.rank import coherence

@@ -23,9 +23,9 @@ import torch
 from runs import KNOVER, checkpoint_of, make_corpus, make_run, make_stage
 
 from plato2.config import UserError
-from plato2.data.corpora import ReadReport, corpus_names, read_corpus
 from plato2.data.shards import INDEX_FILE, read_index, read_shard
 from plato2.data.tokenizer import Tokenizer
+from plato2.prepare.corpora import ReadReport, corpus_names, read_corpus
 from plato2.training.checkpoint import checkpoint_weights
 from plato2.training.run import FORMAT, RunFolder, choose_run, runs
 from plato2.training.saved import best_value, checkpoint_step

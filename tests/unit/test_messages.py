@@ -11,9 +11,8 @@ from typer.testing import CliRunner
 
 from plato2.commands import SPECIAL, VERBS, app, joined_lines
 from plato2.config import UserError, did_you_mean, in_typed_words
-from plato2.data.collate import GenerationBatch
-from plato2.data.module import DialogueDataModule
 from plato2.training.console import number
+from plato2.training.corpus import CorpusOfRun
 
 NAMES = {"valid_dialogues": "--valid-dialogues", "force": "--force", "out": "--out", "reader.": "--reader "}
 
@@ -110,9 +109,9 @@ def test_train_names_the_keys_of_its_configuration(
     tmp_path: Path, prepare: dict[str, object], told: str
 ) -> None:
     options = {"corpus": "jsonl", "files": [str(dialogues(tmp_path, 1))], **prepare}
-    data = DialogueDataModule(str(tmp_path / "out"), GenerationBatch(), 8192, 1, prepare=options)
+    corpus = CorpusOfRun(str(tmp_path / "out"), options)
     with pytest.raises(UserError) as caught:
-        data.prepare_data()
+        corpus.make()
     assert told in str(caught.value)
 
 

@@ -13,9 +13,9 @@ from torch import nn
 from units import BATCHES, MODEL, make_stage, make_window, pack_for
 
 from plato2.config import ModelConfig, UserError
-from plato2.data.reddit.rules import LANGUAGES
 from plato2.model.backbone import ROWS_STEP
 from plato2.model.dropout import Dropout
+from plato2.prepare.reddit.rules import LANGUAGES
 from plato2.stages import STAGES
 
 CONF = Path(__file__).parents[2] / "conf" / "model"

@@ -1,12 +1,7 @@
-"""The DataModule inside a real Trainer: positions, resuming, preparation, and errors that name their cure."""
+"""The DataModule inside a real Trainer: positions, resuming, and errors that name their cure."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,61 +30,6 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
 def module(path: str, **options: Any) -> DialogueDataModule:
     batch = options.pop("batch", GenerationBatch())
     return DialogueDataModule(path, batch, **{**OPTIONS, "max_steps": 30, **options})
-
-
-WAITS = """
-import sys
-from plato2.config import UserError
-from plato2.data import module
-from plato2.data.collate import GenerationBatch
-module.PATIENCE_S = 0.5
-prepare = {"corpus": "chitchat", "tokenizer": sys.argv[2], "max_dialogues": 2000}
-options = {"batch_tokens": 8192, "max_steps": 1, "prepare": prepare}
-data = module.DialogueDataModule(sys.argv[1], GenerationBatch(), **options)
-try:
-    data.prepare_or_wait()
-except UserError as error:
-    sys.exit(str(error))
-print(data.index.splits["train"].samples)
-"""
-
-
-def waiting(rank: int, path: Path, tokenizer: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", WAITS, str(path), str(tokenizer)]
-    variables = os.environ | {"RANK": str(rank), "PYTHONPATH": str(ROOT)}
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, env=variables, text=True, **pipes)
-
-
-def preparing(path: Path) -> subprocess.Popen[str]:
-    """The first process, which has begun to prepare."""
-    first = waiting(0, path, ROOT / "tests/fixtures/knover")
-    while not path.with_name(f".{path.name}.preparing").exists():
-        assert first.poll() is None
-        time.sleep(0.02)
-    return first
-
-
-def test_a_process_waits_as_long_as_the_first_one_prepares(tmp_path: Path) -> None:
-    first = preparing(tmp_path / "out")
-    second = waiting(1, tmp_path / "out", ROOT / "tests/fixtures/knover")
-    told = [process.communicate(timeout=600)[0] for process in (first, second)]
-    assert (first.returncode, second.returncode) == (0, 0)
-    assert told[0].splitlines()[-1] == told[1].strip() != ""  # the first one also says what it left out
-
-
-def test_a_process_does_not_wait_for_one_that_failed(tmp_path: Path) -> None:
-    first, second = (waiting(rank, tmp_path / "out", tmp_path / "nowhere") for rank in (0, 1))
-    assert "no tokenizer at" in first.communicate(timeout=600)[1]
-    assert "no process has been preparing one; the first process" in second.communicate(timeout=600)[1]
-    assert (first.returncode, second.returncode) == (1, 1)
-
-
-def test_a_process_does_not_wait_for_one_that_was_killed(tmp_path: Path) -> None:
-    first = preparing(tmp_path / "out")
-    second = waiting(1, tmp_path / "out", ROOT / "tests/fixtures/knover")
-    first.kill()
-    assert "no process has been preparing one; the first process" in second.communicate(timeout=600)[1]
 
 
 class Stopped(Exception):
@@ -272,47 +212,3 @@ def test_a_corpus_that_is_not_there(tmp_path: Path) -> None:
     write_corpus(tmp_path / "part", 10, 0)
     with pytest.raises(UserError, match=r"split 'valid' is missing or empty"):
         module(str(tmp_path / "part")).setup("fit")
-
-
-# ------------------------------------------------------------------------------------------------ preparation
-
-
-def test_a_missing_corpus_is_prepared_and_then_reused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    turns = ["the weather is nice today", "yes it is sunny in town number {}", "shall we go out"]
-    lines = [json.dumps({"turns": [turn.format(i) for turn in turns]}) for i in range(60)]
-    corpus = tmp_path / "dialogues.jsonl"
-    corpus.write_text("\n".join(lines) + "\n")
-    prepare = {"corpus": "jsonl", "files": [str(corpus)], "vocab_pieces": 80, "valid_fraction": 0.1}
-    out = tmp_path / "prepared"
-    data = module(str(out), prepare=prepare, row_length=256)
-    data.prepare_data()
-    data.setup("fit")
-    assert next(iter(data.train_dataloader()))["units"]
-    assert data.vocab_size == 81
-    hashes = data.data_sha256, data.tokenizer_sha256
-    capsys.readouterr()
-
-    again = module(str(out), prepare=prepare, row_length=256)
-    again.prepare_data()
-    again.prepare_data()  # Lightning calls it again
-    assert capsys.readouterr().out.count(f"data: reusing {out} (") == 1
-    assert (again.data_sha256, again.tokenizer_sha256) == hashes
-
-    other = module(str(out), prepare={**prepare, "vocab_pieces": 90, "policy": "response"}, row_length=256)
-    again.save_tokenizer(tmp_path / "run" / "tokenizer")
-    saved = {path.name: path.read_bytes() for path in (tmp_path / "run" / "tokenizer").iterdir()}
-    assert saved == {path.name: path.read_bytes() for path in (out / "tokenizer").iterdir()}
-
-    message = (
-        r"data.prepare.policy is 'split', asked for 'response'; "
-        r"data.prepare.vocab_pieces is 80, asked for 90; take another"
-    )
-    with pytest.raises(UserError, match=message):
-        other.prepare_data()
-
-
-def test_without_prepare_nothing_is_prepared(path: str, capsys: pytest.CaptureFixture[str]) -> None:
-    module(path).prepare_data()
-    assert capsys.readouterr().out == ""

@@ -16,14 +16,14 @@ from typer.testing import CliRunner
 
 from plato2.commands import app
 from plato2.config import UserError
-from plato2.data.card import escape
-from plato2.data.clean import CleanRules
-from plato2.data.options import PrepareOptions
-from plato2.data.prepare import prepare, summary
 from plato2.data.shards import read_index, read_shard
-from plato2.data.shuffle import DiskShuffle
-from plato2.data.statistics import unigram_nll
 from plato2.data.tokenizer import Tokenizer
+from plato2.prepare.card import escape
+from plato2.prepare.clean import CleanRules
+from plato2.prepare.dialogues import prepare, summary
+from plato2.prepare.options import PrepareOptions
+from plato2.prepare.shuffle import DiskShuffle
+from plato2.prepare.statistics import unigram_nll
 
 ROOT = Path(__file__).parents[2]
 KNOVER = ROOT / "tests" / "fixtures" / "knover"

@@ -15,13 +15,13 @@ import pytest
 
 from plato2.bench.dumps import Shares, write_dumps
 from plato2.config import UserError
-from plato2.data.prepare import check_target
-from plato2.data.reddit.funnel import FunnelFacts
-from plato2.data.reddit.nodes import Counts
-from plato2.data.reddit.options import RedditOptions
-from plato2.data.reddit.pipeline import prepare_reddit
-from plato2.data.reddit.rules import RedditRules
 from plato2.data.shards import read_index
+from plato2.prepare.dialogues import check_target
+from plato2.prepare.reddit.funnel import FunnelFacts
+from plato2.prepare.reddit.nodes import Counts
+from plato2.prepare.reddit.options import RedditOptions
+from plato2.prepare.reddit.pipeline import prepare_reddit
+from plato2.prepare.reddit.rules import RedditRules
 
 ROOT = Path(__file__).parents[2]
 KNOVER = ROOT / "tests" / "fixtures" / "knover"

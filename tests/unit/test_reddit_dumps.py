@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plato2.config import UserError
-from plato2.data.reddit.dumps import Block, Dump, DumpReader, find_dumps
+from plato2.prepare.reddit.dumps import Block, Dump, DumpReader, find_dumps
 
 
 def zst(text: bytes, level: int = 3) -> bytes:

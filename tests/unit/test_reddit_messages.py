@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plato2.data.reddit.messages import Message, parse_comment, parse_submission
+from plato2.prepare.reddit.messages import Message, parse_comment, parse_submission
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 COMMENT = {

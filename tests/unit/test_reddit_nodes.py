@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plato2.config import UserError
-from plato2.data.clean import message_key
-from plato2.data.reddit.dumps import Block, Dump
-from plato2.data.reddit.nodes import N_EXAMPLES, Counts, NodeMaker, month_name, node_schema
-from plato2.data.reddit.rules import RedditRules
-from plato2.data.reddit.shard_parts import month_of
 from plato2.data.tokenizer import Tokenizer, train_tokenizer
+from plato2.prepare.clean import message_key
+from plato2.prepare.reddit.dumps import Block, Dump
+from plato2.prepare.reddit.nodes import N_EXAMPLES, Counts, NodeMaker, month_name, node_schema
+from plato2.prepare.reddit.rules import RedditRules
+from plato2.prepare.reddit.shard_parts import month_of
 
 TOKENIZER = Tokenizer.load(str(files("plato2.weights") / "knover_english"))
 JANUARY, FEBRUARY = (int(datetime(2011, month, 9, tzinfo=UTC).timestamp()) for month in (1, 2))

@@ -21,10 +21,11 @@ from typer.testing import CliRunner
 from plato2.commands import app
 from plato2.commands.prepare_reddit import default_rules
 from plato2.config import UserError
-from plato2.data.reddit.dumps import Block, Dump
-from plato2.data.reddit.messages import Message
-from plato2.data.reddit.nodes import NodeMaker
-from plato2.data.reddit.rules import (
+from plato2.data.tokenizer import Tokenizer, train_tokenizer
+from plato2.prepare.reddit.dumps import Block, Dump
+from plato2.prepare.reddit.messages import Message
+from plato2.prepare.reddit.nodes import NodeMaker
+from plato2.prepare.reddit.rules import (
     LANGUAGES,
     Judge,
     RedditRules,
@@ -36,8 +37,7 @@ from plato2.data.reddit.rules import (
     overlaps,
     repeat_rule,
 )
-from plato2.data.reddit.threads import TreeOptions, build_threads
-from plato2.data.tokenizer import Tokenizer, train_tokenizer
+from plato2.prepare.reddit.threads import TreeOptions, build_threads
 
 TOKENIZER = Tokenizer.load(str(files("plato2.weights") / "knover_english"))
 CHINESE = train_tokenizer(["今天天气真好。我们一起去公园散步。好不好。", "你好吗。我很好。谢谢你。"], 38)

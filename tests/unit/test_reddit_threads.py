@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plato2.data.reddit.nodes import node_schema
-from plato2.data.reddit.threads import ThreadSamples, TreeOptions, build_threads
 from plato2.data.samples import encode_context, encode_response
+from plato2.prepare.reddit.nodes import node_schema
+from plato2.prepare.reddit.threads import ThreadSamples, TreeOptions, build_threads
 
 MONTH = 2011 * 12
 DAY = 86400

@@ -1,0 +1,1 @@
+"""Text to shards, once for each corpus: readers, cleaning, data cards."""

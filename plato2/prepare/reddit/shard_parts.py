@@ -1,0 +1,145 @@
+"""Stage 3's output for one shard: its training samples as the final file, its validation candidates, counts.
+
+Written by whichever process got the shard's nodes. The `.json` comes last: with it the shard is finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from plato2.data.shards import Samples, ShardInfo, write_shard
+from plato2.prepare.reddit.threads import ThreadSamples, TreeOptions, build_threads
+from plato2.prepare.reddit.work import write_part, write_text
+from plato2.prepare.statistics import SplitStatistics
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """What is the same for all shards of stage 3."""
+
+    folder: str
+    trees: TreeOptions
+    vocab_size: int
+    valid_from: int
+    """Seconds since 1970: responses before it are for training, the others candidates for validation."""
+    valid_samples: int
+    """Validation samples in the whole corpus, so the most one shard can give."""
+
+
+@dataclass(frozen=True)
+class ShardPart:
+    """What is known of a finished shard."""
+
+    number: int
+    train: ShardInfo | None
+    digest: str
+    """Of the training samples, see `samples_digest`."""
+    n_candidates: int
+    """Samples from `valid_from` on, those that were not written included."""
+    n_nodes: dict[str, int]
+    lost: dict[str, dict[str, int]]
+    """By month and reason."""
+    samples: dict[str, int]
+    """By month, both splits."""
+    statistics: dict[str, list[int] | int]
+
+    def add_to(self, statistics: SplitStatistics) -> None:
+        """Add the counts over the training samples."""
+        for name, value in self.statistics.items():
+            setattr(statistics, name, getattr(statistics, name) + np.array(value, dtype=np.int64)[()])
+
+
+def write_samples(job: ShardJob, number: int, nodes: pa.Table) -> ShardPart:
+    """Build the samples of a shard's threads and write them."""
+    folder = Path(job.folder)
+    samples = build_threads(nodes, job.trees)
+    is_valid = samples.time >= job.valid_from
+    train = samples.take(np.flatnonzero(~is_valid))
+    valid = samples.take(np.flatnonzero(is_valid)[: job.valid_samples])  # the lowest keys: they are in order
+    statistics = SplitStatistics(job.trees.max_context, job.trees.max_response, job.vocab_size)
+    statistics.add(train.token_ids, train.offsets, train.context_len)
+    info = None
+    if len(train):
+        written = Samples(train.token_ids, train.offsets, train.context_len, np.arange(len(train)))
+        info = write_shard(folder, f"train-{number:05d}.parquet", written, job.vocab_size)
+    if len(valid):
+        write_part(folder / f"valid-{number:05d}.parquet", _candidates(valid), {})
+    part = ShardPart(
+        number=number,
+        train=info,
+        digest=samples_digest(train.token_ids, train.offsets, train.context_len),
+        n_candidates=int(is_valid.sum()),
+        n_nodes=dict(samples.n_nodes),
+        lost={month_of(month): dict(counts) for month, counts in samples.lost.items()},
+        samples=dict(Counter(np.datetime_as_string(samples.time.astype("datetime64[s]"), unit="M").tolist())),
+        statistics={name: np.asarray(value).tolist() for name, value in vars(statistics).items()},
+    )
+    write_text(folder / f"{number:05d}.json", json.dumps(asdict(part)))
+    return part
+
+
+def read_part(path: Path) -> ShardPart:
+    """What `write_samples` left in `NNNNN.json`."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    train = values.pop("train")
+    return ShardPart(train=ShardInfo(**train) if train else None, **values)
+
+
+def samples_digest(token_ids: np.ndarray, offsets: np.ndarray, context_len: np.ndarray) -> str:
+    """SHA-256 over samples in their order: lengths and context lengths (int64), then all ids (uint32)."""
+    digest = hashlib.sha256()
+    for array, kind in ((np.diff(offsets), "<i8"), (context_len, "<i8"), (token_ids, "<u4")):
+        digest.update(np.ascontiguousarray(array, dtype=kind).tobytes())
+    return digest.hexdigest()
+
+
+def month_of(number: int) -> str:
+    """The name of a month counted from year 0."""
+    return f"{number // 12:04d}-{number % 12 + 1:02d}"
+
+
+def _candidates(samples: ThreadSamples) -> pa.Table:
+    """Validation candidates with their keys."""
+    token_ids = pa.ListArray.from_arrays(
+        pa.array(samples.offsets, pa.int32()), pa.array(samples.token_ids, pa.int32())
+    )
+    return pa.table({"key": samples.keys, "token_ids": token_ids, "context_len": samples.context_len})
+
+
+def group_by_shard(
+    batches: Iterable[pa.RecordBatch], schema: pa.Schema, numbers: Sequence[int]
+) -> Iterator[tuple[int, pa.Table]]:
+    """(number, its nodes) for each of `numbers` (rising) from batches sorted by the column `shard`."""
+    waiting: dict[int, list[pa.RecordBatch]] = {}
+    expected = iter(numbers)
+    for batch in batches:
+        shards = batch.column("shard").to_numpy()
+        starts = np.flatnonzero(np.append(True, shards[1:] != shards[:-1])[: len(shards)])
+        for start, end in zip(starts, [*starts[1:], len(shards)], strict=True):
+            number = int(shards[start])
+            for finished in [] if number in waiting else [*waiting]:
+                yield from _up_to(finished, expected, waiting.pop(finished), schema)
+            waiting.setdefault(number, []).append(batch.slice(start, end - start))
+    for finished, parts in waiting.items():
+        yield from _up_to(finished, expected, parts, schema)
+    for number in expected:
+        yield number, schema.empty_table()
+
+
+def _up_to(
+    number: int, expected: Iterator[int], parts: list[pa.RecordBatch], schema: pa.Schema
+) -> Iterator[tuple[int, pa.Table]]:
+    """Shards without a node, then the shard `number`."""
+    for other in expected:
+        if other == number:
+            yield number, pa.Table.from_batches(parts, schema)
+            return
+        yield other, schema.empty_table()

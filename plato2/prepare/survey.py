@@ -1,0 +1,105 @@
+"""What the first pass over a corpus learns: counts, times and repeated messages, in a few bytes each."""
+
+from __future__ import annotations
+
+from array import array
+from datetime import UTC, datetime
+from math import isnan, nan
+
+import numpy as np
+
+from plato2.config import UserError
+from plato2.data.samples import Dialogue
+from plato2.data.tokenizer import SENTENCE_BYTES
+from plato2.prepare.clean import RepeatCounter
+from plato2.prepare.corpora import ReadReport
+from plato2.prepare.options import PrepareOptions
+
+
+class Survey:
+    """Counts over a corpus; `report` holds what could not be read."""
+
+    def __init__(self, strict: bool) -> None:
+        """Start with no dialogue; `strict` stops at the first broken record."""
+        self.report = ReadReport(strict)
+        self.messages = RepeatCounter()
+        self.n_long = 0
+        """Messages of more characters than SentencePiece trains on at once."""
+        self.n_turns = array("I")
+        """Turns of each dialogue."""
+        self.times = array("d")
+        """Time of each dialogue, that of its first turn with one; nan without."""
+
+        self.n_pairs = 0
+        self.valid_share = 0.0
+        """Share of the usable dialogues that `choose_valid` chose."""
+
+        self.last_time = nan
+
+    @property
+    def n_dialogues(self) -> int:
+        """Dialogues read."""
+        return len(self.n_turns)
+
+    def add(self, dialogue: Dialogue) -> None:
+        """Count one dialogue."""
+        times = [turn.time for turn in dialogue.turns if turn.time is not None]
+        self.times.append(times[0] if times else nan)
+        if times:
+            self.last_time = max(times) if isnan(self.last_time) else max(self.last_time, *times)
+        self.n_turns.append(len(dialogue.turns))
+        self.n_pairs += max(0, len(dialogue.turns) - max(1, dialogue.first_response))
+        for turn in dialogue.turns:
+            self.messages.add(turn.text)
+            self.n_long += len(turn.text) > SENTENCE_BYTES
+
+    def usable(self) -> np.ndarray:
+        """Numbers of the dialogues with at least two turns."""
+        return np.flatnonzero(np.frombuffer(self.n_turns, dtype=np.uint32) >= 2)
+
+    def has_times(self) -> bool:
+        """Whether each usable dialogue has a time."""
+        return not np.isnan(np.frombuffer(self.times)[self.usable()]).any()
+
+    def choose_valid(self, options: PrepareOptions) -> np.ndarray:
+        """Whether each dialogue is for validation: the latest ones, by time where all have one.
+
+        Raises:
+            UserError: nothing would be left to train on.
+        """
+        usable = self.usable()
+        n_valid = options.valid_dialogues or max(1, round(options.valid_fraction * len(usable)))
+        if n_valid >= len(usable):
+            dropped = self.report.sentence()
+            asked = "valid_dialogues" if options.valid_dialogues else "valid_fraction"
+            given = f"{asked}={getattr(options, asked)}"
+            raise UserError(
+                f"{given}: the corpus {options.corpus} has {len(usable)} dialogue(s) of "
+                "two or more turns and some must be left to train on; name fewer or add dialogues"
+                + (f"; {dropped}" if dropped else "")
+            )
+        if self.has_times():
+            usable = usable[np.argsort(np.frombuffer(self.times)[usable], kind="stable")]
+
+        self.valid_share = n_valid / len(usable)
+        is_valid = np.zeros(self.n_dialogues, dtype=bool)
+        is_valid[usable[len(usable) - n_valid :]] = True
+        return is_valid
+
+    def counts(self) -> dict[str, int]:
+        """The beginning of the funnel, for the card."""
+        return {
+            "broken": self.report.n_broken,
+            "dialogues": self.n_dialogues,
+            "dialogues_of_two_or_more_turns": len(self.usable()),
+            "turns": len(self.messages),
+            "pairs": self.n_pairs,
+        }
+
+    def dates(self) -> dict[str, str]:
+        """First and last day, where there are times."""
+        times = np.frombuffer(self.times)
+        if isnan(self.last_time) or not len(times):
+            return {}
+        days = {"first_day": float(np.nanmin(times)), "last_day": self.last_time}
+        return {name: datetime.fromtimestamp(time, UTC).date().isoformat() for name, time in days.items()}
