@@ -30,9 +30,9 @@ from gradio_client import Client
 from starlette.routing import Route
 
 from plato2.config import DecodeConfig, UserError
-from plato2.talk.batching import Batcher, Job, QueueFull
+from plato2.serve.batching import Batcher, Job, QueueFull
+from plato2.serve.page import mount_page
 from plato2.talk.bot import PlatoBot, Reply
-from plato2.talk.page import mount_page
 from plato2.talk.rank import Candidate
 from plato2.talk.safety import Flag, Safety, WordList
 
@@ -175,7 +175,8 @@ def exported(client: Client) -> list[dict[str, Any]]:
 
 def test_the_page_changes_nothing_of_the_api(runs: dict[str, Path]) -> None:
     pytest.importorskip("prometheus_client", reason="the server needs pip install '.[serve]'")
-    from plato2.talk.server import Metrics, make_app
+    from plato2.serve.app import make_app
+    from plato2.serve.metrics import Metrics
 
     bot = PlatoBot.load(runs["1_coarse"])
     batcher = Batcher(bot)
@@ -609,9 +610,9 @@ def test_an_open_page_does_not_hold_up_the_end(runs: dict[str, Path]) -> None:
 
 def test_without_gradio_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "plato2.talk.page")
+    monkeypatch.delitem(sys.modules, "plato2.serve.page")
     with pytest.raises(UserError, match=r"pip install '\.\[ui\]'"):
-        importlib.import_module("plato2.talk.page")
+        importlib.import_module("plato2.serve.page")
 
 
 # ------------------------------------------------------------------------------------------------ Chromium

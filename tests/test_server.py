@@ -46,17 +46,18 @@ if shutil.which("curl") is None:
 
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
-import plato2.talk.server as server_module  # noqa: E402
+import plato2.serve.app as app_module  # noqa: E402
 from plato2.commands.serve import model_name  # noqa: E402
-from plato2.talk.batching import Batcher  # noqa: E402
-from plato2.talk.chat_api import ApiError, ChatRequest  # noqa: E402
-from plato2.talk.server import (  # noqa: E402
+from plato2.serve.app import make_app  # noqa: E402
+from plato2.serve.batching import Batcher  # noqa: E402
+from plato2.serve.chat_api import ApiError, ChatRequest  # noqa: E402
+from plato2.serve.metrics import Metrics  # noqa: E402
+from plato2.serve.server import (  # noqa: E402
     LOG_CHARACTERS,
+    LOG_SECONDS,
     LimitedLog,
-    Metrics,
     Server,
     listen,
-    make_app,
     make_server,
     url_of,
 )
@@ -850,7 +851,7 @@ def test_hanging_up_in_the_middle_of_a_stream_harms_nobody(gated: GatedBot) -> N
 
 
 def test_a_waiting_stream_is_kept_alive(gated: GatedBot, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "KEEP_ALIVE_S", 0.05)
+    monkeypatch.setattr(app_module, "KEEP_ALIVE_S", 0.05)
     with serving(gated) as local:
         connection = send_requests(local.url, 1, stream=True)[0]
         received = b""
@@ -1084,7 +1085,7 @@ def test_the_log_is_bounded() -> None:
     written = stream.getvalue()
     assert LOG_CHARACTERS <= len(written) < LOG_CHARACTERS + 20_000
     assert written.endswith("the rest of this minute is left out\n")
-    log.began -= server_module.LOG_SECONDS + 1
+    log.began -= LOG_SECONDS + 1
     print("later", file=log)
     assert stream.getvalue().endswith("left out\nlater\n")
 
@@ -1276,7 +1277,7 @@ def test_a_port_that_is_taken_is_named(runs: dict[str, Path]) -> None:
 
 
 def test_missing_packages_are_named(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "plato2.talk.server")
+    monkeypatch.delitem(sys.modules, "plato2.serve.server")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert "needs uvicorn: pip install '.[serve]'" in complaint(runs["2_gen"])
 
@@ -1289,7 +1290,7 @@ def test_only_the_server_and_its_page_need_its_packages() -> None:
     web = "fastapi|uvicorn|starlette|prometheus_client|gradio"
     for path in (ROOT / "plato2").rglob("*.py"):
         found = re.findall(rf"^\s*(?:import|from) (?:{web})\b", path.read_text(encoding="utf-8"), re.M)
-        assert not found or path.name in ("server.py", "chat_api.py", "page.py"), path
+        assert not found or path.parent.name == "serve", path
 
 
 # --------------------------------------------------------------------------------- Docker, and the document

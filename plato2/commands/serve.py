@@ -30,7 +30,7 @@ from plato2.commands.talking import (
 from plato2.config import DecodeConfig, UserError, install
 
 if TYPE_CHECKING:
-    from plato2.talk.chat_api import System
+    from plato2.serve.chat_api import System
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -214,23 +214,18 @@ def serve(
     if system not in ("ignore", "refuse", "context"):
         raise UserError(f"--system {system}: use ignore, refuse or context")
     try:
-        from plato2.talk.server import (
-            Metrics,
-            is_loopback,
-            listen,
-            make_app,
-            make_server,
-            run,
-            url_of,
-        )
+        from plato2.serve.app import make_app
+        from plato2.serve.guard import is_loopback
+        from plato2.serve.metrics import Metrics
+        from plato2.serve.server import listen, make_server, run, url_of
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] not in EXTRAS:
             raise
         raise UserError(f"plato2 serve needs {error.name}: {install('serve')}") from None
-    from plato2.talk.batching import Batcher
+    from plato2.serve.batching import Batcher
 
     if ui:
-        from plato2.talk.page import mount_page
+        from plato2.serve.page import mount_page
     listener = listen(host, port)
     bot = load_bot(
         path,

@@ -14,7 +14,7 @@ from runs import KNOVER, make_stage
 
 from plato2.config import DecodeConfig, UserError
 from plato2.data.tokenizer import Tokenizer
-from plato2.talk.batching import Batcher, Job, QueueFull, Stopped
+from plato2.serve.batching import Batcher, Job, QueueFull, Stopped
 from plato2.talk.bot import CONTEXTS_AT_ONCE, PlatoBot, Reply
 
 DECODE = DecodeConfig(max_tokens=10)

@@ -18,23 +18,22 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from html import escape
+from pathlib import Path
 from typing import Any, cast, get_args
 
 from plato2.config import DecodeConfig, Strategy, UserError, install
 from plato2.data.tokenizer import EOS_ID
-from plato2.talk.batching import Batcher, QueueFull, Stopped
+from plato2.serve.batching import Batcher, QueueFull, Stopped
 from plato2.talk.bot import PlatoBot, Reply, as_dict
 from plato2.talk.rank import Candidate
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 try:
     import gradio as gr
-    from fastapi import FastAPI, Request
-    from starlette.datastructures import Headers, MutableHeaders
+    from fastapi import FastAPI
     from starlette.routing import Mount, Route
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from plato2.talk.chat_api import ApiError, wrong
+    from plato2.serve.door import ROUTES, Door
 except ModuleNotFoundError:
     raise UserError(f"the web page needs gradio: {install('ui')}") from None
 
@@ -61,46 +60,6 @@ SETTINGS: dict[str, tuple[str, str]] = {
 """Fields of `DecodeConfig` on the page, in the order of what `chat` takes: label and hint."""
 MOST = {"beam_size": 20, "n_samples": 20, "n_candidates": 100}
 """What one visitor may ask of the machine at most, or the bot's own setting where that is more."""
-
-GET, POST = ["GET"], ["POST"]
-ROUTES: dict[str, list[str]] = {
-    "/": GET,
-    "/assets/{path:path}": GET,
-    "/config": GET,
-    "/favicon.ico": GET,
-    "/manifest.json": GET,
-    "/static/{path:path}": GET,
-    "/theme.css": GET,
-    "/gradio_api/app_id": GET,
-    "/gradio_api/api/{api_name}": POST,
-    "/gradio_api/call/v2/{api_name}": POST,
-    "/gradio_api/call/v2/{api_name}/{event_id}": GET,
-    "/gradio_api/call/{api_name}": POST,
-    "/gradio_api/call/{api_name}/{event_id}": GET,
-    "/gradio_api/cancel": POST,
-    "/gradio_api/heartbeat/{session_hash}": GET,
-    "/gradio_api/info": GET,
-    "/gradio_api/openapi.json": GET,
-    "/gradio_api/queue/data": GET,
-    "/gradio_api/queue/join": POST,
-    "/gradio_api/queue/status": GET,
-    "/gradio_api/reset": POST,
-    "/gradio_api/run/{api_name}": POST,
-    "/gradio_api/startup-events": GET,
-    "/gradio_api/theme.css": GET,
-}
-"""All of Gradio that can be reached: what a browser and gradio_client need to talk."""
-
-HEADERS = {
-    # Gradio's own scripts are inline and use eval; nothing of them may come from, or go to, another machine.
-    "Content-Security-Policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; object-src 'none'; "
-    "base-uri 'self'; form-action 'self'; frame-ancestors 'none'",
-    "X-Frame-Options": "DENY",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
-"""Of every answer of the page."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +149,7 @@ def add_page(app: FastAPI, page: gr.Blocks) -> gr.routes.App:
         show_error=False,
         allowed_paths=[],
         theme=_theme(),
-        css=CSS,
+        css=Path(__file__).with_name("page.css").read_text(encoding="utf-8"),
     )
     # At / it would take every address that the application does not know, and every other method.
     gradio_app = cast(Mount, app.router.routes.pop()).app
@@ -198,84 +157,6 @@ def add_page(app: FastAPI, page: gr.Blocks) -> gr.routes.App:
     for path, methods in ROUTES.items():
         app.router.routes.append(Route(path, door, methods=methods))
     return cast(gr.routes.App, gradio_app)
-
-
-class Door:
-    """What stands before Gradio: it lets in what this page itself sends, and no file.
-
-    An object in a request can be Gradio's `FileData`. Mounted in another application, Gradio opens whatever
-    path is in it: any file, which it copies to a folder that others see, or a device, at which it hangs. The
-    page's own requests have texts and numbers only, so objects and lists of objects do not pass. What passes
-    is written anew, so that Gradio cannot read something else in it than was checked here.
-
-    Args:
-        app: Gradio's application.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
-        request = Request(scope, receive)
-        body = b""
-        try:
-            check_origin(request.headers)
-            if request.method == "POST":
-                body = json.dumps(flat(await request.body())).encode()
-        except ApiError as error:
-            return await error.response()(scope, receive, send)
-        unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def receive_checked() -> Message:
-            return unread.pop() if unread else await receive()
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
-            await send(message)
-
-        await self.app(scope, receive_checked, send_with_headers)
-
-
-def check_origin(headers: Headers) -> None:
-    """The page is for its own scripts: those of other sites, of other ports of this machine too, are refused.
-
-    Raises:
-        ApiError: the request is of another site's script.
-    """
-    origin = headers.get("origin")
-    # Not its scheme: behind a proxy with TLS the browser's is another one.
-    if origin is not None and origin.partition("://")[2] != headers.get("host"):
-        raise ApiError(403, "foreign_origin", f"Origin: {origin[:80]}: the page answers only its own scripts")
-
-
-def flat(body: bytes) -> dict[str, Any]:
-    """The values of a request: texts and numbers, in `data` a list and in `event_data` an object of them.
-
-    Raises:
-        ApiError: a body that is something else.
-    """
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):  # ValueError: also what is no UTF-8, and numbers of 5,000 digits
-        raise ApiError(400, "invalid_json", "the body is not JSON") from None
-    if not isinstance(found, dict):
-        raise ApiError(400, "invalid_type", "the body must be a JSON object")
-    for name, value in found.items():
-        values = [value]
-        if name == "data" and isinstance(value, list):
-            values = value
-        elif name == "event_data" and isinstance(value, dict):
-            values = list(value.values())
-        if not all(is_plain(one) for one in values):
-            raise wrong(name[:80], "the page takes texts and finite numbers, and no files")
-    return found
-
-
-def is_plain(value: object) -> bool:
-    """Whether a value is a text, a finite number, a truth value or nothing."""
-    return math.isfinite(value) if isinstance(value, float) else isinstance(value, str | int | None)
 
 
 def build_page(bot: PlatoBot, answer: Answer, name: str) -> gr.Blocks:
@@ -654,74 +535,3 @@ DOWNLOAD = """(text) => {
     URL.revokeObjectURL(link.href);
 }"""
 """The browser makes the file, so there is none on the server."""
-
-CSS = """
-.gradio-container { width: 100%; max-width: 1500px !important; margin: 0 auto !important; }
-.gradio-container > .main { padding: 10px 20px !important; }
-.gradio-container .main .column { gap: 10px; }
-#title .html-container, #panel .html-container, #line .html-container { padding: 0; }
-#title h1 { font-size: 1.1rem; font-weight: 650; margin: 0; }
-#page { gap: 20px; }
-
-#chat { height: calc(100vh - 180px); min-height: 320px; }
-#chat .icon-button-wrapper { display: none; }  /* its Clear would empty the window only */
-#chat .bubble-wrap { padding: 12px; }
-#chat .message-row { margin: 5px 0; }
-#chat .message-content span { white-space: pre-wrap; overflow-wrap: anywhere; }
-#message { gap: 8px; align-items: stretch; }
-#message textarea { background: var(--block-background-fill); }
-#actions { gap: 8px; }
-#actions button { flex: 0 0 auto; width: auto; min-width: max-content !important; padding-inline: 12px;
-    font-weight: 500; background: transparent; border: 1px solid var(--border-color-primary); }
-#actions button:not(:disabled):hover { background: var(--background-fill-secondary); }
-#line p { margin: 0; font-size: 0.8rem; line-height: 1.3; color: var(--body-text-color-subdued); }
-#line .busy { animation: busy 1.2s ease-in-out infinite alternate; }
-@keyframes busy { to { opacity: 0.3; } }
-
-#panel { font-size: 0.85rem; line-height: 1.35; font-variant-numeric: tabular-nums; }
-#panel .waiting { opacity: 0.45; }
-#panel .hint, #panel .table, #panel figure { background: var(--block-background-fill);
-    border: 1px solid var(--border-color-primary); border-radius: var(--block-radius); margin: 0; }
-#panel .hint { padding: 60px 30px; text-align: center; color: var(--body-text-color-subdued); }
-#panel .scroll { overflow: hidden auto; }
-#panel .table { max-height: calc(50vh - 70px); min-height: 160px; }
-#panel figure .scroll { max-height: calc(50vh - 140px); min-height: 160px; }
-#panel table { width: 100%; border-collapse: collapse; }
-#panel th { position: sticky; top: 0; background: var(--block-background-fill); text-align: right;
-    font-weight: 600; color: var(--body-text-color-subdued); padding: 6px 8px; white-space: nowrap;
-    border: 0; box-shadow: inset 0 -1px var(--border-color-primary); }
-#panel td { text-align: right; padding: 3px 8px; vertical-align: top; border: 0; }
-#panel th:last-child, #panel td:last-child { text-align: left; width: 99%; overflow-wrap: anywhere; }
-#panel [data-rank] { cursor: pointer; }
-#panel .ready [data-rank]:hover, #panel [data-rank]:focus-visible {
-    background: var(--background-fill-secondary); }
-#panel .late { color: var(--body-text-color-subdued); }
-#panel tr.chosen { background: color-mix(in srgb, var(--primary-500) 16%, transparent) !important;
-    color: var(--body-text-color); }
-#panel tr.chosen td:last-child { font-weight: 600; }
-#panel .flag { font-style: normal; color: #c2410c; }
-#panel .note { margin: 6px 2px 0; font-size: 0.8rem; color: var(--body-text-color-subdued); }
-#panel figure { margin-top: 10px; padding: 8px 10px; }
-#panel figcaption { font-weight: 600; color: var(--body-text-color-subdued); margin-bottom: 4px; }
-#panel .bar { display: grid; grid-template-columns: 40% 1fr 2.6em; gap: 8px; align-items: center; }
-#panel .label { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-#panel .track { height: 9px; background: var(--background-fill-secondary); border-radius: 3px; }
-#panel .track i { display: block; height: 100%; min-width: 2px; border-radius: 3px;
-    background: color-mix(in srgb, var(--primary-500) 45%, transparent); }
-#panel .bar.late i { background: var(--neutral-400); opacity: 0.6; }
-#panel .bar.chosen i { background: var(--primary-600); opacity: 1; }
-#panel .value { text-align: right; padding-right: 4px; }
-#panel .ticks { display: flex; justify-content: space-between; font-size: 0.75rem;
-    color: var(--body-text-color-subdued); }
-
-#settings .form { background: var(--block-background-fill); }
-#settings .row .form { display: grid; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); gap: 0; }
-
-@media (max-width: 700px) {
-    .gradio-container > .main { padding: 8px 10px !important; }
-    #chat { height: 46vh; }
-    #panel { font-size: 0.8rem; }
-    #panel th, #panel td { padding-inline: 5px; }
-    #panel .table, #panel figure .scroll { max-height: none; }
-}
-"""

@@ -1,0 +1,1 @@
+"""Serving a trained model over HTTP: requests, who may ask, one queue for all, the web page."""
