@@ -33,8 +33,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from plato2.config import ModelConfig, OptimConfig, RunConfig, UserError, did_you_mean, expand_path
 from plato2.files import replace_text
-from plato2.training.build import build, check_arguments, check_counts, check_keys
-from plato2.training.console import (
+from plato2.runs.build import build, check_arguments, check_counts, check_keys
+from plato2.runs.console import (
     Stopped,
     is_first_process,
     print_any_text,
@@ -42,16 +42,16 @@ from plato2.training.console import (
     say,
     signals_stop_at_once,
 )
-from plato2.training.keys import help_text, nearest_key
+from plato2.runs.keys import help_text, nearest_key
 
 if TYPE_CHECKING:  # heavy imports wait until something is trained: --help and tab completion stay fast
     import pytorch_lightning as pl
 
     from plato2.data.module import DialogueDataModule
+    from plato2.runs.corpus import CorpusOfRun
+    from plato2.runs.folder import RunFolder
+    from plato2.runs.length import RunLength
     from plato2.stages import Stage
-    from plato2.training.corpus import CorpusOfRun
-    from plato2.training.length import RunLength
-    from plato2.training.run import RunFolder
 
 
 @dataclass
@@ -103,7 +103,7 @@ def train(config: DictConfig) -> float | None:
     Raises:
         UserError: anything a user can mend.
     """
-    from plato2.training.run import choose_run, held
+    from plato2.runs.folder import choose_run, held
 
     refuse_unknown(config)
     keys: TrainConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
@@ -126,10 +126,10 @@ def train_run(
     run: RunFolder,
 ) -> float | None:
     """Trains in a folder that is this process's alone; goes on where it stopped."""
-    from plato2.training.checkpoint import checkpoint_weights, warm_start
-    from plato2.training.loggers import build_loggers
-    from plato2.training.run import curriculum, go_on, record_start
-    from plato2.training.saved import checkpoint_step
+    from plato2.runs.checkpoint import checkpoint_weights, warm_start
+    from plato2.runs.folder import curriculum, go_on, record_start
+    from plato2.runs.loggers import build_loggers
+    from plato2.runs.saved import checkpoint_step
     from plato2.weights.folder import is_model_folder, warm_start_weights
 
     checkpoint, sentence = go_on(run, resolved)
@@ -200,8 +200,8 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
     """
     import pytorch_lightning as pl
 
-    from plato2.training.corpus import CorpusOfRun
-    from plato2.training.parallel import check_processes
+    from plato2.runs.corpus import CorpusOfRun
+    from plato2.runs.parallel import check_processes
 
     check_arguments(pl.Trainer, {k: v for k, v in keys.strategy.items() if v != "auto"}, "strategy")
     check_arguments(pl.Trainer, keys.trainer, "trainer")
@@ -260,7 +260,7 @@ def find_start(keys: TrainConfig, stage: Stage, tokenizer: str | None) -> tuple[
     Raises:
         UserError: nothing to start from; names what to run first.
     """
-    from plato2.training.start import OwnSweep, described, named_start, needs_parent, newest_parent
+    from plato2.runs.start import OwnSweep, described, named_start, needs_parent, newest_parent
     from plato2.weights.folder import is_model_folder
 
     accepted = stage.warm_starts_from
@@ -299,7 +299,7 @@ def run_length(data: DialogueDataModule, done_steps: int) -> RunLength:
     Raises:
         UserError: the data cannot be read, or do not fit the options.
     """
-    from plato2.training.length import RunLength
+    from plato2.runs.length import RunLength
 
     return RunLength(data.path, data.max_steps, done_steps, data.batch_tokens, data.epoch_tokens)
 
@@ -310,7 +310,7 @@ def nothing_left(keys: TrainConfig, run: RunFolder, checkpoint: Path) -> float |
     Raises:
         UserError: the run was known to be finished, and was named.
     """
-    from plato2.training.saved import checkpoint_step
+    from plato2.runs.saved import checkpoint_step
 
     by_job = "SLURM_JOB_ID" in os.environ and not (keys.run_id or os.environ.get("RUN_ID"))
     if run.finished and not in_sweep() and not by_job:
@@ -334,11 +334,11 @@ def fit(
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
     from rich.console import Console
 
+    from plato2.runs.callbacks import metrics_table
+    from plato2.runs.checkpoint import Checkpoints
+    from plato2.runs.folder import requeue
+    from plato2.runs.loggers import close_loggers
     from plato2.stages.base import NonFiniteLoss
-    from plato2.training.callbacks import metrics_table
-    from plato2.training.checkpoint import Checkpoints
-    from plato2.training.loggers import close_loggers
-    from plato2.training.run import requeue
 
     checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
     try:
@@ -403,11 +403,11 @@ def build_trainer(
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     from plato2.evaluate.selection import ValidationFigures
+    from plato2.runs.callbacks import Figures, LatentHistogram, RunProgress, SampleReplies, Throughput
+    from plato2.runs.checkpoint import BetweenSteps, Checkpoints
+    from plato2.runs.length import TimeLeft
+    from plato2.runs.parallel import best_precision, n_ranks
     from plato2.talk.replies import ValidationReplies, ValidationVariety
-    from plato2.training.callbacks import Figures, LatentHistogram, RunProgress, SampleReplies, Throughput
-    from plato2.training.checkpoint import BetweenSteps, Checkpoints
-    from plato2.training.length import TimeLeft
-    from plato2.training.parallel import best_precision, n_ranks
     from plato2.weights.folder import EVALUATION, GENERATION
 
     strategy = dict(keys.strategy)
@@ -545,8 +545,8 @@ def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule) -> Non
     from rich.console import Console
     from rich.table import Table
 
-    from plato2.training.parallel import n_ranks
-    from plato2.training.plan import plan
+    from plato2.runs.parallel import n_ranks
+    from plato2.runs.plan import plan
 
     strategy = keys.strategy
     ranks = n_ranks(strategy["devices"], strategy.get("num_nodes", 1))
@@ -715,7 +715,7 @@ def command_line() -> None:
     except Stopped as stop:
         say("stopped: nothing was being trained; the same command starts again, or goes on")
         if stop.number == signal.SIGUSR1 and is_first_process():
-            from plato2.training.run import requeue
+            from plato2.runs.folder import requeue
 
             requeue()
         raise

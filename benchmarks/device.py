@@ -46,13 +46,13 @@ from plato2.data.tokenizer import Tokenizer
 from plato2.model.attention import attention
 from plato2.model.backbone import initialize
 from plato2.model.networks import EvaluationNetwork, GenerationNetwork
+from plato2.runs.console import quiet_lightning
+from plato2.runs.parallel import best_precision
+from plato2.runs.plan import peak_flops, step_flops
+from plato2.runs.saved import last_metrics, read_metrics
 from plato2.talk.bot import PlatoBot, Reply
 from plato2.talk.decode import decode
 from plato2.talk.rank import coherence
-from plato2.training.console import quiet_lightning
-from plato2.training.parallel import best_precision
-from plato2.training.plan import peak_flops, step_flops
-from plato2.training.saved import last_metrics, read_metrics
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("DEVICE_DATA", ROOT / "benchmarks" / "data"))

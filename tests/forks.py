@@ -62,11 +62,6 @@ def serve() -> None:
     import pyarrow.parquet  # noqa: F401
     import pytorch_lightning  # noqa: F401
 
-    import plato2.data.module
-    import plato2.evaluate.selection
-    import plato2.talk.replies
-    import plato2.training.checkpoint  # noqa: F401
-
     for line in sys.stdin:
         job = json.loads(line)
         said, told = os.pipe()

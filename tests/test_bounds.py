@@ -29,7 +29,7 @@ from pathlib import Path
 from plato2.config import UserError
 from plato2.prepare.corpora import ReadReport, read_corpus
 from plato2.data.shards import read_index, read_shard
-from plato2.training.run import RunFolder
+from plato2.runs.folder import RunFolder
 from plato2.weights.folder import load_generation, load_stage
 from plato2.weights.knover import import_knover
 

@@ -17,7 +17,7 @@ from small import ROOT, Train, assert_one_line
 
 from plato2.config import ModelConfig, OptimConfig, RunConfig
 from plato2.prepare.options import PrepareOptions
-from plato2.training.keys import help_text, known_keys
+from plato2.runs.keys import help_text, known_keys
 
 CONF = ROOT / "conf"
 

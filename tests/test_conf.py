@@ -20,10 +20,10 @@ from small import ROOT
 
 import train
 from plato2.config import UserError
+from plato2.runs.build import build, check_arguments
+from plato2.runs.folder import RunFolder
+from plato2.runs.loggers import build_loggers
 from plato2.stages import STAGES
-from plato2.training.build import build, check_arguments
-from plato2.training.loggers import build_loggers
-from plato2.training.run import RunFolder
 
 CONF = ROOT / "conf"
 MODELS = ["tiny", "93m", "314m", "1.6b", "336m_zh"]

@@ -22,9 +22,9 @@ from small import ROOT, Train, assert_one_line, command, environment, train_in_p
 
 from plato2.config import UserError
 from plato2.files import write_sha256
-from plato2.training.checkpoint import Checkpoints, checkpoint_weights
-from plato2.training.run import RunFolder, held
-from plato2.training.saved import read_checkpoint, read_metrics
+from plato2.runs.checkpoint import Checkpoints, checkpoint_weights
+from plato2.runs.folder import RunFolder, held
+from plato2.runs.saved import read_checkpoint, read_metrics
 from plato2.weights.folder import load_generation
 
 STAGE_2 = ["stage=2_gen", "trainer.max_steps=2", "trainer.val_check_interval=2"]

@@ -21,8 +21,8 @@ from units import BATCHES, MODEL, make_stage, pack
 
 from plato2.config import DecodeConfig
 from plato2.data.collate import CoherenceBatch
+from plato2.runs.saved import read_metrics
 from plato2.talk.bot import PlatoBot
-from plato2.training.saved import read_metrics
 
 DEVICE = os.environ.get("PLATO2_TEST_DEVICE", "cuda")
 STRATEGY = "strategy=gpu" if DEVICE == "cuda" else "strategy=cpu"

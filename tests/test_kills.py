@@ -17,8 +17,8 @@ from forks import Forks
 from small import ROOT, command, environment
 
 from plato2.files import check_sha256
-from plato2.training.run import RunFolder
-from plato2.training.saved import read_metrics
+from plato2.runs.folder import RunFolder
+from plato2.runs.saved import read_metrics
 
 STEPS = [
     "trainer.max_steps=3",
@@ -142,7 +142,7 @@ def test_a_sharded_checkpoint_is_whole_at_any_moment(forks: Forks, tmp_path: Pat
     script.write_text(
         "import sys, torch\n"
         "from pathlib import Path\n"
-        "from plato2.training.checkpoint import put_in_place\n"
+        "from plato2.runs.checkpoint import put_in_place\n"
         "from plato2.files import file_sha256\n"
         "folder, step = Path('run/checkpoints'), int(sys.argv[1])\n"
         "new = folder / 'new.ckpt'\n"

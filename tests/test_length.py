@@ -13,8 +13,8 @@ from small import Train
 from plato2.data.collate import BackwardBatch, CoherenceBatch, GenerationBatch
 from plato2.data.module import DialogueDataModule
 from plato2.data.shards import read_index
-from plato2.training import length
-from plato2.training.length import RunLength, TimeLeft, duration, in_words, rounded
+from plato2.runs import length
+from plato2.runs.length import RunLength, TimeLeft, duration, in_words, rounded
 
 START = re.compile(
     r"(\d+) steps x ([\d,]+) tokens = (.*) tokens: (.*) epochs? of (\S+) \((.*) tokens each\)$", re.M

@@ -16,9 +16,9 @@ import torch
 import yaml
 from small import Train, assert_one_line
 
-from plato2.training.metrics import MetricsCsv
-from plato2.training.run import RunFolder
-from plato2.training.saved import last_metrics, read_metrics
+from plato2.runs.folder import RunFolder
+from plato2.runs.metrics import MetricsCsv
+from plato2.runs.saved import last_metrics, read_metrics
 
 FINE = ["stage=2_gen", "init_from=scratch", "sample_replies=2", "run_id=r", "model.n_latent=5"]
 RUN = Path("outputs/tiny-2_gen/r")

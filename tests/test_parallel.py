@@ -14,7 +14,7 @@ import pytest
 import torch
 from small import Train, assert_one_line, command, environment
 
-from plato2.training.saved import read_metrics
+from plato2.runs.saved import read_metrics
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 RUN = ["stage=2_gen", "init_from=scratch", "model.dropout=0", "trainer.val_check_interval=3"]
@@ -110,7 +110,7 @@ def test_sigterm_to_all_ranks_saves_one_step_and_the_run_goes_on(corpus: Path, t
 
 def test_a_sharded_checkpoint_as_a_start_says_how_to_make_one_file_of_it(tmp_path: Path) -> None:
     from plato2.config import UserError
-    from plato2.training.saved import read_checkpoint
+    from plato2.runs.saved import read_checkpoint
 
     with pytest.raises(UserError, match="consolidate_checkpoint"):
         read_checkpoint(tmp_path)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from small import command, environment
 
-from plato2.training.saved import read_metrics
+from plato2.runs.saved import read_metrics
 
 STEPS = 12
 

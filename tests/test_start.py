@@ -13,9 +13,9 @@ import pytest
 from small import ROOT, Train, assert_one_line, train_in_process, write_dialogues
 
 from plato2.config import UserError
+from plato2.runs.folder import RunFolder
+from plato2.runs.start import GEOMETRY, OwnSweep, needs_parent, newest_parent
 from plato2.stages import STAGES
-from plato2.training.run import RunFolder
-from plato2.training.start import GEOMETRY, OwnSweep, needs_parent, newest_parent
 
 STEPS = ["trainer.max_steps=2", "trainer.val_check_interval=2"]
 STAGE_2 = ["stage=2_gen", *STEPS]
@@ -133,7 +133,7 @@ def test_jobs_side_by_side_wait_for_the_parent_of_their_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And for no other, though an older run is finished."""
-    monkeypatch.setattr("plato2.training.start.POLL_S", 0.01)
+    monkeypatch.setattr("plato2.runs.start.POLL_S", 0.01)
     model = dict.fromkeys(GEOMETRY, 1)
 
     def record(name: str, family: str, *overrides: str, status: str) -> RunFolder:
@@ -160,7 +160,7 @@ def test_jobs_side_by_side_wait_for_the_parent_of_their_sweep(
     timer.join()
     assert found.path.name == "s-0"
 
-    monkeypatch.setattr("plato2.training.start.WAIT_S", 0.0)
+    monkeypatch.setattr("plato2.runs.start.WAIT_S", 0.0)
     record("s-0", "s", "seed=1", status="running")
     with pytest.raises(UserError, match="no finished 1_coarse run of model=tiny of the curriculum s"):
         newest_parent(tmp_path, "tiny", model, None, "s", "first", sweep)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from small import Train, assert_one_line, command, environment
 
-from plato2.training.run import RunFolder
+from plato2.runs.folder import RunFolder
 
 CURRICULUM = ["-m", "stage=1_coarse,2_gen,2_eval", "init_from=auto", "trainer.max_steps=4"]
 STAGES = ("1_coarse", "2_gen", "2_eval")

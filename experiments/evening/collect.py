@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from plato2.training.run import RunFolder
-from plato2.training.saved import read_metrics
+from plato2.runs.folder import RunFolder
+from plato2.runs.saved import read_metrics
 
 HERE = Path(__file__).parent
 SPENT = ("perf/samples", "perf/cpu_s")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from plato2.config import ModelConfig, OptimConfig, UserError
 from plato2.data.collate import Unit
 from plato2.stages import Stage
-from plato2.training.optim import adamw
+from plato2.stages.optim import adamw
 
 
 @dataclass

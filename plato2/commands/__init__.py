@@ -21,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from plato2 import __version__
 from plato2.config import UserError, did_you_mean, expand_path, in_typed_words
-from plato2.training.console import print_any_text
+from plato2.runs.console import print_any_text
 
 VERBS = {
     "prepare": "Turn a corpus of conversations into shards to train on.",

@@ -43,7 +43,7 @@ def runs(
     from plato2.config import UserError, did_you_mean
     from plato2.evaluate.runs import MONITORS, compare, find_runs, plain, runs_tables, winners_first
     from plato2.evaluate.runs import draw as draw_runs
-    from plato2.training.run import RunFolder
+    from plato2.runs.folder import RunFolder
 
     if stage is not None and stage not in MONITORS:
         raise UserError(f"--stage {stage}: no such stage; {did_you_mean(stage, MONITORS)}")

@@ -14,9 +14,9 @@ from typing import Any
 from rich.table import Table
 
 from plato2.config import UserError, did_you_mean
-from plato2.training.console import number, say
-from plato2.training.run import NOT_PART_OF_A_RUN, RunFolder
-from plato2.training.saved import read_metrics
+from plato2.runs.console import number, say
+from plato2.runs.folder import NOT_PART_OF_A_RUN, RunFolder
+from plato2.runs.saved import read_metrics
 
 MONITORS = {
     "1_coarse": ("val/loss", "min"),

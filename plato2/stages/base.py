@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from plato2.config import ModelConfig, OptimConfig
 from plato2.metrics import TermMeans
 from plato2.model.backbone import Backbone, initialize
-from plato2.training.optim import adamw, schedule
-from plato2.training.parallel import shard_fully
+from plato2.stages.optim import adamw, schedule
+from plato2.stages.sharding import shard_fully
 
 Unit = dict[str, Tensor]
 """A fixed budget of packed rows, see data/collate.py; (R, T) ids and flat indices into them."""

@@ -1,6 +1,6 @@
 """Trained models wherever they lie: run folder, checkpoint file or model folder; checked, never unpickled.
 
-A run folder is what `train.py` writes (training/run.py), a model folder what `plato2 import` and `export`
+A run folder is what `train.py` writes (runs/folder.py), a model folder what `plato2 import` and `export`
 write (weights/model_folder.py). A checkpoint names its stage and holds the primitives of the stage's
 constructor, so it can be read back by itself, with `weights_only=True`: it cannot run code.
 
@@ -24,14 +24,14 @@ from plato2.data.tokenizer import Tokenizer
 from plato2.formats import StageArguments, check
 from plato2.model.backbone import initialize_parameter
 from plato2.model.networks import EvaluationNetwork, GenerationNetwork
-from plato2.training.run import RunFolder
-from plato2.training.saved import read_checkpoint
+from plato2.runs.folder import RunFolder
+from plato2.runs.saved import read_checkpoint
 from plato2.weights.model_folder import PARTS, is_model_folder, read_config, read_part
 from plato2.weights.names import TRAINING_ONLY
 
 if TYPE_CHECKING:  # Lightning is not needed to talk
+    from plato2.runs.checkpoint import Weights
     from plato2.stages import Stage
-    from plato2.training.checkpoint import Weights
 
 GENERATION, EVALUATION, BACKWARD = PARTS["generation"], PARTS["evaluation"], ("backward",)
 ALL_STAGES = ("1_coarse", "2_gen", "2_eval", "backward")
@@ -270,7 +270,7 @@ def warm_start_weights(path: Path, accept: Collection[str]) -> Weights:
     Raises:
         UserError: as `read_saved`.
     """
-    from plato2.training.checkpoint import Weights
+    from plato2.runs.checkpoint import Weights
 
     saved = read_saved(path, accept, "init_from=")
     return Weights(path, saved.stage, saved.weights, saved.tokenizer_sha256, saved.absent)

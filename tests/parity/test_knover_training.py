@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader
 
 from plato2.config import OptimConfig
 from plato2.stages import CoarseGeneration, CoherenceEstimation, FineGeneration
-from plato2.training.optim import adamw
-from plato2.training.optim import schedule as rates
+from plato2.stages.optim import adamw
+from plato2.stages.optim import schedule as rates
 from plato2.weights.names import knover_names
 
 BATCHES = ("a", "c", "a")

@@ -10,8 +10,8 @@ from small import Train, assert_one_line
 from typer.testing import CliRunner
 
 from plato2.commands import app
-from plato2.training.run import RunFolder
-from plato2.training.saved import read_metrics
+from plato2.runs.folder import RunFolder
+from plato2.runs.saved import read_metrics
 
 COARSE, BACKWARD = Path("outputs/tiny-1_coarse/a"), Path("outputs/tiny-backward/b")
 

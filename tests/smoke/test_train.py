@@ -18,9 +18,9 @@ from small import ROOT, command
 
 import train
 from plato2.config import UserError
+from plato2.runs.folder import RunFolder
+from plato2.runs.saved import read_metrics
 from plato2.stages import STAGES
-from plato2.training.run import RunFolder
-from plato2.training.saved import read_metrics
 
 Compose = Callable[..., DictConfig]
 

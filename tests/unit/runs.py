@@ -14,8 +14,8 @@ from plato2.config import ModelConfig
 from plato2.data.samples import encode_context, encode_response
 from plato2.data.shards import ShardIndex, ShardWriter, SplitIndex, write_index
 from plato2.data.tokenizer import Tokenizer
+from plato2.runs.folder import RunFolder
 from plato2.stages import STAGES, Stage
-from plato2.training.run import RunFolder
 
 KNOVER = Path(__file__).parents[1] / "fixtures" / "knover"
 MODEL: dict[str, Any] = {"n_layer": 1, "n_head": 2, "hidden_size": 16, "n_latent": 5, "dropout": 0.1}

@@ -17,7 +17,7 @@ from plato2.config import UserError
 from plato2.data.collate import GenerationBatch
 from plato2.data.module import DialogueDataModule
 from plato2.data.shards import read_index
-from plato2.training.corpus import CorpusOfRun
+from plato2.runs.corpus import CorpusOfRun
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,7 +26,7 @@ WAITS = """
 import sys
 from plato2.config import UserError
 from plato2.data.shards import read_index
-from plato2.training import corpus
+from plato2.runs import corpus
 corpus.PATIENCE_S = 0.5
 prepare = {"corpus": "chitchat", "tokenizer": sys.argv[2], "max_dialogues": 2000}
 try:

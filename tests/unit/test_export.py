@@ -27,10 +27,10 @@ from plato2.data.samples import encode_context
 from plato2.data.tokenizer import Tokenizer, train_tokenizer
 from plato2.model.backbone import put_front
 from plato2.prepare.dialogues import PrepareOptions, prepare
+from plato2.runs.saved import read_metrics
 from plato2.stages import STAGES
 from plato2.talk.bot import PlatoBot
 from plato2.talk.rank import coherence
-from plato2.training.saved import read_metrics
 from plato2.weights.export import export_to_huggingface, export_to_knover
 from plato2.weights.folder import load_evaluation, load_generation, load_stage, read_saved
 from plato2.weights.knover import import_knover

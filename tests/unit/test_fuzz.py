@@ -26,10 +26,10 @@ from plato2.config import UserError
 from plato2.data.shards import INDEX_FILE, read_index, read_shard
 from plato2.data.tokenizer import Tokenizer
 from plato2.prepare.corpora import ReadReport, corpus_names, read_corpus
-from plato2.training.checkpoint import checkpoint_weights
-from plato2.training.run import FORMAT, RunFolder, choose_run, runs
-from plato2.training.saved import best_value, checkpoint_step
-from plato2.training.start import described
+from plato2.runs.checkpoint import checkpoint_weights
+from plato2.runs.folder import FORMAT, RunFolder, choose_run, runs
+from plato2.runs.saved import best_value, checkpoint_step
+from plato2.runs.start import described
 from plato2.weights.export import export_to_huggingface
 from plato2.weights.folder import load_generation, load_stage, read_saved
 from plato2.weights.knover import _unpacked, find_sources

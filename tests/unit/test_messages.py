@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from plato2.commands import SPECIAL, VERBS, app, joined_lines
 from plato2.config import UserError, did_you_mean, in_typed_words
-from plato2.training.console import number
-from plato2.training.corpus import CorpusOfRun
+from plato2.runs.console import number
+from plato2.runs.corpus import CorpusOfRun
 
 NAMES = {"valid_dialogues": "--valid-dialogues", "force": "--force", "out": "--out", "reader.": "--reader "}
 

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from plato2.config import ModelConfig
 from plato2.model import masks
 from plato2.model.backbone import ROWS_STEP, Backbone
-from plato2.training import plan as plan_module
-from plato2.training.plan import activation_bytes, plan, step_flops
+from plato2.runs import plan as plan_module
+from plato2.runs.plan import activation_bytes, plan, step_flops
 
 CONFIG = ModelConfig(n_layer=2, n_head=4, hidden_size=128, vocab_size=1001, dropout=0.0)
 

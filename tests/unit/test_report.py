@@ -13,7 +13,7 @@ from runs import make_corpus, make_run, small_tokenizer_texts, write_metrics
 from plato2.config import UserError
 from plato2.data.tokenizer import train_tokenizer
 from plato2.evaluate.report import best_validation, curriculum_report, print_report, report_sweep
-from plato2.training.run import RunFolder
+from plato2.runs.folder import RunFolder
 from plato2.weights.folder import checkpoint_file
 
 PAIRS = [([f"question {n} ?", f"and {n} ?"], f"answer {n} .") for n in range(9)]

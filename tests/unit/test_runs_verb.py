@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from plato2.commands import app
 from plato2.evaluate.runs import MONITORS, best_direction
+from plato2.runs.folder import RunFolder
 from plato2.stages import STAGES
-from plato2.training.run import RunFolder
 
 
 def written(folder: Path, stage: str, created: str, values: list[float], **config: Any) -> Path:

@@ -45,7 +45,7 @@ def test_reply_from_a_run_folder(tmp_path: Path) -> None:
     assert names == set()
 
 
-@pytest.mark.parametrize("module", ["plato2.training.run", "plato2.training.saved", "plato2.training.start"])
+@pytest.mark.parametrize("module", ["plato2.runs.folder", "plato2.runs.saved", "plato2.runs.start"])
 def test_what_reads_runs_does_without_lightning_and_torch(module: str) -> None:
     program = f"import {module}, sys\nassert 'torch' not in sys.modules"
     assert imported(program)[0] == set()

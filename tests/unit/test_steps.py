@@ -24,7 +24,7 @@ from plato2.data.order import Batching
 from plato2.data.shards import read_index
 from plato2.data.stream import Corpus, TrainStream
 from plato2.stages import STAGES
-from plato2.training.optim import adamw, rate_factor
+from plato2.stages.optim import adamw, rate_factor
 from plato2.weights.names import knover_names
 
 HERE = Path(__file__).parent

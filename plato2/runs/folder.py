@@ -35,8 +35,8 @@ from plato2.bounded import read_file
 from plato2.config import UserError
 from plato2.files import file_sha256, locked, replace_text
 from plato2.formats import JSON_BYTES, Count, Open, Sha256, parse
-from plato2.training.console import is_first_process, say
-from plato2.training.saved import best_value, checkpoint_step, last_metrics
+from plato2.runs.console import is_first_process, say
+from plato2.runs.saved import best_value, checkpoint_step, last_metrics
 
 FORMAT = "plato2-run/1"
 PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "omegaconf", "sentencepiece", "numpy", "pyarrow")

@@ -28,8 +28,8 @@ from rich.progress import (
 from rich.table import Table
 
 from plato2.config import ModelConfig
-from plato2.training.console import number
-from plato2.training.plan import peak_flops, step_flops
+from plato2.runs.console import number
+from plato2.runs.plan import peak_flops, step_flops
 
 
 class RunProgress(ProgressBar):

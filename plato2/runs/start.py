@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from plato2.config import UserError
-from plato2.training.console import say
-from plato2.training.run import RunFolder, runs
-from plato2.training.saved import best_value
+from plato2.runs.console import say
+from plato2.runs.folder import RunFolder, runs
+from plato2.runs.saved import best_value
 
 COARSE = "1_coarse"
 """The stage that the others start from."""

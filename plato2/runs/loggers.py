@@ -11,9 +11,9 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
 from plato2.config import UserError
-from plato2.training.build import build
-from plato2.training.run import RunFolder
-from plato2.training.saved import checkpoint_step
+from plato2.runs.build import build
+from plato2.runs.folder import RunFolder
+from plato2.runs.saved import checkpoint_step
 
 
 def build_loggers(

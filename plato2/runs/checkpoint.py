@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from plato2.config import UserError
 from plato2.files import file_sha256, read_sha256, write_sha256
-from plato2.training.console import STOP_SIGNALS
-from plato2.training.saved import read_checkpoint
+from plato2.runs.console import STOP_SIGNALS
+from plato2.runs.saved import read_checkpoint
 
 
 class Checkpoints(Checkpoint):

@@ -13,7 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from plato2.training.console import say
+from plato2.runs.console import say
 
 MANY_EPOCHS = 100
 """More are warned of: BERT, which went through its corpus often, did so about 40 times."""

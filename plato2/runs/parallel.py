@@ -1,16 +1,9 @@
-"""Precision, and fully sharded data parallelism (FSDP2) for what does not fit on one device.
-
-Only FSDP2 (`ModelParallelStrategy` + `fully_shard`): `FSDPStrategy` refuses CPUs and clipping by norm.
-"""
+"""Precision and processes: what the hardware does well, and how many there are."""
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from pytorch_lightning import LightningModule
-from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
-from torch import nn
 
 from plato2.config import UserError
 
@@ -54,22 +47,3 @@ def check_processes(devices: int | str | list[int], num_nodes: int) -> None:
         f"{here} a machine; give {cure} strategy.devices={here} (or fsdp in place of ddp), or start as many "
         "as the strategy has"
     )
-
-
-def shard_fully(stage: LightningModule, blocks: Iterable[nn.Module], strategy: Strategy) -> None:
-    """Shards each block, then the rest of the stage, over the ranks of a `ModelParallelStrategy`.
-
-    Every rank has built the same initial weights, so a sharded run starts where an unsharded one does.
-    Compute is bf16 with float32 master weights and float32 gradient reduction: the Trainer's own precision
-    stays 32-true. The weights of the stage itself (embeddings, heads) are gathered around `losses`.
-    """
-    if not isinstance(strategy, ModelParallelStrategy):
-        return
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-
-    mesh = strategy.device_mesh["data_parallel"]
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(stage, mesh=mesh, mp_policy=policy)
-    register_fsdp_forward_method(stage, "losses")

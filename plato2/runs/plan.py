@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 
 from plato2.config import ModelConfig
-from plato2.training.length import RunLength, duration, in_words
+from plato2.runs.length import RunLength, duration, in_words
 
 BF16_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "V100": 125e12, "L40": 181e12, "A10": 125e12}
 """Dense bf16 (V100: fp16) FLOP/s of data-centre GPUs, from NVIDIA's data sheets."""

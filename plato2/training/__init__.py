@@ -1,1 +1,0 @@
-"""How a stage is trained: optimizer, checkpoints, callbacks, parallel strategies, what a run needs."""
