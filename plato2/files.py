@@ -27,11 +27,29 @@ LEASE_S = 120.0
 """Where there are none: a holder that has not renewed its lease for so many seconds is dead."""
 
 
+@contextmanager
+def replaced(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
+    """Yields a name beside `path`, under which a file is written that then takes its place: never half there.
+
+    Args:
+        path: of the file.
+        suffix: of the name; one of its own where several processes write the same file.
+    """
+    temporary = path.with_name(f"{path.name}{suffix}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def replace_text(path: Path, text: str) -> None:
     """Writes a text file that is at no time half there."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replaced(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------------- hashes

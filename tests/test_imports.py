@@ -21,7 +21,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "plato2.files": ("plato2.config",),
     "plato2.words": ("plato2.bounded", "plato2.config"),
     "plato2.metrics": ("plato2.config",),
-    "plato2.model": ("plato2.config",),
+    "plato2.random": (),
+    "plato2.model": ("plato2.random", "plato2.config"),
     "plato2.runs": (
         "plato2.prepare",
         "plato2.data.shards",
@@ -32,9 +33,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "plato2.config",
     ),
     "plato2.stages": ("plato2.model", "plato2.metrics", "plato2.config"),
-    "plato2.data": ("plato2.formats", "plato2.bounded", "plato2.files", "plato2.config"),
+    "plato2.data": ("plato2.formats", "plato2.bounded", "plato2.files", "plato2.random", "plato2.config"),
     "plato2.prepare": (
         "plato2.data",
+        "plato2.random",
         "plato2.words",
         "plato2.formats",
         "plato2.bounded",

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from plato2.bench.report import Target, has_bf16, machine, report
+from plato2.bench.report import Target, machine, report
 from plato2.config import DecodeConfig, ModelConfig, UserError
 from plato2.data.tokenizer import BOS_ID, EOS_ID
 from plato2.model.backbone import initialize
 from plato2.model.networks import EvaluationNetwork, GenerationNetwork
+from plato2.runs.parallel import best_precision
 from plato2.talk import decode as decoding
 from plato2.talk.decode import decode
 from plato2.talk.rank import coherence
@@ -254,7 +255,7 @@ def bench_generate(quick: bool = False, say: Callable[[str], None] = lambda text
         UserError: transformers is missing.
     """
     plan, begin = QUICK if quick else FULL, time.monotonic()
-    bf16 = has_bf16()
+    bf16 = best_precision("cpu") == "bf16-mixed"
     own = "bf16" if bf16 else "fp32"
     bench = Bench(plan, say)
     if bf16:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from plato2.runs.parallel import cpu_flags, cpu_info
+
 Target = tuple[Literal[">=", "<="], float]
-BF16_UNITS = ("amx_bf16", "avx512_bf16", "bf16")
-"""CPU flags of bf16 matrix or dot-product units (x86, x86, Arm)."""
 
 
 def report(ratios: Mapping[str, float | None], targets: Mapping[str, Target]) -> dict[str, Any]:
@@ -32,22 +31,9 @@ def met(value: float | None, target: Target) -> bool | None:
     return value >= limit if sign == ">=" else value <= limit
 
 
-def has_bf16() -> bool:
-    """Whether the CPU computes in bf16."""
-    return bool(set(BF16_UNITS) & cpu_flags())
-
-
-def cpu_flags() -> set[str]:
-    """Instruction sets of the CPU; empty where the system does not tell."""
-    for line in _cpuinfo():
-        if line.startswith(("flags", "Features")):
-            return set(line.split(":", 1)[1].split())
-    return set()
-
-
 def machine() -> dict[str, Any]:
     """What was measured on."""
-    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    names = [line.split(":", 1)[1].strip() for line in cpu_info() if line.startswith("model name")]
     shown = ("amx", "avx512_bf16", "avx512f", "avx2", "bf16")
     return {
         "cpu": names[0] if names else platform.processor() or platform.machine(),
@@ -58,8 +44,3 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
     }
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []

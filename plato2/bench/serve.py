@@ -26,11 +26,12 @@ from typing import Any
 
 import torch
 
-from plato2.bench.report import Target, has_bf16, machine, report
+from plato2.bench.report import Target, machine, report
 from plato2.config import ModelConfig, UserError
 from plato2.data.tokenizer import Tokenizer
 from plato2.model.backbone import initialize
 from plato2.model.networks import EvaluationNetwork, GenerationNetwork
+from plato2.runs.parallel import best_precision
 from plato2.weights.model_folder import Lazy, Part, write_model_folder
 
 TARGETS: dict[str, Target] = {
@@ -226,7 +227,7 @@ def bench_serve(quick: bool = False, say: Callable[[str], None] = lambda text: N
         UserError: the server does not start; it says why.
     """
     loads, begin = QUICK if quick else FULL, time.monotonic()
-    precision = "bfloat16" if has_bf16() else "float32"
+    precision = "bfloat16" if best_precision("cpu") == "bf16-mixed" else "float32"
     parts: dict[str, Any] = {}
     ratios: dict[str, float | None] = {}
     failed = 0

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from plato2.bench.report import Target, has_bf16, machine, report
+from plato2.bench.report import Target, machine, report
 from plato2.bench.sides import (
     Record,
     alternate,
@@ -30,6 +30,7 @@ from plato2.bench.sides import (
 from plato2.config import ModelConfig
 from plato2.data.collate import GenerationBatch, Unit
 from plato2.data.module import DialogueDataModule
+from plato2.runs.parallel import best_precision
 from plato2.stages import CoarseGeneration, FineGeneration
 
 TARGETS: dict[str, Target] = {
@@ -230,7 +231,7 @@ def bench_train(
         UserError: no corpus, or transformers is missing.
     """
     plan, begin = QUICK if quick else FULL, time.monotonic()
-    bf16 = has_bf16()
+    bf16 = best_precision("cpu") == "bf16-mixed"
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

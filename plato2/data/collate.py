@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from plato2.config import UserError
-from plato2.data.order import Draw, draw, draw_key, permutation
 from plato2.data.packing import UnitLayout
 from plato2.data.samples import Positions
-from plato2.data.shards import Samples, ShardIndex
+from plato2.data.shards import Samples, ShardIndex, ranges
 from plato2.data.tokenizer import BOS_ID, EOS_ID
+from plato2.random import Draw, draw, draw_key, permutation
 
 Unit = dict[str, Tensor]
 
@@ -351,7 +351,7 @@ def _gather(window: Window, layout: UnitLayout, parts: _Parts, front: int, drop_
     item = np.repeat(np.arange(len(total)), total)
     before = np.cumsum(total) - total
     place = np.arange(len(item)) - np.repeat(before, total)
-    token_ids = window.samples.token_ids[_ranges(parts.first.ravel(), length.ravel())].astype(np.int64)
+    token_ids = window.samples.token_ids[ranges(parts.first.ravel(), length.ravel())].astype(np.int64)
     begins = (before + length[:, 0])[length[:, 1] > 0]
     token_ids[begins] = BOS_ID  # where a copied turn has the [SEP] of the turn before it
     return _Slots(
@@ -367,18 +367,12 @@ def _targets(window: Window, layout: UnitLayout, parts: _Parts, front: int) -> U
     """Place p of a record predicts the id at p + 1, from the second part's [CLS] to the last but one id."""
     n_target = parts.length[:, 1] - 1
     first_slot = layout.rows * layout.row_length + layout.columns + front + parts.length[:, 0]
-    ids = window.samples.token_ids[_ranges(parts.first[:, 1] + 1, n_target)]
+    ids = window.samples.token_ids[ranges(parts.first[:, 1] + 1, n_target)]
     return {
-        "target_index": torch.from_numpy(_ranges(first_slot, n_target)),
+        "target_index": torch.from_numpy(ranges(first_slot, n_target)),
         "target_ids": torch.from_numpy(ids.astype(np.int64)),
         "target_sample": torch.from_numpy(np.repeat(np.arange(len(n_target)), n_target)),
     }
-
-
-def _ranges(first: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """The integers first[0], first[0] + 1, ... (length[0] of them), first[1], ...: (sum of length,) int64."""
-    before = np.cumsum(length) - length
-    return np.repeat(first - before, length) + np.arange(int(length.sum()))
 
 
 def _inputs(
@@ -457,8 +451,8 @@ def _response_hash(window: Window, rows: np.ndarray) -> np.ndarray:
     samples, length = window.samples, window.response_len[rows]
     if not len(rows):
         return np.zeros(0, dtype=np.uint64)
-    place = _ranges(np.zeros_like(length), length)
+    place = ranges(np.zeros_like(length), length)
     first = samples.offsets[rows] + samples.context_len[rows]
-    ids = samples.token_ids[_ranges(first, length)].astype(np.int64)
+    ids = samples.token_ids[ranges(first, length)].astype(np.int64)
     starts = np.cumsum(length) - length
     return np.add.reduceat(draw(0, ids * 2**20 + place + 1), starts)

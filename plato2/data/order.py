@@ -13,7 +13,6 @@ All randomness is counter-based: a hash of what is drawn for, not a generator wi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -21,10 +20,7 @@ import numpy as np
 from plato2.config import UserError
 from plato2.data.packing import Layout, grouped, packed
 from plato2.data.shards import SplitIndex
-
-_GOLDEN = 0x9E3779B97F4A7C15
-_MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-_WORD = (1 << 64) - 1
+from plato2.random import Draw, draw, draw_key, permutation
 
 
 class Position(NamedTuple):
@@ -33,50 +29,6 @@ class Position(NamedTuple):
     epoch: int = 0
     window: int = 0
     unit: int = 0
-
-
-class Draw(IntEnum):
-    """What random numbers are drawn for; part of their key, so that no two uses share a number."""
-
-    SHARDS = 1
-    ITEMS = 2
-    ROWS = 3
-    NEGATIVES = 4
-    NOISE = 5
-    MASKS = 6
-    TURNS = 7
-
-
-# ---------------------------------------------------------------------------------- counter-based randomness
-
-
-def draw_key(*parts: int) -> int:
-    """One 64-bit key of several integers, e.g. `draw_key(Draw.MASKS, seed, epoch)`."""
-    key = 0
-    for part in parts:
-        key = (key + part + _GOLDEN) & _WORD
-        key = ((key ^ (key >> 30)) * _MIX_1) & _WORD
-        key = ((key ^ (key >> 27)) * _MIX_2) & _WORD
-        key ^= key >> 31
-    return key
-
-
-def draw(key: int | np.ndarray, counters: np.ndarray) -> np.ndarray:
-    """Random 64-bit words (n,) uint64: splitmix64 of a key (or one key each) at the given counters."""
-    words = counters.astype(np.uint64)
-    words *= np.uint64(_GOLDEN)
-    words += np.uint64(key) if isinstance(key, int) else key
-    words ^= words >> np.uint64(30)
-    words *= np.uint64(_MIX_1)
-    words ^= words >> np.uint64(27)
-    words *= np.uint64(_MIX_2)
-    words ^= words >> np.uint64(31)
-    return words
-
-
-def permutation(n: int, key: int) -> np.ndarray:
-    """A random order (n,) of 0..n-1."""
-    return np.argsort(draw(key, np.arange(n)), kind="stable")
 
 
 # ---------------------------------------------------------------------------------------------- batching

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from plato2.config import UserError
-from plato2.data.order import permutation
 from plato2.data.shards import ShardIndex, read_index, read_shard
 from plato2.data.tokenizer import BOS_ID, EOS_ID
+from plato2.random import permutation
 
 CANDIDATES = 10
 """Responses in a group: a context's own and nine others."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import reprlib
 import uuid
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from pydantic import Field
 
 from plato2.bounded import read_file
 from plato2.config import LARGEST, UserError, install
+from plato2.files import replaced
 from plato2.formats import Closed, Count, Open, Sha256, parse
 
 FORMAT = "plato2-shards/1"
@@ -247,15 +247,8 @@ def _write_bytes(path: str, data: bytes) -> None:
         fs.pipe_file(inner, data)
         return
     Path(inner).parent.mkdir(parents=True, exist_ok=True)
-    temporary = f"{inner}.{uuid.uuid4().hex}.part"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, inner)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with replaced(Path(inner), f".{uuid.uuid4().hex}.part") as new:
+        new.write_bytes(data)
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -448,3 +441,9 @@ def _open_fs(path: str) -> tuple[Any, str]:
 
 def _join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}"
+
+
+def ranges(first: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """The integers first[0], first[0] + 1, ... (length[0] of them), first[1], ...: (sum of length,) int64."""
+    before = np.cumsum(length) - length
+    return np.repeat(first - before, length) + np.arange(int(length.sum()))

@@ -25,9 +25,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from plato2.config import UserError
 from plato2.data.collate import BackwardBatch, CoherenceBatch, GenerationBatch, Items, Unit, Window
-from plato2.data.order import Batching, Position, draw_key, epoch_windows, lay_out, rank_units
+from plato2.data.order import Batching, Position, epoch_windows, lay_out, rank_units
 from plato2.data.packing import Layout, UnitLayout
 from plato2.data.shards import Samples, ShardIndex, SplitIndex, read_shard
+from plato2.random import draw_key
 
 Batch: TypeAlias = GenerationBatch | CoherenceBatch | BackwardBatch
 Step: TypeAlias = dict[str, Any]

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit number
-_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
-_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+from plato2.random import GOLDEN, MIX_1, MIX_2
+
+_GOLDEN, _MIX_1, _MIX_2 = (word - (1 << 64) for word in (GOLDEN, MIX_1, MIX_2))  # tensors have signed words
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:

@@ -19,7 +19,7 @@ import re
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Literal, get_args
@@ -288,8 +288,8 @@ def split_words(text: str) -> list[str]:
     return ascii_words(folded) if folded.isascii() else _WORD.findall(folded)
 
 
-def overlaps(words: Sequence[str], previous: Sequence[str], max_overlap: float) -> bool:
-    """Whether more than this share of `words` also stands in `previous`, each word as often as it does."""
+def overlaps(words: Sequence[Hashable], previous: Sequence[Hashable], max_overlap: float) -> bool:
+    """Whether more than this share of `words` (or ids) is in `previous` too, each as often as it is there."""
     known = set(previous)
     if not words or sum(map(known.__contains__, words)) / len(words) <= max_overlap:
         return False  # most messages, without counting

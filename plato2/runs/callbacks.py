@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from math import inf
@@ -28,6 +27,7 @@ from rich.progress import (
 from rich.table import Table
 
 from plato2.config import ModelConfig
+from plato2.files import replaced
 from plato2.runs.console import number
 from plato2.runs.plan import peak_flops, step_flops
 
@@ -195,9 +195,8 @@ class SampleReplies(Callback):
             return
         lines = self.path.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if _step(line) <= trainer.global_step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_bytes(b"".join(kept))
-        os.replace(temporary, self.path)
+        with replaced(self.path) as new:
+            new.write_bytes(b"".join(kept))
 
     @rank_zero_only
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

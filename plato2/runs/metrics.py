@@ -7,13 +7,14 @@ logged after its checkpoint: the file is that of an uninterrupted run.
 from __future__ import annotations
 
 import csv
-import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
+
+from plato2.files import replaced
 
 HEADER = ("step", "metric", "value")
 
@@ -63,7 +64,5 @@ class MetricsCsv(Logger):
             with self.path.open(newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.reader(file) if len(row) == len(HEADER) and row[0].isdigit()]
             kept = [row for row in rows if int(row[0]) <= self.resumed_step]
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with replaced(self.path) as new, new.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([HEADER, *kept])
-        os.replace(temporary, self.path)

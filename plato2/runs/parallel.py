@@ -16,10 +16,23 @@ def best_precision(accelerator: str) -> str:
     """
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    cpu = Path("/proc/cpuinfo")
-    flags = cpu.read_text(encoding="utf-8") if cpu.exists() else ""
-    faster = "amx_bf16" in flags or ("avx512_bf16" in flags and "AuthenticAMD" in flags)
+    flags = cpu_flags()
+    faster = "amx_bf16" in flags or ("avx512_bf16" in flags and "AuthenticAMD" in "".join(cpu_info()))
     return "bf16-mixed" if faster else "32-true"
+
+
+def cpu_flags() -> set[str]:
+    """Instruction sets of the CPU; empty where the system does not tell."""
+    for line in cpu_info():
+        if line.startswith(("flags", "Features")):
+            return set(line.split(":", 1)[1].split())
+    return set()
+
+
+def cpu_info() -> list[str]:
+    """What Linux says of the CPUs; empty on other systems."""
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
 def n_ranks(devices: int | str | list[int], num_nodes: int) -> int:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from slow import uniform as slow_uniform
 from units import MODEL, make_window, pack_for
 
-from plato2.data.order import Draw, draw_key
 from plato2.model.noise import uniform
+from plato2.random import Draw, draw_key
 
 GOLDEN = [
     [0.566562, 0.745782, 0.971003],

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plato2.config import UserError
-from plato2.data.order import Batching, Draw, draw, draw_key, epoch_windows, permutation, rank_units
+from plato2.data.order import Batching, epoch_windows, rank_units
 from plato2.data.shards import ShardInfo, SplitIndex
+from plato2.random import Draw, draw, draw_key, permutation
 
 
 def split(sizes: list[int]) -> SplitIndex:

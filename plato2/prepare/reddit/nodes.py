@@ -23,7 +23,7 @@ from plato2.prepare.clean import length_rules, message_key
 from plato2.prepare.reddit.dumps import Block, Dump
 from plato2.prepare.reddit.messages import Message, parse_comment, parse_submission
 from plato2.prepare.reddit.rules import Judge, RedditRules
-from plato2.prepare.reddit.threads import splitmix64
+from plato2.random import hashed
 
 N_EXAMPLES = 5
 """Broken lines whose place and reason are kept; all are counted."""
@@ -190,7 +190,7 @@ class NodeMaker:
         threads = np.array([message.thread for message in kept], dtype=np.uint64)
         months = time.astype("datetime64[s]").astype("datetime64[M]").astype(np.int32) + 1970 * 12
         columns = [
-            pa.array((splitmix64(threads) >> np.uint64(1)).astype(np.int64)),
+            pa.array((hashed(threads) >> np.uint64(1)).astype(np.int64)),
             pa.array([message.id for message in kept], pa.int64()),
             pa.array([message.parent for message in kept], pa.int64()),
             pa.array(time),

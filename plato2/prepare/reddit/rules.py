@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from plato2.config import UserError
 from plato2.data.tokenizer import Tokenizer
-from plato2.prepare.clean import CleanRules, length_rules, letter_share, text_rules
+from plato2.prepare.clean import CleanRules, length_rules, letter_share, overlaps, text_rules
 from plato2.prepare.reddit.messages import Message
 from plato2.words import WordList, read_names
 
@@ -94,14 +94,6 @@ def overlap_rule(rules: RedditRules) -> str | None:
 def repeat_rule(rules: RedditRules) -> str | None:
     """Name of rule 7; None: off."""
     return None if rules.max_repeats is None else f"7. repeated more than {rules.max_repeats} times"
-
-
-def overlaps(ids: Sequence[int], parent: Sequence[int], max_overlap: float) -> bool:
-    """Whether more than this share of `ids` also stands in `parent`, each id as often as it does."""
-    n = len(ids)
-    if not n or (n - len(set(ids).difference(parent))) / n <= max_overlap:
-        return False  # most messages, without counting
-    return (Counter(ids) & Counter(parent)).total() / n > max_overlap  # a product would round: 0.7 * 90 < 63
 
 
 # -- one message under the lens -------------------------------------------------------------------------

@@ -15,8 +15,10 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from plato2.data.shards import ranges
 from plato2.data.tokenizer import BOS_ID, EOS_ID
-from plato2.prepare.reddit.rules import overlaps
+from plato2.prepare.clean import overlaps
+from plato2.random import hashed
 
 Orphans = Literal["drop", "root"]
 
@@ -65,7 +67,7 @@ class ThreadSamples:
     def take(self, rows: np.ndarray) -> ThreadSamples:
         """Some of the samples, in the order of `rows`."""
         lengths = np.diff(self.offsets)[rows]
-        ids = self.token_ids[_ranges(self.offsets[:-1][rows], lengths)]
+        ids = self.token_ids[ranges(self.offsets[:-1][rows], lengths)]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         arrays = (self.context_len[rows], self.time[rows], self.keys[rows], self.response_ids[rows])
         return ThreadSamples(ids, offsets, *arrays, self.n_nodes, self.lost)
@@ -101,7 +103,7 @@ def build_threads(nodes: pa.Table, options: TreeOptions) -> ThreadSamples:
     below_repeat = alive & ~still & ~repeats_parent
 
     responses = np.flatnonzero(still & (parent >= 0))
-    keys = splitmix64(ids[responses].astype(np.uint64))
+    keys = hashed(ids[responses])
     responses, keys = responses[order := np.argsort(keys)], keys[order]
     fits = tokens.lengths[parent[responses]] + 2 <= options.max_context
     if not options.cut_turn:
@@ -193,7 +195,7 @@ class _Tokens:
         lengths = np.diff(offsets)
         starts = np.concatenate([[0], np.cumsum(lengths + 1)])
         ids = np.full(starts[-1] + 1, EOS_ID, dtype=np.int64)
-        ids[_ranges(starts[:-1], lengths)] = column.values.to_numpy()[offsets[0] : offsets[-1]]
+        ids[ranges(starts[:-1], lengths)] = column.values.to_numpy()[offsets[0] : offsets[-1]]
         ids[-1] = BOS_ID
         return cls(ids, starts[:-1], lengths)
 
@@ -249,25 +251,10 @@ class _Tokens:
         segment(everyone, _PLACES - 1, self.starts[responses], response_len)
 
         sequence = np.argsort(np.concatenate(order), kind="stable")
-        token_ids = self.ids[_ranges(np.concatenate(starts)[sequence], np.concatenate(lengths)[sequence])]
+        token_ids = self.ids[ranges(np.concatenate(starts)[sequence], np.concatenate(lengths)[sequence])]
         offsets = np.concatenate([[0], np.cumsum(context_len + 1 + response_len)])
         return token_ids, offsets, context_len
 
 
-def splitmix64(values: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64 (Steele, Lea & Flood 2014) over uint64: a bijection that mixes well."""
-    z = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
 _PLACES = 1 << 16
 """More than a record has segments: no context holds 65,535 turns."""
-
-
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The indices starts[0], starts[0] + 1, ..., then those from starts[1] on, and so on."""
-    total = int(lengths.sum())
-    ends = np.cumsum(lengths)
-    return np.repeat(starts - (ends - lengths), lengths) + np.arange(total)

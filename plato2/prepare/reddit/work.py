@@ -10,11 +10,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from plato2.config import UserError
-from plato2.files import locked
+from plato2.files import locked, replaced
 
 _UNFINISHED = ".part"
 
@@ -80,33 +79,22 @@ def stage_folder(work: Path, name: str, settings: Any) -> Path:
     return folder
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a file under a temporary name beside `path`, then give it that name."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_UNFINISHED}")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _new(path: Path) -> AbstractContextManager[Path]:
+    """`files.replaced` under a name that `open_work` removes where a killed process left it."""
+    return replaced(path, f".{uuid.uuid4().hex}{_UNFINISHED}")
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole text file."""
-    write_whole(path, lambda temporary: _write_text(temporary, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    with _new(path) as new:
+        new.write_text(text, encoding="utf-8")
 
 
 def write_part(path: Path, table: pa.Table, metadata: dict[str, bytes]) -> None:
     """Write a whole Parquet file whose schema carries `metadata`: data and counts are there together."""
     table = table.replace_schema_metadata(metadata)
-    write_whole(
-        path, lambda temporary: pq.write_table(table, temporary, compression="zstd", use_dictionary=False)
-    )
+    with _new(path) as new:
+        pq.write_table(table, new, compression="zstd", use_dictionary=False)
 
 
 def part_metadata(path: Path) -> dict[str, bytes]:
