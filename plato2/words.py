@@ -63,16 +63,8 @@ class WordList:
 
     @classmethod
     def read(cls, name_or_path: str, key: str) -> WordList:
-        """The list of that name that ships with plato2 (`WORD_LISTS`), or the words and phrases of a file.
-
-        Args:
-            name_or_path: a name goes before a file; `./en` is a file.
-            key: what the user sets it by, for error messages.
-
-        Raises:
-            UserError: no such file, not UTF-8, or no words in it.
-        """
-        return cls(_read(name_or_path, key, WORD_LISTS, "word or phrase"))
+        """The list of these entries; see `read_words`."""
+        return cls(read_words(name_or_path, key))
 
     def find(self, text: str) -> str | None:
         """An entry that stands in `text`, casefolded, or None."""
@@ -92,6 +84,19 @@ class WordList:
         if self._symbols and (match := self._symbols.search(folded)):
             return match[0]
         return None
+
+
+def read_words(name_or_path: str, key: str) -> list[str]:
+    """The words and phrases of a list that ships with plato2, or of a file.
+
+    Args:
+        name_or_path: a name (`WORD_LISTS`) goes before a file; `./en` is a file.
+        key: what the user sets it by, for error messages.
+
+    Raises:
+        UserError: no such file, not UTF-8, or no words in it.
+    """
+    return _read(name_or_path, key, WORD_LISTS, "word or phrase")
 
 
 def ascii_words(folded: str) -> list[str]:

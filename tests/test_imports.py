@@ -63,6 +63,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "plato2.data.samples",
         "plato2.data.packing",
         "plato2.data.examples",
+        "plato2.words",
         "plato2.metrics",
         "plato2.formats",
         "plato2.bounded",

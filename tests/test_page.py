@@ -34,7 +34,7 @@ from plato2.serve.batching import Batcher, Job, QueueFull
 from plato2.serve.page import mount_page
 from plato2.talk.bot import PlatoBot, Reply
 from plato2.talk.rank import Candidate
-from plato2.talk.safety import Flag, Safety, WordList
+from plato2.talk.safety import Flag, Safety, WordRule
 
 pytestmark = pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")  # of gradio's own
 
@@ -128,7 +128,7 @@ def serve(app: FastAPI) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def app(runs: dict[str, Path]) -> Iterator[FastAPI]:
-    safety = Safety([WordList(["forbidden"])])
+    safety = Safety([WordRule(["forbidden"])])
     bot = PlatoBot.load(runs["2_gen"], runs["2_eval"], decode=DecodeConfig(max_tokens=12), safety=safety)
     bot.reply_batch = ScriptedBot(bot)
     app = FastAPI()

@@ -34,7 +34,7 @@ from plato2.commands import VERBS, app
 from plato2.config import DecodeConfig
 from plato2.data.tokenizer import Tokenizer
 from plato2.talk.bot import CONTEXTS_AT_ONCE, PlatoBot
-from plato2.talk.safety import Safety, WordList
+from plato2.talk.safety import Safety, WordRule
 
 pytest.importorskip("fastapi", reason="the server needs pip install '.[serve]'")
 pytest.importorskip("uvicorn", reason="the server needs pip install '.[serve]'")
@@ -1134,7 +1134,7 @@ def test_the_safety_filter(tokenizer: Tokenizer) -> None:
     decode = DecodeConfig(max_tokens=MAX_TOKENS)
     first, *_ = PlatoBot(*stages, decode).reply(["hi"], replace(decode, seed=3)).candidates
     words = ["bad", first.text.split()[0]]
-    bot = PlatoBot(*stages, decode, safety=Safety([WordList(words, "words")]))
+    bot = PlatoBot(*stages, decode, safety=Safety([WordRule(words, "words")]))
     with serving(bot) as local:
         client = client_of(local.url)
         refused = ask(client, [{"role": "user", "content": "bad words"}], n=2)
@@ -1152,7 +1152,7 @@ def test_the_safety_filter(tokenizer: Tokenizer) -> None:
         assert not any(words[1] in text for text in texts(answer))
         assert answer.plato2["flags"][0]["side"] == "output"
         assert metrics_of(local.url)["plato2_refusals_total"] == 1
-    bot = PlatoBot(*stages, decode, safety=Safety([WordList(words, "words")], "warn", "warn"))
+    bot = PlatoBot(*stages, decode, safety=Safety([WordRule(words, "words")], "warn", "warn"))
     with serving(bot) as local:
         answer = ask(client_of(local.url), [USER], seed=3, extra_body={"plato2": {"candidates": True}})
         assert texts(answer) == [first.text]

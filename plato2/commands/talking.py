@@ -95,8 +95,8 @@ SafetyRules = Annotated[
     list[str] | None,
     typer.Option(
         "--safety",
-        help="A file of words that must not be said, or a rule of your own, package.module:rule. "
-        "May be given several times.",
+        help="Words that must not be said: a file, or the list en or zh; or a rule of your own, "
+        "package.module:rule. May be given several times.",
         rich_help_panel=SAFETY,
     ),
 ]

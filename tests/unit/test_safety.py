@@ -13,7 +13,7 @@ from runs import KNOVER, make_stage
 from plato2.config import DecodeConfig, UserError
 from plato2.data.tokenizer import Tokenizer
 from plato2.talk.bot import PlatoBot, Reply
-from plato2.talk.safety import REFUSAL, Flag, Safety, WordList, read_rule
+from plato2.talk.safety import REFUSAL, Flag, Safety, WordRule, read_rule
 
 TOKENIZER = Tokenizer.load(KNOVER)
 CONTEXT = ["hello !", "how was your day ?"]
@@ -38,27 +38,33 @@ DECODE = DecodeConfig(max_tokens=8)
     ],
 )
 def test_words_and_phrases(text: str, found: str | None) -> None:
-    rule = WordList(["Darn", "go to heck", "坏话", "a+b", "  "], "list")
+    rule = WordRule(["Darn", "go to heck", "坏话", "a+b", "  "], "list")
     assert rule([text]) == [None if found is None else f"list: {found}"]
 
 
 @given(st.lists(st.text(min_size=1, max_size=8)), st.text(max_size=60))
 def test_any_word_list_reads_any_text(words: list[str], text: str) -> None:
-    rule = WordList(words)
+    rule = WordRule(words)
     assert rule([text, "fine"])[0] == rule([text])[0]
     for word in words:
         if word.strip() and rule([word])[0] is None:  # nothing but characters without width
-            assert not WordList([word]).pattern
-    assert WordList([])(["anything", text]) == [None, None]
+            assert not WordRule([word]).words.entries
+    assert WordRule([])(["anything", text]) == [None, None]
 
 
 def test_a_file_of_words_has_comments_and_empty_lines(tmp_path: Path) -> None:
-    (tmp_path / "bad.txt").write_text("# words\n\ndarn\n  go to heck  \n", encoding="utf-8")
-    assert read_rule(str(tmp_path / "bad.txt"))(["darn", "fine", "go to heck"]) == [
+    (tmp_path / "bad.txt").write_text("# words\n\ndarn\n  go to heck  \n#tag\n", encoding="utf-8")
+    assert read_rule(str(tmp_path / "bad.txt"))(["darn", "fine", "go to heck", "a #TAG"]) == [
         "bad.txt: darn",
         None,
         "bad.txt: go to heck",
+        "bad.txt: #tag",
     ]
+
+
+def test_the_lists_that_ship_with_plato2() -> None:
+    assert read_rule("en")(["what the f\u200buck", "what a day"]) == ["en: fuck", None]
+    assert read_rule("zh")(["操你妈", "你好"]) == ["zh: 操你妈", None]
 
 
 def test_mistakes_name_the_file_or_rule_and_the_cure(tmp_path: Path) -> None:
@@ -66,7 +72,7 @@ def test_mistakes_name_the_file_or_rule_and_the_cure(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     for name, words in [
         ("no_such.txt", "No such file"),
-        ("empty.txt", "no words in it; write one a line"),
+        ("empty.txt", "the file has no word or phrase; give a file with one word or phrase a line"),
         ("latin.txt", "not UTF-8"),
         (".", "Is a directory"),
     ]:
@@ -103,7 +109,7 @@ def flag_texts(*texts: str) -> Safety:
 
 
 def test_a_blocked_message_is_refused_and_the_others_of_its_batch_are_answered() -> None:
-    safety = Safety([WordList(["darn"], "words"), shouting])
+    safety = Safety([WordRule(["darn"], "words"), shouting])
     contexts = [CONTEXT, [*CONTEXT, "Darn you"], ["HELLO"], ["darn .", "sorry ?"]]
     plain, blocked, loud, earlier = bot_with(safety).reply_batch(contexts, seeds=[1, 2, 3, 4])
     assert blocked == Reply(REFUSAL, [], (Flag("input", "words: darn", "block"),))
@@ -158,4 +164,4 @@ def test_warn_says_so_and_changes_nothing_and_off_does_not_look() -> None:
 
 
 def test_one_word_is_a_list_of_it() -> None:
-    assert WordList("piano")(["p i a n o", "a piano"]) == [None, "words: piano"]
+    assert WordRule("piano")(["p i a n o", "a piano"]) == [None, "words: piano"]

@@ -17,7 +17,7 @@ from plato2.data.tokenizer import Tokenizer, train_tokenizer
 from plato2.talk import self_chat
 from plato2.talk.bot import PlatoBot, Reply
 from plato2.talk.rank import Candidate
-from plato2.talk.safety import Safety, WordList
+from plato2.talk.safety import Safety, WordRule
 from plato2.talk.self_chat import (
     Player,
     SelfChat,
@@ -149,7 +149,7 @@ def test_nothing_to_say_ends_a_dialogue(one: Player, monkeypatch: pytest.MonkeyP
 
 
 def test_a_refusal_is_a_turn_too(one: Player) -> None:
-    bot = PlatoBot(one.bot.generation, TOKENIZER, None, DECODE, safety=Safety([WordList(["love"])]))
+    bot = PlatoBot(one.bot.generation, TOKENIZER, None, DECODE, safety=Safety([WordRule(["love"])]))
     (dialogue,) = played(starts("what is love ?"), [Player("one", bot)], 3)
     assert dialogue.turns[1]["text"] == "I would rather not talk about that."
     assert dialogue.turns[1]["latent"] is None
