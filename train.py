@@ -126,11 +126,10 @@ def train_run(
     run: RunFolder,
 ) -> float | None:
     """Trains in a folder that is this process's alone; goes on where it stopped."""
-    from plato2.runs.checkpoint import checkpoint_weights, warm_start
     from plato2.runs.folder import curriculum, go_on, record_start
     from plato2.runs.loggers import build_loggers
     from plato2.runs.saved import checkpoint_step
-    from plato2.weights.folder import is_model_folder, warm_start_weights
+    from plato2.runs.start import warm_start
 
     checkpoint, sentence = go_on(run, resolved)
     if checkpoint and checkpoint_step(checkpoint) >= data.max_steps:
@@ -147,8 +146,7 @@ def train_run(
         start, told = find_start(keys, stage, tokenizer)
     stage = build_stage(keys, "cpu")
     if start:
-        source = warm_start_weights(start, accepted) if is_model_folder(start) else checkpoint_weights(start)
-        sentence += f"{told}\n{warm_start(stage, source, stage.name, accepted, tokenizer)}"
+        sentence += f"{told}\n{warm_start(stage, start, accepted, tokenizer)}"
     family = curriculum(run, start)
     about: dict[str, Any] = {
         "name": keys.name,
@@ -261,7 +259,6 @@ def find_start(keys: TrainConfig, stage: Stage, tokenizer: str | None) -> tuple[
         UserError: nothing to start from; names what to run first.
     """
     from plato2.runs.start import OwnSweep, described, named_start, needs_parent, newest_parent
-    from plato2.weights.folder import is_model_folder
 
     accepted = stage.warm_starts_from
     if keys.init_from == "scratch" or (keys.init_from == "auto" and not needs_parent(stage.name, accepted)):
@@ -274,8 +271,6 @@ def find_start(keys: TrainConfig, stage: Stage, tokenizer: str | None) -> tuple[
         sweep = OwnSweep(frozenset(job_overrides()), side_by_side) if has_own else None
         run = newest_parent(Path(keys.output_dir), keys.model_name, model, tokenizer, family, first, sweep)
         return run.best, f"\ninit_from=auto: {described(run)}"
-    if is_model_folder(Path(keys.init_from)):
-        return Path(keys.init_from), ""
     return named_start(keys.init_from, stage.name, accepted), ""
 
 

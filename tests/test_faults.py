@@ -22,10 +22,10 @@ from small import ROOT, Train, assert_one_line, command, environment, train_in_p
 
 from plato2.config import UserError
 from plato2.files import write_sha256
-from plato2.runs.checkpoint import Checkpoints, checkpoint_weights
+from plato2.runs.checkpoint import Checkpoints
 from plato2.runs.folder import RunFolder, held
 from plato2.runs.saved import read_checkpoint, read_metrics
-from plato2.weights.folder import load_generation
+from plato2.weights.folder import load_generation, read_saved
 
 STAGE_2 = ["stage=2_gen", "trainer.max_steps=2", "trainer.val_check_interval=2"]
 
@@ -221,7 +221,7 @@ def test_unfinished_and_wrong_runs_as_a_start(train_here: Train, coarse: Path, t
     assert_one_line(done.stderr, str(judge), "a 2_eval run", "stage 2_gen starts from 1_coarse or 2_gen")
     edit_checkpoint(judge, lambda checkpoint: checkpoint.update(stage="2_eval"))
     done = train_here(*STAGE_2, f"init_from={judge}/checkpoints/last.ckpt", expect=2)
-    assert_one_line(done.stderr, "a 2_eval checkpoint")
+    assert_one_line(done.stderr, "this is a 2_eval run", "give a run of 1_coarse or 2_gen")
 
 
 def test_a_start_of_another_size(train_here: Train, coarse: Path) -> None:
@@ -360,7 +360,7 @@ def test_flipped_bits_are_never_loaded(train_here: Train, coarse: Path, tmp_path
         flipped = whole[:place] + bytes([whole[place] ^ 1 << random.randrange(8)]) + whole[place + 1 :]
         best.write_bytes(flipped)
         with pytest.raises(UserError, match=f"{best}: damaged: its bytes are not those that were saved"):
-            checkpoint_weights(best)
+            read_saved(best)
         with pytest.raises(UserError, match=f"{best}: damaged"):
             load_generation(run)
     done = train_here(*STAGE_2, f"init_from={run}", expect=2)

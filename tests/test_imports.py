@@ -24,6 +24,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "plato2.random": (),
     "plato2.model": ("plato2.random", "plato2.config"),
     "plato2.runs": (
+        "plato2.weights",
         "plato2.prepare",
         "plato2.data.shards",
         "plato2.model",
@@ -46,7 +47,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "plato2.weights": (
         "plato2.stages",
         "plato2.model",
-        "plato2.runs.checkpoint",
         "plato2.runs.folder",
         "plato2.runs.saved",
         "plato2.data.tokenizer",

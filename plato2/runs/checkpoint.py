@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any moment, and weights taken from another run (warm start)."""
+"""Checkpoints that survive a kill at any moment."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,10 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from torch import Tensor, nn
 
 from plato2.config import UserError
 from plato2.files import file_sha256, read_sha256, write_sha256
 from plato2.runs.console import STOP_SIGNALS
-from plato2.runs.saved import read_checkpoint
 
 
 class Checkpoints(Checkpoint):
@@ -233,80 +230,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What a stage can start from."""
-
-    path: Path
-    stage: str
-    tensors: dict[str, Tensor]
-    tokenizer_sha256: str | None
-    absent: tuple[str, ...] = ()
-    """Parameters that a released model may lack because only training needs them."""
-
-
-def checkpoint_weights(path: Path) -> Weights:
-    """The weights in a checkpoint file.
-
-    Raises:
-        UserError: not a checkpoint of ours.
-    """
-    checkpoint = read_checkpoint(path)
-    return Weights(path, checkpoint["stage"], checkpoint["state_dict"], checkpoint.get("tokenizer_sha256"))
-
-
-def warm_start(
-    stage: nn.Module, source: Weights, name: str, accepted: tuple[str, ...], tokenizer_sha256: str
-) -> str:
-    """Copies another model's weights into a stage: everything the two share, and nothing less.
-
-    Args:
-        stage: the stage to be trained.
-        source: of a checkpoint or a model folder.
-        name: the stage's name.
-        accepted: stages whose weights fit.
-        tokenizer_sha256: tokenizer of the data.
-
-    Returns:
-        A line on what was loaded, what starts anew and what was left out.
-
-    Raises:
-        UserError: a wrong stage, another tokenizer or size, or a backbone that is not complete.
-    """
-    path, state, own = source.path, source.tensors, stage.state_dict()
-    if source.stage not in accepted:
-        raise UserError(
-            f"init_from={path}: a {source.stage} checkpoint; stage {name} starts from {' or '.join(accepted)}"
-        )
-    theirs = source.tokenizer_sha256
-    if theirs and theirs != tokenizer_sha256:
-        raise UserError(
-            f"init_from={path}: trained with tokenizer {theirs[:12]}, the data has {tokenizer_sha256[:12]}; "
-            "prepare the data with that run's tokenizer (plato2 prepare --tokenizer RUN/tokenizer)"
-        )
-    for key in sorted(own.keys() & state.keys()):
-        if own[key].shape != state[key].shape:
-            raise UserError(
-                f"init_from={path}: {key} is {tuple(state[key].shape)} there and {tuple(own[key].shape)} "
-                "here; choose the model it was trained with (its config.yaml says which)"
-            )
-    fresh = sorted(own.keys() - state.keys())
-    left_out = sorted(state.keys() - own.keys())
-    if lost := [key for key in fresh if key.startswith("backbone.") and key not in source.absent]:
-        raise UserError(
-            f"init_from={path}: lacks {lost[0]} and {len(lost) - 1} more backbone weights; another model?"
-        )
-    if lost := [key for key in left_out if key.startswith("backbone.")]:
-        raise UserError(
-            f"init_from={path}: has {lost[0]}, which this model does not; another n_layer or n_role?"
-        )
-    stage.load_state_dict(state, strict=False)
-    report = f"weights from {path}: {len(own) - len(fresh)} of {len(own)} tensors"
-    report += f"; new: {', '.join(_modules(fresh))}" if fresh else ""
-    return report + (f"; not used: {', '.join(_modules(left_out))}" if left_out else "")
-
-
-def _modules(keys: list[str]) -> list[str]:
-    return sorted({key.split(".")[0] for key in keys})

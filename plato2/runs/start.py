@@ -14,10 +14,14 @@ from math import exp
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from plato2.config import UserError
 from plato2.runs.console import say
 from plato2.runs.folder import RunFolder, runs
 from plato2.runs.saved import best_value
+from plato2.weights.folder import read_saved
+from plato2.weights.model_folder import is_model_folder
 
 COARSE = "1_coarse"
 """The stage that the others start from."""
@@ -142,12 +146,10 @@ def described(run: RunFolder) -> str:
 
 
 def named_start(init_from: str, stage: str, accepted: tuple[str, ...]) -> Path:
-    """The checkpoint of a run folder or checkpoint that was named.
-
-    A model folder is read by weights/folder.py instead.
+    """The checkpoint of a run folder, or the checkpoint or model folder, that was named.
 
     Args:
-        init_from: a run folder or a checkpoint.
+        init_from: a run folder, a checkpoint or a model folder.
         stage: the stage to be trained.
         accepted: the stages it can start from.
 
@@ -155,6 +157,8 @@ def named_start(init_from: str, stage: str, accepted: tuple[str, ...]) -> Path:
         UserError: nothing there, an unfinished run, or one of another stage.
     """
     path = Path(init_from)
+    if is_model_folder(path):
+        return path
     if not path.exists():
         raise UserError(f"init_from={init_from}: no such run folder, checkpoint or model folder")
     run = RunFolder(path)
@@ -176,3 +180,51 @@ def named_start(init_from: str, stage: str, accepted: tuple[str, ...]) -> Path:
             f"one of its checkpoints: init_from={run.last}"
         )
     return run.best
+
+
+def warm_start(stage: nn.Module, path: Path, accepted: tuple[str, ...], tokenizer_sha256: str) -> str:
+    """Copies another model's weights into a stage: everything the two share, and nothing less.
+
+    Args:
+        stage: the stage to be trained.
+        path: a checkpoint or a model folder.
+        accepted: stages whose weights fit.
+        tokenizer_sha256: tokenizer of the data.
+
+    Returns:
+        A line on what was loaded, what starts anew and what was left out.
+
+    Raises:
+        UserError: a wrong stage, another tokenizer or size, or a backbone that is not complete.
+    """
+    source = read_saved(path, accepted, "init_from=")
+    state, own, theirs = source.weights, stage.state_dict(), source.tokenizer_sha256
+    if theirs and theirs != tokenizer_sha256:
+        raise UserError(
+            f"init_from={path}: trained with tokenizer {theirs[:12]}, the data has {tokenizer_sha256[:12]}; "
+            "prepare the data with that run's tokenizer (plato2 prepare --tokenizer RUN/tokenizer)"
+        )
+    for key in sorted(own.keys() & state.keys()):
+        if own[key].shape != state[key].shape:
+            raise UserError(
+                f"init_from={path}: {key} is {tuple(state[key].shape)} there and {tuple(own[key].shape)} "
+                "here; choose the model it was trained with (its config.yaml says which)"
+            )
+    fresh = sorted(own.keys() - state.keys())
+    left_out = sorted(state.keys() - own.keys())
+    if lost := [key for key in fresh if key.startswith("backbone.") and key not in source.absent]:
+        raise UserError(
+            f"init_from={path}: lacks {lost[0]} and {len(lost) - 1} more backbone weights; another model?"
+        )
+    if lost := [key for key in left_out if key.startswith("backbone.")]:
+        raise UserError(
+            f"init_from={path}: has {lost[0]}, which this model does not; another n_layer or n_role?"
+        )
+    stage.load_state_dict(state, strict=False)
+    report = f"weights from {path}: {len(own) - len(fresh)} of {len(own)} tensors"
+    report += f"; new: {', '.join(_modules(fresh))}" if fresh else ""
+    return report + (f"; not used: {', '.join(_modules(left_out))}" if left_out else "")
+
+
+def _modules(keys: list[str]) -> list[str]:
+    return sorted({key.split(".")[0] for key in keys})

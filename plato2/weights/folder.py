@@ -30,7 +30,6 @@ from plato2.weights.model_folder import PARTS, is_model_folder, read_config, rea
 from plato2.weights.names import TRAINING_ONLY
 
 if TYPE_CHECKING:  # Lightning is not needed to talk
-    from plato2.runs.checkpoint import Weights
     from plato2.stages import Stage
 
 GENERATION, EVALUATION, BACKWARD = PARTS["generation"], PARTS["evaluation"], ("backward",)
@@ -264,18 +263,6 @@ def _unfit(file: Path, problem: str) -> str:
     )
 
 
-def warm_start_weights(path: Path, accept: Collection[str]) -> Weights:
-    """What a stage can start from in a model folder (`init_from=`).
-
-    Raises:
-        UserError: as `read_saved`.
-    """
-    from plato2.runs.checkpoint import Weights
-
-    saved = read_saved(path, accept, "init_from=")
-    return Weights(path, saved.stage, saved.weights, saved.tokenizer_sha256, saved.absent)
-
-
 def saved_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer a model was trained with.
 
@@ -308,7 +295,7 @@ def checkpoint_file(path: str | Path) -> Path:
         UserError: nothing there (near names are suggested), or a folder without checkpoints.
     """
     path = Path(path).expanduser()
-    if path.is_file():
+    if path.is_file() or (path / "meta.pt").exists():  # Lightning's file in a sharded checkpoint
         return path
     if not path.exists():
         raise UserError(f"{path}: no such run folder, checkpoint or model folder{_near(path)}")

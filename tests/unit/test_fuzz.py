@@ -26,7 +26,6 @@ from plato2.config import UserError
 from plato2.data.shards import INDEX_FILE, read_index, read_shard
 from plato2.data.tokenizer import Tokenizer
 from plato2.prepare.corpora import ReadReport, corpus_names, read_corpus
-from plato2.runs.checkpoint import checkpoint_weights
 from plato2.runs.folder import FORMAT, RunFolder, choose_run, runs
 from plato2.runs.saved import best_value, checkpoint_step
 from plato2.runs.start import described
@@ -241,7 +240,7 @@ def test_values_of_a_checkpoint(run: Path, n: int) -> None:
         torch.save(value, last)
 
     def read() -> None:
-        checkpoint_weights(last), checkpoint_step(last), best_value(last)
+        read_saved(last), checkpoint_step(last), best_value(last)
         load_stage(last)
 
     fuzz(n, change, read)
