@@ -39,8 +39,8 @@ from device_results import Results
 from omegaconf import DictConfig, OmegaConf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import train
-from plato2.config import DecodeConfig, ModelConfig
+from plato2.commands.train import train_composed
+from plato2.config import DecodeConfig, ModelConfig, TrainConfig
 from plato2.data.examples import Example, read_examples
 from plato2.data.tokenizer import Tokenizer
 from plato2.model.attention import attention
@@ -50,6 +50,7 @@ from plato2.runs.console import quiet_lightning
 from plato2.runs.parallel import best_precision
 from plato2.runs.plan import peak_flops, step_flops
 from plato2.runs.saved import last_metrics, read_metrics
+from plato2.runs.train import build_parts, build_stage
 from plato2.talk.bot import PlatoBot, Reply
 from plato2.talk.decode import decode
 from plato2.talk.rank import coherence
@@ -344,9 +345,9 @@ def measure(config: DictConfig, device: torch.device, seconds: float) -> dict[st
     until = time.monotonic() + seconds
     quiet_lightning()
     free_memory()
-    keys: train.TrainConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
-    stage, _, data = train.build_parts(keys)
-    stage = train.build_stage(keys, str(device))
+    keys: TrainConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
+    stage, _, data = build_parts(keys)
+    stage = build_stage(keys, str(device))
     strategy = dict(keys.strategy)
     if strategy["precision"] == "auto":
         strategy["precision"] = best_precision(str(strategy["accelerator"]))
@@ -427,7 +428,7 @@ def train_model(part: Part, model: str) -> None:
 
 def decode_model(part: Part, model: str) -> None:
     """Finding 20 candidates and ranking them, random weights, contexts of the validation split."""
-    keys: train.TrainConfig = OmegaConf.to_object(compose(model, "2_gen", *part.tiny))  # type: ignore[assignment]
+    keys: TrainConfig = OmegaConf.to_object(compose(model, "2_gen", *part.tiny))  # type: ignore[assignment]
     dtype = torch.float32 if part.dry_run else torch.bfloat16
     with torch.device(part.device):
         networks = {
@@ -518,7 +519,7 @@ def evening(part: Part, model: str | None) -> None:
             f"output_dir={part.work / 'outputs'}",
             "run_id=evening",
         )
-        train.train(config)
+        train_composed(config)
         runs[stage] = part.work / "outputs" / f"{model}-{stage}" / "evening"
         add_metrics(part.out / "curriculum.csv", stage, runs[stage] / "metrics.csv")
         metrics = last_metrics(runs[stage] / "metrics.csv")
@@ -564,10 +565,10 @@ def evening_overrides(part: Part, model: str, stage: str) -> tuple[str, ...]:
 
 def largest_model(part: Part) -> str:
     """The largest size whose stage 1 reads the corpus often enough, at the speed `train MODEL` measured."""
-    keys: train.TrainConfig = OmegaConf.to_object(  # type: ignore[assignment]
+    keys: TrainConfig = OmegaConf.to_object(  # type: ignore[assignment]
         compose("93m", "1_coarse", *evening_overrides(part, "93m", "1_coarse"))
     )
-    _, _, data = train.build_parts(keys)
+    _, _, data = build_parts(keys)
     seconds = (part.left - TALK_S - OVERHEAD_S * len(EVENING)) * EVENING["1_coarse"]
     for model in ("1.6b", "314m"):
         stages = Results(part.out).part(f"train {model}").get("stages", {})

@@ -1,6 +1,7 @@
 """plato2: PLATO-2 (Bao et al., 2021) in PyTorch Lightning. `python -m plato2 --help` lists the verbs.
 
-bot = plato2.load("DIR")            # a model folder, a run or a checkpoint
+found = plato2.train("model=tiny", "stage=1_coarse")   # as `python train.py model=tiny stage=1_coarse`
+bot = plato2.load(found.run)                           # a run, a checkpoint or a model folder
 bot.reply(["hi , how was your day ?"]).text
 """
 
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from plato2.runs.train import Trained
     from plato2.talk.bot import PlatoBot
 
 __version__ = "0.1.0"
@@ -23,10 +25,31 @@ def load(generation: str | Path, evaluation: str | Path | None = None, device: s
     return PlatoBot.load(generation, evaluation, device)
 
 
+def train(*overrides: str) -> Trained | None:
+    """Trains one stage in this process, as `python train.py OVERRIDES` does; a sweep is for the command line.
+
+    Args:
+        overrides: groups and keys, e.g. `"model=tiny"`, `"optim.lr=1e-4"`.
+
+    Returns:
+        The run's folder, its best checkpoint, the value of its monitor and its metrics; None for `plan=true`.
+
+    Raises:
+        UserError: anything a user can mend.
+    """
+    from plato2.commands.train import train_overrides
+
+    return train_overrides(*overrides)
+
+
 def __getattr__(name: str) -> Any:
-    """`plato2.PlatoBot`, imported when it is asked for: torch takes seconds."""
+    """`plato2.PlatoBot` and `plato2.Trained`, imported when asked for: torch takes seconds."""
     if name == "PlatoBot":
         from plato2.talk.bot import PlatoBot
 
         return PlatoBot
+    if name == "Trained":
+        from plato2.runs.train import Trained
+
+        return Trained
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

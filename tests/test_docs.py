@@ -19,17 +19,16 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, flag_override
+from omegaconf import DictConfig
 from small import ROOT, SMALL, command, environment, write_dialogues
 from test_imports import ALLOWED
 from typer.testing import CliRunner
 
-import train
+import plato2.commands.train as hydra_command
 from plato2.commands import SPECIAL, VERBS, app
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "experiments" / "README.md"]
@@ -101,14 +100,8 @@ def own_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def composed(overrides: list[str], search: Path | None = None) -> DictConfig:
-    """The configuration of `python train.py OVERRIDES`, as Hydra would hand it to train.py."""
-    given = [*overrides, *([f"hydra.searchpath=[file://{search}]"] if search else [])]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("train", given, return_hydra_config=True)
-    HydraConfig.instance().set_config(config)
-    with flag_override(config, ["struct", "readonly"], False):
-        del config["hydra"]
-    return config
+    """The configuration of `python train.py OVERRIDES`."""
+    return hydra_command.composed(*overrides, *([f"hydra.searchpath=[file://{search}]"] if search else []))
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +145,7 @@ def test_train_commands_compose_and_build(
         if "--help" not in flags:
             found |= {(*job, "plan=true") for job in jobs(given, "-m" in flags)}
     for job in sorted(found):
-        assert train.train(composed([*job], own_files)) is None, job
+        assert hydra_command.train_composed(composed([*job], own_files)) is None, job
         assert "what the run needs" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 

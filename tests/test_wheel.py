@@ -1,4 +1,4 @@
-"""The package as `pip install .` leaves it: without conf/, without this checkout, everything talks."""
+"""The package as `pip install .` leaves it: without this checkout it talks and trains."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from runs import make_run
-from small import ROOT, environment
+from small import ROOT, command, environment
 
+from plato2.runs.saved import read_metrics
 from plato2.weights.export import export_to_huggingface
 
 pytestmark = pytest.mark.slow
@@ -39,7 +40,10 @@ def pip(*arguments: object) -> None:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # a build leaves files beside the source
-    shutil.copytree(ROOT / "plato2", source / "plato2", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("plato2", "conf"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "local"))
+    (source / "conf" / "local").mkdir()
+    (source / "conf" / "local" / "default.yaml").write_text("output_dir: /home/somebody\n")
     for name in ("pyproject.toml", "README.md", "LICENSE", "requirements.txt"):
         shutil.copy(ROOT / name, source)
     pip("wheel", "--no-deps", "-w", folder, source)
@@ -84,6 +88,25 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert "plato2/weights/knover_english/spm.model" in names
     packaged = {name for name in names if name.startswith("plato2/") and name.endswith(".py")}
     assert packaged == {str(file.relative_to(ROOT)) for file in (ROOT / "plato2").rglob("*.py")}
+    composed = {name for name in names if name.startswith("plato2/conf/")}
+    files = {file.relative_to(ROOT) for file in (ROOT / "conf").rglob("*.yaml")}
+    assert composed == {f"plato2/{file}" for file in files if file.parts[1] != "local"}
+
+
+def test_it_trains(installed: Path, corpus: Path, tmp_path: Path) -> None:
+    given = command(corpus, tmp_path, "run_id=w", "trainer.max_steps=2", "trainer.val_check_interval=2")[2:]
+    run(installed, "-m", "plato2", "train", *given)
+    found = run(
+        installed, "-c", "import plato2, sys; print(plato2.train(*sys.argv[1:]).run)", *given, "run_id=p"
+    )
+    assert found.splitlines()[-1] == str(tmp_path / "tiny-1_coarse" / "p")
+    (named, called) = (read_metrics(tmp_path / "tiny-1_coarse" / name / "metrics.csv") for name in "wp")
+    losses = [[row for row in rows if not row[1].startswith("perf/")] for rows in (named, called)]
+    assert losses[0] == losses[1] != []
+    swept = run(installed, "-m", "plato2", "train", "-m", *given, "seed=1,2", "run_id=s")
+    assert "s-0" in swept
+    assert "s-1" in swept
+    assert "Groups (GROUP=OPTION)" in run(installed, "-m", "plato2", "train", "--help")
 
 
 def test_it_talks_from_python(installed: Path, model: Path) -> None:

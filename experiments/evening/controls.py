@@ -21,7 +21,7 @@ from rich.table import Table
 
 from plato2.data.selection import CANDIDATES, Selection, read_selection
 from plato2.data.tokenizer import BOS_ID, EOS_ID
-from plato2.evaluate.selection import CHANCE, overlap_figures, selection_figures
+from plato2.talk.selection import CHANCE, overlap_figures, selection_figures
 from plato2.weights.folder import load_evaluation
 
 

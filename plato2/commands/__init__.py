@@ -24,6 +24,7 @@ from plato2.config import UserError, did_you_mean, expand_path, in_typed_words
 from plato2.runs.console import print_any_text
 
 VERBS = {
+    "train": "Train a stage, or sweep; what train.py does (plato2 train --help).",
     "prepare": "Turn a corpus of conversations into shards to train on.",
     "tokenizer": "Train a tokenizer, or look at how one cuts a text.",
     "reply": "Answer a message or a conversation, with all candidates.",

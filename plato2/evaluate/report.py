@@ -19,7 +19,6 @@ from plato2.config import UserError
 from plato2.data.examples import Example, read_examples
 from plato2.data.selection import read_selection
 from plato2.data.shards import read_index
-from plato2.evaluate.selection import CHANCE, human_figures, written_candidates
 from plato2.runs.folder import RunFolder
 from plato2.runs.folder import runs as find_runs
 from plato2.runs.saved import read_metrics
@@ -27,12 +26,13 @@ from plato2.stages import STAGES
 from plato2.talk.bot import PlatoBot, as_dict
 from plato2.talk.rank import coherence, doubt
 from plato2.talk.replies import validation_contexts
+from plato2.talk.selection import CHANCE, human_figures, written_candidates
 from plato2.talk.table import candidate_table
 from plato2.talk.variety import variety
 from plato2.weights.folder import read_saved
 
 CHOICE = ("pair_acc", "p1", "mrr", "pair_acc_matched", "p1_matched", "mrr_matched")
-"""Figures of choosing a response among ten (evaluate/selection.py)."""
+"""Figures of choosing a response among ten (talk/selection.py)."""
 SHOWN = {
     "1_coarse": ("val/nll", "val/ppl"),
     "2_gen": (

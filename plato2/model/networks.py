@@ -62,7 +62,7 @@ class EvaluationNetwork(nn.Module):
         super().__init__()
         self.model_config = config
         self.figures = dict(figures or {})
-        """What its last validation measured, see evaluate/selection.py; empty where nothing is known."""
+        """What its last validation measured, see talk/selection.py; empty where nothing is known."""
         self.backbone = Backbone(config)
         self.coherence = coherence_head(config, head)
 

@@ -143,7 +143,7 @@ def doubt(figures: Mapping[str, float]) -> str | None:
     """Why ranking by an evaluation model is not to be trusted; None where nothing speaks against it.
 
     Args:
-        figures: of its last validation (evaluate/selection.py): `pair_acc`, `p1`, those of shared words.
+        figures: of its last validation (talk/selection.py): `pair_acc`, `p1`, those of shared words.
     """
     for name, told in (
         ("pair_acc", "tells true responses from others in"),

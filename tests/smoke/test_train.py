@@ -1,67 +1,58 @@
-"""Every stage through `train.train(config)`, as from Python, and a model that learns by heart."""
+"""Every stage through `plato2.train`, and a model that learns by heart."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 import torch
 import yaml
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, open_dict
 from small import ROOT, command
 
-import train
+import plato2
 from plato2.config import UserError
 from plato2.runs.folder import RunFolder
 from plato2.runs.saved import read_metrics
 from plato2.stages import STAGES
 
-Compose = Callable[..., DictConfig]
+Trains = Callable[..., plato2.Trained | None]
 
 
 @pytest.fixture
-def compose(corpus: Path, tmp_path: Path) -> Iterator[Compose]:
-    """The configuration of a command line on the small corpus."""
-
-    def composed(*overrides: str) -> DictConfig:
-        given = command(corpus, tmp_path / "outputs", *overrides)[2:]
-        config = hydra.compose("train", overrides=given, return_hydra_config=True)
-        HydraConfig.instance().set_config(config)
-        with open_dict(config):
-            config.pop("hydra")
-        return config
-
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        yield composed
-    HydraConfig.instance().cfg = None
+def trains(corpus: Path, tmp_path: Path) -> Trains:
+    """`plato2.train` on the small corpus."""
+    return lambda *overrides: plato2.train(*command(corpus, tmp_path / "outputs", *overrides)[2:])
 
 
 def losses(run: Path, name: str) -> list[float]:
     return [value for _, metric, value in read_metrics(run / "metrics.csv") if metric == name]
 
 
-def test_every_stage_trains_for_a_few_steps(compose: Compose, tmp_path: Path) -> None:
+def test_every_stage_trains_for_a_few_steps(trains: Trains, tmp_path: Path) -> None:
     for stage, kind in STAGES.items():
-        value = train.train(compose(f"stage={stage}", "init_from=auto", "run_id=r"))
+        found = trains(f"stage={stage}", "init_from=auto", "run_id=r")
+        assert found
         run = RunFolder(tmp_path / "outputs" / f"tiny-{stage}" / "r")
         assert run.finished
-        assert value == pytest.approx(min(losses(run.path, kind.monitor[0]), key=lambda v: sign(kind) * v))
+        assert (found.run, found.checkpoint) == (run.path, run.best)
+        assert found.metrics == pytest.approx(run.lineage()["metrics"])
+        assert found.value == pytest.approx(
+            min(losses(run.path, kind.monitor[0]), key=lambda v: sign(kind) * v)
+        )
         assert len(losses(run.path, "train/loss")) == 6
 
 
 @pytest.mark.parametrize("head", ["first", "dual"])
 def test_what_an_evaluation_model_is_worth_is_logged_and_kept(
-    compose: Compose, tmp_path: Path, head: str
+    trains: Trains, tmp_path: Path, head: str
 ) -> None:
-    train.train(compose("stage=1_coarse", "run_id=r"))
+    trains("stage=1_coarse", "run_id=r")
     made = ("stage=2_eval", f"stage.head={head}", "stage.batch.mask_prob=0", "run_id=j")
-    train.train(compose(*made, "selection=20", "human_rank=4"))
+    trains(*made, "selection=20", "human_rank=4")
     run = RunFolder(tmp_path / "outputs" / "tiny-2_eval" / "j")
     for name in ("pair_acc", "p1", "mrr", "p1_matched", "overlap_p1", "human_first", "coherence_acc", "rce"):
         assert len(losses(run.path, f"val/{name}")) == 2
@@ -74,20 +65,20 @@ def test_what_an_evaluation_model_is_worth_is_logged_and_kept(
         assert losses(run.path, "train/contrast")
         assert checkpoint["state_dict"]["coherence.calibration"].tolist() != [1.0, 0.0]
     with pytest.raises(UserError, match="selection=3: use 10 or more, or 0"):
-        train.train(compose("stage=2_eval", "selection=3"))
+        trains("stage=2_eval", "selection=3")
     other = "dual" if head == "first" else "first"
     with pytest.raises(UserError, match=rf"stage.batch.head={other}, stage.head={head}: the batch is"):
-        train.train(compose("stage=2_eval", f"stage.head={head}", f"+stage.batch.head={other}"))
+        trains("stage=2_eval", f"stage.head={head}", f"+stage.batch.head={other}")
     with pytest.raises(UserError, match=r"^stage\.head=second: must be first or dual"):
-        train.train(compose("stage=2_eval", "stage.head=second"))
+        trains("stage=2_eval", "stage.head=second")
 
 
 def test_what_talking_shows_of_the_latents_is_logged_and_changes_nothing(
-    compose: Compose, tmp_path: Path
+    trains: Trains, tmp_path: Path
 ) -> None:
     fine = ("stage=2_gen", "init_from=scratch", "model.n_latent=5")
-    train.train(compose(*fine, "latent_contexts=3", "run_id=shown"))
-    train.train(compose(*fine, "run_id=plain"))
+    trains(*fine, "latent_contexts=3", "run_id=shown")
+    trains(*fine, "run_id=plain")
     shown, plain = (tmp_path / "outputs" / "tiny-2_gen" / name for name in ("shown", "plain"))
     names = ("greedy_different", "greedy_distinct_2", "distinct_2_between_z", "distinct_2_within_z")
     for name in names:
@@ -98,18 +89,18 @@ def test_what_talking_shows_of_the_latents_is_logged_and_changes_nothing(
     for name in ("train/loss", "val/nll", "val/nll_uniform"):
         assert losses(shown, name) == losses(plain, name)
     assert RunFolder(shown).lineage()["metrics"]["val/greedy_different"] >= 1
-    train.train(compose("latent_contexts=3", "run_id=r"))  # stage 1 has no latents: nothing to show
+    trains("latent_contexts=3", "run_id=r")  # stage 1 has no latents: nothing to show
     assert losses(tmp_path / "outputs" / "tiny-1_coarse" / "r", "val/greedy_different") == []
     with pytest.raises(UserError, match="latent_contexts=-1: use 0 for none"):
-        train.train(compose("latent_contexts=-1"))
+        trains("latent_contexts=-1")
 
 
 def sign(kind: Any) -> int:
     return 1 if kind.monitor[1] == "min" else -1
 
 
-def test_a_plan_trains_nothing(compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.train(compose("model=1.6b", "stage=2_gen", "plan=true")) is None
+def test_a_plan_trains_nothing(trains: Trains, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert trains("model=1.6b", "stage=2_gen", "plan=true") is None
     assert "parameters" in capsys.readouterr().out
     assert not (tmp_path / "outputs").exists()
 
@@ -131,13 +122,13 @@ def four_dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("stage", "term", "ends_below"), [("1_coarse", "nll", 0.1), ("2_gen", "nll", 0.3)])
 def test_a_model_learns_a_few_samples_by_heart(
-    compose: Compose, four_dialogues: Path, tmp_path: Path, stage: str, term: str, ends_below: float
+    trains: Trains, four_dialogues: Path, tmp_path: Path, stage: str, term: str, ends_below: float
 ) -> None:
     """The experiment `overfit` itself, on a smaller corpus and model."""
     prepare = {"corpus": "jsonl", "max_dialogues": "null", "vocab_pieces": "60"}
     more = {"files": f"[{four_dialogues}/dialogues.jsonl]", "max_context": "32", "max_response": "32"}
     steps = 80
-    config = compose(
+    trains(
         "experiment=overfit",
         "data=chitchat",
         f"data.path={four_dialogues}/shards",
@@ -156,7 +147,6 @@ def test_a_model_learns_a_few_samples_by_heart(
         f"trainer.val_check_interval={steps}",
         "trainer.log_every_n_steps=1",
     )
-    train.train(config)
     found = losses(tmp_path / "outputs" / f"tiny-{stage}" / "r", f"train/{term}")
     assert len(found) == steps
     assert found[0] > 3.5  # about log 61: nothing is known yet

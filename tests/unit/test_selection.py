@@ -23,15 +23,15 @@ from plato2.data.selection import (
 )
 from plato2.data.tokenizer import Tokenizer
 from plato2.evaluate import selection as figures_module
-from plato2.evaluate.selection import (
+from plato2.talk.decode import decode
+from plato2.talk.rank import coherence, doubt
+from plato2.talk.selection import (
     ValidationFigures,
     human_figures,
     overlap_figures,
     selection_figures,
     written_candidates,
 )
-from plato2.talk.decode import decode
-from plato2.talk.rank import coherence, doubt
 
 
 @pytest.fixture(scope="module")

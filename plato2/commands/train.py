@@ -1,0 +1,401 @@
+"""`python train.py` and `plato2 train`: Hydra composes what is trained, sweeps run job after job.
+
+The only module that knows Hydra. Overrides are read as a person writes them, and what is wrong with them is
+one line; below (runs/train.py) there are only plain typed arguments.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+from dataclasses import fields
+from itertools import count
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+import typer
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf.errors import OmegaConfBaseException
+
+from plato2.config import (
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    UserError,
+    did_you_mean,
+    expand_path,
+)
+from plato2.files import replace_text
+from plato2.runs.build import check_keys
+from plato2.runs.console import Stopped, is_first_process, print_any_text, say, signals_stop_at_once
+from plato2.runs.keys import help_text, nearest_key
+from plato2.runs.train import Job, Trained, train
+
+PACKAGE = Path(__file__).parents[1]
+CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
+"""The configuration of an installed plato2, or of its source."""
+ConfigStore.instance().store(name="schema", node=TrainConfig)
+OmegaConf.register_new_resolver("path", lambda path: expand_path(path, "output_dir"), replace=True)
+TRAINS_STAGE_1 = "PLATO2_SWEEP_TRAINS_STAGE_1"
+"""Environment variable of the jobs of a sweep that has a stage 1 for its other stages."""
+TEXT_KEYS = (
+    "run_id",
+    "init_from",
+    "resume",
+    "output_dir",
+    "sweep_metric",
+    "tags",
+    "data.path",
+    "data.cache_dir",
+)
+"""Keys whose values are names, paths or words, whatever they look like."""
+
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+)
+def verb(ctx: typer.Context) -> None:
+    """`plato2 train`: Hydra, in this process's place, reads the rest of the command line itself."""
+    os.execv(sys.executable, [sys.executable, "-m", __name__, *ctx.args])
+
+
+def explained_keys() -> str:
+    """The keys in `--help`: indented by Hydra's template, with no dollar that it would replace."""
+    width = min(shutil.get_terminal_size().columns, 100)
+    return help_text(CONF, width).replace("$", "$$")
+
+
+OmegaConf.register_new_resolver("known_keys", explained_keys, replace=True)
+
+
+def train_composed(config: DictConfig) -> Trained | None:
+    """Trains what Hydra has composed; see `runs.train.train`."""
+    refuse_unknown(config)
+    keys: TrainConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
+    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    return train(keys, resolved, job(keys))
+
+
+def train_overrides(*overrides: str) -> Trained | None:
+    """Composes and trains, from Python; see `plato2.train`.
+
+    Raises:
+        UserError: anything a user can mend.
+    """
+    try:
+        return train_composed(composed(*overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from error
+    finally:
+        HydraConfig.instance().cfg = None
+
+
+def composed(*overrides: str) -> DictConfig:
+    """What Hydra makes of a command line, its own part of it taken out."""
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        words = [in_quotes(as_text(word)) for word in overrides]
+        config = compose("train", words, return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    with flag_override(config, ["struct", "readonly"], False):
+        del config["hydra"]
+    return config
+
+
+def job(keys: TrainConfig) -> Job:
+    """What Hydra knows of the job."""
+    if not in_sweep():
+        return Job(first=first_command(keys))
+    side_by_side = not str(HydraConfig.get().launcher._target_).endswith(".BasicLauncher")
+    own = TRAINS_STAGE_1 in os.environ
+    return Job(HydraConfig.get().job.num, tuple(job_overrides()), own, side_by_side, first_command(keys))
+
+
+def refuse_unknown(config: DictConfig) -> None:
+    """Refuses what Hydra lets pass: `+key=value` where keys are closed, and a recipe that does not exist.
+
+    Raises:
+        UserError: names it.
+    """
+    for section, schema in {"": TrainConfig, "model": ModelConfig, "optim": OptimConfig}.items():
+        node, prefix = (config[section], f"{section}.") if section else (config, "")
+        check_keys(node, [field.name for field in fields(schema)], prefix, "the configuration")
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    recipe, own = choices.get("recipe"), f"{choices.get('model')}-{choices.get('stage')}"
+    if recipe not in (None, own) and not (CONF / "recipe" / f"{recipe}.yaml").exists():
+        raise UserError(f"recipe={recipe}: no such recipe; choose one of conf/recipe/, none, or leave it out")
+
+
+def job_overrides() -> list[str]:
+    """What a job of a sweep differs in from the others, but for the stage."""
+    given = HydraConfig.get().overrides.task if in_sweep() else []
+    return [word for word in given if not word.startswith("stage=")]
+
+
+def first_command(keys: TrainConfig) -> str:
+    """The command for the stage 1 that this command's stage starts from: same model, data and strategy."""
+    groups = ("experiment", "model", "data", "strategy", "output_dir")
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    kept = [word for word in given if re.split("[.=]", word.lstrip("+~"))[0] in groups]
+    return shlex.join(["python", "train.py", *(kept or [f"model={keys.model_name}"]), "stage=1_coarse"])
+
+
+def in_sweep() -> bool:
+    """Whether this is a job of `-m` or of a sweep file."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+class Sweep(Callback):
+    """Gives the jobs of a sweep one name, goes on with an interrupted one, prints what came of it."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Finds the newest unfinished sweep of the same command, else starts a new one.
+
+        A finished curriculum (`report=true`) is not trained again: its jobs are skipped, its report is shown.
+        """
+        here, named = Path(config.hydra.sweep.dir), config.run_id or os.environ.get("RUN_ID")
+        params: Any = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create({}))
+        self.command = command = {"overrides": sorted(config.hydra.overrides.task), "params": params}
+        for record in sorted(here.parent.glob("*/sweep.json"), reverse=True):
+            try:
+                earlier = json.loads(record.read_text(encoding="utf-8"))
+                again, name = bool(earlier["finished"]), str(earlier["name"])
+                same = earlier["command"] == command and (not again or config.report)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                say(f"warning: {record} is passed over: not the record of a sweep ({error})")
+                continue
+            if same and (name == named if named else config.resume == "auto"):
+                self.record, self.name = record, name
+                say(
+                    f"the sweep {self.name} is finished: its report again (resume=never trains it anew)"
+                    if again
+                    else f"going on with the unfinished sweep {self.name}"
+                )
+                break
+        else:
+            self.record = self._new(here) / "sweep.json"
+            self.name = named or self.record.parent.name
+        os.environ["RUN_ID"] = self.name
+        os.environ.pop(TRAINS_STAGE_1, None)
+        swept = [word.partition("=") for word in command["overrides"]]
+        stages = [params.get("stage", ""), *(value for key, _, value in swept if key == "stage")]
+        if "1_coarse" in (stage.strip() for value in stages for stage in str(value).split(",")):
+            os.environ[TRAINS_STAGE_1] = "1"
+        self._write(command=command, name=self.name, finished=False)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Closes the sweep's record; prints its runs, the best first, or with `report=true` the report."""
+        self._write(command=self.command, name=self.name, finished=True)
+        for variable in ("RUN_ID", TRAINS_STAGE_1):
+            os.environ.pop(variable, None)
+        if config.plan:
+            return
+        output_dir = Path(expand_path(config.output_dir, "output_dir"))
+        try:
+            if config.report:
+                from plato2.evaluate.report import report_sweep
+
+                numbers = {"n_latent_contexts": config.latent_contexts, "n_human": config.human_rank}
+                report_sweep(output_dir, self.name, **numbers)
+            else:
+                self._compare(output_dir, config.sweep_metric)
+        except UserError as error:  # Hydra makes a mere warning of a callback's error
+            fail(str(error))
+
+    def _compare(self, output_dir: Path, metric: str | None) -> None:
+        from rich.console import Console
+
+        from plato2.evaluate.runs import compare, runs_tables, winners_first
+
+        paths = [path.parent for path in output_dir.glob(f"*/{self.name}-*/lineage.json")]
+        runs = winners_first(compare(paths, metric))
+        say(f"the sweep {self.name}, the best first:")
+        Console(highlight=False).print(*runs_tables(runs), sep="\n")
+
+    def _new(self, folder: Path) -> Path:
+        """A folder that no other sweep has: two can begin in one second."""
+        for number in count(1):
+            new = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+            try:
+                new.mkdir(parents=True)
+                return new
+            except FileExistsError:
+                continue
+            except OSError as error:  # Hydra makes a mere warning of a callback's error
+                fail(f"output_dir: {new} cannot be made ({error.strerror}); choose another output_dir")
+        raise AssertionError("count has no end")
+
+    def _write(self, **entries: Any) -> None:
+        replace_text(self.record, json.dumps(entries, indent=2) + "\n")
+
+
+def explain(error: Exception) -> str:
+    """What Hydra or OmegaConf found, on one line; without the advice to force an unknown key with `+`."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else ""
+    lines = f"{error}\n{cause}".split("Config search path:")[0].splitlines()
+    left_out = ("To append to", "reference_type", "object_type")
+    told = " ".join(" ".join(line.strip() for line in lines if not line.strip().startswith(left_out)).split())
+    where = "(--help lists groups, options and keys, --cfg job prints their values)"
+    unknown = re.search(r"Key '[^']*' (?:is )?not in .*full_key: (\S+)", told)
+    if unknown:
+        return f"{unknown[1]}: no such key; {meant(unknown[1])} {where}"
+    option = re.search(r"Could not find '([^/']+)/([^']+)' Available options in '[^']*': (.*)", told)
+    if option:
+        return (
+            f"{option[1]}={option[2]}: no such option; {did_you_mean(option[2], option[3].split())} {where}"
+        )
+    return f"{told} {where}"
+
+
+def meant(key: str) -> str:
+    """The nearest key to one that is not known."""
+    near = nearest_key(key, CONF)
+    return f"did you mean {near}?" if near else "there is none like it"
+
+
+def fail(sentence: str) -> NoReturn:
+    """Ends with one line for the person at the terminal."""
+    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    raise SystemExit(2)
+
+
+def refuse_unknown_flags(words: list[str]) -> None:
+    """Refuses what Hydra would answer with a page of usage; keys are given without dashes.
+
+    Raises:
+        UserError: names the flag and what was probably meant.
+    """
+    parser = get_args_parser()
+    for flag in (word for word in parser.parse_known_args(words)[1] if word.startswith("-")):
+        name, _, value = flag.lstrip("-").replace("-", "_").partition("=")
+        key = nearest_key(name, CONF) or ""
+        flags = [option for action in parser._actions for option in action.option_strings]
+        is_key = key.rpartition(".")[2] == name
+        near = f"did you mean {key}={value or 'VALUE'}?" if is_key else did_you_mean(flag, flags)
+        raise UserError(f"{flag}: no such flag; {near}")
+
+
+def main(config: DictConfig) -> float | None:
+    """Runs one job; a user's mistake is one line and exit code 2."""
+    try:
+        found = train_composed(config)
+        return found.value if found else None
+    except UserError as error:
+        fail(str(error))
+    except OmegaConfBaseException as error:  # a value that is missing, found when it is needed
+        fail(explain(error))
+    except OSError as error:
+        place = error.filename or config.output_dir
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            fail(f"{place}: {error.strerror}; make it writable, or choose another output_dir")
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        fail(
+            f"{place}: {error.strerror}; what was saved is whole: make room and start the same command again"
+        )
+
+
+def in_quotes(override: str) -> str:
+    """An override with quotes around each text that Hydra's grammar has no room for: `~/数据`, `a=b`, `it's`.
+
+    Options of Hydra's own stay as they are, but for `~` and variables in the path of `--config-dir`.
+
+    Raises:
+        UserError: Hydra cannot read it even so.
+    """
+    key, sign, value = override.partition("=")
+    if key == "--config-dir" and sign:
+        return f"{key}={expand_path(value, key)}"
+    if not sign or override.startswith("-") or (problem := _unreadable(override)) is None:
+        return override
+    quoted = re.sub(  # what stands between brackets and commas, after the name in a mapping
+        r'([\w ]+: )?([^][{},"]+)',
+        lambda text: text[0] if _unreadable(f"{key}={text[2]}") is None else f'{text[1] or ""}"{text[2]}"',
+        value,
+    )
+    if _unreadable(f"{key}={quoted}") is None:
+        return f"{key}={quoted}"
+    escaped = value.replace('"', '\\"')
+    whole = f'{key}="{escaped}"'
+    cure = f"if it is one text, write {shlex.quote(whole)}" if _unreadable(whole) is None else "see --help"
+    raise UserError(f"{override}: Hydra cannot read this override ({problem}); {cure}")
+
+
+def _unreadable(override: str) -> str | None:
+    """What Hydra has against an override; None = nothing."""
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def as_text(word: str) -> str:
+    """An override of a name or path, with quotes where Hydra would read a number: 12e4567 is no infinity."""
+    key, is_override, value = word.partition("=")
+    if not is_override or key.lstrip("+") not in TEXT_KEYS:
+        return word
+
+    def quoted(part: re.Match[str]) -> str:
+        text = part[0].strip()
+        try:
+            float(text.replace("_", ""))
+        except ValueError:
+            return f"'{text}'" if text.lower() in ("true", "false") else part[0]
+        return f"'{text}'"
+
+    return "=".join([key, re.sub(r"[^,\[\]]+", quoted, value)])
+
+
+def command_line(conf: Path = CONF) -> None:
+    """`main`, where what Hydra finds wrong with the command line or conf/ is one line, too.
+
+    Args:
+        conf: the folder of the configuration.
+    """
+    global CONF
+    CONF = conf
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it finds
+    print_any_text()
+    try:
+        refuse_unknown_flags(sys.argv[1:])
+        sys.argv[1:] = [in_quotes(as_text(word)) for word in sys.argv[1:]]
+        with signals_stop_at_once():
+            hydra.main(version_base="1.3", config_path=str(conf), config_name="train")(main)()
+    except UserError as error:
+        fail(str(error))
+    except Stopped as stop:
+        say("stopped: nothing was being trained; the same command starts again, or goes on")
+        if stop.number == signal.SIGUSR1 and is_first_process():
+            from plato2.runs.folder import requeue
+
+            requeue()
+        raise
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(explain(error))
+    except ValueError as error:
+        if "Config group override" not in str(error):
+            raise
+        given = [word for word in sys.argv[1:] if (CONF / word.split("=")[0]).is_dir()]
+        fail(f"{' '.join(given)}: the option of a group is never a mere number (--help lists them)")
+
+
+if __name__ == "__main__":
+    command_line()

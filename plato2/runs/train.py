@@ -1,0 +1,453 @@
+"""Training one stage: a typed configuration in, a finished run folder out.
+
+`train` is what `python train.py`, `plato2 train` and `plato2.train` call once the configuration is composed.
+Hydra stays outside: what a job of a sweep has to know of it is a `Job`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from plato2.config import TrainConfig, UserError
+from plato2.runs.build import build, check_arguments, check_counts
+from plato2.runs.console import Stopped, is_first_process, quiet_lightning, say
+
+if TYPE_CHECKING:  # heavy imports wait until something is trained: --help and tab completion stay fast
+    import pytorch_lightning as pl
+
+    from plato2.data.module import DialogueDataModule
+    from plato2.runs.corpus import CorpusOfRun
+    from plato2.runs.folder import RunFolder
+    from plato2.runs.length import RunLength
+    from plato2.stages import Stage
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the command that starts a run knows beside its configuration."""
+
+    number: int | None = None
+    """In a sweep; None = it is no part of one."""
+    overrides: tuple[str, ...] = ()
+    """What a job of a sweep differs in from the others, but for the stage."""
+    trains_stage_1: bool = False
+    """Whether the sweep has a stage 1 for its other stages."""
+    side_by_side: bool = False
+    """Whether the jobs of the sweep run at the same time."""
+    first: str = "python train.py stage=1_coarse"
+    """The command for the stage 1 that this one starts from: same model, data and strategy."""
+
+    @property
+    def in_sweep(self) -> bool:
+        """Whether it is a job of a sweep."""
+        return self.number is not None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a run."""
+
+    run: Path
+    """Its folder."""
+    checkpoint: Path
+    """The best one, by the stage's monitor."""
+    value: float | None
+    """The best value of the monitor, or the last one of `sweep_metric`."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The last value of each."""
+
+
+def train(keys: TrainConfig, resolved: dict[str, Any], job: Job = Job()) -> Trained | None:
+    """Trains one stage as configured.
+
+    Args:
+        keys: the configuration.
+        resolved: the same as plain values; what is recorded and compared when a run goes on.
+        job: what the command knows beside it.
+
+    Returns:
+        What came of it; None for `plan=true`.
+
+    Raises:
+        UserError: anything a user can mend.
+    """
+    from plato2.runs.folder import choose_run, held
+
+    stage, corpus, data = build_parts(keys)
+    if keys.plan:
+        print_plan(keys, stage, data)
+        return None
+    run, may_rename = choose_run(Path(keys.output_dir), keys.name, resolved, run_id(keys, job), keys.resume)
+    with held(run, may_rename) if is_first_process() else nullcontext(run) as run:
+        return train_run(keys, resolved, stage, corpus, data, run, job)
+
+
+def train_run(
+    keys: TrainConfig,
+    resolved: dict[str, Any],
+    stage: Stage,
+    corpus: CorpusOfRun,
+    data: DialogueDataModule,
+    run: RunFolder,
+    job: Job,
+) -> Trained:
+    """Trains in a folder that is this process's alone; goes on where it stopped."""
+    from plato2.runs.folder import curriculum, go_on, record_start
+    from plato2.runs.loggers import build_loggers
+    from plato2.runs.saved import checkpoint_step
+    from plato2.runs.start import warm_start
+
+    checkpoint, sentence = go_on(run, resolved)
+    if checkpoint and checkpoint_step(checkpoint) >= data.max_steps:
+        return nothing_left(keys, run, checkpoint, job)
+    start: Path | None = None
+    told, unprepared = "", corpus.will_be_made
+    if checkpoint is None:  # what is missing is said now, not after an hour of preparing
+        start, told = find_start(keys, stage, None if unprepared else data.tokenizer_sha256, job)
+    corpus.make_or_wait()
+    data.check_model(keys.model.vocab_size, keys.model.max_position)
+    data.check_tokenizer()
+    tokenizer, accepted = data.tokenizer_sha256, stage.warm_starts_from
+    if start and unprepared:
+        start, told = find_start(keys, stage, tokenizer, job)
+    stage = build_stage(keys, "cpu")
+    if start:
+        sentence += f"{told}\n{warm_start(stage, start, accepted, tokenizer)}"
+    family = curriculum(run, start)
+    about: dict[str, Any] = {
+        "name": keys.name,
+        "stage": stage.name,
+        "family": family,
+        "tags": keys.tags,
+        "config": resolved,
+    }
+    loggers = build_loggers(keys.logger, run, checkpoint, **about)
+    parent = start or run.parent
+    trainer = build_trainer(keys, stage, data, run, loggers, parent, job)
+    say(sentence)
+    if is_first_process():
+        length = run_length(data, checkpoint_step(checkpoint) if checkpoint else 0)
+        say("\n".join(filter(None, (length.sentence(), length.warning()))))
+        if checkpoint:
+            run.record_resume(checkpoint_step(checkpoint), resolved)
+        else:
+            record_start(
+                run, stage.name, keys.model_name, resolved, data.identity, start, family, job.overrides
+            )
+            (run.path / "config.yaml").write_text(as_yaml(resolved), encoding="utf-8")
+            data.save_tokenizer(run.tokenizer)
+    if trainer.num_devices > 1:
+        os.environ["RUN_ID"] = run.path.name  # for the processes that Lightning starts beside this one
+    return fit(trainer, stage, data, run, checkpoint, keys.sweep_metric)
+
+
+def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModule]:
+    """The stage, as yet without memory for its weights; its corpus, perhaps still to be made; its batches.
+
+    Raises:
+        UserError: values that the schemas cannot know to be wrong.
+    """
+    import pytorch_lightning as pl
+
+    from plato2.runs.corpus import CorpusOfRun
+    from plato2.runs.parallel import check_processes
+
+    check_arguments(pl.Trainer, {k: v for k, v in keys.strategy.items() if v != "auto"}, "strategy")
+    check_arguments(pl.Trainer, keys.trainer, "trainer")
+    if not keys.plan:
+        check_processes(keys.strategy["devices"], keys.strategy.get("num_nodes", 1))
+    check_counts(keys.trainer, ("max_steps", "val_check_interval", "log_every_n_steps"), "trainer")
+    batch_node = keys.stage.pop("batch")
+    stage = build_stage(keys, "meta")  # first: what it refuses, such as a head, is not the batch's to name
+    head = {"head": keys.stage["head"]} if "head" in keys.stage else {}
+    batch = build(head | batch_node, "stage.batch")
+    if not hasattr(batch, "roles"):
+        if keys.model.n_role:
+            raise UserError(
+                f"model.n_role={keys.model.n_role}: {type(batch).__name__} has no roles; use model.n_role=0"
+            )
+    elif batch.roles != (keys.model.n_role > 0):
+        cure = "model.n_role=4" if batch.roles else "stage.batch.roles=true"
+        raise UserError(
+            f"stage.batch.roles={batch.roles}, model.n_role={keys.model.n_role}: roles take both; add {cure}"
+        )
+    if head and head["head"] != batch.head:
+        raise UserError(
+            f"stage.batch.head={batch.head}, stage.head={head['head']}: the batch is made for the head; "
+            "leave out stage.batch.head"
+        )
+    prepare = keys.data.pop("prepare", None)
+    check_arguments(CorpusOfRun, {"prepare": prepare}, "data")
+    steps = {"batch_tokens": keys.optim.batch_tokens, "max_steps": keys.trainer["max_steps"]}
+    data = build(keys.data, "data", batch=batch, seed=keys.seed, **steps)
+    return stage, CorpusOfRun(data.path, prepare), data
+
+
+def build_stage(keys: TrainConfig, device: str) -> Stage:
+    """The stage with its initial weights; on `meta` without them, to check options and to count parameters.
+
+    Raises:
+        UserError: values that the stage does not take.
+    """
+    import torch
+
+    with torch.device(device):
+        return build(keys.stage, "stage", model=keys.model, optim=keys.optim, seed=keys.seed)
+
+
+def find_start(keys: TrainConfig, stage: Stage, tokenizer: str | None, job: Job) -> tuple[Path | None, str]:
+    """What `init_from` means: a checkpoint or a model folder, and a further line on what `auto` took.
+
+    Args:
+        keys: the configuration.
+        stage: the stage to be trained.
+        tokenizer: hash of the data's tokenizer; None = the data are not prepared yet.
+        job: of the command.
+
+    Returns:
+        None where the stage starts from random weights.
+
+    Raises:
+        UserError: nothing to start from; names what to run first.
+    """
+    from plato2.runs.start import OwnSweep, described, named_start, needs_parent, newest_parent
+
+    accepted = stage.warm_starts_from
+    if keys.init_from == "scratch" or (keys.init_from == "auto" and not needs_parent(stage.name, accepted)):
+        return None, ""
+    if keys.init_from == "auto":
+        family, model = os.environ.get("RUN_ID") or keys.run_id, asdict(keys.model)
+        sweep = OwnSweep(frozenset(job.overrides), job.side_by_side) if job.trains_stage_1 else None
+        output_dir = Path(keys.output_dir)
+        run = newest_parent(output_dir, keys.model_name, model, tokenizer, family, job.first, sweep)
+        return run.best, f"\ninit_from=auto: {described(run)}"
+    return named_start(keys.init_from, stage.name, accepted), ""
+
+
+def run_length(data: DialogueDataModule, done_steps: int) -> RunLength:
+    """The tokens and epochs that a run has before it.
+
+    Raises:
+        UserError: the data cannot be read, or do not fit the options.
+    """
+    from plato2.runs.length import RunLength
+
+    return RunLength(data.path, data.max_steps, done_steps, data.batch_tokens, data.epoch_tokens)
+
+
+def nothing_left(keys: TrainConfig, run: RunFolder, checkpoint: Path, job: Job) -> Trained:
+    """What came of a run that has reached `max_steps`: its job of a sweep, or of a Slurm script, is skipped.
+
+    Raises:
+        UserError: the run was known to be finished, and was named.
+    """
+    from plato2.runs.saved import checkpoint_step, last_metrics
+
+    by_job = "SLURM_JOB_ID" in os.environ and not (keys.run_id or os.environ.get("RUN_ID"))
+    if run.finished and not job.in_sweep and not by_job:
+        key = f"trainer.max_steps={keys.trainer['max_steps']}"
+        cure = "raise trainer.max_steps to go on with it, or choose another run_id"
+        raise UserError(f"{key}: {run.path} has already trained {checkpoint_step(checkpoint)} steps; {cure}")
+    say(f"{run.path} is finished: skipped")
+    value = run.value(checkpoint, keys.sweep_metric)
+    return Trained(run.path, run.best, value, last_metrics(run.path / "metrics.csv"))
+
+
+def fit(
+    trainer: pl.Trainer,
+    stage: Stage,
+    data: DialogueDataModule,
+    run: RunFolder,
+    checkpoint: Path | None,
+    sweep_metric: str | None,
+) -> Trained:
+    """Runs the Trainer to `max_steps` and closes the run."""
+    import torch
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+    from rich.console import Console
+
+    from plato2.runs.callbacks import metrics_table
+    from plato2.runs.checkpoint import Checkpoints
+    from plato2.runs.folder import requeue
+    from plato2.runs.loggers import close_loggers
+    from plato2.stages.base import NonFiniteLoss
+
+    checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
+    try:
+        trainer.fit(stage, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except NonFiniteLoss as error:
+        kept = f"last good checkpoint: {run.last}" if run.last.exists() else "there is no checkpoint yet"
+        raise UserError(
+            f"{error}. The weights before it are untouched; {kept}. A lower optim.lr, a longer "
+            "optim.warmup_steps or precision 32-true usually cures it; look at those samples too"
+        ) from error
+    except Stopped:
+        raise
+    except SystemExit:  # how Lightning ends after a signal or Ctrl-C
+        number = checkpoints.stop_signal or signal.SIGINT
+        saved = f"step {checkpoints.saved_step} is saved" if run.last.exists() else "nothing is saved yet"
+        say(f"stopped: {saved}; the same command goes on with {run.path}")
+        if number == signal.SIGUSR1 and is_first_process():
+            requeue()
+        raise SystemExit(128 + number) from None
+    except MisconfigurationException as error:
+        raise UserError(f"trainer and strategy: {str(error).splitlines()[0]}") from error
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if checkpoint is None or checkpoints.has_started or isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise UserError(
+            f"{checkpoint}: cannot be gone on with ({reason}); restore it, or start another run "
+            "with run_id=NAME"
+        ) from error
+    close_loggers(trainer)
+    metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+    if trainer.global_step < data.max_steps:  # max_time and its like
+        say(
+            f"stopped at step {trainer.global_step} of {data.max_steps}; the same command goes on: {run.path}"
+        )
+    elif trainer.is_global_zero:
+        run.write_lineage(status="finished", step=trainer.global_step, metrics=metrics)
+    if trainer.is_global_zero:
+        console = Console()
+        console.print(f"{stage.name} after {trainer.global_step:,} steps: {run.path}", soft_wrap=True)
+        console.print(metrics_table(metrics))
+    if sweep_metric is not None and sweep_metric not in metrics:
+        raise UserError(f"sweep_metric={sweep_metric}: not logged; choose one of {', '.join(metrics)}")
+    value = checkpoints.best_value if sweep_metric is None else metrics[sweep_metric]
+    return Trained(run.path, run.best, value, metrics)
+
+
+def build_trainer(
+    keys: TrainConfig,
+    stage: Stage,
+    data: DialogueDataModule,
+    run: RunFolder,
+    loggers: list[Any],
+    parent: Path | None,
+    job: Job,
+) -> pl.Trainer:
+    """The Lightning Trainer with the callbacks and loggers of the run.
+
+    Raises:
+        UserError: an argument that Lightning does not take, or hardware that is not there.
+    """
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+    from plato2.runs.callbacks import Figures, LatentHistogram, RunProgress, SampleReplies, Throughput
+    from plato2.runs.checkpoint import BetweenSteps, Checkpoints
+    from plato2.runs.length import TimeLeft
+    from plato2.runs.parallel import best_precision, n_ranks
+    from plato2.talk.replies import ValidationReplies, ValidationVariety
+    from plato2.talk.selection import ValidationFigures
+    from plato2.weights.folder import EVALUATION, GENERATION
+
+    strategy = dict(keys.strategy)
+    if job.in_sweep and strategy.get("devices") != 1 and "LOCAL_RANK" not in os.environ:
+        raise UserError(
+            f"strategy.devices={strategy.get('devices')} in a sweep: every process would start it again; "
+            "start it with torchrun or srun, use a Hydra launcher (hydra/launcher=...), or devices=1"
+        )
+    if strategy.get("precision") == "auto":
+        strategy["precision"] = best_precision(str(strategy["accelerator"]))
+    extra = {"tokenizer_sha256": data.tokenizer_sha256}
+    checkpoints = Checkpoints(
+        run.checkpoints, keys.checkpoint_steps, keys.checkpoint_minutes, stage.monitor, extra
+    )
+    callbacks: list[Any] = [
+        BetweenSteps(checkpoints),
+        checkpoints,
+        Throughput(keys.model, stage.passes, keys.trainer["log_every_n_steps"]),
+        RunProgress(f"{keys.model_name} {stage.name}"),
+        TimeLeft(data.batching.unit_tokens, data.units_per_step),
+        LatentHistogram(),
+    ]
+    sharded = isinstance(strategy.get("strategy"), dict)
+    if sharded:  # Lightning's own "auto" is the number of machines
+        ranks = n_ranks(strategy["devices"], strategy.get("num_nodes", 1))
+        strategy["strategy"] = {**strategy["strategy"], "data_parallel_size": ranks}
+    if keys.sample_replies and stage.name in GENERATION and not sharded:
+        replies = ValidationReplies(data, keys.sample_replies)
+        callbacks.append(SampleReplies(run.path / "replies.jsonl", replies))
+    if (keys.selection or keys.human_rank) and stage.name in EVALUATION and not sharded:
+        callbacks.append(Figures(ValidationFigures(data, keys.selection, keys.human_rank, parent)))
+    if keys.latent_contexts and getattr(stage, "recognition", None) is not None and not sharded:
+        callbacks.append(Figures(ValidationVariety(data, keys.latent_contexts)))
+    quiet_lightning()
+    fixed = {
+        "max_epochs": 1,  # a run is one epoch of max_steps; the data's epochs are the stream's
+        "num_sanity_val_steps": 0,
+        "check_val_every_n_epoch": None,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+    }
+    node = {**fixed, **strategy, **keys.trainer, "_target_": "pytorch_lightning.Trainer"}
+    try:
+        return build(node, "trainer", callbacks=callbacks, logger=loggers or False, default_root_dir=run.path)
+    except (MisconfigurationException, ValueError) as error:
+        raise UserError(f"trainer and strategy: {str(error).splitlines()[0]}") from error
+
+
+def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule) -> None:
+    """Prints what a run will need; nothing is prepared or trained."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from plato2.runs.parallel import n_ranks
+    from plato2.runs.plan import plan
+
+    strategy = keys.strategy
+    ranks = n_ranks(strategy["devices"], strategy.get("num_nodes", 1))
+    data.check_ranks(ranks)
+    made = plan(
+        keys.model,
+        parameters=sum(parameter.numel() for parameter in stage.parameters()),
+        passes=stage.passes,
+        ranks=ranks,
+        sharded=isinstance(strategy.get("strategy"), dict),
+        half=strategy.get("precision") != "32-true" or isinstance(strategy.get("strategy"), dict),
+        unit_tokens=data.batching.unit_tokens,
+        batch_tokens=data.batch_tokens,
+        steps=data.max_steps,
+    )
+    table = Table(title=f"{keys.name}: what the run needs", title_justify="left", show_header=False)
+    length = run_length(data, 0) if data.exists else None
+    for name, text in made.rows(length):
+        table.add_row(name, text)
+    Console().print(table)
+    if length and length.warning():
+        say(length.warning())
+
+
+def run_id(keys: TrainConfig, job: Job) -> str | None:
+    """In a sweep each job has a name of its own: the sweep's and the job's number."""
+    if not job.in_sweep:
+        return keys.run_id
+    return f"{keys.run_id or os.environ['RUN_ID']}-{job.number}"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts that OmegaConf would read as numbers, such as the name 12e4567, get quotes."""
+
+
+def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    try:
+        float(text.replace("_", ""))
+    except ValueError:
+        return dumper.represent_str(text)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'")
+
+
+_Dumper.add_representer(str, _text)
+
+
+def as_yaml(values: dict[str, Any]) -> str:
+    """Plain values as they could stand in conf/."""
+    return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
