@@ -101,7 +101,13 @@ def train_overrides(*overrides: str) -> Trained | None:
         UserError: anything a user can mend.
     """
     try:
-        return train_composed(composed(*overrides))
+        config = composed(*overrides)
+        if in_sweep():
+            raise UserError(
+                f"plato2.train: {' '.join(overrides)} is a sweep; start it on the command line, or one "
+                "run of it with hydra.mode=RUN and stage=STAGE"
+            )
+        return train_composed(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
     finally:
@@ -124,8 +130,10 @@ def job(keys: TrainConfig) -> Job:
     if not in_sweep():
         return Job(first=first_command(keys))
     side_by_side = not str(HydraConfig.get().launcher._target_).endswith(".BasicLauncher")
+    hydra_job = HydraConfig.get().job
+    number = 0 if OmegaConf.is_missing(hydra_job, "num") else hydra_job.num  # it is when nothing is started
     own = TRAINS_STAGE_1 in os.environ
-    return Job(HydraConfig.get().job.num, tuple(job_overrides()), own, side_by_side, first_command(keys))
+    return Job(number, tuple(job_overrides()), own, side_by_side, first_command(keys))
 
 
 def refuse_unknown(config: DictConfig) -> None:
@@ -371,14 +379,14 @@ def command_line(conf: Path = CONF) -> None:
         conf: the folder of the configuration.
     """
     global CONF
-    CONF = conf
+    CONF = conf.absolute()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it finds
     print_any_text()
     try:
         refuse_unknown_flags(sys.argv[1:])
         sys.argv[1:] = [in_quotes(as_text(word)) for word in sys.argv[1:]]
         with signals_stop_at_once():
-            hydra.main(version_base="1.3", config_path=str(conf), config_name="train")(main)()
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(main)()
     except UserError as error:
         fail(str(error))
     except Stopped as stop:

@@ -12,16 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from plato2.config import UserError
 from plato2.runs.console import say
 from plato2.runs.folder import RunFolder, runs
 from plato2.runs.saved import best_value
-from plato2.weights.folder import read_saved
-from plato2.weights.model_folder import is_model_folder
+
+if TYPE_CHECKING:  # choosing needs no torch
+    from torch import nn
 
 COARSE = "1_coarse"
 """The stage that the others start from."""
@@ -156,6 +155,8 @@ def named_start(init_from: str, stage: str, accepted: tuple[str, ...]) -> Path:
     Raises:
         UserError: nothing there, an unfinished run, or one of another stage.
     """
+    from plato2.weights.model_folder import is_model_folder
+
     path = Path(init_from)
     if is_model_folder(path):
         return path
@@ -197,6 +198,8 @@ def warm_start(stage: nn.Module, path: Path, accepted: tuple[str, ...], tokenize
     Raises:
         UserError: a wrong stage, another tokenizer or size, or a backbone that is not complete.
     """
+    from plato2.weights.folder import read_saved
+
     source = read_saved(path, accepted, "init_from=")
     state, own, theirs = source.weights, stage.state_dict(), source.tokenizer_sha256
     if theirs and theirs != tokenizer_sha256:

@@ -159,3 +159,10 @@ def test_the_overfit_experiment_fits_its_own_corpus() -> None:
     assert experiment["model"]["vocab_size"] == experiment["data"]["prepare"]["vocab_pieces"] + 1
     assert experiment["model"]["dropout"] == 0.0
     assert experiment["data"]["prepare"]["max_dialogues"] <= 10
+
+
+def test_mistakes_from_python_are_user_errors(trains: Trains) -> None:
+    with pytest.raises(UserError, match=r"optim\.lrr: no such key; did you mean optim\.lr\?"):
+        trains("optim.lrr=1")
+    with pytest.raises(UserError, match=r"is a sweep; start it on the command line"):
+        plato2.train("experiment=quickstart")
