@@ -148,7 +148,7 @@ def test_sources_say_where_every_list_comes_from() -> None:
         assert re.search(rf"`{file}` .*\| {len(shipped(file))} \|", sources)
     assert "Permission is hereby granted, free of charge" in sources
     project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
-    assert '"plato2" = ["lists/*"]' in project  # else the wheel is without them
+    assert '"plato2" = ["py.typed", "lists/*"]' in project  # else the wheel is without them
 
 
 def test_a_file_has_comments_and_empty_lines(tmp_path: Path) -> None:
