@@ -227,7 +227,9 @@ def headings(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "path", [*DOCUMENTS, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"], ids=lambda path: str(path.relative_to(ROOT))
+    "path",
+    [*DOCUMENTS, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"],
+    ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_links_resolve(path: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", without_blocks(path)):
