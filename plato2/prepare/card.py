@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,8 @@ class CardFacts:
     """What "the latest dialogues" means: time, or order in the corpus."""
     unread_share: float
     """Share of the training targets that are unknown to the tokenizer."""
+    notes: list[str] = field(default_factory=list)
+    """What else the reader said of the files."""
 
 
 def write_card(
@@ -151,6 +153,8 @@ def _broken(facts: CardFacts) -> str:
         lines += ["", "The first of them:", "", *(f"- {escape(text)}" for text in facts.broken_examples)]
     for reason, n in facts.skipped.items():
         lines += ["", f"{n:,} records were left out: {escape(reason)}."]
+    for note in facts.notes:
+        lines += ["", f"{escape(note)}."]
     return "\n".join(lines)
 
 

@@ -38,6 +38,8 @@ class ReadReport:
     examples: list[str] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     """Sound records left out on purpose, by reason (such as the negatives of a labelled file)."""
+    notes: list[str] = field(default_factory=list)
+    """What else the user should know of the files, such as columns that are not read."""
 
     def broken(self, file: str, line: int, why: str) -> None:
         """Count the record at `line` (from 1) of `file`.
@@ -51,13 +53,18 @@ class ReadReport:
         if len(self.examples) < N_EXAMPLES:
             self.examples.append(f"{file}:{line}: {why}")
 
+    def note(self, text: str) -> None:
+        """Keep a note, once however many files give it; of many different ones the first."""
+        if text not in self.notes and len(self.notes) < N_EXAMPLES:
+            self.notes.append(text)
+
     def sentence(self) -> str:
-        """What could not be used, in words; empty where all could."""
+        """What could not be used, and the notes, in words; empty where all could."""
         parts = []
         if self.n_broken:
             parts.append(f"{self.n_broken:,} records could not be read, the first: {self.examples[0]}")
         parts += [f"{n:,} records were left out: {reason}" for reason, n in self.skipped.items()]
-        return "; ".join(parts)
+        return "; ".join([*parts, *self.notes])
 
 
 def expand(files: Sequence[str], key: str = "files") -> list[str]:

@@ -197,6 +197,39 @@ def test_tsv_with_and_without_header(tmp_path):
     assert report.examples == [f"{plain}:2: 1 column(s) instead of 2"]
 
 
+@pytest.mark.parametrize("header", ["Src\tTgt\tLabel", "context\tresponse\tlabel", "SRC\tResponse\t LABEL "])
+def test_a_header_of_tsv_in_any_case_and_by_other_names(tmp_path: Path, header: str) -> None:
+    (tmp_path / "a.tsv").write_text(f"{header}\nhi\thello\t1\nhi\twrong\t0\n")
+    report = ReadReport()
+    assert texts(read("tsv", tmp_path / "a.tsv", report=report)) == [["hi", "hello"]]
+    assert report.skipped == {"label is not 1": 1}
+    assert report.notes == []
+
+
+def test_columns_of_tsv_that_are_not_read_are_said_once(tmp_path: Path) -> None:
+    for name in ("a.tsv", "b.tsv"):
+        (tmp_path / name).write_text("src\ttgt\tscore\nhi\thello\t0\nyo\thm\t1\n")
+    report = ReadReport()
+    assert len(read("tsv", tmp_path / "*.tsv", report=report)) == 4
+    assert report.sentence() == (
+        "columns that are not read: score (those that are: src, context, tgt, response, knowledge, label)"
+    )
+
+
+def test_a_third_column_of_tsv_needs_a_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text("hi\thello\t0\n")
+    with pytest.raises(UserError, match=r"a\.tsv:1: 3 columns, and no header .*src<TAB>tgt<TAB>label above"):
+        read("tsv", path)
+    path.write_text("hi\thello\t\nyo\thm\t0\n")  # a tab at the end is no column
+    report = ReadReport()
+    assert texts(read("tsv", path, report=report)) == [["hi", "hello"]]
+    assert report.examples == [f"{path}:2: 3 column(s) instead of 2"]
+    path.write_text("src\tanswer\nhi\thello\n")
+    with pytest.raises(UserError, match=r"no column tgt .*; name it tgt or response"):
+        read("tsv", path)
+
+
 def test_knovers_own_file(shared):
     dialogues = read("tsv", shared / "dailydialog" / "dailydialog_test_60.tsv")
     assert len(dialogues) == 60

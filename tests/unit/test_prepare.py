@@ -305,6 +305,13 @@ def test_what_was_dropped_is_said_with_the_error(tmp_path):
         run(write(tmp_path / "greeted.jsonl", greeted), tmp_path / "out", clean=CleanRules())
 
 
+def test_columns_that_are_not_read_are_said_at_the_end(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", ["src\ttgt\tscore", *(f"hi {i}\tyes {i}\t0" for i in range(20))])
+    folder = run(path, tmp_path / "out", corpus="tsv")
+    assert any(line.startswith("columns that are not read: score (") for line in summary(folder))
+    assert "columns that are not read: score (" in (folder / "card.md").read_text()
+
+
 def test_what_was_dropped_is_said_at_the_end(corpus, tmp_path):
     with corpus.open("a") as file:
         file.write("{bad\n")
