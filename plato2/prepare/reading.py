@@ -93,11 +93,16 @@ def expand(files: Sequence[str], key: str = "files") -> list[str]:
     return found
 
 
+def endings(file: str) -> list[str]:
+    """The endings of a file's name in lower case, such as .jsonl and .gz."""
+    return [suffix.lower() for suffix in PurePosixPath(file).suffixes]
+
+
 def open_binary(path: str) -> IO[bytes]:
     """Open a file, local or remote; `.gz`, `.zst` and other usual endings are decompressed."""
     import fsspec
 
-    if path.endswith(".zst"):  # fsspec's own needs a further package and has no lines
+    if endings(path)[-1:] == [".zst"]:  # fsspec's own needs a further package and has no lines
         import pyarrow
 
         stored = pyarrow.PythonFile(fsspec.open(path, "rb", compression=None).open(), mode="r")
@@ -112,7 +117,7 @@ def readable(file: str, again: str = "get the file again") -> Iterator[IO[bytes]
     Raises:
         UserError: in the `with` block, when the file or its compressed stream is damaged.
     """
-    if file.endswith(".zip"):
+    if endings(file)[-1:] == [".zip"]:
         _check_zip(file)
     try:
         with open_binary(file) as stream:
@@ -191,7 +196,7 @@ def read_dialogues(
     """
     for file in expand(files):
         stem = PurePosixPath(file).name.partition(".")[0]
-        is_lines = ".jsonl" in PurePosixPath(file).suffixes
+        is_lines = ".jsonl" in endings(file)
         records = _lines(file, report) if is_lines else _parts(file, one_each)
         for number, (line, key, record) in enumerate(records, start=1):
             name = key if key is not None else stem if one_each and not is_lines else f"{stem}-{number}"

@@ -4,13 +4,23 @@ import gzip
 import json
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pyarrow as pa
 import pytest
 
+from plato2.commands.tokenizer import messages
 from plato2.config import UserError
 from plato2.data.samples import Turn
-from plato2.prepare.corpora import ReadReport, corpus_names, merge_speakers, parse_time, read_corpus
+from plato2.prepare.corpora import (
+    ReadReport,
+    corpus_names,
+    merge_speakers,
+    parse_time,
+    read_corpus,
+    read_dialogues,
+)
+from plato2.prepare.corpora.jsonl import parse_turns
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -127,6 +137,25 @@ def test_zst(tmp_path):
     path.write_bytes(packed(body)[:-20])
     with pytest.raises(UserError, match=r"a\.jsonl\.zst cannot be read to its end"):
         read("jsonl", path)
+
+
+def test_endings_in_capitals(tmp_path: Path) -> None:
+    body = b'{"turns": ["a", "b"]}\n'
+    (tmp_path / "A.JSONL.ZST").write_bytes(packed(body))
+    assert texts(read("jsonl", tmp_path / "A.JSONL.ZST")) == [["a", "b"]] * 2
+    for n in (1, 2):
+        with ZipFile(tmp_path / "TWO.ZIP", "a") as archive:
+            archive.writestr(f"{n}.jsonl", body)
+        if n == 1:
+            assert texts(read("jsonl", tmp_path / "TWO.ZIP")) == [["a", "b"]]
+    with pytest.raises(UserError, match=r"TWO\.ZIP holds 2 files, not one"):
+        read("jsonl", tmp_path / "TWO.ZIP")
+    (tmp_path / "A.JSONL").write_bytes(b'["a", "b"]\n["c", "d"]\n')
+    found = list(
+        read_dialogues([str(tmp_path / "A.JSONL")], ReadReport(), lambda value, _: parse_turns(value))
+    )
+    assert texts(found) == [["a", "b"], ["c", "d"]]
+    assert list(messages([str(tmp_path / "A.JSONL.ZST")], ReadReport())) == ["a", "b"] * 2
 
 
 def test_labels_that_pandas_wrote(tmp_path):

@@ -26,6 +26,7 @@ from plato2.config import UserError, did_you_mean
 from plato2.data.samples import Dialogue, Turn, as_texts
 from plato2.prepare.reading import (
     ReadReport,
+    endings,
     expand,
     in_folders,
     json_value,
@@ -40,6 +41,7 @@ from plato2.prepare.reading import (
 __all__ = [
     "ReadReport",
     "corpus_names",
+    "endings",
     "expand",
     "in_folders",
     "json_value",
