@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from plato2.data.shards import ShardIndex
+from plato2.prepare.clean import option_of
 from plato2.prepare.statistics import SplitStatistics
 
 if TYPE_CHECKING:
@@ -122,9 +123,10 @@ def lost_pairs(counts: Mapping[str, int]) -> dict[str, int]:
 
 
 def losses(counts: Mapping[str, int], rules: Mapping[str, int]) -> str:
-    """The same in words, with the rules that messages break, the commonest first; empty if there are none."""
+    """The same in words, with the rules that messages break and their options; empty if there are none."""
     pairs = [f"{reason} {n:,}" for reason, n in lost_pairs(counts).items() if n]
-    hits = [f"{rule} ({n:,})" for rule, n in sorted(rules.items(), key=lambda hit: -hit[1]) if n]
+    commonest = sorted(rules.items(), key=lambda hit: -hit[1])
+    hits = [f"{rule} ({option_of(rule)}: {n:,})" for rule, n in commonest if n]
     return "; ".join(
         [", ".join(pairs), *(["messages that break a rule: " + ", ".join(hits)] if hits else [])]
     )

@@ -5,6 +5,7 @@ What cannot be used is handed to a `ReadReport`; what is damaged as a whole is a
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import lzma
@@ -133,7 +134,7 @@ def read_lines(files: Sequence[str], report: ReadReport) -> Iterator[tuple[str, 
     """(file, line number from 1, text) of every line that is not blank; not UTF-8, or too long, is broken.
 
     Raises:
-        UserError: a file is missing, or its compressed stream is damaged.
+        UserError: a file is missing or in UTF-16, or its compressed stream is damaged.
     """
     for file in expand(files):
         with readable(file) as stream:
@@ -141,6 +142,8 @@ def read_lines(files: Sequence[str], report: ReadReport) -> Iterator[tuple[str, 
                 if raw is None:
                     report.broken(file, number, f"longer than {LINE_BYTES >> 20} MiB")
                     continue
+                if number == 1:
+                    _refuse_utf16(file, raw)
                 try:
                     text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 except UnicodeDecodeError:
@@ -148,6 +151,15 @@ def read_lines(files: Sequence[str], report: ReadReport) -> Iterator[tuple[str, 
                     continue
                 if text.strip():
                     yield file, number, text
+
+
+def _refuse_utf16(file: str, opening: bytes) -> None:
+    """What Windows calls Unicode, and some versions of PowerShell write with `>`."""
+    if opening.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(
+            f"{file} is in UTF-16, not UTF-8; save it as UTF-8 (iconv -f UTF-16 -t UTF-8, or in PowerShell "
+            "Get-Content FILE | Set-Content -Encoding utf8 NEW)"
+        )
 
 
 def in_folders(files: Sequence[str], pattern: str) -> list[str]:
@@ -175,12 +187,14 @@ def read_json(
         again: for the message, where a whole file comes from.
 
     Raises:
-        UserError: the file is damaged, also by its end missing.
+        UserError: the file is in UTF-16, or damaged, also by its end missing.
     """
     with readable(file, again) as stream:
         try:
             yield from read_values(stream, enter)
         except ValueError as error:
+            with readable(file, again) as start:
+                _refuse_utf16(file, start.read(2))
             raise UserError(f"{file} is damaged: {error}; {again}") from error
 
 

@@ -19,6 +19,7 @@ from plato2.prepare.corpora import (
     parse_time,
     read_corpus,
     read_dialogues,
+    read_json,
 )
 from plato2.prepare.corpora.jsonl import parse_turns
 
@@ -156,6 +157,18 @@ def test_endings_in_capitals(tmp_path: Path) -> None:
     )
     assert texts(found) == [["a", "b"], ["c", "d"]]
     assert list(messages([str(tmp_path / "A.JSONL.ZST")], ReadReport())) == ["a", "b"] * 2
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.tsv"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_utf_16_is_named(tmp_path: Path, name: str, encoding: str) -> None:
+    (tmp_path / name).write_bytes(('{"turns": ["a", "b"]}\n' * 3).encode(encoding))
+    if encoding == "utf-16-be":
+        (tmp_path / name).write_bytes(b"\xfe\xff" + (tmp_path / name).read_bytes())
+    with pytest.raises(UserError, match=r"is in UTF-16, not UTF-8; save it as UTF-8"):
+        read(name.partition(".")[2], tmp_path / name)
+    with pytest.raises(UserError, match="is in UTF-16"):
+        list(read_json(str(tmp_path / name), lambda depth, _: depth == 0))
 
 
 def test_labels_that_pandas_wrote(tmp_path):

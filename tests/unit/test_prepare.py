@@ -299,7 +299,7 @@ def test_what_was_dropped_is_said_with_the_error(tmp_path):
     greeted = [{"turns": ["Hello there friend", f"number {i} says {WORDS[i % 11]}"]} for i in range(120)]
     message = (
         r"of 120 pairs of context and response: no context left by the policy 120; "
-        r"messages that break a rule: 7\. repeated more than 100 times \(120\)"
+        r"messages that break a rule: 7\. repeated more than 100 times \(max_repeats: 120\)"
     )
     with pytest.raises(UserError, match=message):
         run(write(tmp_path / "greeted.jsonl", greeted), tmp_path / "out", clean=CleanRules())
@@ -319,7 +319,7 @@ def test_what_was_dropped_is_said_at_the_end(corpus, tmp_path):
     said = summary(run(corpus, out, clean=CleanRules(max_chars=26), tokenizer=None, vocab_pieces=500))
     (dropped,) = (line for line in said if line.startswith("left out of the pairs: "))
     assert "response fails a rule" in dropped
-    assert "2. more than 26 characters (" in dropped
+    assert "2. more than 26 characters (max_chars: " in dropped
     assert f"  {corpus}:41: not valid JSON" in " ".join(said)
     vocab_size = read_index(out).vocab_size
     assert (
@@ -485,6 +485,8 @@ def test_command_prints_one_json_object(corpus, tmp_path):
         (["--rule", "min_tokens=many"], "the value must be int or off"),
         (["--rule", "speling=off"], "there is no rule speling"),
         (["--rule", "urls"], "must be NAME=VALUE"),
+        (["--rule", "max_repeats=-1"], "max_repeats=-1: must be at least 1, or off"),
+        (["--rule", "max_overlap=2"], "max_overlap=2.0: must be between 0 and 1, or off"),
         (["--strict"], "talk.jsonl:41: not valid JSON"),
     ],
 )
