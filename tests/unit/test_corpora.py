@@ -119,7 +119,29 @@ def test_a_call_of_a_tool_is_no_turn(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps(call))
     report = ReadReport()
     assert read("jsonl", tmp_path / "a.jsonl", report=report) == []
-    assert "turn 0 is neither a text nor an object with text, content, value" in report.examples[0]
+    assert (
+        "turn 0: content must be a text, or a list with parts of type text; it is a call of a tool"
+        in (report.examples[0])
+    )
+
+
+def test_parts_that_are_no_text_are_left_out(tmp_path: Path) -> None:
+    image = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+    text = [{"type": "text", "text": "what is"}, image, {"type": "text", "text": "this ?"}]
+    chats = [[text, "a cat ."], [[image], "a cat ."], [None, "a cat ."]]
+    lines = [
+        {"messages": [{"role": r, "content": c} for r, c in zip("ab", chat, strict=True)]} for chat in chats
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    report = ReadReport()
+    assert texts(read("jsonl", tmp_path / "a.jsonl", report=report)) == [["what is this ?", "a cat ."]]
+    assert [example.rpartition("it is ")[2] for example in report.examples] == ["no text", "null"]
+
+
+def test_the_form_that_is_not_empty_is_read(tmp_path: Path) -> None:
+    line = {"turns": [], "messages": [{"role": "a", "content": "hi"}, {"role": "b", "content": "yes"}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(line) + '\n{"turns": []}\n')
+    assert texts(read("jsonl", tmp_path / "a.jsonl")) == [["hi", "yes"], []]
 
 
 def packed(body: bytes) -> bytes:
