@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from plato2.data.shards import ShardIndex
+from plato2.data.tokenizer import EOS_ID
 from plato2.prepare.clean import option_of
 from plato2.prepare.statistics import SplitStatistics
 
@@ -161,11 +162,12 @@ def _broken(facts: CardFacts) -> str:
 
 
 def _is_chinese(folder: Path, counted: SplitStatistics) -> bool:
-    """Whether most ids of the responses are pieces with a Chinese character."""
+    """Whether most words of the responses have a Chinese character; special ids and signs are none."""
     lines = (folder / "tokenizer" / "vocab.txt").read_text(encoding="utf-8").split("\n")
-    pieces = (line.rpartition("\t") for line in lines if line)
-    ids = sorted({int(number) for piece, _, number in pieces if re.search("[\u3400-\u9fff]", piece)})
-    return bool(2 * counted.targets[ids].sum() > counted.targets.sum())
+    pieces = {int(number): piece for piece, _, number in (line.rpartition("\t") for line in lines if line)}
+    words = [i for i, piece in pieces.items() if i > EOS_ID and any(map(str.isalpha, piece))]
+    chinese = [i for i in words if re.search("[\u3400-\u9fff]", pieces[i])]
+    return bool(2 * counted.targets[chinese].sum() > counted.targets[words].sum())
 
 
 def samples_table(folder: Path, index: ShardIndex, statistics: Mapping[str, SplitStatistics]) -> str:

@@ -127,7 +127,7 @@ def test_a_call_of_a_tool_is_no_turn(tmp_path):
 
 def test_parts_that_are_no_text_are_left_out(tmp_path: Path) -> None:
     image = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
-    text = [{"type": "text", "text": "what is"}, image, {"type": "text", "text": "this ?"}]
+    text = [{"type": "text", "text": "what is"}, image, {"text": "this ?"}]
     chats = [[text, "a cat ."], [[image], "a cat ."], [None, "a cat ."]]
     lines = [
         {"messages": [{"role": r, "content": c} for r, c in zip("ab", chat, strict=True)]} for chat in chats

@@ -256,6 +256,8 @@ def test_disk_shuffle_is_a_permutation(tmp_path_factory, records, bucket_samples
         ({"valid_fraction": 1.0}, "valid_fraction=1.0"),
         ({"valid_dialogues": 0}, "valid_dialogues=0"),
         ({"max_dialogues": 0}, "max_dialogues=0"),
+        ({"seed": -1}, "seed=-1: must be at least 0"),
+        ({"seed": 2**63}, "seed=9223372036854775808: must be at least 0 and below"),
         ({"out": "s3://bucket/x"}, "out=s3://bucket/x"),
         ({"valid_dialogues": 40}, "valid_dialogues=40: .* has 40 dialogue"),
         ({"tokenizer": "/nowhere"}, "no tokenizer at /nowhere"),
@@ -541,6 +543,7 @@ def test_chitchat_keeps_what_it_should(tmp_path, policy, kept):
             "| paper (English, Reddit) | 684M |  |  |  |  | 2.78 | 26.3 |",
         ),
         (["你好 我 的 朋友 。", "今天 天气 真 好 。"], "| paper (Chinese) |  |  |  |  |  | 2.82 | 22.2 |"),
+        (["你好", "谢谢"], "| paper (Chinese) |  |  |  |  |  | 2.82 | 22.2 |"),
     ],
 )
 def test_the_card_compares_with_the_corpus_of_the_same_language(
