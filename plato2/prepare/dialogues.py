@@ -178,9 +178,12 @@ def _survey(options: PrepareOptions, progress: Progress) -> Survey:
         dropped = f"; {survey.report.sentence()}" if survey.report.sentence() else ""
         raise UserError(f"the corpus {options.corpus} is empty: no dialogue{where}{dropped}")
     if not survey.n_pairs:
+        n_joined = survey.n_joined
+        joined = f"; {n_joined:,} turn(s) joined to the one before, of the same speaker" if n_joined else ""
         dropped = f"; {survey.report.sentence()}" if survey.report.sentence() else ""
         raise UserError(
-            f"the corpus {options.corpus} has no dialogue of two or more turns to learn from{dropped}"
+            f"the corpus {options.corpus} has no dialogue of two or more turns to learn from "
+            f"({survey.n_dialogues:,} dialogue(s) read{joined}){dropped}"
         )
     return survey
 

@@ -277,7 +277,11 @@ def test_wrong_options_leave_nothing_behind(corpus, tmp_path, changes, message):
     ("lines", "message"),
     [
         (["{bad"], r"is empty: no dialogue in .*; 1 records could not be read, the first: .*:1"),
-        ([{"turns": ["alone"]}], "no dialogue of two"),
+        ([{"turns": ["alone"]}], r"no dialogue of two .* \(1 dialogue\(s\) read\)$"),
+        (
+            [{"turns": [{"text": text, "speaker": "a"} for text in "xyz"]}] * 4,
+            r"no dialogue of two .* \(4 dialogue\(s\) read; 8 turn\(s\) joined to the one before",
+        ),
     ],
 )
 def test_empty_corpora(tmp_path, lines, message):
@@ -341,7 +345,7 @@ def test_turns_longer_than_sentencepiece_takes(tmp_path):
     long = write(tmp_path / "long.jsonl", [{"turns": turns}] * 40)
     out = run(long, tmp_path / "out", tokenizer=None, vocab_pieces=60, cut_turn=True)
     assert Tokenizer.load(out / "tokenizer").unread_share(turns[0]) == 0
-    with pytest.raises(UserError, match=r"2\. more than 1024 characters \(40\)"):
+    with pytest.raises(UserError, match=r"2\. more than 1024 characters \(max_chars: 40\)"):
         run(
             write(tmp_path / "longer.jsonl", [{"turns": turns[:1] * 2}] * 20),
             tmp_path / "none",

@@ -119,6 +119,7 @@ def merge_speakers(turns: Iterable[Turn]) -> list[Turn]:
         if merged and turn.speaker is not None and merged[-1].speaker == turn.speaker:
             merged[-1].text += " " + turn.text
             merged[-1].knowledge += turn.knowledge
+            merged[-1].n_joined += 1
         else:
             merged.append(turn)
     return merged
