@@ -138,6 +138,7 @@ def _print_summary(folder: Path, as_json: bool) -> None:
             "counts": facts["counts"],
             "rules": facts["rules"],
             "skipped": facts["skipped"],
+            "notes": facts.get("notes", []),
             "broken_examples": facts["broken_examples"],
             "unread_share": facts["unread_share"],
             "unigram": index.unigram,

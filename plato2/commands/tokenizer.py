@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from plato2.config import UserError, expand_path
 from plato2.data.tokenizer import Tokenizer, fewer_pieces, train_tokenizer
-from plato2.prepare.corpora import ReadReport, corpus_names, read_corpus, read_lines
+from plato2.prepare.corpora import ReadReport, corpus_names, endings, read_corpus, read_lines
 
 app = typer.Typer(
     help="Train a tokenizer, or look at how one cuts a text.",
@@ -105,5 +105,5 @@ def messages(sources: list[str], report: ReadReport) -> Iterator[str]:
 
 def _format(source: str) -> str:
     packed = (".gz", ".zst", ".bz2", ".xz", ".lzma", ".zip")
-    suffixes = [suffix for suffix in PurePosixPath(source).suffixes if suffix not in packed]
+    suffixes = [suffix for suffix in endings(source) if suffix not in packed]
     return {".jsonl": "jsonl", ".tsv": "tsv"}.get(suffixes[-1] if suffixes else "", "text")

@@ -31,6 +31,8 @@ class Turn:
     """Seconds since 1970, UTC."""
     knowledge: list[str] = field(default_factory=list)
     """Texts this turn was written with."""
+    n_joined: int = 0
+    """Turns of the same speaker right after it that a reader joined to it."""
 
 
 @dataclass

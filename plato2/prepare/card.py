@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from plato2.data.shards import ShardIndex
+from plato2.data.tokenizer import EOS_ID
+from plato2.prepare.clean import option_of
 from plato2.prepare.statistics import SplitStatistics
 
 if TYPE_CHECKING:
@@ -57,6 +59,8 @@ class CardFacts:
     """What "the latest dialogues" means: time, or order in the corpus."""
     unread_share: float
     """Share of the training targets that are unknown to the tokenizer."""
+    notes: list[str] = field(default_factory=list)
+    """What else the reader said of the files."""
 
 
 def write_card(
@@ -120,9 +124,10 @@ def lost_pairs(counts: Mapping[str, int]) -> dict[str, int]:
 
 
 def losses(counts: Mapping[str, int], rules: Mapping[str, int]) -> str:
-    """The same in words, with the rules that messages break, the commonest first; empty if there are none."""
+    """The same in words, with the rules that messages break and their options; empty if there are none."""
     pairs = [f"{reason} {n:,}" for reason, n in lost_pairs(counts).items() if n]
-    hits = [f"{rule} ({n:,})" for rule, n in sorted(rules.items(), key=lambda hit: -hit[1]) if n]
+    commonest = sorted(rules.items(), key=lambda hit: -hit[1])
+    hits = [f"{rule} ({option_of(rule)}: {n:,})" for rule, n in commonest if n]
     return "; ".join(
         [", ".join(pairs), *(["messages that break a rule: " + ", ".join(hits)] if hits else [])]
     )
@@ -151,15 +156,18 @@ def _broken(facts: CardFacts) -> str:
         lines += ["", "The first of them:", "", *(f"- {escape(text)}" for text in facts.broken_examples)]
     for reason, n in facts.skipped.items():
         lines += ["", f"{n:,} records were left out: {escape(reason)}."]
+    for note in facts.notes:
+        lines += ["", f"{escape(note)}."]
     return "\n".join(lines)
 
 
 def _is_chinese(folder: Path, counted: SplitStatistics) -> bool:
-    """Whether most ids of the responses are pieces with a Chinese character."""
+    """Whether most words of the responses have a Chinese character; special ids and signs are none."""
     lines = (folder / "tokenizer" / "vocab.txt").read_text(encoding="utf-8").split("\n")
-    pieces = (line.rpartition("\t") for line in lines if line)
-    ids = sorted({int(number) for piece, _, number in pieces if re.search("[\u3400-\u9fff]", piece)})
-    return bool(2 * counted.targets[ids].sum() > counted.targets.sum())
+    pieces = {int(number): piece for piece, _, number in (line.rpartition("\t") for line in lines if line)}
+    words = [i for i, piece in pieces.items() if i > EOS_ID and any(map(str.isalpha, piece))]
+    chinese = [i for i in words if re.search("[\u3400-\u9fff]", pieces[i])]
+    return bool(2 * counted.targets[chinese].sum() > counted.targets[words].sum())
 
 
 def samples_table(folder: Path, index: ShardIndex, statistics: Mapping[str, SplitStatistics]) -> str:

@@ -79,16 +79,36 @@ class CleanRules:
         for name in ("min_tokens", "max_tokens", "max_word_chars", "max_chars", "max_repeats"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"clean.{name}={value}: must be at least 1, or null to switch the rule off")
+                raise UserError(f"clean.{name}={value}: must be at least 1, or off (null in a config)")
         for name in ("min_letters", "max_overlap"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise UserError(f"clean.{name}={value}: must be between 0 and 1, or null to switch it off")
+                raise UserError(f"clean.{name}={value}: must be between 0 and 1, or off (null in a config)")
 
     @classmethod
     def off(cls) -> CleanRules:
         """No rule at all."""
         return cls(None, None, None, None, None, False, False, None, None, None)
+
+
+_OPTIONS = {
+    "1. fewer": "min_tokens",
+    "1. more": "max_tokens",
+    "2. a word": "max_word_chars",
+    "2. more": "max_chars",
+    "3.": "min_letters",
+    "4.": "urls",
+    "5.": "special_strings",
+    "6.": "max_overlap",
+    "7.": "max_repeats",
+    "8.": "offensive_words",
+}
+"""How the name of a rule in counts begins, and its option."""
+
+
+def option_of(rule: str) -> str:
+    """The option of CleanRules that switches a rule on or off, by the rule's name in counts."""
+    return next(option for start, option in _OPTIONS.items() if rule.startswith(start))
 
 
 class Cleaner:

@@ -105,6 +105,7 @@ def summary(folder: Path) -> list[str]:
         lines.append(f"{n_broken:,} records could not be read; the first of them:")
         lines += [f"  {example}" for example in facts["broken_examples"]]
     lines += [f"{n:,} records were left out: {reason}" for reason, n in facts["skipped"].items()]
+    lines += facts.get("notes", [])  # corpora prepared before have none
     if index.prepare["tokenizer"] is None:
         lines += filter(None, [fewer_pieces(index.vocab_size, index.prepare["vocab_pieces"])])
     if (unread := facts["unread_share"]) > _MOST_UNREAD:
@@ -139,6 +140,7 @@ def _prepare(options: PrepareOptions, folder: Path, progress: Progress) -> None:
         n_messages_failing=cleaner.n_failing,
         broken_examples=survey.report.examples,
         skipped=dict(survey.report.skipped),
+        notes=survey.report.notes,
         dates=survey.dates(),
         split_by="time" if survey.has_times() else "order in the corpus",
         unread_share=float(targets[UNK_ID] / targets.sum()),
@@ -176,9 +178,12 @@ def _survey(options: PrepareOptions, progress: Progress) -> Survey:
         dropped = f"; {survey.report.sentence()}" if survey.report.sentence() else ""
         raise UserError(f"the corpus {options.corpus} is empty: no dialogue{where}{dropped}")
     if not survey.n_pairs:
+        n_joined = survey.n_joined
+        joined = f"; {n_joined:,} turn(s) joined to the one before, of the same speaker" if n_joined else ""
         dropped = f"; {survey.report.sentence()}" if survey.report.sentence() else ""
         raise UserError(
-            f"the corpus {options.corpus} has no dialogue of two or more turns to learn from{dropped}"
+            f"the corpus {options.corpus} has no dialogue of two or more turns to learn from "
+            f"({survey.n_dialogues:,} dialogue(s) read{joined}){dropped}"
         )
     return survey
 

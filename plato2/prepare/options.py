@@ -87,6 +87,8 @@ class PrepareOptions:
                 raise UserError(f"{key}={getattr(self, key)}: must be at least {least}")
         if self.max_context > 65535:
             raise UserError(f"max_context={self.max_context}: must be at most 65535")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed={self.seed}: must be at least 0 and below 2**63")
         if not 0 < self.valid_fraction < 1:
             raise UserError(f"valid_fraction={self.valid_fraction}: must be between 0 and 1")
         for key in ("valid_dialogues", "max_dialogues"):

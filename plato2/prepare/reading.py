@@ -5,6 +5,7 @@ What cannot be used is handed to a `ReadReport`; what is damaged as a whole is a
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import lzma
@@ -38,6 +39,8 @@ class ReadReport:
     examples: list[str] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     """Sound records left out on purpose, by reason (such as the negatives of a labelled file)."""
+    notes: list[str] = field(default_factory=list)
+    """What else the user should know of the files, such as columns that are not read."""
 
     def broken(self, file: str, line: int, why: str) -> None:
         """Count the record at `line` (from 1) of `file`.
@@ -51,13 +54,18 @@ class ReadReport:
         if len(self.examples) < N_EXAMPLES:
             self.examples.append(f"{file}:{line}: {why}")
 
+    def note(self, text: str) -> None:
+        """Keep a note, once however many files give it; of many different ones the first."""
+        if text not in self.notes and len(self.notes) < N_EXAMPLES:
+            self.notes.append(text)
+
     def sentence(self) -> str:
-        """What could not be used, in words; empty where all could."""
+        """What could not be used, and the notes, in words; empty where all could."""
         parts = []
         if self.n_broken:
             parts.append(f"{self.n_broken:,} records could not be read, the first: {self.examples[0]}")
         parts += [f"{n:,} records were left out: {reason}" for reason, n in self.skipped.items()]
-        return "; ".join(parts)
+        return "; ".join([*parts, *self.notes])
 
 
 def expand(files: Sequence[str], key: str = "files") -> list[str]:
@@ -86,11 +94,16 @@ def expand(files: Sequence[str], key: str = "files") -> list[str]:
     return found
 
 
+def endings(file: str) -> list[str]:
+    """The endings of a file's name in lower case, such as .jsonl and .gz."""
+    return [suffix.lower() for suffix in PurePosixPath(file).suffixes]
+
+
 def open_binary(path: str) -> IO[bytes]:
     """Open a file, local or remote; `.gz`, `.zst` and other usual endings are decompressed."""
     import fsspec
 
-    if path.endswith(".zst"):  # fsspec's own needs a further package and has no lines
+    if endings(path)[-1:] == [".zst"]:  # fsspec's own needs a further package and has no lines
         import pyarrow
 
         stored = pyarrow.PythonFile(fsspec.open(path, "rb", compression=None).open(), mode="r")
@@ -105,7 +118,7 @@ def readable(file: str, again: str = "get the file again") -> Iterator[IO[bytes]
     Raises:
         UserError: in the `with` block, when the file or its compressed stream is damaged.
     """
-    if file.endswith(".zip"):
+    if endings(file)[-1:] == [".zip"]:
         _check_zip(file)
     try:
         with open_binary(file) as stream:
@@ -121,7 +134,7 @@ def read_lines(files: Sequence[str], report: ReadReport) -> Iterator[tuple[str, 
     """(file, line number from 1, text) of every line that is not blank; not UTF-8, or too long, is broken.
 
     Raises:
-        UserError: a file is missing, or its compressed stream is damaged.
+        UserError: a file is missing or in UTF-16, or its compressed stream is damaged.
     """
     for file in expand(files):
         with readable(file) as stream:
@@ -129,6 +142,8 @@ def read_lines(files: Sequence[str], report: ReadReport) -> Iterator[tuple[str, 
                 if raw is None:
                     report.broken(file, number, f"longer than {LINE_BYTES >> 20} MiB")
                     continue
+                if number == 1:
+                    _refuse_utf16(file, raw)
                 try:
                     text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 except UnicodeDecodeError:
@@ -136,6 +151,15 @@ def read_lines(files: Sequence[str], report: ReadReport) -> Iterator[tuple[str, 
                     continue
                 if text.strip():
                     yield file, number, text
+
+
+def _refuse_utf16(file: str, opening: bytes) -> None:
+    """What Windows calls Unicode, and some versions of PowerShell write with `>`."""
+    if opening.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(
+            f"{file} is in UTF-16, not UTF-8; save it as UTF-8 (iconv -f UTF-16 -t UTF-8, or in PowerShell "
+            "Get-Content FILE | Set-Content -Encoding utf8 NEW)"
+        )
 
 
 def in_folders(files: Sequence[str], pattern: str) -> list[str]:
@@ -163,12 +187,14 @@ def read_json(
         again: for the message, where a whole file comes from.
 
     Raises:
-        UserError: the file is damaged, also by its end missing.
+        UserError: the file is in UTF-16, or damaged, also by its end missing.
     """
     with readable(file, again) as stream:
         try:
             yield from read_values(stream, enter)
         except ValueError as error:
+            with readable(file, again) as start:
+                _refuse_utf16(file, start.read(2))
             raise UserError(f"{file} is damaged: {error}; {again}") from error
 
 
@@ -184,7 +210,7 @@ def read_dialogues(
     """
     for file in expand(files):
         stem = PurePosixPath(file).name.partition(".")[0]
-        is_lines = ".jsonl" in PurePosixPath(file).suffixes
+        is_lines = ".jsonl" in endings(file)
         records = _lines(file, report) if is_lines else _parts(file, one_each)
         for number, (line, key, record) in enumerate(records, start=1):
             name = key if key is not None else stem if one_each and not is_lines else f"{stem}-{number}"

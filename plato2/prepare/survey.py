@@ -25,6 +25,8 @@ class Survey:
         self.messages = RepeatCounter()
         self.n_long = 0
         """Messages of more characters than SentencePiece trains on at once."""
+        self.n_joined = 0
+        """Turns that were joined to one of the same speaker before them."""
         self.n_turns = array("I")
         """Turns of each dialogue."""
         self.times = array("d")
@@ -52,6 +54,7 @@ class Survey:
         for turn in dialogue.turns:
             self.messages.add(turn.text)
             self.n_long += len(turn.text) > SENTENCE_BYTES
+            self.n_joined += turn.n_joined
 
     def usable(self) -> np.ndarray:
         """Numbers of the dialogues with at least two turns."""

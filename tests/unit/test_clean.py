@@ -4,6 +4,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
+from dataclasses import fields
 
 import pytest
 from hypothesis import given
@@ -20,6 +21,7 @@ from plato2.prepare.clean import (
     has_url,
     letter_share,
     message_key,
+    option_of,
     overlaps,
     split_words,
 )
@@ -254,3 +256,10 @@ def test_policies(passing, policy, parts):
 def test_split_keeps_every_passing_turn_once(passing):
     kept = [turn for part in conversations(passing, "split") for turn in part]
     assert kept == [turn for turn, passes in enumerate(passing) if passes]
+
+
+def test_every_rule_in_the_counts_has_its_option() -> None:
+    for option in fields(CleanRules):
+        value = {"max_overlap": 0.5, "min_letters": 0.5, "offensive_words": "en"}.get(option.name, 3)
+        one = CleanRules(**vars(CleanRules.off()) | {option.name: value})
+        assert [option_of(rule) for rule in Cleaner(one).hits] == [option.name]

@@ -4,13 +4,24 @@ import gzip
 import json
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pyarrow as pa
 import pytest
 
+from plato2.commands.tokenizer import messages
 from plato2.config import UserError
 from plato2.data.samples import Turn
-from plato2.prepare.corpora import ReadReport, corpus_names, merge_speakers, parse_time, read_corpus
+from plato2.prepare.corpora import (
+    ReadReport,
+    corpus_names,
+    merge_speakers,
+    parse_time,
+    read_corpus,
+    read_dialogues,
+    read_json,
+)
+from plato2.prepare.corpora.jsonl import parse_turns
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -108,7 +119,29 @@ def test_a_call_of_a_tool_is_no_turn(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps(call))
     report = ReadReport()
     assert read("jsonl", tmp_path / "a.jsonl", report=report) == []
-    assert "turn 0 is neither a text nor an object with text, content, value" in report.examples[0]
+    assert (
+        "turn 0: content must be a text, or a list with parts of type text; it is a call of a tool"
+        in (report.examples[0])
+    )
+
+
+def test_parts_that_are_no_text_are_left_out(tmp_path: Path) -> None:
+    image = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+    text = [{"type": "text", "text": "what is"}, image, {"text": "this ?"}]
+    chats = [[text, "a cat ."], [[image], "a cat ."], [None, "a cat ."]]
+    lines = [
+        {"messages": [{"role": r, "content": c} for r, c in zip("ab", chat, strict=True)]} for chat in chats
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    report = ReadReport()
+    assert texts(read("jsonl", tmp_path / "a.jsonl", report=report)) == [["what is this ?", "a cat ."]]
+    assert [example.rpartition("it is ")[2] for example in report.examples] == ["no text", "null"]
+
+
+def test_the_form_that_is_not_empty_is_read(tmp_path: Path) -> None:
+    line = {"turns": [], "messages": [{"role": "a", "content": "hi"}, {"role": "b", "content": "yes"}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(line) + '\n{"turns": []}\n')
+    assert texts(read("jsonl", tmp_path / "a.jsonl")) == [["hi", "yes"], []]
 
 
 def packed(body: bytes) -> bytes:
@@ -127,6 +160,37 @@ def test_zst(tmp_path):
     path.write_bytes(packed(body)[:-20])
     with pytest.raises(UserError, match=r"a\.jsonl\.zst cannot be read to its end"):
         read("jsonl", path)
+
+
+def test_endings_in_capitals(tmp_path: Path) -> None:
+    body = b'{"turns": ["a", "b"]}\n'
+    (tmp_path / "A.JSONL.ZST").write_bytes(packed(body))
+    assert texts(read("jsonl", tmp_path / "A.JSONL.ZST")) == [["a", "b"]] * 2
+    for n in (1, 2):
+        with ZipFile(tmp_path / "TWO.ZIP", "a") as archive:
+            archive.writestr(f"{n}.jsonl", body)
+        if n == 1:
+            assert texts(read("jsonl", tmp_path / "TWO.ZIP")) == [["a", "b"]]
+    with pytest.raises(UserError, match=r"TWO\.ZIP holds 2 files, not one"):
+        read("jsonl", tmp_path / "TWO.ZIP")
+    (tmp_path / "A.JSONL").write_bytes(b'["a", "b"]\n["c", "d"]\n')
+    found = list(
+        read_dialogues([str(tmp_path / "A.JSONL")], ReadReport(), lambda value, _: parse_turns(value))
+    )
+    assert texts(found) == [["a", "b"], ["c", "d"]]
+    assert list(messages([str(tmp_path / "A.JSONL.ZST")], ReadReport())) == ["a", "b"] * 2
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.tsv"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_utf_16_is_named(tmp_path: Path, name: str, encoding: str) -> None:
+    (tmp_path / name).write_bytes(('{"turns": ["a", "b"]}\n' * 3).encode(encoding))
+    if encoding == "utf-16-be":
+        (tmp_path / name).write_bytes(b"\xfe\xff" + (tmp_path / name).read_bytes())
+    with pytest.raises(UserError, match=r"is in UTF-16, not UTF-8; save it as UTF-8"):
+        read(name.partition(".")[2], tmp_path / name)
+    with pytest.raises(UserError, match="is in UTF-16"):
+        list(read_json(str(tmp_path / name), lambda depth, _: depth == 0))
 
 
 def test_labels_that_pandas_wrote(tmp_path):
@@ -195,6 +259,39 @@ def test_tsv_with_and_without_header(tmp_path):
     assert dialogues[1].turns[-1].knowledge == ["f1", "f2"]
     assert report.skipped == {"label is not 1": 1}
     assert report.examples == [f"{plain}:2: 1 column(s) instead of 2"]
+
+
+@pytest.mark.parametrize("header", ["Src\tTgt\tLabel", "context\tresponse\tlabel", "SRC\tResponse\t LABEL "])
+def test_a_header_of_tsv_in_any_case_and_by_other_names(tmp_path: Path, header: str) -> None:
+    (tmp_path / "a.tsv").write_text(f"{header}\nhi\thello\t1\nhi\twrong\t0\n")
+    report = ReadReport()
+    assert texts(read("tsv", tmp_path / "a.tsv", report=report)) == [["hi", "hello"]]
+    assert report.skipped == {"label is not 1": 1}
+    assert report.notes == []
+
+
+def test_columns_of_tsv_that_are_not_read_are_said_once(tmp_path: Path) -> None:
+    for name in ("a.tsv", "b.tsv"):
+        (tmp_path / name).write_text("src\ttgt\tscore\nhi\thello\t0\nyo\thm\t1\n")
+    report = ReadReport()
+    assert len(read("tsv", tmp_path / "*.tsv", report=report)) == 4
+    assert report.sentence() == (
+        "columns that are not read: score (those that are: src, context, tgt, response, knowledge, label)"
+    )
+
+
+def test_a_third_column_of_tsv_needs_a_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text("hi\thello\t0\n")
+    with pytest.raises(UserError, match=r"a\.tsv:1: 3 columns, and no header .*src<TAB>tgt<TAB>label above"):
+        read("tsv", path)
+    path.write_text("hi\thello\t\nyo\thm\t0\n")  # a tab at the end is no column
+    report = ReadReport()
+    assert texts(read("tsv", path, report=report)) == [["hi", "hello"]]
+    assert report.examples == [f"{path}:2: 3 column(s) instead of 2"]
+    path.write_text("src\tanswer\nhi\thello\n")
+    with pytest.raises(UserError, match=r"no column tgt .*; name it tgt or response"):
+        read("tsv", path)
 
 
 def test_knovers_own_file(shared):

@@ -256,6 +256,8 @@ def test_disk_shuffle_is_a_permutation(tmp_path_factory, records, bucket_samples
         ({"valid_fraction": 1.0}, "valid_fraction=1.0"),
         ({"valid_dialogues": 0}, "valid_dialogues=0"),
         ({"max_dialogues": 0}, "max_dialogues=0"),
+        ({"seed": -1}, "seed=-1: must be at least 0"),
+        ({"seed": 2**63}, "seed=9223372036854775808: must be at least 0 and below"),
         ({"out": "s3://bucket/x"}, "out=s3://bucket/x"),
         ({"valid_dialogues": 40}, "valid_dialogues=40: .* has 40 dialogue"),
         ({"tokenizer": "/nowhere"}, "no tokenizer at /nowhere"),
@@ -275,7 +277,11 @@ def test_wrong_options_leave_nothing_behind(corpus, tmp_path, changes, message):
     ("lines", "message"),
     [
         (["{bad"], r"is empty: no dialogue in .*; 1 records could not be read, the first: .*:1"),
-        ([{"turns": ["alone"]}], "no dialogue of two"),
+        ([{"turns": ["alone"]}], r"no dialogue of two .* \(1 dialogue\(s\) read\)$"),
+        (
+            [{"turns": [{"text": text, "speaker": "a"} for text in "xyz"]}] * 4,
+            r"no dialogue of two .* \(4 dialogue\(s\) read; 8 turn\(s\) joined to the one before",
+        ),
     ],
 )
 def test_empty_corpora(tmp_path, lines, message):
@@ -299,10 +305,17 @@ def test_what_was_dropped_is_said_with_the_error(tmp_path):
     greeted = [{"turns": ["Hello there friend", f"number {i} says {WORDS[i % 11]}"]} for i in range(120)]
     message = (
         r"of 120 pairs of context and response: no context left by the policy 120; "
-        r"messages that break a rule: 7\. repeated more than 100 times \(120\)"
+        r"messages that break a rule: 7\. repeated more than 100 times \(max_repeats: 120\)"
     )
     with pytest.raises(UserError, match=message):
         run(write(tmp_path / "greeted.jsonl", greeted), tmp_path / "out", clean=CleanRules())
+
+
+def test_columns_that_are_not_read_are_said_at_the_end(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", ["src\ttgt\tscore", *(f"hi {i}\tyes {i}\t0" for i in range(20))])
+    folder = run(path, tmp_path / "out", corpus="tsv")
+    assert any(line.startswith("columns that are not read: score (") for line in summary(folder))
+    assert "columns that are not read: score (" in (folder / "card.md").read_text()
 
 
 def test_what_was_dropped_is_said_at_the_end(corpus, tmp_path):
@@ -312,7 +325,7 @@ def test_what_was_dropped_is_said_at_the_end(corpus, tmp_path):
     said = summary(run(corpus, out, clean=CleanRules(max_chars=26), tokenizer=None, vocab_pieces=500))
     (dropped,) = (line for line in said if line.startswith("left out of the pairs: "))
     assert "response fails a rule" in dropped
-    assert "2. more than 26 characters (" in dropped
+    assert "2. more than 26 characters (max_chars: " in dropped
     assert f"  {corpus}:41: not valid JSON" in " ".join(said)
     vocab_size = read_index(out).vocab_size
     assert (
@@ -332,7 +345,7 @@ def test_turns_longer_than_sentencepiece_takes(tmp_path):
     long = write(tmp_path / "long.jsonl", [{"turns": turns}] * 40)
     out = run(long, tmp_path / "out", tokenizer=None, vocab_pieces=60, cut_turn=True)
     assert Tokenizer.load(out / "tokenizer").unread_share(turns[0]) == 0
-    with pytest.raises(UserError, match=r"2\. more than 1024 characters \(40\)"):
+    with pytest.raises(UserError, match=r"2\. more than 1024 characters \(max_chars: 40\)"):
         run(
             write(tmp_path / "longer.jsonl", [{"turns": turns[:1] * 2}] * 20),
             tmp_path / "none",
@@ -478,6 +491,8 @@ def test_command_prints_one_json_object(corpus, tmp_path):
         (["--rule", "min_tokens=many"], "the value must be int or off"),
         (["--rule", "speling=off"], "there is no rule speling"),
         (["--rule", "urls"], "must be NAME=VALUE"),
+        (["--rule", "max_repeats=-1"], "max_repeats=-1: must be at least 1, or off"),
+        (["--rule", "max_overlap=2"], "max_overlap=2.0: must be between 0 and 1, or off"),
         (["--strict"], "talk.jsonl:41: not valid JSON"),
     ],
 )
@@ -532,6 +547,7 @@ def test_chitchat_keeps_what_it_should(tmp_path, policy, kept):
             "| paper (English, Reddit) | 684M |  |  |  |  | 2.78 | 26.3 |",
         ),
         (["你好 我 的 朋友 。", "今天 天气 真 好 。"], "| paper (Chinese) |  |  |  |  |  | 2.82 | 22.2 |"),
+        (["你好", "谢谢"], "| paper (Chinese) |  |  |  |  |  | 2.82 | 22.2 |"),
     ],
 )
 def test_the_card_compares_with_the_corpus_of_the_same_language(

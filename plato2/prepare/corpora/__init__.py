@@ -26,6 +26,7 @@ from plato2.config import UserError, did_you_mean
 from plato2.data.samples import Dialogue, Turn, as_texts
 from plato2.prepare.reading import (
     ReadReport,
+    endings,
     expand,
     in_folders,
     json_value,
@@ -40,6 +41,7 @@ from plato2.prepare.reading import (
 __all__ = [
     "ReadReport",
     "corpus_names",
+    "endings",
     "expand",
     "in_folders",
     "json_value",
@@ -117,6 +119,7 @@ def merge_speakers(turns: Iterable[Turn]) -> list[Turn]:
         if merged and turn.speaker is not None and merged[-1].speaker == turn.speaker:
             merged[-1].text += " " + turn.text
             merged[-1].knowledge += turn.knowledge
+            merged[-1].n_joined += 1
         else:
             merged.append(turn)
     return merged

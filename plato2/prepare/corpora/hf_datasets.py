@@ -9,7 +9,6 @@ must be named with the split (`FOLDER/train`), so that a test split is never tra
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
 from typing import IO, Annotated, Any
 
 import pyarrow as pa
@@ -20,7 +19,7 @@ from plato2.config import UserError
 from plato2.data.samples import Dialogue
 from plato2.formats import JSON_BYTES, Open, Schema
 from plato2.formats import parse as parse_json
-from plato2.prepare.corpora import ReadReport, expand, open_binary, readable
+from plato2.prepare.corpora import ReadReport, endings, expand, open_binary, readable
 from plato2.prepare.corpora.jsonl import parse_turns
 
 COLUMNS = ("dialog", "dialogue", "turns", "messages", "conversation", "conversations", "utterances")
@@ -140,7 +139,7 @@ def _values(file: str, column: str | None) -> Iterator[Any]:
 
 def _batches(stream: IO[bytes], file: str, column: str | None) -> Iterator[pa.RecordBatch]:
     """Batches of the one column with the turns."""
-    if PurePosixPath(file).suffix == ".arrow":
+    if endings(file)[-1:] == [".arrow"]:
         batches = pa.ipc.open_stream(stream)
         name = _turns_column(batches.schema, column, file)
         yield from (batch.select([name]) for batch in batches)

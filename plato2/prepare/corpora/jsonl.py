@@ -9,7 +9,7 @@
 `persona` is a list (of whoever responds) or an object of lists by speaker; everything but `turns` is
 optional. `time` is a number (seconds since 1970) or an ISO 8601 text. Consecutive turns of one speaker are
 joined. What a `system` or `developer` says becomes persona, for whoever responds; a content of several parts
-is their text. Compressed files, globs and remote paths are fine.
+is the text of those that are text, without images. Compressed files, globs and remote paths are fine.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ def parse(record: Any) -> Dialogue:
         ValueError: it has another form; says which.
     """
     found = [record[form] for form in FORMS if form in record] if isinstance(record, dict) else []
-    if not found or not isinstance(found[0], list):
+    turns = next((value for value in found if value), found[0] if found else None)
+    if not isinstance(turns, list):
         raise ValueError('not of the form {"turns": [...]}, {"messages": [...]} or {"conversations": [...]}')
-    dialogue = parse_turns(found[0])
+    dialogue = parse_turns(turns)
     for speaker, texts in _persona(record.get("persona")).items():
         dialogue.persona[speaker] = [*dialogue.persona.get(speaker, []), *texts]
     name = record.get("id")
@@ -77,15 +78,20 @@ def _turn(turn: Any, i: int) -> Turn:
                 time=parse_time(turn.get("time")),
                 knowledge=_texts(turn.get("knowledge"), f"knowledge of turn {i}"),
             )
-    raise ValueError(f"turn {i} is neither a text nor an object with {', '.join(key for _, key in KEYS)}")
+    keys = [key for _, key in KEYS]
+    if isinstance(turn, dict) and (key := next((key for key in keys if key in turn), None)):
+        reason = "a call of a tool" if turn.get("tool_calls") else "null" if turn[key] is None else "no text"
+        raise ValueError(f"turn {i}: {key} must be a text, or a list with parts of type text; it is {reason}")
+    raise ValueError(f"turn {i} is neither a text nor an object with {', '.join(keys[:-1])} or {keys[-1]}")
 
 
 def _content(value: Any) -> str | None:
-    """A text; OpenAI's may be a list of parts."""
+    """A text; OpenAI's may be a list of parts, of which those of other types, such as images, have none."""
     if isinstance(value, list):
-        texts = [part.get("text") for part in value if isinstance(part, dict)]
-        spoken = [text for text in texts if isinstance(text, str)]
-        return " ".join(spoken) if value and len(spoken) == len(value) else None
+        parts = [part for part in value if isinstance(part, dict)]
+        parts = [part for part in parts if str(part.get("type", "text")).endswith("text")]  # also input_text
+        spoken = [part["text"] for part in parts if isinstance(part.get("text"), str)]
+        return " ".join(spoken) if spoken else None
     return value if isinstance(value, str) else None
 
 
