@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import re
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from math import isfinite
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 Strategy = Literal["top_k", "top_p", "beam"]
@@ -242,8 +243,14 @@ class DecodeConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
-        self.stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        given = (self.stop,) if isinstance(self.stop, str) else () if self.stop is None else self.stop
+        _require(
+            isinstance(given, Sequence | set) and all(isinstance(text, str) for text in given),
+            f"stop={reprlib.repr(self.stop)}: give texts to stop at",
+        )
+        self.stop = tuple(given)
         _require(all(self.stop), "stop: a text to stop at is empty")
+        _require(isinstance(self.seed, Integral), f"seed={self.seed!r}: must be a whole number")
         _require(
             self.strategy in get_args(Strategy),
             f"strategy={self.strategy}: use one of {', '.join(get_args(Strategy))}",
