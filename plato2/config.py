@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import re
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from math import isfinite
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 Strategy = Literal["top_k", "top_p", "beam"]
@@ -21,6 +22,9 @@ Schedule = Literal["inverse_sqrt", "linear"]
 COLDEST, HOTTEST = 0.01, 2.0
 """Temperatures, above which a text is noise and below which the most probable token is taken: logits would
 overflow."""
+MOST_CANDIDATES = 1000
+"""Samples or beams that may be asked for. Each is a row of the batch for each of 20 latents; more is a slip
+and would not fit in memory."""
 LARGEST = {
     "n_layer": 1000,
     "n_head": 1000,
@@ -239,8 +243,14 @@ class DecodeConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
-        self.stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        given = (self.stop,) if isinstance(self.stop, str) else () if self.stop is None else self.stop
+        _require(
+            isinstance(given, Sequence | set) and all(isinstance(text, str) for text in given),
+            f"stop={reprlib.repr(self.stop)}: give texts to stop at",
+        )
+        self.stop = tuple(given)
         _require(all(self.stop), "stop: a text to stop at is empty")
+        _require(isinstance(self.seed, Integral), f"seed={self.seed!r}: must be a whole number")
         _require(
             self.strategy in get_args(Strategy),
             f"strategy={self.strategy}: use one of {', '.join(get_args(Strategy))}",
@@ -277,6 +287,11 @@ class DecodeConfig:
             f"n_samples={self.n_samples}: a beam search always finds the same; use a larger beam_size",
         )
         _require(self.n_candidates >= 1, f"n_candidates={self.n_candidates}: must be at least 1")
+        for key in ("n_samples", "n_candidates", "beam_size"):
+            value = getattr(self, key)
+            _require(
+                value <= MOST_CANDIDATES, f"{key}={reprlib.repr(value)}: must be at most {MOST_CANDIDATES:,}"
+            )
 
     @property
     def rows_per_latent(self) -> int:

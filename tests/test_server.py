@@ -48,6 +48,7 @@ from prometheus_client.parser import text_string_to_metric_families  # noqa: E40
 
 import plato2.serve.app as app_module  # noqa: E402
 from plato2.commands.serve import model_name  # noqa: E402
+from plato2.runs.folder import RunFolder  # noqa: E402
 from plato2.serve.app import make_app  # noqa: E402
 from plato2.serve.batching import Batcher  # noqa: E402
 from plato2.serve.chat_api import ApiError, ChatRequest  # noqa: E402
@@ -210,6 +211,9 @@ def test_system_messages(url: str, tokenizer: Tokenizer, role: str) -> None:
         assert text(found) == text(plain)
         assert found.headers["x-plato2-warning"].startswith("messages[0]: PLATO-2 has no system prompt")
     assert "x-plato2-warning" in answer(url, [prompt, USER], stream=True).headers
+    behind = answer(url, [USER, prompt])
+    assert text(behind) == text(plain)
+    assert behind.headers["x-plato2-warning"].startswith("messages[1]: PLATO-2 has no system prompt")
     between = [USER, prompt, {"role": "user", "content": "you"}]
     assert text(answer(url, between)) == text(answer(url, [USER, between[2]]))
     bot = PlatoBot(make_stage("2_gen"), tokenizer, None, DecodeConfig(max_tokens=MAX_TOKENS))
@@ -219,6 +223,8 @@ def test_system_messages(url: str, tokenizer: Tokenizer, role: str) -> None:
         assert "PLATO-2 has no system prompt" in error["message"]
     with serving(bot, system="context") as local:
         found = answer(local.url, [prompt, USER])
+        error = answer(local.url, [USER, prompt]).json()["error"]  # a turn, and so nobody's to answer
+        assert (error["param"], error["code"]) == ("messages[1].role", "invalid_value")
         reply = bot.reply(["be kind .", "hi"], replace(bot.decode_config, seed=3))
         assert text(found) == reply.text
         assert "x-plato2-warning" not in found.headers
@@ -513,9 +519,13 @@ WRONG: dict[str, tuple[Any, int, str, str | None, str]] = {
         {**ASK, "messages": [{"role": "tool", "content": "be kind"}, USER]},
         *(400, "invalid_value", "messages[0].role", "PLATO-2 calls no tools"),
     ),
-    "the system last": (
-        {**ASK, "messages": [USER, {"role": "system", "content": "be kind"}]},
-        *(400, "invalid_value", "messages[1].role", "the last message must be the user's"),
+    "nobody speaks": (
+        {**ASK, "messages": [{"role": "system", "content": "be kind"}]},
+        *(400, "invalid_value", "messages[0].role", "the last message must be the user's"),
+    ),
+    "nothing said before the system": (
+        {**ASK, "messages": [{**USER, "content": " "}, {"role": "system", "content": "be kind"}]},
+        *(400, "invalid_value", "messages[0].content", "the message is empty"),
     ),
 }
 
@@ -1211,6 +1221,14 @@ def complaint(*arguments: object) -> str:
         (["a", "--generation", "b"], "give one model to serve"),
         (["a", "--port", 70000], "--port 70000: use 0 to 65535"),
         (["a", "--timeout", 0], "--timeout 0.0: use 0.001 or more"),
+        (["a", "--timeout", "nan"], "--timeout nan: use 0.001 or more"),
+        (["a", "--receive-timeout", "inf"], "--receive-timeout inf: use 0.001 or more"),
+        (["a", "--name", "  "], "--name '  ': give a name of one line"),
+        (["a", "--name", "a\nb"], "--name 'a\\nb': give a name of one line"),
+        (["a", "--allow-host", "http://x.org"], "--allow-host http://x.org: give a name alone, such as"),
+        (["a", "--allow-host", "x.org:80"], "--allow-host x.org:80: give a name alone, such as"),
+        (["a", "--cors-origin", "foo"], "--cors-origin foo: give scheme and name, such as https://"),
+        (["a", "--cors-origin", "http://x.org/"], "--cors-origin http://x.org/: give scheme and name"),
         (["a", "--max-batch", 17], "--max-batch 17: use 1 to 16"),
         (["a", "--max-queue", 0], "--max-queue 0: use 1 or more"),
         (["a", "--api-key", ""], "--api-key: use letters, digits and signs"),
@@ -1250,6 +1268,7 @@ def test_a_server_for_others_says_that_it_has_no_key(runs: dict[str, Path]) -> N
         ("outputs/tiny-2_gen/20261128-101112/checkpoints/best.ckpt", "tiny-2_gen"),
         ("outputs/tiny-2_gen/4711", "tiny-2_gen"),
         ("outputs/tiny-2_gen/mine", "mine"),
+        ("outputs/12345", "tiny-2_gen"),
         ("outputs/tiny-2_gen/mine/checkpoints/last.ckpt", "mine"),
         ("models/24L", "24L"),
         ("models/2026", "2026"),
@@ -1260,7 +1279,7 @@ def test_the_id_of_a_model_is_no_time(tmp_path: Path, path: str, name: str) -> N
     run = file.parents[1] if file.suffix else file
     run.mkdir(parents=True)
     if path.startswith("outputs"):
-        (run / "lineage.json").write_text("{}")
+        RunFolder(run).write_lineage(model="tiny", stage="2_gen")
     if file.suffix:
         file.parent.mkdir()
         file.touch()

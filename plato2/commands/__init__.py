@@ -7,6 +7,7 @@ called, so that `plato2 --help` needs neither torch nor any other verb.
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import keyword
@@ -39,6 +40,9 @@ VERBS = {
     "runs": "List runs, compare them, draw their curves.",
 }
 """Verb -> its line in `plato2 --help`; the code is in plato2/commands/<verb>.py (import: import_.py)."""
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""What a disk that is full says, a quota, or a limit of file sizes."""
 
 SPECIAL = {("prepare", "reddit"), ("prepare", "explain")}
 """A verb and a first argument that have a file and a help of their own, plato2/commands/<verb>_<argument>.py:
@@ -157,9 +161,26 @@ def main() -> None:
     open_streams()
     print_any_text()
     try:
-        app(prog_name="plato2")
+        try:
+            app(prog_name="plato2")
+        finally:
+            sys.stdout.flush()  # else Python does so at its end, with a traceback
     except KeyboardInterrupt:  # outside of a verb, such as during its import
         sys.exit(130)
+    except BrokenPipeError:
+        leave_stdout()
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print_error(f"{error.filename or 'stdout'}: {error.strerror}; make room there")
+        leave_stdout()
+        sys.exit(1)
+
+
+def leave_stdout() -> None:
+    """What is still to be printed goes nowhere: Python would try again at its end, in vain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def open_streams() -> None:

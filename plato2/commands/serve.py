@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -194,8 +195,18 @@ def serve(
         ("--batch-wait-ms", batch_wait_ms, 0, None),
         ("--max-queue", max_queue, 1, None),
     ):
-        if value < least or (most is not None and value > most):
+        if not (isfinite(value) and value >= least and (most is None or value <= most)):
             raise UserError(f"{option} {value}: use {least} {'or more' if most is None else f'to {most}'}")
+    if name is not None and not (name.strip() and name.isprintable()):
+        raise UserError(f"--name {name!r}: give a name of one line, such as tiny-2_gen")
+    for given in allow_host or ():
+        if given != "*" and not re.fullmatch(
+            r"[^\s/:@\[\]]+|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*", given
+        ):
+            raise UserError(f"--allow-host {given}: give a name alone, such as chat.example.org, or *")
+    for given in cors_origin or ():
+        if given != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/@?#]+", given):
+            raise UserError(f"--cors-origin {given}: give scheme and name, such as https://example.org")
     if api_key is None:  # an empty variable is none to Typer
         api_key = os.environ.get("PLATO2_API_KEY")
     if api_key is not None and not re.fullmatch(r"[!-~]+", api_key):
@@ -292,5 +303,9 @@ def model_name(path: Path) -> str:
     path = path.resolve()
     if path.is_file() and path.parent.name == "checkpoints":
         path = path.parent.parent
-    is_run = (path / "lineage.json").exists()
-    return path.parent.name if is_run and not any(letter.isalpha() for letter in path.name) else path.name
+    if any(letter.isalpha() for letter in path.name):
+        return path.name
+    from plato2.runs.folder import RunFolder
+
+    said = RunFolder(path).lineage()
+    return f"{said['model']}-{said['stage']}" if said.get("model") and said.get("stage") else path.name

@@ -10,13 +10,15 @@ preparing data and talking to the model share them.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
-from plato2.data.tokenizer import BOS_ID, EOS_ID
+from plato2.config import UserError
+from plato2.data.tokenizer import BOS_ID, EOS_ID, Tokenizer
 
 Positions = Literal["continuous", "relative", "restart"]
 
@@ -48,8 +50,39 @@ class Dialogue:
 
 
 def as_texts(texts: str | Sequence[str]) -> Sequence[str]:
-    """A list of texts; one text is a list of it, not of its letters."""
-    return [texts] if isinstance(texts, str) else texts
+    """A list of texts; one text is a list of it, not of its letters.
+
+    Raises:
+        UserError: something else, such as messages of a chat API, bytes or a generator.
+    """
+    if isinstance(texts, str):
+        return [texts]
+    if not isinstance(texts, Sequence) or isinstance(texts, bytes | bytearray | memoryview):
+        raise UserError(f"{reprlib.repr(texts)}: give one text (str), or a list of texts")
+    for n, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f"text {n} of the list is {reprlib.repr(text)}: give texts (str) only")
+    return texts
+
+
+def message_ids(turns: str | Sequence[str], tokenizer: Tokenizer, max_context: int = 128) -> list[int]:
+    """Context ids of a conversation whose last turn is to be answered, cut to what a model can read.
+
+    Args:
+        turns: oldest first; one text is one turn. Turns that do not fit are dropped from the oldest on; a
+            last turn that alone is too long keeps its end.
+        tokenizer: the model's.
+        max_context: ids.
+
+    Raises:
+        UserError: no turns, nothing in the last one, or not texts.
+    """
+    ids = tokenizer.encode_batch(as_texts(turns)[-max_context:])  # a turn has one id at least
+    if not ids or not ids[-1]:
+        raise UserError("the message is empty: give at least one word to answer")
+    context = encode_context(ids, max_context, cut_turn=True)
+    assert context is not None  # cut_turn
+    return context
 
 
 def encode_context(

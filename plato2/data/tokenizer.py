@@ -46,7 +46,7 @@ SENTENCE_BYTES = 4192
 """Longest text that SentencePiece trains on. Longer ones, and those with its own sign for what is unknown, it
 leaves out in silence; so they are cut, and the sign is taken out."""
 MOST_UNREAD = 0.3
-"""Share of a message's characters that may be unreadable before it is said."""
+"""Share of a message's letters that may be unreadable before it is said."""
 _SENTENCE_CHARACTERS = SENTENCE_BYTES // 4
 _SIGN_OF_UNKNOWN = "\u2585"
 _FILE_BYTES = 1 << 26
@@ -264,11 +264,16 @@ class Tokenizer:
         return found
 
     def unread_share(self, text: str) -> float:
-        """Share of a text's characters, blanks not counted, that have no piece: the model cannot see them."""
+        """Share of a text's letters and numbers that have no piece: the model cannot see them.
+
+        Signs and emoji are no language; they count where there is nothing else.
+        """
         normalized = normalize(text, self.lower_case)
         pieces: list[str] = self._processor.encode(normalized, out_type=str)
         ids: list[int] = self._processor.encode(normalized, out_type=int)
-        lengths = [len(piece.replace(WORD_START, "")) for piece in pieces]
+        lengths = [sum(map(str.isalnum, piece)) for piece in pieces]
+        if not any(lengths):
+            lengths = [len(piece.replace(WORD_START, "")) for piece in pieces]
         unread = sum(length for length, index in zip(lengths, ids, strict=True) if index == UNK_ID)
         return unread / max(1, sum(lengths))
 

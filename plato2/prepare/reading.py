@@ -20,7 +20,7 @@ from zipfile import BadZipFile, ZipFile
 
 from plato2.bounded import LINE_BYTES, read_lines_of
 from plato2.config import UserError
-from plato2.data.samples import Dialogue, as_texts
+from plato2.data.samples import Dialogue
 from plato2.prepare.json_values import read_values
 
 N_EXAMPLES = 5
@@ -81,7 +81,7 @@ def expand(files: Sequence[str], key: str = "files") -> list[str]:
     if not files:
         raise UserError(f"{key} is empty: name the files of this corpus (paths or globs)")
     found: list[str] = []
-    for pattern in as_texts(files):
+    for pattern in [files] if isinstance(files, str) else files:
         try:
             filesystem, path = fsspec.core.url_to_fs(pattern)
             is_glob = any(char in path for char in "*?[") and not filesystem.exists(path)

@@ -166,10 +166,12 @@ class Chat:
     def _submit(self, chat: ChatRequest, turns: list[str], decode: DecodeConfig) -> tuple[Job, bool]:
         """Into the queue; also whether the model reads less than all turns."""
         try:
-            self.bot.encode([chat.messages[-1].text])  # what comes before in its turn does not make up for it
+            self.bot.encode(
+                [chat.messages[chat.last].text]
+            )  # what comes before in its turn does not make up for it
             job = self.batcher.submit(turns, decode)
         except UserError as error:
-            raise wrong(f"messages[{len(chat.messages) - 1}].content", str(error)) from None
+            raise wrong(f"messages[{chat.last}].content", str(error)) from None
         except QueueFull as error:
             text = f"the server is busy, {error}; try again in a moment"
             raise ApiError(429, "queue_full", text, headers={"Retry-After": "1"}) from None

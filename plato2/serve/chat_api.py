@@ -258,6 +258,12 @@ class ChatRequest(Strict):
 
     _neutral = field_validator(*(NEUTRAL.keys() - {"annotations", "tool_calls"}))(is_neutral)
 
+    @property
+    def last(self) -> int:
+        """The place of the last message that is no system message; 0 where all are."""
+        spoken = (n for n, message in enumerate(self.messages) if message.role not in ("system", "developer"))
+        return max(spoken, default=0)
+
     def turns(self, system: System = "ignore") -> tuple[list[str], str | None]:
         """What was said, oldest first, and a line about what was left out of it.
 
@@ -269,12 +275,13 @@ class ChatRequest(Strict):
         Raises:
             ApiError: the user did not speak last, or a system message is refused.
         """
-        if self.messages[-1].role != "user":
-            raise wrong(f"messages[{len(self.messages) - 1}].role", "the last message must be the user's")
         others = [n for n, message in enumerate(self.messages) if message.role in ("system", "developer")]
         if others and system == "refuse":
             text = "PLATO-2 has no system prompt; send the turns of user and assistant only"
             raise wrong(f"messages[{others[0]}].role", text)
+        last = len(self.messages) - 1 if system == "context" else self.last
+        if self.messages[last].role != "user":
+            raise wrong(f"messages[{last}].role", "the last message must be the user's")
         said = [
             message
             for message in self.messages

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from plato2.config import DecodeConfig, RankConfig, UserError
-from plato2.data.samples import as_texts, encode_context
-from plato2.data.tokenizer import EOS_ID, MOST_UNREAD, Tokenizer
+from plato2.data.samples import as_texts, message_ids
+from plato2.data.tokenizer import MOST_UNREAD, Tokenizer
 from plato2.model.networks import Evaluator, Generator
-from plato2.talk.decode import Hypothesis, decode
+from plato2.talk.decode import decode
 from plato2.talk.rank import Candidate, doubt, rank, score_weights
 from plato2.talk.safety import Flag, Safety
 from plato2.weights.folder import (
@@ -58,7 +58,7 @@ class Reply:
     """What the safety filter found in the message, and in candidates that would have been said."""
     timing: Timing = field(default=Timing(), compare=False)
     unread: float = 0.0
-    """Share of the message's characters that the tokenizer cannot read."""
+    """Share of the message's letters and numbers that the tokenizer cannot read."""
 
     @property
     def warning(self) -> str | None:
@@ -299,14 +299,7 @@ class PlatoBot:
         Raises:
             UserError: no turns, or nothing in the last one.
         """
-        turns = self.tokenizer.encode_batch(
-            as_texts(context)[-self.max_context :]
-        )  # a turn has one id at least
-        if not turns or not turns[-1]:
-            raise UserError("the message is empty: give at least one word to answer")
-        ids = encode_context(turns, self.max_context, cut_turn=True)
-        assert ids is not None  # cut_turn
-        return ids
+        return message_ids(context, self.tokenizer, self.max_context)
 
     def fitting(self, decode: DecodeConfig) -> DecodeConfig:
         """The settings with `max_tokens` that the model has positions for."""
@@ -324,7 +317,7 @@ class PlatoBot:
         began = perf_counter()
         hypotheses = decode(self.generation, contexts, config, seeds)
         if config.stop:
-            hypotheses = [[self._stopped(found, config.stop) for found in some] for some in hypotheses]
+            hypotheses = [[h.stopped(config.stop, self.tokenizer) for h in found] for found in hypotheses]
         decoded = perf_counter()
         ranked = rank(
             self.tokenizer, contexts, hypotheses, self.evaluation, turns, self.rank_config, self.backward
@@ -349,14 +342,6 @@ class PlatoBot:
         passed_over = tuple(self.safety.flag("output", c.flag) for c in before if c.flag)
         text = passed[0].text if passed else self.safety.refusal
         return Reply(text, passed + [c for c in candidates if c.flag], passed_over, timing)
-
-    def _stopped(self, hypothesis: Hypothesis, stop: Sequence[str]) -> Hypothesis:
-        """The hypothesis up to where one of these texts begins, which counts as its end."""
-        text = self.tokenizer.decode([word for word in hypothesis.words if word > EOS_ID])
-        places = [place for end in stop if (place := text.find(end)) >= 0]
-        if not places:
-            return hypothesis
-        return replace(hypothesis, token_ids=(*self.tokenizer.encode(text[: min(places)]), EOS_ID))
 
 
 def pick_device(device: str) -> torch.device:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from plato2.config import COLDEST, DecodeConfig, UserError
 from plato2.data.samples import encode_prefix, role_ids
-from plato2.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from plato2.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
 from plato2.model import masks
 from plato2.model.backbone import KeyValueCache, put_front
 from plato2.model.heads import Latents
@@ -55,6 +55,14 @@ class Hypothesis:
     def has_end(self) -> bool:
         """Whether it ended before `max_tokens` cut it."""
         return self.token_ids[-1:] == (EOS_ID,)
+
+    def stopped(self, stop: Sequence[str], tokenizer: Tokenizer) -> "Hypothesis":
+        """What comes before the first of these texts, if one is in it: where it begins counts as the end."""
+        text = tokenizer.decode([word for word in self.words if word > EOS_ID])
+        places = [place for end in stop if (place := text.find(end)) >= 0]
+        if not places:
+            return self
+        return replace(self, token_ids=(*tokenizer.encode(text[: min(places)]), EOS_ID))
 
 
 @dataclass

@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 
 from plato2.config import DecodeConfig, ModelConfig
 from plato2.data.packing import best_fit_rows  # noqa: F401  (named here, so that transformers copies the file)
-from plato2.data.samples import as_texts, encode_context
+from plato2.data.samples import as_texts, message_ids
 from plato2.data.tokenizer import MOST_UNREAD, Tokenizer
 from plato2.model.attention import attention  # noqa: F401
 from plato2.model.backbone import initialize_parameter, put_front
@@ -27,6 +27,7 @@ from plato2.model.losses import nll  # noqa: F401
 from plato2.model.masks import additive  # noqa: F401
 from plato2.model.networks import EvaluationNetwork, GenerationNetwork
 from plato2.model.noise import uniform  # noqa: F401
+from plato2.random import GOLDEN  # noqa: F401
 from plato2.talk.configuration_plato2 import Plato2Config
 from plato2.talk.decode import decode
 from plato2.talk.rank import Candidate, coherence, rank
@@ -160,33 +161,35 @@ class Plato2Model(PreTrainedModel):
         )
 
     def encode_context(self, turns: Sequence[str]) -> list[int]:
-        """Ids of a conversation, oldest turn first, cut to what the model can read."""
+        """Ids of a conversation, oldest turn first, cut to what the model can read.
+
+        Raises:
+            UserError: no turns, nothing in the last one, or not texts.
+        """
         network = self.generation or self.evaluation
         assert network is not None
-        ids = encode_context(
-            self.tokenizer.encode_batch(as_texts(turns)),
-            network.model_config.max_position // 2,
-            cut_turn=True,
-        )
-        assert ids is not None
-        return ids
+        return message_ids(turns, self.tokenizer, network.model_config.max_position // 2)
 
     def reply(self, turns: Sequence[str], **options: Any) -> list[Candidate]:
         """One candidate for each latent z, most coherent first (without evaluation model: most probable).
 
         Args:
             turns: the conversation, oldest turn first; one text is one turn.
-            options: of `DecodeConfig`: top_k, max_tokens, temperature, seed, ...
+            options: of `DecodeConfig`: top_k, max_tokens, temperature, stop, seed, ...
+
+        Raises:
+            UserError: no turns, nothing in the last one, not texts, or a setting that decoding cannot use.
         """
         if self.generation is None:
             raise ValueError("this folder has no generation model")
         turns = as_texts(turns)
         context = self.encode_context(turns)
-        if turns and (unread := self.tokenizer.unread_share(turns[-1])) > MOST_UNREAD:
+        if (unread := self.tokenizer.unread_share(turns[-1])) > MOST_UNREAD:
             warnings.warn(f"the model cannot read {unread:.0%} of this message", stacklevel=2)
         config = DecodeConfig(**options)
-        hypotheses = decode(self.generation, [context], config)
-        return rank(self.tokenizer, [context], hypotheses, self.evaluation, [turns])[0]
+        found = decode(self.generation, [context], config)[0]
+        found = [hypothesis.stopped(config.stop, self.tokenizer) for hypothesis in found]
+        return rank(self.tokenizer, [context], [found], self.evaluation, [turns])[0]
 
     def coherence(self, turns: Sequence[str], responses: Sequence[str]) -> list[float]:
         """p(l=1|c,r) of each response."""

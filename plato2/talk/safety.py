@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from plato2.config import UserError, expand_path
+from plato2.data.samples import as_texts
 from plato2.words import WordList, read_words
 
 Mode = Literal["off", "warn", "block"]
@@ -58,7 +59,12 @@ class Safety:
                 raise UserError(f"safety {side}={mode!r}: use {', '.join(get_args(Mode))}")
 
     def check(self, side: Side, texts: Sequence[str]) -> list[str | None]:
-        """The first rule that each text breaks, or None; nothing is checked on a side that is off."""
+        """The first rule that each text breaks, or None; nothing is checked on a side that is off.
+
+        Raises:
+            UserError: not texts, or a rule that does not give a verdict for each of them.
+        """
+        texts = as_texts(texts)
         found: list[str | None] = [None] * len(texts)
         if not texts or getattr(self, side) == "off":
             return found

@@ -19,6 +19,7 @@ from plato2.weights.model_folder import DTYPES, Lazy, Part, write_model_folder
 REMOTE_CODE = (
     "plato2.config",
     "plato2.bounded",
+    "plato2.random",
     "plato2.data.packing",
     "plato2.data.samples",
     "plato2.data.tokenizer",

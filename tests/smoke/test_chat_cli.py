@@ -177,8 +177,9 @@ def test_a_setting_that_no_model_can_use_costs_no_conversation(models: list[obje
     ):
         done = chat(models, "hello !", f"/set {setting}", "and you ?", "/candidates")
         assert len(replies(done)) + done.stdout.count("no reply with these settings (") == 2
-    strategy = ["/set strategy beam", "/set beam_size 9000"]
-    assert "beam_size=9000: the model has" in chat(models, *strategy, "hello !").stdout
+    for setting, value in (("n_samples", 100_000), ("beam_size", 9000)):
+        told = f"{setting}={value}: must be at most 1,000"
+        assert told in chat(models, f"/set {setting} {value}", "hello !").stdout
 
 
 # ------------------------------------------------------------------------------------------ closed streams

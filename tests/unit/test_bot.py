@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,11 +71,11 @@ def test_one_text_is_one_turn(bot: PlatoBot) -> None:
 
 def test_a_message_that_cannot_be_read_is_said(bot: PlatoBot) -> None:
     reply = bot.reply(["hi", "你好吗 !"])
-    assert reply.unread == 0.75
+    assert reply.unread == 1
     assert reply.warning is not None
-    assert "cannot read 75% of this message" in reply.warning
+    assert "cannot read 100% of this message" in reply.warning
     assert reply.to_dict()["warning"] == reply.warning
-    for message in ("hi , how are you ? 😀", "你"):
+    for message in ("hi , how are you ? 😀", "hi 😀", "你"):
         assert (bot.reply(message).warning is None) == (message[0] == "h")
 
 
@@ -175,6 +176,27 @@ def test_odd_text_is_only_text(bot: PlatoBot, text: str) -> None:
 def test_an_empty_message_is_refused(bot: PlatoBot, context: list[str]) -> None:
     with pytest.raises(UserError, match="the message is empty"):
         bot.reply(context)
+
+
+@pytest.mark.parametrize(
+    "context",
+    [None, 3, b"hi", iter(["hi"]), [{"role": "user", "content": "hi"}], ["hi", None], [b"hi"]],
+    ids=["None", "number", "bytes", "generator", "messages", "None in a list", "bytes in a list"],
+)
+def test_what_is_no_text_is_refused(bot: PlatoBot, context: Any) -> None:
+    for call in (bot.reply, bot.encode, lambda given: bot.reply_batch([given])):
+        with pytest.raises(UserError, match=r"give (one text|texts)"):
+            call(context)
+
+
+def test_settings_of_other_types(bot: PlatoBot) -> None:
+    assert DecodeConfig(stop=None).stop == ()  # type: ignore[arg-type]
+    for seed in ("x", None, 1.5):
+        with pytest.raises(UserError, match=f"seed={seed!r}: must be a whole number"):
+            DecodeConfig(seed=seed)  # type: ignore[arg-type]
+    for stop in (3, [3], [None], b"you"):
+        with pytest.raises(UserError, match=r"stop=.*: give texts"):
+            DecodeConfig(stop=stop)  # type: ignore[arg-type]
 
 
 def test_models_that_do_not_fit_are_refused(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -464,6 +464,9 @@ def test_what_cannot_be_decoded_is_refused() -> None:
         ({"no_repeat_ngram": -1}, "no_repeat_ngram=-1: must be 0"),
         ({"length_penalty": -0.5}, "length_penalty=-0.5: must be 0"),
         ({"n_samples": 0}, "n_samples=0: must be at least 1"),
+        ({"n_samples": 1001}, "n_samples=1001: must be at most 1,000"),
+        ({"n_candidates": 10**6}, "n_candidates=1000000: must be at most 1,000"),
+        ({"beam_size": 1001, "strategy": "beam"}, "beam_size=1001: must be at most 1,000"),
         ({"n_samples": 2, "strategy": "beam"}, "n_samples=2: a beam search always finds the same"),
     ],
 )

@@ -200,6 +200,14 @@ found["dual"] = load("dual").coherence(TURNS, RESPONSES)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     model.reply("\u4f60\u597d", max_tokens=2)
+letter = max((text for text, *_ in found["whole"]["replies"]), key=len)[3]
+found["stopped"] = letter, [c.text for c in model.reply(TURNS, max_tokens=12, stop=letter)]
+found["refused"] = []
+for nothing in ([], "", ["hi", " "]):
+    try:
+        model.reply(nothing)
+    except Exception as error:
+        found["refused"].append(f"{type(error).__name__}: {error}")
 found["one_text"] = [
     model.encode_context("hi there") == model.encode_context(["hi there"]),
     model.coherence("hi there", "yes .") == model.coherence(["hi there"], ["yes ."]),
@@ -311,6 +319,18 @@ def test_transformers_gives_the_same_coherence_and_replies(
 
 def test_transformers_takes_one_text_as_one_turn_and_says_what_it_cannot_read(remote: dict[str, Any]) -> None:
     assert remote["one_text"] == [True, True]
+
+
+def test_transformers_stops_and_refuses_as_the_bot_does(remote: dict[str, Any], imported: Path) -> None:
+    bot = PlatoBot.load(imported, device="cpu", decode=DecodeConfig(max_tokens=12))
+    letter, stopped = remote["stopped"]
+    assert any(letter in c.text for c in bot.reply(TURNS).candidates)
+    wanted = bot.reply(TURNS, DecodeConfig(max_tokens=12, stop=(letter,))).candidates
+    assert stopped == [c.text for c in wanted]
+    assert letter not in "".join(stopped)
+    with pytest.raises(UserError) as refused:
+        bot.reply([])
+    assert remote["refused"] == [f"UserError: {refused.value}"] * 3
     assert "the model cannot read 100% of this message" in remote["warnings"]
 
 

@@ -52,6 +52,12 @@ def test_any_word_list_reads_any_text(words: list[str], text: str) -> None:
     assert WordRule([])(["anything", text]) == [None, None]
 
 
+def test_one_text_is_checked_whole() -> None:
+    assert Safety([WordRule(["you"])]).check("input", "you") == ["words: you"]
+    with pytest.raises(UserError, match="give texts"):
+        Safety([]).check("input", [b"you"])  # type: ignore[list-item]
+
+
 def test_a_file_of_words_has_comments_and_empty_lines(tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_text("# words\n\ndarn\n  go to heck  \n#tag\n", encoding="utf-8")
     assert read_rule(str(tmp_path / "bad.txt"))(["darn", "fine", "go to heck", "a #TAG"]) == [

@@ -45,6 +45,16 @@ def test_reply_from_a_run_folder(tmp_path: Path) -> None:
     assert names == set()
 
 
+@pytest.mark.parametrize("arguments", ["--help", "runs --help", "runs {tmp}"])
+def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path, arguments: str) -> None:
+    for name in ("1_coarse", "2_gen"):
+        make_run(tmp_path / "tiny" / name, name)
+    command = [sys.executable, "-m", "plato2", *arguments.format(tmp=tmp_path).split()]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (1, "error: stdout: No space left on device; make room there\n")
+
+
 @pytest.mark.parametrize("module", ["plato2.runs.folder", "plato2.runs.saved", "plato2.runs.start"])
 def test_what_reads_runs_does_without_lightning_and_torch(module: str) -> None:
     program = f"import {module}, sys\nassert 'torch' not in sys.modules"

@@ -167,6 +167,8 @@ def test_what_a_tokenizer_cannot_read(trained):
     assert trained.unread_share("hi anna") == trained.unread_share("") == trained.unread_share(" ") == 0
     assert trained.unread_share("你好吗") == 1
     assert trained.unread_share("hi 你好") == 0.5
+    assert trained.unread_share("hi 😀😀😀 →") == 0
+    assert trained.unread_share("你好 😀") == trained.unread_share("😀") == 1
 
 
 def test_one_text_is_not_a_list_of_its_letters(trained):

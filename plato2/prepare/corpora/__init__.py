@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from plato2.config import UserError, did_you_mean
-from plato2.data.samples import Dialogue, Turn, as_texts
+from plato2.data.samples import Dialogue, Turn
 from plato2.prepare.reading import (
     ReadReport,
     endings,
@@ -91,7 +91,7 @@ def read_corpus(
         raise UserError(f"corpus={corpus!r} cannot be imported: {error}") from error
     if not hasattr(module, "read"):
         raise UserError(f"corpus={corpus!r}: the module has no function read(files, report)")
-    files = as_texts(files)
+    files = [files] if isinstance(files, str) else files
     known = dict(list(inspect.signature(module.read).parameters.items())[2:])
     values = dict(options or {})
     for option, value in values.items():
