@@ -12,7 +12,7 @@ import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from math import isfinite
+from math import inf, isfinite
 from numbers import Integral
 from typing import Any, Literal, get_args
 
@@ -193,15 +193,19 @@ class OptimConfig:
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
             f"optim.betas={list(self.betas)}: must be two numbers in [0, 1)",
         )
-        _require(self.lr > 0, f"optim.lr={self.lr}: must be positive")
+        for key in ("lr", "eps"):
+            value = getattr(self, key)
+            _require(0 < value < inf, f"optim.{key}={value}: must be a number above 0")
         _require(
             self.schedule in get_args(Schedule),
             f"optim.schedule={self.schedule}: use one of {', '.join(get_args(Schedule))}",
         )
         _require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps}: must be 0 or more")
         _require(self.batch_tokens >= 1, f"optim.batch_tokens={self.batch_tokens}: must be at least 1")
-        _require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay}: must be 0 or more")
-        _require(self.clip_norm >= 0, f"optim.clip_norm={self.clip_norm}: must be 0 (off) or more")
+        _require(
+            0 <= self.weight_decay < inf, f"optim.weight_decay={self.weight_decay}: must be 0 (off) or more"
+        )
+        _require(0 <= self.clip_norm < inf, f"optim.clip_norm={self.clip_norm}: must be 0 (off) or more")
 
 
 @dataclass

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from small import ROOT, Train, assert_one_line
 
+from plato2.commands.train import flags_first
 from plato2.config import ModelConfig, OptimConfig, RunConfig
 from plato2.prepare.options import PrepareOptions
 from plato2.runs.keys import help_text, known_keys
@@ -61,6 +63,31 @@ def test_help_explains_every_key_with_a_line() -> None:
     assert max(map(len, shown.splitlines())) <= 80
 
 
+def test_help_names_all_options_and_nothing_of_the_code() -> None:
+    template = (CONF / "train.yaml").read_text(encoding="utf-8")
+    assert all(re.search(rf"[ ,:]{name}\b", template) for name in options("experiment") + options("stage"))
+    shown = help_text(CONF, 100)
+    assert re.search(r"strategy.precision +bf16-mixed where", shown)  # a value as it is typed
+    assert ".py" not in shown
+    assert "order.B" not in shown
+
+
+def test_flags_may_stand_after_overrides() -> None:
+    words = ["experiment=smoke", "-m", "optim.lr=1e-3,1e-2", "--config-dir=x"]
+    assert flags_first(words) == ["-m", "experiment=smoke", "optim.lr=1e-3,1e-2", "--config-dir=x"]
+
+
+def test_flags_that_exclude_each_other(train_here: Train) -> None:
+    assert_one_line(
+        train_here("-m", "--cfg=job", expect=2).stderr, "Only one of --run", "leave out the others"
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(train_here: Train) -> None:
+    assert_one_line(train_here("strategy=gpu", expect=2).stderr, "give strategy=cpu, or strategy=auto")
+
+
 def leaves(node: dict[str, Any]) -> set[str]:
     found = set()
     for key, value in node.items():
@@ -79,6 +106,12 @@ def leaves(node: dict[str, Any]) -> set[str]:
         ("data.n_worker=3", "data.n_worker: no such key; did you mean data.n_workers?"),
         ("model=tinny", "model=tinny: no such option; did you mean tiny?"),
         ("stage.batch.rolez=true", "did you mean stage.batch.roles?"),
+        ("strategy.num_nodes=2", "strategy.num_nodes: no such key; only strategy=ddp_64 or fsdp_64 has it"),
+        ("stage.head=third", "stage.head: no such key; only stage=2_eval or 2_eval_dual has it"),
+        ("data.prepare.lower_case=true", "data.prepare.lower_case: no such key; write +data.prepare."),
+        ("stage=3", "error: stage=3: no such option; there are 1_coarse, 2_eval, 2_eval_dual, 2_gen"),
+        ("tags=abc", "tags: takes a list; write tags=["),
+        ("optim.betas=0.9", "optim.betas: takes a list; write optim.betas=["),
         ("--mutlirun", "--mutlirun: no such flag; did you mean --multirun?"),
         ("--stage=2_gen", "--stage=2_gen: no such flag; did you mean stage=2_gen?"),
         ("--n-layer=2", "did you mean model.n_layer=2?"),
@@ -162,17 +195,26 @@ WRONG_VALUES = {
     "strategy.precision=bf15": "strategy.precision=bf15: must be",
     "strategy.accelerator=tpux": "tpux",
     "strategy.devices=0": "devices=0",
-    "+trainer.accumulate_grad_batches=2": "accumulate_grad_batches=2",
+    "+trainer.accumulate_grad_batches=2": "use optim.batch_tokens",
+    "+trainer.gradient_clip_val=1": "trainer.gradient_clip_val=1: the stages do this themselves; use optim.",
+    "optim.eps=-1": "optim.eps=-1.0: must be a number above 0",
+    "optim.lr=inf": "optim.lr=inf: must be a number above 0",
+    "optim.weight_decay=nan": "optim.weight_decay=nan: must be 0 (off) or more",
     "stage.batch.roles=true": "add model.n_role=4",
     "model.n_role=4": "add stage.batch.roles=true",
+    "strategy.accelerator=tpu": "strategy.accelerator=tpu: must be auto or cpu or gpu",
+    "strategy.devices=-1": "strategy.devices=-1: must be a number of devices from 1 on",
+    "strategy.devices=abc": "strategy.devices=abc: must be a number of devices from 1 on",
     "run_id=a/b": "run_id=a/b",
+    f"run_id={'z' * 300}": "run_id=zzzzzzzzzzzzzzzzzzzz...: 300 bytes long",
     "resume=nowhere": "resume=nowhere",
 }
 
 
 @pytest.mark.parametrize("override", WRONG_VALUES)
-def test_wrong_values(train_here: Train, override: str) -> None:
+def test_wrong_values(train_here: Train, tmp_path: Path, override: str) -> None:
     assert_one_line(train_here(override, expect=2).stderr, WRONG_VALUES[override])
+    assert not list(tmp_path.glob("outputs/*/*"))  # refused before a run began
 
 
 STAGE_2_VALUES = {

@@ -413,6 +413,11 @@ def test_a_nan_stops_with_step_samples_and_the_last_good_checkpoint(
     assert all(torch.isfinite(tensor).all() for tensor in checkpoint["state_dict"].values())
     rows = read_metrics(tmp_path / "outputs/tiny-1_coarse/n/metrics.csv")
     assert max(row[0] for row in rows) == step - 1
+    run = RunFolder(tmp_path / "outputs/tiny-1_coarse/n")
+    assert run.lineage()["status"] == "failed"
+    done = train_here(*steps, "optim.lr=1e18", "run_id=n", "model.dropout=0", expect=2)
+    assert f"from step {step - 1}" in done.stderr  # the same command goes on with it
+    assert run.lineage()["status"] == "failed"
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import yaml
 from small import Train, assert_one_line
 
 from plato2.runs.folder import RunFolder
+from plato2.runs.loggers import shortened
 from plato2.runs.metrics import MetricsCsv
 from plato2.runs.saved import last_metrics, read_metrics
 
@@ -237,3 +238,18 @@ def test_a_curriculum_is_one_wandb_group(train_here: Train, monkeypatch: pytest.
         stage: ("family", f"tiny-{stage}-family-{number}", 2)
         for number, stage in enumerate(("1_coarse", "2_gen", "2_eval"))
     }
+
+
+def test_long_names_fit_wandb_and_stay_different() -> None:
+    assert shortened("tiny-1_coarse-r") == "tiny-1_coarse-r"
+    long = [shortened("x" * 140 + end) for end in "ab"]
+    assert max(map(len, long)) == 100
+    assert long[0] != long[1]
+
+
+def test_wandb_is_not_sent_checkpoints(train_here: Train, tmp_path: Path) -> None:
+    wandb = ["logger=wandb", "logger.wandb.offline=true"]
+    done = train_here(*wandb, "logger.wandb.log_model=true", expect=2)
+    assert_one_line(done.stderr, "logger.wandb.log_model=True", "leave it out")
+    assert not list(tmp_path.glob("outputs/*/*"))
+    train_here(*wandb, f"run_id={'r' * 140}", "trainer.max_steps=1", "trainer.val_check_interval=1")

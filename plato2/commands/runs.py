@@ -13,8 +13,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptio
 
 HELP = """List runs, compare them, draw their curves.
 
-PLACES are run folders, or folders with runs below them. For each run: its stage and steps, the run it started
-from, its best validation, and the keys in which it differs from the others of its stage.
+PLACES are run folders, or folders with runs below them; when left out, outputs. For each run: its
+stage and steps, the run it started from, its best validation, and the keys in which it differs from the
+others of its stage.
 
 [bold]Examples[/]
 
@@ -41,7 +42,15 @@ def runs(
 ) -> None:
     """Run the verb."""
     from plato2.config import UserError, did_you_mean
-    from plato2.evaluate.runs import MONITORS, compare, find_runs, plain, runs_tables, winners_first
+    from plato2.evaluate.runs import (
+        MONITORS,
+        check_logged,
+        compare,
+        find_runs,
+        plain,
+        runs_tables,
+        winners_first,
+    )
     from plato2.evaluate.runs import draw as draw_runs
     from plato2.runs.folder import RunFolder
 
@@ -53,6 +62,8 @@ def runs(
         if not paths:
             raise UserError(f"--stage {stage}: no run of it there; leave it out to see the others")
     found = compare(paths, metric)
+    if metric is not None:
+        check_logged(found)
     if best:
         found = winners_first(found)
     if draw is not None:

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 import hydra
 import typer
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
@@ -43,7 +44,7 @@ from plato2.config import (
 from plato2.files import replace_text
 from plato2.runs.build import check_keys
 from plato2.runs.console import Stopped, is_first_process, print_any_text, say, signals_stop_at_once
-from plato2.runs.keys import help_text, nearest_key
+from plato2.runs.keys import help_text, nearest_key, options_with
 from plato2.runs.train import Job, Trained, train
 
 PACKAGE = Path(__file__).parents[1]
@@ -264,6 +265,11 @@ def explain(error: Exception) -> str:
     unknown = re.search(r"Key '[^']*' (?:is )?not in .*full_key: (\S+)", told)
     if unknown:
         return f"{unknown[1]}: no such key; {meant(unknown[1])} {where}"
+    no_list = re.search(r" is not a ListConfig\b.* full_key: (\S+)", told)
+    if no_list:
+        return (
+            f"{no_list[1]}: takes a list; write {no_list[1]}=[VALUE,VALUE] or, of one, {no_list[1]}=[VALUE]"
+        )
     option = re.search(r"Could not find '([^/']+)/([^']+)' Available options in '[^']*': (.*)", told)
     if option:
         return (
@@ -275,6 +281,13 @@ def explain(error: Exception) -> str:
 def meant(key: str) -> str:
     """The nearest key to one that is not known."""
     near = nearest_key(key, CONF)
+    if near == key:
+        options = options_with(key, CONF)
+        return (
+            f"only {key.partition('.')[0]}={' or '.join(options)} has it"
+            if options
+            else f"write +{key}=VALUE"
+        )
     return f"did you mean {near}?" if near else "there is none like it"
 
 
@@ -298,6 +311,14 @@ def refuse_unknown_flags(words: list[str]) -> None:
         is_key = key.rpartition(".")[2] == name
         near = f"did you mean {key}={value or 'VALUE'}?" if is_key else did_you_mean(flag, flags)
         raise UserError(f"{flag}: no such flag; {near}")
+
+
+def flags_first(words: list[str]) -> list[str]:
+    """The command line with its flags before its overrides, as Hydra's parser wants them: `a=1 -m b=2`."""
+    alone = {
+        flag for action in get_args_parser()._actions if action.nargs == 0 for flag in action.option_strings
+    }
+    return sorted(words, key=lambda word: word not in alone)
 
 
 def main(config: DictConfig) -> float | None:
@@ -384,7 +405,7 @@ def command_line(conf: Path = CONF) -> None:
     print_any_text()
     try:
         refuse_unknown_flags(sys.argv[1:])
-        sys.argv[1:] = [in_quotes(as_text(word)) for word in sys.argv[1:]]
+        sys.argv[1:] = [in_quotes(as_text(word)) for word in flags_first(sys.argv[1:])]
         with signals_stop_at_once():
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(main)()
     except UserError as error:
@@ -399,10 +420,15 @@ def command_line(conf: Path = CONF) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         fail(explain(error))
     except ValueError as error:
+        if "Only one of --run" in str(error):
+            fail(f"{error}; leave out the others")
         if "Config group override" not in str(error):
             raise
-        given = [word for word in sys.argv[1:] if (CONF / word.split("=")[0]).is_dir()]
-        fail(f"{' '.join(given)}: the option of a group is never a mere number (--help lists them)")
+        for group, _, value in (word.partition("=") for word in sys.argv[1:]):
+            if (CONF / group).is_dir() and isinstance(yaml.safe_load(value), bool | int | float):
+                options = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+                fail(f"{group}={value}: no such option; {did_you_mean(value, options)}")
+        raise
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ class DialogueDataModule(pl.LightningDataModule):
         batch_tokens: tokens of one optimizer step over all ranks, padding included.
         max_steps: optimizer steps of the run; the train loader's length.
         seed: of order, masks, negatives and noise (validation has its own, fixed one).
-        mode: `packed`, `buckets` or `padded`; with the next four see `order.Batching`.
+        mode: `packed`: several samples a row; `buckets`: one, rows alike in length; `padded`: one, any
+            length.
         unit_tokens: what one rank computes at once; accumulation follows from it and `batch_tokens`.
         row_length: slots of a packed row.
         pool_samples: rows are filled from so many samples at a time.

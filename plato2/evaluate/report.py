@@ -141,8 +141,6 @@ def best_validation(run: str | Path, stage: str) -> dict[str, float | int | None
             by_step.setdefault(step, {})[metric] = value
     except FileNotFoundError:
         raise UserError(f"{path}: missing; train with logger=csv (the default) to have a report") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not rows of step,metric,value ({error}); restore the file") from None
     monitor, direction = STAGES[stage].monitor
     scores = {
         step: row[monitor] for step, row in by_step.items() if math.isfinite(row.get(monitor, math.nan))

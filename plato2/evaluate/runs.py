@@ -77,21 +77,26 @@ def compare(paths: Sequence[Path], monitor: str | None = None) -> list[Run]:
         paths: run folders.
         monitor: a metric to compare them by, instead of each stage's own.
 
+    One whose `metrics.csv` is damaged is passed over with a warning.
+
     Raises:
-        UserError: a record or `metrics.csv` that cannot be read.
+        UserError: a record that cannot be read, or no run is left.
     """
-    lineages = {path: RunFolder(path).lineage() for path in paths}
+    logged = _readable(paths)
+    if paths and not logged:
+        raise UserError(f"{', '.join(map(str, paths))}: no metrics.csv can be read, so nothing is compared")
+    lineages = {path: RunFolder(path).lineage() for path in logged}
     flat = {path: _flat("", lineage.get("config") or {}) for path, lineage in lineages.items()}
     found = []
     for path, lineage in lineages.items():
         stage = str(lineage.get("stage"))
-        alike = [flat[other] for other in paths if lineages[other].get("stage") == stage]
+        alike = [flat[other] for other in logged if lineages[other].get("stage") == stage]
         keys = sorted({key for config in alike for key in config})
         differing = [key for key in keys if len({repr(config.get(key)) for config in alike}) > 1]
         metric, direction = MONITORS.get(stage, ("val/loss", "min"))
         if monitor is not None:
             metric, direction = monitor, best_direction(monitor)
-        rows = _rows(path)
+        rows = logged[path]
         values = _finite(rows, metric)
         best = (min if direction == "min" else max)(values, key=lambda row: row[1], default=(None, None))
         found.append(
@@ -115,6 +120,17 @@ def best_direction(metric: str) -> str:
     """Whether a metric is better when it is smaller (`min`) or larger (`max`)."""
     larger = ("acc", "p1", "mrr", "z_effective", "z_in_use", "z_mutual_information", "tokens_per_s", "mfu")
     return "max" if any(word in metric for word in larger) else "min"
+
+
+def check_logged(runs: Sequence[Run]) -> None:
+    """Refuses a metric that no run has a value of.
+
+    Raises:
+        UserError: names it, and the nearest that they have logged.
+    """
+    if all(run.best is None for run in runs):
+        known = sorted({name for run in runs for _, name, _ in _rows(Path(run.path))})
+        raise UserError(f"{runs[0].monitor}: no run has logged it; {did_you_mean(runs[0].monitor, known)}")
 
 
 def winners_first(runs: Sequence[Run]) -> list[Run]:
@@ -172,12 +188,9 @@ def draw(runs: Sequence[Run], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    check_logged(runs)
     logged = {run.path: _rows(Path(run.path)) for run in runs}
     shown = [run for run in runs if run.best is not None]
-    if not shown:
-        known = sorted({name for rows in logged.values() for _, name, _ in rows})
-        told = did_you_mean(runs[0].monitor, known)
-        raise UserError(f"{runs[0].monitor}: no run has logged it, so there is nothing to draw; {told}")
     stages = list(dict.fromkeys(run.stage for run in shown))
     figure, panels = pyplot.subplots(len(stages), squeeze=False, figsize=(8, 4 * len(stages)), dpi=120)
     for stage, panel in zip(stages, panels[:, 0], strict=True):
@@ -209,17 +222,28 @@ def _created(path: Path) -> str | None:
     except UserError as error:
         say(f"warning: passed over: {error}")
         return None
-    return str(lineage.get("created", "")) if lineage else None
+    if not lineage:
+        say(f"warning: passed over: {path / 'lineage.json'}: no record of a run of this version of plato2")
+        return None
+    return str(lineage.get("created", ""))
+
+
+def _readable(paths: Iterable[Path]) -> dict[Path, list[tuple[int, str, float]]]:
+    """What the runs have logged, without those whose `metrics.csv` is damaged."""
+    found = {}
+    for path in paths:
+        try:
+            found[path] = _rows(path)
+        except UserError as error:
+            say(f"warning: passed over: {error}")
+    return found
 
 
 def _rows(path: Path) -> list[tuple[int, str, float]]:
-    file = path / "metrics.csv"
     try:
-        return read_metrics(file)
+        return read_metrics(path / "metrics.csv")
     except FileNotFoundError:  # logger=none, or nothing logged yet
         return []
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not rows of step,metric,value ({error}); restore the file") from None
 
 
 def _finite(rows: Sequence[tuple[int, str, float]], metric: str) -> list[tuple[int, float]]:

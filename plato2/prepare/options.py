@@ -48,7 +48,7 @@ class PrepareOptions:
     background: Background = "ignore"
     """`context`: persona of the responding speaker, then knowledge of the response, open the context."""
     policy: Policy = "split"
-    """What a failing turn does to its dialogue: split, subtree or response (plato2/prepare/clean.py)."""
+    """What a failing turn does to its dialogue: split, subtree or response."""
     clean: CleanRules = field(default_factory=CleanRules)
     """The cleaning rules."""
     valid_fraction: float = 0.02

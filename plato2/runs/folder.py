@@ -40,6 +40,8 @@ from plato2.runs.saved import best_value, checkpoint_step, last_metrics
 
 FORMAT = "plato2-run/1"
 PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "omegaconf", "sentencepiece", "numpy", "pyarrow")
+LONGEST_NAME = 255
+"""Bytes of a folder's name that file systems take."""
 NOT_PART_OF_A_RUN = ("run_id", "resume", "plan", "output_dir", "tags", "sweep_metric", "report")
 """Top-level keys that may differ between a run and its continuation."""
 FREE = ("data.path", "data.prepare", "data.n_workers", "data.cache_dir", "model.checkpoint_activations")
@@ -253,6 +255,11 @@ def choose_run(
     if named:
         if Path(named).name != named:
             raise UserError(f"run_id={named}: is the name of one folder; leave out slashes and dots alone")
+        if len(os.fsencode(named)) > LONGEST_NAME:
+            raise UserError(
+                f"run_id={named[:20]}...: {len(os.fsencode(named))} bytes long; a folder's name has at most "
+                f"{LONGEST_NAME}"
+            )
         run = RunFolder(folder / named)
         if resume == "never" and _has_begun(run):
             raise UserError(
@@ -455,6 +462,21 @@ def record_start(
         fingerprint=fingerprint(config),
         config=config,
     )
+
+
+@contextmanager
+def failure_recorded(run: RunFolder) -> Iterator[None]:
+    """Records a run as failed where an error ends the block; the same command still goes on with it.
+
+    What was killed or told to stop stays `running`, and what reached its last step stays `finished`.
+    """
+    try:
+        yield
+    except Exception:
+        with suppress(OSError, UserError):  # a full disk, a damaged record: the error itself says more
+            if is_first_process() and run.lineage().get("status") == "running":
+                run.write_lineage(status="failed")
+        raise
 
 
 def requeue() -> None:

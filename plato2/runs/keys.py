@@ -14,6 +14,9 @@ import textwrap
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 PACKAGE = Path(__file__).parents[1]
 CLASSES = {
@@ -64,12 +67,40 @@ def help_text(conf: Path, width: int) -> str:
 def nearest_key(name: str, conf: Path) -> str | None:
     """The key that was meant by one that is not known: the same in its group, or a name that resembles it."""
     keys = [*known_keys(conf), *(path.name for path in conf.iterdir() if path.is_dir())]
+    if name in keys:
+        return name
     last = name.rpartition(".")[2]
     same = [key for key in keys if key.rpartition(".")[2] == last]
     alike = get_close_matches(name, keys, n=1) or get_close_matches(last, keys, n=1)
     tails = {key.rpartition(".")[2]: key for key in reversed(keys)}
     far = [tails[tail] for tail in get_close_matches(last, tails, n=1)]
     return next(iter([*same, *alike, *far]), None)
+
+
+def options_with(key: str, conf: Path) -> list[str]:
+    """The options of a key's group that have the key, by their files."""
+    group, _, own = key.partition(".")
+    files = sorted((conf / group).glob("*.yaml")) if own else []
+    return [file.stem for file in files if own in _paths(_merged(file))]
+
+
+def _merged(file: Path) -> dict[str, Any]:
+    """An option with those that its defaults name."""
+    node = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    merged: dict[str, Any] = {}
+    for name in node.pop("defaults", []):
+        if isinstance(name, str) and name != "_self_":
+            merged |= _merged(file.with_name(f"{name}.yaml"))
+    return merged | node
+
+
+def _paths(node: dict[str, Any]) -> set[str]:
+    """All keys of a node, with dots."""
+    found = set(node)
+    for key, child in node.items():
+        if isinstance(child, dict):
+            found |= {f"{key}.{inner}" for inner in _paths(child)}
+    return found
 
 
 def _group(key: str) -> str:
@@ -126,4 +157,5 @@ def _arguments(docstring: str) -> dict[str, str]:
 
 def _sentence(text: str) -> str:
     first = re.split(r"(?:(?<=\w\w\.)|(?<=\)\.))\s", " ".join(text.split()))[0].removesuffix(".")
-    return first[:1].upper() + first[1:]
+    word = first.partition(" ")[0]
+    return first[:1].upper() + first[1:] if word.isalpha() else first  # bf16-mixed is a value, typed as it is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ from plato2.config import UserError
 from plato2.runs.build import build
 from plato2.runs.folder import RunFolder
 from plato2.runs.saved import checkpoint_step
+
+WANDB_CHARACTERS = 100
+"""Of a name that W&B gets: it takes 128, and makes longer ones of a run's id."""
 
 
 def build_loggers(
@@ -47,15 +51,20 @@ def build_loggers(
         "tensorboard": {"save_dir": run.path},
         "wandb": {
             "save_dir": run.path,
-            "name": f"{name}/{run.path.name}",
-            "id": re.sub(r"[^\w-]", "_", f"{name}-{run.path.name}"),
+            "name": shortened(f"{name}/{run.path.name}"),
+            "id": shortened(re.sub(r"[^\w-]", "_", f"{name}-{run.path.name}")),
             "resume": "allow",
-            "group": family,
+            "group": shortened(family),
             "job_type": stage,
             "tags": list(tags),
             "config": dict(config),
         },
     }
+    if nodes.get("wandb", {}).get("log_model"):
+        raise UserError(
+            f"logger.wandb.log_model={nodes['wandb']['log_model']}: plato2 writes its checkpoints itself and "
+            "sends none; leave it out"
+        )
     loggers = [build(node, f"logger.{key}", **of_the_run.get(key, {})) for key, node in nodes.items()]
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -63,6 +72,12 @@ def build_loggers(
         elif isinstance(logger, WandbLogger):
             _begin(logger)
     return loggers
+
+
+def shortened(name: str) -> str:
+    """A name that is short enough for W&B: of a long one the beginning, and a hash of the whole."""
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return name if len(name) <= WANDB_CHARACTERS else f"{name[: WANDB_CHARACTERS - 13]}-{digest}"
 
 
 def _begin(logger: WandbLogger) -> None:

@@ -15,8 +15,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from plato2.files import replaced
-
-HEADER = ("step", "metric", "value")
+from plato2.runs.saved import HEADER
 
 
 class MetricsCsv(Logger):

@@ -7,6 +7,9 @@ import torch
 
 from plato2.config import UserError
 
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+"""Lightning's names of what plato2 trains on."""
+
 
 def best_precision(accelerator: str) -> str:
     """`bf16-mixed` where the hardware multiplies bf16 matrices faster than float32 ones, else `32-true`.
@@ -42,6 +45,28 @@ def n_ranks(devices: int | str | list[int], num_nodes: int) -> int:
     if isinstance(devices, str) and not devices.isdigit():
         return max(1, torch.cuda.device_count()) * num_nodes
     return int(devices) * num_nodes
+
+
+def check_devices(accelerator: str, devices: int | str | list[int]) -> None:
+    """Refuses an accelerator that plato2 does not train on, and devices that are no devices.
+
+    Raises:
+        UserError: names the key, the value and what to give.
+    """
+    if accelerator not in ACCELERATORS:
+        raise UserError(
+            f"strategy.accelerator={accelerator}: must be {' or '.join(ACCELERATORS)}; give strategy=auto, "
+            "or strategy=cpu"
+        )
+    numbers = devices.split(",") if isinstance(devices, str) else [devices]
+    if devices == "auto" or isinstance(devices, list):
+        return
+    whole = all(str(number).strip().isdecimal() for number in numbers)
+    if not whole or devices in (0, "0"):
+        raise UserError(
+            f"strategy.devices={devices}: must be a number of devices from 1 on, a list of their numbers "
+            "such as [0,1], or auto (all there are)"
+        )
 
 
 def check_processes(devices: int | str | list[int], num_nodes: int) -> None:

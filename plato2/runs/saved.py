@@ -6,13 +6,20 @@ Checkpoints are read without executing anything in them.
 from __future__ import annotations
 
 import csv
+import io
 import zipfile
 from pathlib import Path
 from typing import Any
 
+from plato2.bounded import read_file
 from plato2.config import UserError
 from plato2.files import check_sha256
 from plato2.formats import Count, Open, Sha256, check
+
+HEADER = ("step", "metric", "value")
+"""The first row of `metrics.csv`."""
+METRICS_BYTES = 1 << 30
+"""The largest `metrics.csv` that is read: some million steps of a run that logs each."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -123,9 +130,21 @@ def best_value(path: Path) -> float | None:
 
 
 def read_metrics(path: Path) -> list[tuple[int, str, float]]:
-    """The rows of a `metrics.csv`: (step, metric, value)."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [(int(step), name, float(value)) for step, name, value in list(csv.reader(file))[1:]]
+    """The rows of a `metrics.csv`: (step, metric, value).
+
+    Raises:
+        UserError: it has other rows, or cannot be read; names the file.
+        FileNotFoundError: there is none.
+    """
+    cure = "restore the file, or move it away"
+    data = read_file(path, METRICS_BYTES, cure)
+    try:
+        header, *rows = list(csv.reader(io.StringIO(data.decode("utf-8"), newline=""))) or [list(HEADER)]
+        if tuple(header) != tuple(HEADER):
+            raise ValueError(f"it begins with {','.join(header)!s:.80}")
+        return [(int(step), name, float(value)) for step, name, value in rows]
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path}: not rows of step,metric,value ({error}); {cure}") from None
 
 
 def last_metrics(path: Path) -> dict[str, float]:

@@ -29,6 +29,13 @@ if TYPE_CHECKING:  # heavy imports wait until something is trained: --help and t
     from plato2.stages import Stage
 
 
+NOT_LIGHTNINGS = (
+    ("gradient_clip_val", 0, "optim.clip_norm"),
+    ("accumulate_grad_batches", 1, "optim.batch_tokens (tokens of one optimizer step)"),
+)
+"""Arguments of the Trainer that it refuses for these stages, the value that is off, and the key for it."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What the command that starts a run knows beside its configuration."""
@@ -99,7 +106,7 @@ def train_run(
     job: Job,
 ) -> Trained:
     """Trains in a folder that is this process's alone; goes on where it stopped."""
-    from plato2.runs.folder import curriculum, go_on, record_start
+    from plato2.runs.folder import curriculum, failure_recorded, go_on, record_start
     from plato2.runs.loggers import build_loggers
     from plato2.runs.saved import checkpoint_step
     from plato2.runs.start import warm_start
@@ -132,20 +139,21 @@ def train_run(
     parent = start or run.parent
     trainer = build_trainer(keys, stage, data, run, loggers, parent, job)
     say(sentence)
-    if is_first_process():
-        length = run_length(data, checkpoint_step(checkpoint) if checkpoint else 0)
-        say("\n".join(filter(None, (length.sentence(), length.warning()))))
-        if checkpoint:
-            run.record_resume(checkpoint_step(checkpoint), resolved)
-        else:
-            record_start(
-                run, stage.name, keys.model_name, resolved, data.identity, start, family, job.overrides
-            )
-            (run.path / "config.yaml").write_text(as_yaml(resolved), encoding="utf-8")
-            data.save_tokenizer(run.tokenizer)
-    if trainer.num_devices > 1:
-        os.environ["RUN_ID"] = run.path.name  # for the processes that Lightning starts beside this one
-    return fit(trainer, stage, data, run, checkpoint, keys.sweep_metric)
+    with failure_recorded(run):
+        if is_first_process():
+            length = run_length(data, checkpoint_step(checkpoint) if checkpoint else 0)
+            say("\n".join(filter(None, (length.sentence(), length.warning()))))
+            if checkpoint:
+                run.record_resume(checkpoint_step(checkpoint), resolved)
+            else:
+                record_start(
+                    run, stage.name, keys.model_name, resolved, data.identity, start, family, job.overrides
+                )
+                (run.path / "config.yaml").write_text(as_yaml(resolved), encoding="utf-8")
+                data.save_tokenizer(run.tokenizer)
+        if trainer.num_devices > 1:
+            os.environ["RUN_ID"] = run.path.name  # for the processes that Lightning starts beside this one
+        return fit(trainer, stage, data, run, checkpoint, keys.sweep_metric)
 
 
 def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModule]:
@@ -157,13 +165,20 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
     import pytorch_lightning as pl
 
     from plato2.runs.corpus import CorpusOfRun
-    from plato2.runs.parallel import check_processes
+    from plato2.runs.parallel import check_devices, check_processes
 
     check_arguments(pl.Trainer, {k: v for k, v in keys.strategy.items() if v != "auto"}, "strategy")
     check_arguments(pl.Trainer, keys.trainer, "trainer")
+    check_counts(keys.trainer, ("max_steps", "val_check_interval", "log_every_n_steps"), "trainer")
+    for name, off, cure in NOT_LIGHTNINGS:
+        if keys.trainer.get(name) not in (None, off):
+            raise UserError(
+                f"trainer.{name}={keys.trainer[name]}: the stages do this themselves; use {cure}, and leave "
+                "it out"
+            )
+    check_devices(keys.strategy.get("accelerator", "auto"), keys.strategy["devices"])
     if not keys.plan:
         check_processes(keys.strategy["devices"], keys.strategy.get("num_nodes", 1))
-    check_counts(keys.trainer, ("max_steps", "val_check_interval", "log_every_n_steps"), "trainer")
     batch_node = keys.stage.pop("batch")
     stage = build_stage(keys, "meta")  # first: what it refuses, such as a head, is not the batch's to name
     head = {"head": keys.stage["head"]} if "head" in keys.stage else {}
@@ -392,7 +407,10 @@ def build_trainer(
     try:
         return build(node, "trainer", callbacks=callbacks, logger=loggers or False, default_root_dir=run.path)
     except (MisconfigurationException, ValueError) as error:
-        raise UserError(f"trainer and strategy: {str(error).splitlines()[0]}") from error
+        told = str(error).splitlines()[0]
+        missing = "is not available" in told or "No supported gpu" in told
+        cure = "; give strategy=cpu, or strategy=auto for what there is" if missing else ""
+        raise UserError(f"trainer and strategy: {told}{cure}") from error
 
 
 def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule) -> None:

@@ -13,6 +13,7 @@ from runs import KNOVER, checkpoint_of, make_run, make_stage, small_tokenizer_te
 
 from plato2.config import UserError
 from plato2.data.tokenizer import Tokenizer, train_tokenizer
+from plato2.runs.folder import RunFolder, failure_recorded
 from plato2.stages import STAGES, FineGeneration
 from plato2.weights.export import export_to_huggingface
 from plato2.weights.folder import load_stage, saved_tokenizer
@@ -155,3 +156,17 @@ def test_what_a_newer_plato2_wrote_is_refused_as_such(tmp_path: Path) -> None:
         UserError, match=r"config\.json: generation\.arguments\.model\.n_expert: unknown .* newer"
     ):
         load_stage(folder)
+
+
+def test_an_error_is_recorded_and_a_stop_is_not(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    for begun, error, status in (
+        ("running", UserError("nan"), "failed"),
+        ("running", RuntimeError("a logger's"), "failed"),
+        ("running", SystemExit(143), "running"),
+        ("finished", UserError("sweep_metric"), "finished"),
+    ):
+        run.write_lineage(status=begun)
+        with pytest.raises(type(error)), failure_recorded(run):
+            raise error
+        assert run.lineage()["status"] == status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,36 @@ def test_a_damaged_run_does_not_hide_the_others(outputs: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "damage",
+    [b"x,y\n", b"banana", b"step,metric,value\n1,loss\n", b"step,metric,value\n1,\xff,2\n", None],
+    ids=str,
+)
+def test_damaged_metrics_do_not_hide_the_others(outputs: Path, damage: bytes | None) -> None:
+    file = outputs / "tiny-1_coarse" / "first" / "metrics.csv"
+    file.unlink()
+    if damage is None:
+        os.mkfifo(file)
+    else:
+        file.write_bytes(damage)
+    found, told = run(outputs, "--json")
+    assert len(json.loads(found)) == 2
+    assert f"warning: passed over: {file}: not " in told
+    _, told = run(file.parent, code=2)
+    assert "nothing is compared" in told
+
+
+def test_an_empty_record_is_told_of(outputs: Path) -> None:
+    (outputs / "tiny-1_coarse" / "first" / "lineage.json").write_text("{}")
+    found, told = run(outputs, "--json")
+    assert len(json.loads(found)) == 2
+    assert "first/lineage.json: no record of a run" in told
+
+
+def test_help_says_where_it_looks() -> None:
+    assert "when left out, outputs" in " ".join(run("--help")[0].split())
+
+
+@pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["nowhere"], "nowhere: no such folder; give run folders"),
@@ -97,6 +128,7 @@ def test_a_damaged_run_does_not_hide_the_others(outputs: Path) -> None:
         (["{outputs}", "--stage", "1_corse"], "--stage 1_corse: no such stage; did you mean 1_coarse?"),
         (["{outputs}", "--stage", "2_gen"], "--stage 2_gen: no run of it there"),
         (["{outputs}", "--metric", "val/los", "--draw", "{outputs}/x.png"], "did you mean val/loss?"),
+        (["{outputs}", "--metric", "val/los"], "val/los: no run has logged it; did you mean val/loss?"),
         (["{outputs}", "--draw", "{outputs}/x.wav"], "x.wav: cannot be written"),
     ],
 )
