@@ -68,6 +68,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "plato2.data.tokenizer",
         "plato2.data.samples",
         "plato2.data.packing",
+        "plato2.random",
         "plato2.data.selection",
         "plato2.data.examples",
         "plato2.words",
