@@ -116,21 +116,26 @@ def with_paths_expanded(command: Any) -> Any:
 app = typer.Typer(
     cls=LazyVerbs,
     name="plato2",
-    help="PLATO-2: prepare conversations, talk to trained models, measure them. Training is [bold]python "
-    "train.py[/].",
+    help="PLATO-2: prepare conversations, train, talk to trained models, measure them.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
 
 
-@app.callback()
-def _options(
-    version: bool = typer.Option(False, "--version", help="Print the version and stop.", is_eager=True),
-) -> None:
-    if version:
+def _print_version(asked: bool) -> None:
+    if asked:
         typer.echo(f"plato2 {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and stop.", is_eager=True, callback=_print_version
+    ),
+) -> None:
+    """What stands before a verb."""
 
 
 def joined_lines(text: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import plato2
 from plato2.commands import SPECIAL, VERBS, app, joined_lines
 from plato2.config import UserError, did_you_mean, in_typed_words
 from plato2.runs.console import number
@@ -131,7 +132,15 @@ def test_joined_lines() -> None:
     assert joined_lines("One\nsentence.\n\nAnother\none.\n") == "One sentence.\n\nAnother one."
 
 
-@pytest.mark.parametrize("verb", [*VERBS, *sorted(map(" ".join, SPECIAL))])
+def test_the_version() -> None:
+    done = CliRunner().invoke(app, ["--version"])
+    assert (done.exit_code, done.stdout) == (0, f"plato2 {plato2.__version__}\n")
+
+
+OWN_HELP = sorted({*VERBS, *map(" ".join, SPECIAL)} - {"train"})  # train's is Hydra's
+
+
+@pytest.mark.parametrize("verb", OWN_HELP)
 def test_paragraphs_of_help_are_broken_at_the_edge_only(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line of a paragraph is full: the next word would not have fitted."""
     monkeypatch.setenv("TERMINAL_WIDTH", "80")
