@@ -98,6 +98,10 @@ def expand_path(path: str, key: str) -> str:
     Raises:
         UserError: no such user or environment variable.
     """
+    _require(
+        path.encode("utf-8", "replace").decode() == path,
+        f"{key}={path!a}: its name is not UTF-8, so it cannot be recorded; rename it, or link to it",
+    )
     for bare, braced in re.findall(r"\$(?:(\w+)|\{([^}]*)\})", path):
         name = bare or braced
         _require(name in os.environ, f"{key}={path}: there is no environment variable {name}; set it first")

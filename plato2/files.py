@@ -87,10 +87,10 @@ def write_sha256(path: Path, *hashes: str) -> None:
 
 def read_sha256(path: Path) -> list[str]:
     """The hashes beside a file or folder; empty where there are none."""
-    try:
-        lines = sha256_file(path).read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
+    beside = sha256_file(path)
+    if not beside.is_file():  # a pipe would hang
         return []
+    lines = beside.read_text(encoding="utf-8", errors="replace").splitlines()
     return [line.split()[0] for line in lines if line.strip()]
 
 
@@ -144,7 +144,12 @@ def locked(lock: Path, target: Path | str, cure: str = "wait for it, or stop it"
             held = SoftFileLease(
                 lock, timeout=LEASE_S + 10, lease_duration=LEASE_S, on_compromise=_end, thread_local=False
             )
-            held.acquire()
+            try:
+                held.acquire(timeout=0)
+            except Timeout:
+                told = f"{target}: another process holds it, or died; that shows within {LEASE_S + 10:g} s"
+                print(told, file=sys.stderr, flush=True)
+                held.acquire()
     except Timeout:
         raise UserError(f"{target} is being written by another process{_holder(lock)}; {cure}") from None
     try:

@@ -333,6 +333,26 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_a_finished_run_without_checkpoints_is_not_started_over(
+    train_here: Train, coarse: Path, tmp_path: Path
+) -> None:
+    run = copy_run(coarse, tmp_path / "outputs" / "tiny-1_coarse" / "c")
+    for path in run.glob("checkpoints/*.ckpt"):
+        path.unlink()
+    before = files(run)
+    done = train_here("run_id=c", "trainer.max_steps=4", expect=2)
+    assert_one_line(done.stderr, "its checkpoints are gone", "run_id=NAME")
+    assert files(run) == before
+
+
+def test_a_tokenizer_that_is_gone_comes_back(train_here: Train, coarse: Path, tmp_path: Path) -> None:
+    run = copy_run(coarse, tmp_path / "outputs" / "tiny-1_coarse" / "c")
+    shutil.rmtree(run / "tokenizer")
+    train_here("run_id=c", "trainer.max_steps=4", "trainer.val_check_interval=2")
+    assert sorted(files(run / "tokenizer").values()) == sorted(files(coarse / "tokenizer").values())
+    load_generation(run / "checkpoints")  # the folder itself will do
+
+
 @pytest.mark.parametrize(
     ("old", "new"), [("{", "["), ("plato2-run/1", "plato2-rum/1"), ('"config"', '"conf1g"')]
 )
@@ -549,6 +569,33 @@ def test_names_are_text(train_here: Train, tmp_path: Path) -> None:
     assert (run.path.parent / "1e3-1").is_dir()
 
 
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "a\udcff"])
+def test_names_that_are_none(train_here: Train, tmp_path: Path, name: str) -> None:
+    assert_one_line(train_here(f"run_id={name}", expect=2).stderr, "run_id=")
+    assert_one_line(train_here(expect=2, RUN_ID=name).stderr, "run_id=")
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_validation_shard_that_is_another_leaves_no_run(train_here: Train, shards: Path) -> None:
+    (shards / "valid-00000.parquet").write_bytes((shards / "train-00000.parquet").read_bytes())
+    assert_one_line(train_here(f"data.path={shards}", expect=2).stderr, "valid-00000.parquet")
+    assert not Path("outputs").exists()
+
+
+def test_pipes_in_a_run_folder_do_not_hang(train_here: Train, coarse: Path) -> None:
+    run = copy_run(coarse, Path("outputs/tiny-1_coarse/c"))
+    hashes, metrics = run / "checkpoints" / "last.ckpt.sha256", run / "metrics.csv"
+    kept = metrics.read_bytes()
+    for path in (hashes, metrics):
+        path.unlink()
+        os.mkfifo(path)
+    more = ("run_id=c", "trainer.max_steps=4", "trainer.val_check_interval=2")
+    assert_one_line(train_here(*more, expect=2).stderr, "metrics.csv: not a regular file")
+    metrics.unlink()
+    metrics.write_bytes(kept)
+    assert "with best.ckpt" in train_here(*more).stderr
+
+
 def test_commands_of_one_slurm_job(train_here: Train, tmp_path: Path) -> None:
     """Each configuration has its folder, and finds it again; what is finished is skipped."""
     given, job = ["trainer.max_steps=1", "trainer.val_check_interval=1"], {"SLURM_JOB_ID": "4711"}
@@ -590,9 +637,9 @@ def test_another_validation_split_is_refused(train_here: Train, shards: Path, co
     index["splits"]["valid"]["shards"] = index["splits"]["train"]["shards"][:1]
     whole = (shards / "index.json").read_text()
     (shards / "index.json").write_text(json.dumps(index))
-    before = files(run / "checkpoints")
+    before = files(run)
     assert_one_line(train_here(*more, expect=2).stderr, "validation split was ", "start a new run")
-    assert files(run / "checkpoints") == before
+    assert files(run) == before  # its record, too: it is still a finished run
     (shards / "index.json").write_text(whole)
     assert "resuming" in train_here(*more).stderr
 

@@ -105,6 +105,19 @@ def test_a_damaged_neighbour_is_passed_over_with_a_warning(train_here: Train, tm
     assert parent(run) == "a"
 
 
+def test_a_damaged_parent_is_passed_over_for_an_older_one(train_here: Train, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        train_here(*STEPS, f"run_id={name}")
+    newest, older = (tmp_path / "outputs" / "tiny-1_coarse" / name / "checkpoints/best.ckpt" for name in "ba")
+    newest.write_bytes(newest.read_bytes()[:-1])
+    done = train_here(*STAGE_2, "run_id=f")
+    assert "tiny-1_coarse/b is passed over: " in done.stderr
+    assert parent(tmp_path / "outputs" / "tiny-2_gen" / "f") == "a"
+    older.write_bytes(older.read_bytes()[:-1])
+    done = train_here(*STAGE_2, "run_id=g", expect=2)
+    assert_one_line(done.stderr, "init_from=auto: ", "best.ckpt: damaged", "run this again: python train.py")
+
+
 def test_the_tokenizer_is_compared_as_soon_as_it_is_known(train_here: Train, tmp_path: Path) -> None:
     file = write_dialogues(tmp_path / "dialogues.jsonl", n_dialogues=150)
     node = f"corpus: jsonl, files: [{file}], vocab_pieces: 300, max_context: 32, max_response: 32"

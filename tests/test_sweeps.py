@@ -77,6 +77,7 @@ def test_an_interrupted_sweep_warm_starts_from_its_own_stage_1(train_here: Train
 def test_damaged_records_of_other_sweeps_are_passed_over(train_here: Train, tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     damaged = {"a": b"", "b": b"[1]", "c": b'{"command": ', "d": b"\xff\xfe", "e": b'{"finished": false}'}
+    damaged |= {"f": b"[" * 200_000}
     for name, content in damaged.items():
         (outputs / "sweeps" / name).mkdir(parents=True)
         (outputs / "sweeps" / name / "sweep.json").write_bytes(content)

@@ -33,6 +33,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
+from plato2.bounded import read_file
 from plato2.config import (
     ModelConfig,
     OptimConfig,
@@ -42,6 +43,7 @@ from plato2.config import (
     expand_path,
 )
 from plato2.files import replace_text
+from plato2.formats import JSON_BYTES
 from plato2.runs.build import check_keys
 from plato2.runs.console import Stopped, is_first_process, print_any_text, say, signals_stop_at_once
 from plato2.runs.keys import help_text, nearest_key, options_with
@@ -184,10 +186,10 @@ class Sweep(Callback):
         self.command = command = {"overrides": sorted(config.hydra.overrides.task), "params": params}
         for record in sorted(here.parent.glob("*/sweep.json"), reverse=True):
             try:
-                earlier = json.loads(record.read_text(encoding="utf-8"))
+                earlier = json.loads(read_file(record, JSON_BYTES, "move it away"))
                 again, name = bool(earlier["finished"]), str(earlier["name"])
                 same = earlier["command"] == command and (not again or config.report)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, RecursionError, ValueError, KeyError, TypeError, UserError) as error:
                 say(f"warning: {record} is passed over: not the record of a sweep ({error})")
                 continue
             if same and (name == named if named else config.resume == "auto"):
@@ -379,7 +381,7 @@ def _unreadable(override: str) -> str | None:
 def as_text(word: str) -> str:
     """An override of a name or path, with quotes where Hydra would read a number: 12e4567 is no infinity."""
     key, is_override, value = word.partition("=")
-    if not is_override or key.lstrip("+") not in TEXT_KEYS:
+    if not is_override or key.lstrip("+") not in TEXT_KEYS or value[:1] in ("'", '"'):
         return word
 
     def quoted(part: re.Match[str]) -> str:
@@ -400,7 +402,7 @@ def command_line(conf: Path = CONF) -> None:
         conf: the folder of the configuration.
     """
     global CONF
-    CONF = conf.absolute()
+    installed, CONF = CONF, conf.absolute()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it finds
     print_any_text()
     try:
@@ -429,6 +431,8 @@ def command_line(conf: Path = CONF) -> None:
                 options = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
                 fail(f"{group}={value}: no such option; {did_you_mean(value, options)}")
         raise
+    finally:
+        CONF = installed
 
 
 if __name__ == "__main__":

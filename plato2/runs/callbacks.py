@@ -32,6 +32,22 @@ from plato2.runs.console import number
 from plato2.runs.plan import peak_flops, step_flops
 
 
+class AtStart(Callback):
+    """Records a run when all is restored and its first step is next; what fails before leaves no trace in it.
+
+    Args:
+        record: called once, on the first process.
+    """
+
+    def __init__(self, record: Callable[[], None]) -> None:
+        self.record = record
+
+    @rank_zero_only
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Records it."""
+        self.record()
+
+
 class RunProgress(ProgressBar):
     """One bar for a whole run: steps, loss, perplexity, tokens a second, time left.
 

@@ -71,6 +71,7 @@ class Lineage(Open):
     curriculum: str | None = None
     tokenizer_sha256: Sha256 | None = None
     fingerprint: str | None = None
+    overrides: list[str] = Field(default_factory=list)
     resumed: list[Any] = Field(default_factory=list)
     config: _Config = Field(default_factory=_Config)
 
@@ -253,8 +254,11 @@ def choose_run(
     if not is_first_process():
         resume = "auto"  # the first process may just have begun this run
     if named:
-        if Path(named).name != named:
-            raise UserError(f"run_id={named}: is the name of one folder; leave out slashes and dots alone")
+        is_utf8 = named.encode("utf-8", "replace").decode() == named
+        if Path(named).name != named or named == ".." or not is_utf8:
+            raise UserError(
+                f"run_id={named!a}: is the name of one folder, in UTF-8; leave out slashes and dots alone"
+            )
         if len(os.fsencode(named)) > LONGEST_NAME:
             raise UserError(
                 f"run_id={named[:20]}...: {len(os.fsencode(named))} bytes long; a folder's name has at most "
@@ -302,6 +306,11 @@ def go_on(run: RunFolder, config: Mapping[str, Any]) -> tuple[Path | None, str]:
     if conflict := _conflict(run, config):
         raise UserError(conflict)
     checkpoint, lost = run.newest_whole()
+    if checkpoint is None and run.finished:
+        raise UserError(
+            f"{run.checkpoints}: the run is finished, but its checkpoints are gone; restore one, or start "
+            "another run with run_id=NAME"
+        )
     if checkpoint is None:
         return None, f"run {run.path} has no checkpoint yet: starting it again"
     sentence = f"{lost}resuming {run.path} from step {checkpoint_step(checkpoint):,}"

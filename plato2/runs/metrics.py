@@ -7,6 +7,7 @@ logged after its checkpoint: the file is that of an uninterrupted run.
 from __future__ import annotations
 
 import csv
+import io
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from plato2.bounded import read_file
 from plato2.files import replaced
-from plato2.runs.saved import HEADER
+from plato2.runs.saved import HEADER, METRICS_BYTES
 
 
 class MetricsCsv(Logger):
@@ -60,8 +62,9 @@ class MetricsCsv(Logger):
         self.prepared = True
         kept = []
         if self.resumed_step is not None and self.path.exists():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.reader(file) if len(row) == len(HEADER) and row[0].isdigit()]
+            text = read_file(self.path, METRICS_BYTES, "move it away").decode("utf-8", "replace")
+            lines = csv.reader(io.StringIO(text, newline=""))
+            rows = [row for row in lines if len(row) == len(HEADER) and row[0].isdigit()]
             kept = [row for row in rows if int(row[0]) <= self.resumed_step]
         with replaced(self.path) as new, new.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([HEADER, *kept])

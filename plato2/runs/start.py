@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plato2.config import UserError
+from plato2.files import check_sha256
 from plato2.runs.console import say
 from plato2.runs.folder import RunFolder, runs
 from plato2.runs.saved import best_value
@@ -74,8 +75,16 @@ def newest_parent(
     finished = [run for run in (own if own or sweep else found) if run.finished and run.best.exists()]
     fitting = [run for run in finished if not _other_geometry(run, model_name, model)]
     chosen = [run for run in fitting if tokenizer_sha256 in (None, run.lineage().get("tokenizer_sha256"))]
-    if chosen:
-        return chosen[0]
+    damaged = None
+    for run in chosen:
+        try:
+            check_sha256(run.best, "choose another one")
+            return run
+        except UserError as error:
+            say(f"warning: {run.path} is passed over: {error}")
+            damaged = error
+    if damaged:
+        raise UserError(f"init_from=auto: {damaged}, or run this again: {first}")
     sought, reason = "", ""
     if fitting:
         sought = " with the tokenizer of this data"

@@ -106,6 +106,7 @@ def train_run(
     job: Job,
 ) -> Trained:
     """Trains in a folder that is this process's alone; goes on where it stopped."""
+    from plato2.runs.callbacks import AtStart
     from plato2.runs.folder import curriculum, failure_recorded, go_on, record_start
     from plato2.runs.loggers import build_loggers
     from plato2.runs.saved import checkpoint_step
@@ -139,18 +140,21 @@ def train_run(
     parent = start or run.parent
     trainer = build_trainer(keys, stage, data, run, loggers, parent, job)
     say(sentence)
+
+    def record() -> None:
+        if not (checkpoint and run.tokenizer.exists()):
+            data.save_tokenizer(run.tokenizer)
+        if checkpoint:
+            run.record_resume(checkpoint_step(checkpoint), resolved)
+            return
+        (run.path / "config.yaml").write_text(as_yaml(resolved), encoding="utf-8")
+        record_start(run, stage.name, keys.model_name, resolved, data.identity, start, family, job.overrides)
+
+    trainer.callbacks.insert(0, AtStart(record))  # type: ignore[attr-defined]
     with failure_recorded(run):
         if is_first_process():
             length = run_length(data, checkpoint_step(checkpoint) if checkpoint else 0)
             say("\n".join(filter(None, (length.sentence(), length.warning()))))
-            if checkpoint:
-                run.record_resume(checkpoint_step(checkpoint), resolved)
-            else:
-                record_start(
-                    run, stage.name, keys.model_name, resolved, data.identity, start, family, job.overrides
-                )
-                (run.path / "config.yaml").write_text(as_yaml(resolved), encoding="utf-8")
-                data.save_tokenizer(run.tokenizer)
         if trainer.num_devices > 1:
             os.environ["RUN_ID"] = run.path.name  # for the processes that Lightning starts beside this one
         return fit(trainer, stage, data, run, checkpoint, keys.sweep_metric)

@@ -299,7 +299,7 @@ def checkpoint_file(path: str | Path) -> Path:
         return path
     if not path.exists():
         raise UserError(f"{path}: no such run folder, checkpoint or model folder{_near(path)}")
-    run = RunFolder(path)
+    run = RunFolder(path.parent if path.name == "checkpoints" else path)
     if run.best.exists():
         return run.best_found()
     inside = [RunFolder(folder.parent) for folder in path.glob("*/checkpoints")]

@@ -22,7 +22,7 @@ from plato2.data.selection import (
     read_selection,
 )
 from plato2.data.tokenizer import Tokenizer
-from plato2.evaluate import selection as figures_module
+from plato2.talk import selection as figures_module
 from plato2.talk.decode import decode
 from plato2.talk.rank import coherence, doubt
 from plato2.talk.selection import (
