@@ -257,8 +257,8 @@ def choose_run(
         is_utf8 = named.encode("utf-8", "replace").decode() == named
         if Path(named).name != named or named == ".." or not is_utf8:
             raise UserError(
-                f"run_id={ascii(named)[1:-1]}: is the name of one folder, in UTF-8; leave out slashes and dots "
-                "alone"
+                f"run_id={ascii(named)[1:-1]}: is the name of one folder, in UTF-8; leave out slashes and "
+                "dots alone"
             )
         if len(os.fsencode(named)) > LONGEST_NAME:
             raise UserError(
