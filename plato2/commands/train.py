@@ -34,6 +34,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from plato2.bounded import read_file
+from plato2.commands import leave_stdout
 from plato2.config import (
     ModelConfig,
     OptimConfig,
@@ -431,6 +432,9 @@ def command_line(conf: Path = CONF) -> None:
                 options = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
                 fail(f"{group}={value}: no such option; {did_you_mean(value, options)}")
         raise
+    except BrokenPipeError:  # `--help | head`
+        leave_stdout()
+        sys.exit(1)
     finally:
         CONF = installed
 
