@@ -25,7 +25,7 @@ SMALL_CORPUS = 3000  # steps of 1,024 tokens that are absurdly many epochs of it
 
 
 def module(corpus: Path, batch: Any, **options: Any) -> DialogueDataModule:
-    given = {"row_length": 128, "unit_tokens": 512, "batch_tokens": 1024, "max_steps": 10, **options}
+    given = {"row_length": 128, "unit_tokens": 512, "batch_tokens": 1024, **options}
     return DialogueDataModule(str(corpus), batch, **given)
 
 

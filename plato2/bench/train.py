@@ -109,13 +109,12 @@ class Bench:
         """Starts the clock."""
         self.deadline = time.monotonic() + self.plan.budget_s
 
-    def module(self, size: Size, batch: GenerationBatch, n_steps: int) -> DialogueDataModule:
+    def module(self, size: Size, batch: GenerationBatch) -> DialogueDataModule:
         """The corpus in units of a size, one a step."""
         module = DialogueDataModule(
             self.data,
             batch,
             size.unit_tokens,
-            n_steps,
             unit_tokens=size.unit_tokens,
             row_length=self.plan.row_length,
         )
@@ -124,7 +123,7 @@ class Bench:
 
     def units(self, size: Size, batch: GenerationBatch) -> list[Unit]:
         """The first units of a run."""
-        loader = self.module(size, batch, size.warm).train_dataloader()
+        loader = self.module(size, batch).train_dataloader()
         return [step["units"][0] for step in islice(loader, size.warm)]
 
     def padded(self, size: Size, units: list[Unit]) -> list[list[Record]]:
@@ -143,7 +142,7 @@ class Bench:
             n_head=n_head,
             hidden_size=hidden_size,
             dropout=dropout,
-            vocab_size=self.module(size, GenerationBatch(), 1).vocab_size,
+            vocab_size=self.module(size, GenerationBatch()).vocab_size,
             **changes,
         )
 
@@ -208,7 +207,7 @@ class Bench:
     def loader(self) -> None:
         """Samples a second of the train loader, in one process, after the first window has been planned."""
         self.say("loader")
-        module = self.module(self.plan.sizes["small"], GenerationBatch(), 1_000_000)
+        module = self.module(self.plan.sizes["small"], GenerationBatch())
         steps: Iterator[Any] = iter(module.train_dataloader())
         next(steps)
         begin, n_samples = time.process_time(), 0

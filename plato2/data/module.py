@@ -32,7 +32,6 @@ class DialogueDataModule(pl.LightningDataModule):
         path: folder of the prepared corpus, local or an fsspec address.
         batch: the stage's batch maker.
         batch_tokens: tokens of one optimizer step over all ranks, padding included.
-        max_steps: optimizer steps of the run; the train loader's length.
         seed: of order, masks, negatives and noise (validation has its own, fixed one).
         mode: `packed`: several samples a row; `buckets`: one, rows alike in length; `padded`: one, any
             length.
@@ -54,7 +53,6 @@ class DialogueDataModule(pl.LightningDataModule):
         path: str,
         batch: Batch,
         batch_tokens: int,
-        max_steps: int,
         seed: int = 11,
         mode: Literal["packed", "buckets", "padded"] = "packed",
         unit_tokens: int = 8192,
@@ -69,7 +67,7 @@ class DialogueDataModule(pl.LightningDataModule):
         super().__init__()
         self.path, self.batch = expand_path(str(path), "data.path"), batch
         self.batching = Batching(mode, unit_tokens, row_length, pool_samples, window_samples)
-        self.batch_tokens, self.max_steps, self.seed = batch_tokens, max_steps, seed
+        self.batch_tokens, self.seed = batch_tokens, seed
         self.n_workers, self.valid_units = n_workers, valid_units
         self.cache_dir = None if cache_dir is None else expand_path(cache_dir, "data.cache_dir")
         if batch_tokens < 1 or batch_tokens % unit_tokens:
@@ -77,9 +75,8 @@ class DialogueDataModule(pl.LightningDataModule):
                 f"optim.batch_tokens={batch_tokens} is not a multiple of data.unit_tokens={unit_tokens}: "
                 f"use optim.batch_tokens={_nearest(batch_tokens, unit_tokens)}"
             )
-        for key, value in (("data.n_workers", n_workers), ("trainer.max_steps", max_steps)):
-            if value < 0:
-                raise UserError(f"{key}={value}: must be 0 or more")
+        if n_workers < 0:
+            raise UserError(f"data.n_workers={n_workers}: must be 0 or more")
         if valid_units is not None and valid_units < 1:
             raise UserError(
                 f"data.valid_units={valid_units}: must be at least 1, or null for the whole split"
@@ -206,18 +203,16 @@ class DialogueDataModule(pl.LightningDataModule):
         self._check_corpus(self._world_size)
 
     def train_dataloader(self) -> StepLoader:
-        """The steps that are left, one a batch; its length is always `max_steps`."""
+        """Steps from here on, one a batch and without end: `max_steps` of the trainer says where to stop."""
         _silence_lightning()
         self._before = (self._step, self._position)
         stream = TrainStream(
             self._corpus("train"),
             self.seed,
             self.units_per_step,
-            self.max_steps,
             self._rank,
             self._world_size,
             self._position,
-            self._step,
         )
         return StepLoader(stream, self.n_workers)
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -116,17 +117,15 @@ def _read_window(path: str, split: SplitIndex, shards: list[int], cache_dir: str
 
 
 class TrainStream(IterableDataset[Step]):
-    """Optimizer steps `{"units": this rank's units, "position": (3,) position after the step}`.
+    """Optimizer steps `{"units": this rank's units, "position": (3,) position after the step}`, without end.
 
     Args:
         corpus: what is read.
         seed: of order, masks, negatives and noise.
         units_per_step: units of one optimizer step over all ranks; a multiple of `world_size`.
-        n_steps: steps of the whole run; `len()` is this number also when the run goes on from a later step.
         rank: of this process.
         world_size: number of ranks.
         start: position to go on from.
-        start_step: steps already taken.
     """
 
     def __init__(
@@ -134,28 +133,21 @@ class TrainStream(IterableDataset[Step]):
         corpus: Corpus,
         seed: int,
         units_per_step: int,
-        n_steps: int,
         rank: int = 0,
         world_size: int = 1,
         start: Position = START,
-        start_step: int = 0,
     ) -> None:
         """Nothing is read before the first iteration."""
         self.corpus, self.seed = corpus, seed
-        self.units_per_step, self.n_steps = units_per_step, n_steps
-        self.rank, self.world_size = rank, world_size
-        self.start, self.start_step = start, start_step
-
-    def __len__(self) -> int:
-        """Steps of the whole run."""
-        return self.n_steps
+        self.units_per_step = units_per_step
+        self.rank, self.world_size, self.start = rank, world_size, start
 
     def __iter__(self) -> Iterator[Step]:
-        """This worker's share of the steps that are left."""
+        """This worker's share of the steps."""
         worker = get_worker_info()
         worker_id, n_workers = (worker.id, worker.num_workers) if worker else (0, 1)
         units = self._units()
-        for number in range(self.n_steps - self.start_step):
+        for number in count():
             step = [next(units) for _ in range(self.units_per_step)]
             if number % n_workers == worker_id:
                 yield self._collate(step)

@@ -80,8 +80,9 @@ class Checkpoints(Checkpoint):
         if step >= trainer.max_steps:
             trainer.should_stop = True  # makes Lightning validate after the last step, too
         timely = self._told_to_stop_or_late(trainer)
-        last = trainer.should_stop or trainer.is_last_batch
-        self.due = (timely or last or step % self.every_steps == 0) and not _validates_at(trainer, step)
+        self.due = (timely or trainer.should_stop or step % self.every_steps == 0) and not _validates_at(
+            trainer, step
+        )
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves after each validation, also as `best.ckpt` when the monitored metric has improved."""

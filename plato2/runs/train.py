@@ -113,7 +113,7 @@ def train_run(
     from plato2.runs.start import warm_start
 
     checkpoint, sentence = go_on(run, resolved)
-    if checkpoint and checkpoint_step(checkpoint) >= data.max_steps:
+    if checkpoint and checkpoint_step(checkpoint) >= keys.trainer["max_steps"]:
         return nothing_left(keys, run, checkpoint, job)
     start: Path | None = None
     told, unprepared = "", corpus.will_be_made
@@ -153,7 +153,8 @@ def train_run(
     trainer.callbacks.insert(0, AtStart(record))  # type: ignore[attr-defined]
     with failure_recorded(run):
         if is_first_process():
-            length = run_length(data, checkpoint_step(checkpoint) if checkpoint else 0)
+            done = checkpoint_step(checkpoint) if checkpoint else 0
+            length = run_length(data, keys.trainer["max_steps"], done)
             say("\n".join(filter(None, (length.sentence(), length.warning()))))
         if trainer.num_devices > 1:
             os.environ["RUN_ID"] = run.path.name  # for the processes that Lightning starts beside this one
@@ -204,8 +205,7 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
         )
     prepare = keys.data.pop("prepare", None)
     check_arguments(CorpusOfRun, {"prepare": prepare}, "data")
-    steps = {"batch_tokens": keys.optim.batch_tokens, "max_steps": keys.trainer["max_steps"]}
-    data = build(keys.data, "data", batch=batch, seed=keys.seed, **steps)
+    data = build(keys.data, "data", batch=batch, seed=keys.seed, batch_tokens=keys.optim.batch_tokens)
     return stage, CorpusOfRun(data.path, prepare), data
 
 
@@ -250,7 +250,7 @@ def find_start(keys: TrainConfig, stage: Stage, tokenizer: str | None, job: Job)
     return named_start(keys.init_from, stage.name, accepted), ""
 
 
-def run_length(data: DialogueDataModule, done_steps: int) -> RunLength:
+def run_length(data: DialogueDataModule, max_steps: int, done_steps: int) -> RunLength:
     """The tokens and epochs that a run has before it.
 
     Raises:
@@ -258,7 +258,7 @@ def run_length(data: DialogueDataModule, done_steps: int) -> RunLength:
     """
     from plato2.runs.length import RunLength
 
-    return RunLength(data.path, data.max_steps, done_steps, data.batch_tokens, data.epoch_tokens)
+    return RunLength(data.path, max_steps, done_steps, data.batch_tokens, data.epoch_tokens)
 
 
 def nothing_left(keys: TrainConfig, run: RunFolder, checkpoint: Path, job: Job) -> Trained:
@@ -328,10 +328,9 @@ def fit(
         ) from error
     close_loggers(trainer)
     metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
-    if trainer.global_step < data.max_steps:  # max_time and its like
-        say(
-            f"stopped at step {trainer.global_step} of {data.max_steps}; the same command goes on: {run.path}"
-        )
+    if trainer.global_step < trainer.max_steps:  # max_time and its like
+        done = f"{trainer.global_step} of {trainer.max_steps}"
+        say(f"stopped at step {done}; the same command goes on: {run.path}")
     elif trainer.is_global_zero:
         run.write_lineage(status="finished", step=trainer.global_step, metrics=metrics)
     if trainer.is_global_zero:
@@ -401,7 +400,7 @@ def build_trainer(
         callbacks.append(Figures(ValidationVariety(data, keys.latent_contexts)))
     quiet_lightning()
     fixed = {
-        "max_epochs": 1,  # a run is one epoch of max_steps; the data's epochs are the stream's
+        "max_epochs": -1,  # a run is one endless epoch; the data's epochs are the stream's
         "num_sanity_val_steps": 0,
         "check_val_every_n_epoch": None,
         "enable_model_summary": False,
@@ -437,10 +436,10 @@ def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule) -> Non
         half=strategy.get("precision") != "32-true" or isinstance(strategy.get("strategy"), dict),
         unit_tokens=data.batching.unit_tokens,
         batch_tokens=data.batch_tokens,
-        steps=data.max_steps,
+        steps=keys.trainer["max_steps"],
     )
     table = Table(title=f"{keys.name}: what the run needs", title_justify="left", show_header=False)
-    length = run_length(data, 0) if data.exists else None
+    length = run_length(data, keys.trainer["max_steps"], 0) if data.exists else None
     for name, text in made.rows(length):
         table.add_row(name, text)
     Console().print(table)

@@ -153,17 +153,12 @@ class Stage(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Names the stage in the checkpoint, so that it can be refused where it does not fit.
 
-        A run is one Lightning epoch of `max_steps` batches; a checkpoint of its end must not say that the
-        epoch is over, or the run could not go on with a larger `max_steps`. The batch of the next step may be
-        ready; a run that goes on fetches it again.
+        A checkpoint falls between two steps, where Lightning has counted the next batch as ready. It would
+        count it again on resuming, and validate a step early from then on (tests/test_going_on.py).
         """
         checkpoint["stage"] = self.name
-        loops = checkpoint["loops"]["fit_loop"]
-        loops["epoch_loop.batch_progress"]["is_last_batch"] = False
-        for part in ("total", "current"):
-            loops["epoch_progress"][part] |= {"processed": 0, "completed": 0}
-            counts = loops["epoch_loop.batch_progress"][part]
-            counts["ready"] = counts["completed"]
+        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        batches["total"]["ready"] = batches["total"]["completed"]
 
     def _dropout_seed(self) -> int:
         """Dropout as a pure function of seed, step and rank: nothing to save, exact after any kill."""

@@ -81,14 +81,14 @@ def train_steps(
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     data = DialogueDataModule(
-        str(corpus), BATCHES[name], STEP_TOKENS, n_steps, unit_tokens=unit_tokens, row_length=ROW
+        str(corpus), BATCHES[name], STEP_TOKENS, unit_tokens=unit_tokens, row_length=ROW
     )
     record = Record()
     options = {"devices": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
     pl.Trainer(
         max_steps=n_steps,
-        max_epochs=1,
+        max_epochs=-1,
         limit_val_batches=0,
         use_distributed_sampler=False,
         callbacks=[record],

@@ -30,7 +30,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def unit(corpus: Path, latent_slot: bool = False) -> dict[str, torch.Tensor]:
     module = DialogueDataModule(
-        str(corpus), GenerationBatch(latent_slot), 512, 1, unit_tokens=512, row_length=128
+        str(corpus), GenerationBatch(latent_slot), 512, unit_tokens=512, row_length=128
     )
     module.setup()
     return next(iter(module.train_dataloader()))["units"][0]

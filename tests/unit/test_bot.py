@@ -244,7 +244,7 @@ def test_replies_of_a_stage_in_training_leave_no_trace() -> None:
 
 def test_validation_replies_answer_the_same_contexts_each_time(tmp_path: Path) -> None:
     pairs = [([f"question {n} ?", f"and {n} ?"], f"answer {n} .") for n in range(10)]
-    data = DialogueDataModule(str(make_corpus(tmp_path, pairs)), GenerationBatch(), 8192, 1)
+    data = DialogueDataModule(str(make_corpus(tmp_path, pairs)), GenerationBatch(), 8192)
     answer = ValidationReplies(data, n_contexts=2)
     stage = make_stage("1_coarse").train()
     first, again = answer(stage), answer(stage)

@@ -90,7 +90,7 @@ def test_a_missing_corpus_is_prepared_and_then_reused(
     assert not corpus.will_be_made
     index = read_index(out)
     assert index.vocab_size == 81
-    data = DialogueDataModule(str(out), GenerationBatch(), 512, 1, unit_tokens=256, row_length=256)
+    data = DialogueDataModule(str(out), GenerationBatch(), 512, unit_tokens=256, row_length=256)
     data.setup("fit")
     assert next(iter(data.train_dataloader()))["units"]
     data.save_tokenizer(tmp_path / "run" / "tokenizer")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +30,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def module(path: str, **options: Any) -> DialogueDataModule:
     batch = options.pop("batch", GenerationBatch())
-    return DialogueDataModule(path, batch, **{**OPTIONS, "max_steps": 30, **options})
+    return DialogueDataModule(path, batch, **(OPTIONS | options))
 
 
 class Stopped(Exception):
@@ -72,7 +73,7 @@ def trainer(folder: Path, **options: Any) -> pl.Trainer:
         accelerator="cpu",
         default_root_dir=folder,
         max_steps=30,
-        max_epochs=1,
+        max_epochs=-1,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -130,9 +131,7 @@ def test_position_without_a_trainer(path: str) -> None:
     again = module(path)
     again.load_state_dict(state)
     following = next(iter(again.train_dataloader()))
-    assert len(again.train_dataloader()) == 30  # constant, as Lightning counts the steps already taken
-    assert len(list(again.train_dataloader())) == 25
-    expected = list(data.train_dataloader())[0]["position"]  # noqa: RUF015
+    expected = next(iter(data.train_dataloader()))["position"]
     assert torch.equal(following["position"], expected)
 
 
@@ -159,7 +158,7 @@ def test_a_position_of_other_data_is_refused(path: str, tmp_path: Path) -> None:
 def test_another_batch_size_may_go_on(path: str) -> None:
     """Positions are counted in units, so batch_tokens and the number of workers or steps may change."""
     state = module(path).state_dict()
-    other = module(path, batch_tokens=1024, n_workers=2, max_steps=99)
+    other = module(path, batch_tokens=1024, n_workers=2)
     other.load_state_dict(state)
     assert other.state_dict() == state
 
@@ -199,7 +198,7 @@ def test_steps_must_be_shared_equally(path: str) -> None:
 
 
 def test_more_ranks_than_units_in_the_corpus(path: str) -> None:
-    n_units = len({step["position"][2] for step in module(path).train_dataloader()})
+    n_units = len({step["position"][2] for step in islice(module(path).train_dataloader(), 30)})
     assert n_units < 64
     with pytest.raises(UserError, match=r"fills \d+ units of data\.unit_tokens=256, fewer than the 64 ranks"):
         with_ranks(module(path, batch_tokens=64 * 256), 64).setup("fit")

@@ -142,7 +142,7 @@ def test_a_loss_is_the_mean_over_all_targets_of_the_step(
     """Not the mean of the units' means: the units of a step have different numbers of targets."""
     batching = Batching(unit_tokens=STEP_TOKENS // 4, row_length=64)
     shards = Corpus(str(corpus), read_index(str(corpus)), "train", BATCHES[name], batching)
-    step = next(iter(TrainStream(shards, seed=11, units_per_step=4, n_steps=1)))
+    step = next(iter(TrainStream(shards, seed=11, units_per_step=4)))
     n_targets = [len(unit["target_ids"]) for unit in step["units"]]
     assert len(set(n_targets)) > 1
     assert {int(unit["step_targets"]) for unit in step["units"]} == {sum(n_targets)}

@@ -124,7 +124,7 @@ def test_what_has_no_latents_or_nothing_to_answer_is_refused() -> None:
 
 def test_a_stage_in_training_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
     pairs = [([f"question {n} ?", f"and {n} ?"], f"answer {n} .") for n in range(10)]
-    data = DialogueDataModule(str(make_corpus(tmp_path, pairs)), GenerationBatch(), 8192, 1)
+    data = DialogueDataModule(str(make_corpus(tmp_path, pairs)), GenerationBatch(), 8192)
     measure, stage = ValidationVariety(data, n_contexts=2), make_stage("2_gen").train()
     stage.backbone.blocks[0].eval()  # a part someone keeps out of training stays out
     modes = {name: module.training for name, module in stage.named_modules()}
