@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plato2.batch import Unit
 from plato2.config import ModelConfig, OptimConfig, UserError
-from plato2.data.collate import Unit
+from plato2.data.units import Records, build_unit, one_a_row
 from plato2.stages import Stage
 from plato2.stages.optim import adamw
 
@@ -86,6 +87,11 @@ class Record:
     token_ids: Tensor
     n_target: int
 
+    def parts(self) -> tuple[list[int], list[int]]:
+        """Context and response, whose [CLS] is no target."""
+        ids, n_response = self.token_ids.tolist(), self.n_target + 1
+        return ids[:-n_response], ids[-n_response:]
+
 
 def records(unit: Unit) -> list[Record]:
     """The samples of a stage-1 unit, each with its last id, which is only a target there."""
@@ -107,20 +113,10 @@ def real_tokens(unit: Unit) -> int:
 
 def padded_unit(samples: list[Record]) -> Unit:
     """The samples as a stage-1 unit of ours with one sample a row, padded to the longest."""
-    lengths = [len(sample.token_ids) - 1 for sample in samples]
-    width = max(lengths)
-    unit = {key: torch.zeros(len(samples), width, dtype=torch.int64) for key in ("token_ids", "type_ids")}
-    place = torch.arange(width)
-    real = place < torch.tensor(lengths)[:, None]
-    unit |= {"pos_ids": place * real, "segment_ids": real.long()}
-    for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
-        unit["token_ids"][row, :length] = sample.token_ids[:-1]
-        unit["type_ids"][row, length - sample.n_target : length] = 1
-    unit["sample_index"] = torch.arange(len(samples)) * width
-    unit["target_index"] = unit["type_ids"].flatten().nonzero()[:, 0]
-    unit["target_ids"] = torch.cat([sample.token_ids[-sample.n_target :] for sample in samples])
-    unit["target_sample"] = torch.repeat_interleave(torch.tensor([s.n_target for s in samples]))
+    records = Records.of([sample.parts() for sample in samples])
+    unit = build_unit(records, one_a_row(records.length.sum(axis=1) - 1))
     unit["step_targets"] = torch.tensor(len(unit["target_ids"]))
+    unit["step_samples"] = torch.tensor(len(samples))
     return unit
 
 
@@ -157,10 +153,8 @@ def our_side(stage_class: type[Stage], model: ModelConfig, units: list[Unit], bf
     def step(number: int) -> int:
         unit = units[number % len(units)]
         with autocast(bf16):
-            values = stage.losses(unit)
-            loss = torch.stack(
-                [values[term].sum() / unit[f"step_{counted}"] for term, counted in stage.loss_terms.items()]
-            ).sum()
+            values, totals = stage.losses(unit), stage.totals(unit)
+            loss = torch.stack([values[term].sum() / totals[term] for term in stage.loss_terms]).sum()
         loss.backward()
         nn.utils.clip_grad_norm_(stage.parameters(), optim.clip_norm)
         optimizer.step()

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from plato2.batch import Unit
 from plato2.bench.report import Target, machine, report
 from plato2.bench.sides import (
     Record,
@@ -28,7 +29,7 @@ from plato2.bench.sides import (
     records,
 )
 from plato2.config import ModelConfig
-from plato2.data.collate import GenerationBatch, Unit
+from plato2.data.collate import GenerationBatch
 from plato2.data.module import DialogueDataModule
 from plato2.runs.parallel import best_precision
 from plato2.stages import CoarseGeneration, FineGeneration

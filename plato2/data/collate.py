@@ -2,18 +2,7 @@
 
 A stage's configuration names its batch maker: `GenerationBatch` for stages 1 and 2.1 (spec sections 3, 5),
 `CoherenceBatch` for stage 2.2 (section 6), `BackwardBatch` for the extra stage p(c|r), whose records begin
-with the response. All gather straight from the window's flat token array; there is no Python loop over
-samples or tokens.
-
-A unit of R rows x T slots is a dict of int64 tensors:
-
-- `token_ids type_ids pos_ids segment_ids` (R, T), with `roles` also `role_ids`; segment 0 is padding, 1..n
-  are the samples of a row; padding is 0 everywhere; positions restart in each sample;
-- `sample_index` (N,) flat index of the first slot of each sample: the latent slot, else [CLS];
-- `target_index target_ids target_sample` (M,) flat index whose output predicts, the true id, the sample;
-- `sample_ids sample_key` (N,) global id of the context's sample, random key for noise drawn on the device;
-- `coherence_labels` (N,), `CoherenceBatch` only: 1 = true response, 0 = negative;
-- `response_texts` (N,), `CoherenceBatch` of a dual head only: numbers that are equal where responses are.
+with the response. What a unit holds: plato2/batch.py; how it is laid out: units.py.
 """
 
 from __future__ import annotations
@@ -23,16 +12,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from plato2.batch import Unit
 from plato2.config import UserError
 from plato2.data.packing import UnitLayout
-from plato2.data.samples import Positions
-from plato2.data.shards import Samples, ShardIndex, ranges
+from plato2.data.shards import Samples, ShardIndex
 from plato2.data.tokenizer import BOS_ID, EOS_ID
+from plato2.data.units import Masked, Positions, Records, Tokens, build_unit, ranges
 from plato2.random import Draw, draw, draw_key, permutation
-
-Unit = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -82,31 +69,6 @@ class Items:
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """The two parts of n records in the order they are read, as spans of the window's token array."""
-
-    first: np.ndarray
-    """(n, 2) where each part begins."""
-    length: np.ndarray
-    """(n, 2) its ids."""
-
-
-@dataclass(frozen=True)
-class _Slots:
-    """Every token of a unit, sample by sample: flat arrays (S,)."""
-
-    token_ids: np.ndarray
-    slot: np.ndarray
-    """Flat index row * T + column."""
-    is_second: np.ndarray
-    """Of the record's second part: the response, of a backward record the context."""
-    item: np.ndarray
-    """Which of the unit's N samples."""
-    place: np.ndarray
-    """0, 1, ... in the sample, front slot not counted."""
-
-
-@dataclass(frozen=True)
 class GenerationBatch:
     """p(r|c) and p(r|c,z): the inputs lack the record's last id; the targets are the response after [CLS]."""
 
@@ -132,14 +94,17 @@ class GenerationBatch:
         return int((window.response_len[items.responses[chosen]] - 1).sum())
 
     def unit(self, window: Window, items: Items, layout: UnitLayout) -> Unit:
-        """The tensors of one unit (see the module's docstring)."""
-        parts, front = _parts(window, items, layout.items), int(self.latent_slot)
-        slots = _gather(window, layout, parts, front, drop_last=not self.keep_eos)
-        unit = _inputs(window, layout, slots, slots.token_ids, self.positions, self.roles)
-        unit |= _samples(window, items, layout) | _targets(window, layout, parts, front)
-        if self.latent_slot:
-            _mark_front_slots(unit, window.mask_id)
-        return unit
+        """The tensors of one unit."""
+        unit = build_unit(
+            _records(window, items, layout.items),
+            layout,
+            drop_last=not self.keep_eos,
+            latent_slot=window.mask_id if self.latent_slot else None,
+            positions=self.positions,
+            max_response=window.max_response,
+            roles=self.roles,
+        )
+        return _named(unit, window, items, layout)
 
 
 @dataclass(frozen=True)
@@ -164,12 +129,10 @@ class BackwardBatch:
         return int((window.samples.context_len[items.contexts[chosen]] - 1).sum())
 
     def unit(self, window: Window, items: Items, layout: UnitLayout) -> Unit:
-        """The tensors of one unit (see the module's docstring)."""
-        forward = _parts(window, items, layout.items)
-        parts = _Parts(forward.first[:, ::-1], forward.length[:, ::-1])
-        slots = _gather(window, layout, parts, front=0, drop_last=True)
-        unit = _inputs(window, layout, slots, slots.token_ids, "continuous", roles=False)
-        return unit | _samples(window, items, layout) | _targets(window, layout, parts, front=0)
+        """The tensors of one unit."""
+        forward = _records(window, items, layout.items)
+        backward = Records(forward.token_ids, forward.first[:, ::-1], forward.length[:, ::-1])
+        return _named(build_unit(backward, layout), window, items, layout)
 
 
 @dataclass(frozen=True)
@@ -237,32 +200,26 @@ class CoherenceBatch:
 
     def count_targets(self, window: Window, items: Items, chosen: np.ndarray) -> int:
         """Masked tokens of the chosen items."""
-        n = len(chosen)
-        line = UnitLayout(chosen, np.zeros(n, np.int64), np.zeros(n, np.int64), 1, 0)
-        slots = _gather(window, line, _parts(window, items, chosen), front=0, drop_last=False)
-        return int(self._masked(slots, self._draw(window, items, chosen, slots)).sum())
+        tokens = _records(window, items, chosen).tokens()
+        return int(self._mask(window, items, chosen, tokens).chosen.sum())
 
     def unit(self, window: Window, items: Items, layout: UnitLayout) -> Unit:
-        """The tensors of one unit (see the module's docstring); the record keeps its last id."""
-        slots = _gather(window, layout, _parts(window, items, layout.items), front=0, drop_last=False)
-        bits = self._draw(window, items, layout.items, slots)
-        masked = self._masked(slots, bits)
-        choice = bits >> np.uint64(32)
-        low = bits & np.uint64(2**32 - 1)
-        random_ids = 3 + (low * np.uint64(window.mask_id - 3) >> np.uint64(32)).astype(np.int64)
-        token_ids = np.where(masked & (choice < self._threshold(0.9)), random_ids, slots.token_ids)
-        token_ids[masked & (choice < self._threshold(0.8))] = window.mask_id
-        positions: Positions = "restart" if self.head == "dual" else self.positions
-        unit = _inputs(window, layout, slots, token_ids, positions, self.roles)
-        unit |= _samples(window, items, layout)
+        """The tensors of one unit; the record keeps its last id."""
+        records = _records(window, items, layout.items)
+        unit = build_unit(
+            records,
+            layout,
+            drop_last=False,
+            positions="restart" if self.head == "dual" else self.positions,
+            max_response=window.max_response,
+            roles=self.roles,
+            masked=self._mask(window, items, layout.items, records.tokens()),
+        )
+        unit["coherence_labels"] = torch.from_numpy(items.labels[layout.items])
         if self.head == "dual":
             texts = _response_hash(window, items.responses[layout.items])
             unit["response_texts"] = torch.from_numpy(texts.view(np.int64))
-        unit["target_index"] = torch.from_numpy(slots.slot[masked])
-        unit["target_ids"] = torch.from_numpy(slots.token_ids[masked])
-        unit["target_sample"] = torch.from_numpy(slots.item[masked])
-        unit["coherence_labels"] = torch.from_numpy(items.labels[layout.items])
-        return unit
+        return _named(unit, window, items, layout)
 
     def _negatives(self, window: Window) -> np.ndarray:
         """For each sample the row (n,) of another one's response."""
@@ -295,14 +252,17 @@ class CoherenceBatch:
         rows = np.stack([np.arange(len(others)), others], axis=1).ravel()
         return Turns(turns.first[rows], np.where(np.repeat(copied, 2), turns.length[rows], 0))
 
-    def _draw(self, window: Window, items: Items, chosen: np.ndarray, slots: _Slots) -> np.ndarray:
-        """64 random bits (S,) for each token: the upper 32 choose what happens, the lower 32 a random id."""
+    def _mask(self, window: Window, items: Items, chosen: np.ndarray, tokens: Tokens) -> Masked:
+        """Which words are hidden, and by what: 32 random bits choose what happens, 32 more a random id."""
         keys = draw(draw_key(Draw.MASKS, window.seed, window.epoch), _item_counters(window, items, chosen))
-        return draw(keys[slots.item], slots.place)
-
-    def _masked(self, slots: _Slots, bits: np.ndarray) -> np.ndarray:
-        special = (slots.token_ids == BOS_ID) | (slots.token_ids == EOS_ID)
-        return (bits >> np.uint64(32) < self._threshold(1.0)) & ~special
+        bits = draw(keys[tokens.record], tokens.place)
+        choice, low = bits >> np.uint64(32), bits & np.uint64(2**32 - 1)
+        special = (tokens.ids == BOS_ID) | (tokens.ids == EOS_ID)
+        masked = (choice < self._threshold(1.0)) & ~special
+        random_ids = 3 + (low * np.uint64(window.mask_id - 3) >> np.uint64(32)).astype(np.int64)
+        ids = np.where(masked & (choice < self._threshold(0.9)), random_ids, tokens.ids)
+        ids[masked & (choice < self._threshold(0.8))] = window.mask_id
+        return Masked(masked, ids)
 
     def _threshold(self, share: float) -> int:
         """The share of the chosen tokens, on a scale of 32 random bits."""
@@ -312,7 +272,7 @@ class CoherenceBatch:
 # ------------------------------------------------------------------------------------------- shared parts
 
 
-def _parts(window: Window, items: Items, chosen: np.ndarray) -> _Parts:
+def _records(window: Window, items: Items, chosen: np.ndarray) -> Records:
     """Context and response of the chosen items."""
     samples, contexts, responses = window.samples, items.contexts[chosen], items.responses[chosen]
     first, length = np.empty((2, len(chosen), 2), dtype=np.int64)
@@ -323,7 +283,7 @@ def _parts(window: Window, items: Items, chosen: np.ndarray) -> _Parts:
         copied = items.turns.length[chosen] > 0
         first[copied, 1] = items.turns.first[chosen[copied]]
         length[copied, 1] = items.turns.length[chosen[copied]]
-    return _Parts(first, length)
+    return Records(samples.token_ids, first, length)
 
 
 def _turn_of_each_context(window: Window, bits: np.ndarray) -> Turns:
@@ -344,106 +304,18 @@ def _turn_of_each_context(window: Window, bits: np.ndarray) -> Turns:
     return Turns(*spans)
 
 
-def _gather(window: Window, layout: UnitLayout, parts: _Parts, front: int, drop_last: bool) -> _Slots:
-    """Every token of a unit; `front` slots stay free before each sample, `drop_last` omits its last id."""
-    length = parts.length - [0, int(drop_last)]
-    total = length.sum(axis=1)
-    item = np.repeat(np.arange(len(total)), total)
-    before = np.cumsum(total) - total
-    place = np.arange(len(item)) - np.repeat(before, total)
-    token_ids = window.samples.token_ids[ranges(parts.first.ravel(), length.ravel())].astype(np.int64)
-    begins = (before + length[:, 0])[length[:, 1] > 0]
-    token_ids[begins] = BOS_ID  # where a copied turn has the [SEP] of the turn before it
-    return _Slots(
-        token_ids=token_ids,
-        slot=place + (layout.rows * layout.row_length + layout.columns + front)[item],
-        is_second=place >= length[:, 0][item],
-        item=item,
-        place=place,
-    )
-
-
-def _targets(window: Window, layout: UnitLayout, parts: _Parts, front: int) -> Unit:
-    """Place p of a record predicts the id at p + 1, from the second part's [CLS] to the last but one id."""
-    n_target = parts.length[:, 1] - 1
-    first_slot = layout.rows * layout.row_length + layout.columns + front + parts.length[:, 0]
-    ids = window.samples.token_ids[ranges(parts.first[:, 1] + 1, n_target)]
-    return {
-        "target_index": torch.from_numpy(ranges(first_slot, n_target)),
-        "target_ids": torch.from_numpy(ids.astype(np.int64)),
-        "target_sample": torch.from_numpy(np.repeat(np.arange(len(n_target)), n_target)),
-    }
-
-
-def _inputs(
-    window: Window,
-    layout: UnitLayout,
-    slots: _Slots,
-    token_ids: np.ndarray,
-    positions: Positions,
-    roles: bool,
-) -> Unit:
-    """token, type, position, segment (and role) ids (R, T)."""
-    in_row = np.arange(len(layout.rows)) - np.searchsorted(layout.rows, layout.rows)
-    values = {
-        "token_ids": token_ids,
-        "type_ids": slots.is_second.astype(np.int64),
-        "pos_ids": _positions(window, slots, positions),
-        "segment_ids": (in_row + 1)[slots.item],
-    }
-    if roles:
-        values["role_ids"] = _roles(slots)
-    unit = {}
-    for name, value in values.items():
-        flat = np.zeros(layout.n_rows * layout.row_length, dtype=np.int64)
-        flat[slots.slot] = value
-        unit[name] = torch.from_numpy(flat.reshape(layout.n_rows, layout.row_length))
-    return unit
-
-
-def _positions(window: Window, slots: _Slots, positions: Positions) -> np.ndarray:
-    """Position of each token (S,), see samples.position_ids."""
-    if positions == "continuous":
-        return slots.place
-    n_items = int(slots.item[-1]) + 1 if len(slots.item) else 0
-    n_context = np.bincount(slots.item[~slots.is_second], minlength=n_items)[slots.item]
-    countdown = window.max_response + n_context - 1 - slots.place
-    of_context = slots.place if positions == "restart" else countdown
-    return np.where(slots.is_second, slots.place - n_context, of_context)
-
-
-def _roles(slots: _Slots) -> np.ndarray:
-    """Roles: context turn i of n has (n - i) % 2, [CLS] and the response 0 (spec section 2, use_role)."""
-    n_items = int(slots.item[-1]) + 1 if len(slots.item) else 0
-    ends = (slots.token_ids == EOS_ID) & ~slots.is_second
-    n_before = np.cumsum(ends) - ends  # turn ends before this token, over the whole unit
-    n_upto_item = np.cumsum(np.bincount(slots.item[ends], minlength=n_items))
-    in_turn = ~slots.is_second & (slots.place > 0)
-    return np.where(in_turn, (n_upto_item[slots.item] - n_before) % 2, 0)
-
-
-def _samples(window: Window, items: Items, layout: UnitLayout) -> Unit:
-    """First slot, global id and noise key of each sample (N,)."""
+def _named(unit: Unit, window: Window, items: Items, layout: UnitLayout) -> Unit:
+    """Adds the global id and the noise key of each sample (N,)."""
     key = draw_key(Draw.NOISE, window.seed, window.epoch)
     noise = draw(key, _item_counters(window, items, layout.items))
-    return {
-        "sample_index": torch.from_numpy(layout.rows * layout.row_length + layout.columns),
-        "sample_ids": torch.from_numpy(window.samples.sample_ids[items.contexts[layout.items]]),
-        "sample_key": torch.from_numpy(noise.view(np.int64)),
-    }
+    unit["sample_ids"] = torch.from_numpy(window.samples.sample_ids[items.contexts[layout.items]])
+    unit["sample_key"] = torch.from_numpy(noise.view(np.int64))
+    return unit
 
 
 def _item_counters(window: Window, items: Items, chosen: np.ndarray) -> np.ndarray:
     """One integer (n,) for each (sample, label) of the corpus."""
     return window.samples.sample_ids[items.contexts[chosen]] * 2 + items.labels[chosen]
-
-
-def _mark_front_slots(unit: Unit, mask_id: int) -> None:
-    """The front slot belongs to its sample's segment; [MASK] holds its place (type and position stay 0)."""
-    front = unit["sample_index"]
-    segments = unit["segment_ids"].view(-1)
-    segments[front] = segments[front + 1]
-    unit["token_ids"].view(-1)[front] = mask_id
 
 
 def _response_hash(window: Window, rows: np.ndarray) -> np.ndarray:

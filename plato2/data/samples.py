@@ -13,14 +13,9 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
-
-import numpy as np
 
 from plato2.config import UserError
 from plato2.data.tokenizer import BOS_ID, EOS_ID, Tokenizer
-
-Positions = Literal["continuous", "relative", "restart"]
 
 
 @dataclass
@@ -129,38 +124,3 @@ def encode_response(ids: Sequence[int], max_response: int = 128) -> list[int]:
 def encode_prefix(ids: Sequence[int] = (), max_response: int = 128) -> list[int]:
     """What a decoder starts from: [CLS], or [CLS] and the beginning of a response; no [SEP]."""
     return [BOS_ID, *ids][:max_response]
-
-
-def type_ids(context_len: int, length: int) -> np.ndarray:
-    """Token types (length,): 0 for the context, 1 for the response."""
-    return (np.arange(length) >= context_len).astype(np.int64)
-
-
-def position_ids(
-    context_len: int, length: int, style: Positions = "continuous", max_response: int = 128
-) -> np.ndarray:
-    """Positions (length,) of a record.
-
-    `continuous` (PLATO-2): 0..length-1 over context and response together. `relative` (PLATO-XL): the
-    context counts down to the response, max_response + context_len - 1 - i; the response counts from 0.
-    `restart` (a dual head): the context counts from 0, and so does the response.
-    """
-    index = np.arange(length)
-    if style == "continuous":
-        return index
-    if style == "restart":
-        return np.where(index < context_len, index, index - context_len)
-    return np.where(index < context_len, max_response + context_len - 1 - index, index - context_len)
-
-
-def role_ids(context_ids: Sequence[int] | np.ndarray, length: int) -> np.ndarray:
-    """Roles (length,) of a record: turn i of n gets (n - i) % 2, so the last context turn has 1.
-
-    [CLS] and the response have 0. `context_ids` are the context's own ids; its turns end with [SEP].
-    """
-    context = np.asarray(context_ids)
-    roles = np.zeros(length, dtype=np.int64)
-    ends = context == EOS_ID
-    turn_from_last = ends[::-1].cumsum()[::-1]  # n - i of the turn each token belongs to, its [SEP] included
-    roles[1 : len(context)] = turn_from_last[1:] % 2
-    return roles

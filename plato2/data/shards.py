@@ -441,9 +441,3 @@ def _open_fs(path: str) -> tuple[Any, str]:
 
 def _join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}"
-
-
-def ranges(first: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """The integers first[0], first[0] + 1, ... (length[0] of them), first[1], ...: (sum of length,) int64."""
-    before = np.cumsum(length) - length
-    return np.repeat(first - before, length) + np.arange(int(length.sum()))

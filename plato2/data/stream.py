@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from plato2.batch import Unit
 from plato2.config import UserError
-from plato2.data.collate import BackwardBatch, CoherenceBatch, GenerationBatch, Items, Unit, Window
+from plato2.data.collate import BackwardBatch, CoherenceBatch, GenerationBatch, Items, Window
 from plato2.data.order import Batching, Position, epoch_windows, lay_out, rank_units
 from plato2.data.packing import Layout, UnitLayout
 from plato2.data.shards import Samples, ShardIndex, SplitIndex, read_shard

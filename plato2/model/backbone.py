@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from plato2.batch import Unit
 from plato2.config import ModelConfig
 from plato2.model import masks
 from plato2.model.attention import SampleBlocks, attention, block_attention, sample_blocks
@@ -214,6 +215,10 @@ class Backbone(nn.Module):
         if self.role is not None and role_ids is not None:
             x = x + self.role(role_ids)
         return x
+
+    def embed_unit(self, unit: Unit) -> Tensor:
+        """The rows of a unit, (B, T, H); front slots are still to be filled."""
+        return self.embed(unit["token_ids"], unit["type_ids"], unit["pos_ids"], unit.get("role_ids"))
 
     def mask(self, segment_ids: Tensor, type_ids: Tensor | None = None) -> Mask:
         """The mask of packed rows in the form in which this device attends fastest.

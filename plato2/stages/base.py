@@ -17,14 +17,12 @@ from pytorch_lightning.strategies import ParallelStrategy
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from plato2.batch import Unit
 from plato2.config import ModelConfig, OptimConfig
 from plato2.metrics import TermMeans
 from plato2.model.backbone import Backbone, initialize
 from plato2.stages.optim import adamw, schedule
 from plato2.stages.sharding import shard_fully
-
-Unit = dict[str, Tensor]
-"""A fixed budget of packed rows, see data/collate.py; (R, T) ids and flat indices into them."""
 
 
 class NonFiniteLoss(RuntimeError):
@@ -84,9 +82,11 @@ class Stage(pl.LightningModule):
         """All terms of one unit, a value for each target (M,) or each sample (N,)."""
         raise NotImplementedError
 
-    def counted(self, term: str) -> str:
-        """What a term is averaged over, `targets` or `samples`."""
-        return (self.loss_terms | self.metric_terms)[term]
+    def totals(self, unit: Unit) -> dict[str, Tensor]:
+        """What each term of a step's sum is divided by: the targets or samples of the step, at least 1."""
+        counts = {"targets": unit["step_targets"], "samples": unit["step_samples"]}
+        terms = self.loss_terms | self.metric_terms
+        return {term: counts[counted].clamp(min=1) for term, counted in terms.items()}
 
     def configure_model(self) -> None:
         """Shards the parameters when the strategy asks for it (FSDP2); otherwise nothing is left to do."""
@@ -111,9 +111,9 @@ class Stage(pl.LightningModule):
         parts: list[Tensor] = []
         for number, unit in enumerate(units):
             with self._gradient_sync(number == len(units) - 1):
+                totals = self.totals(unit)
                 terms = {  # each unit's share of the step's mean
-                    term: value.sum() / unit[f"step_{self.counted(term)}"].clamp(min=1)
-                    for term, value in self.losses(unit).items()
+                    term: value.sum() / totals[term] for term, value in self.losses(unit).items()
                 }
                 loss = torch.stack([terms[term] for term in self.loss_terms]).sum()
                 self.manual_backward(loss * self.trainer.world_size)

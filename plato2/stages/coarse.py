@@ -4,9 +4,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from plato2.batch import Unit
 from plato2.config import ModelConfig, OptimConfig
 from plato2.model import losses
-from plato2.stages.base import Stage, Unit
+from plato2.stages.base import Stage
 
 
 class CoarseGeneration(Stage):
@@ -30,9 +31,7 @@ class CoarseGeneration(Stage):
 
     def losses(self, unit: Unit) -> dict[str, Tensor]:
         """nll and top-1 accuracy of each target: (M,)."""
-        x = self.backbone.embed(
-            unit["token_ids"], unit["type_ids"], unit["pos_ids"], unit.get("role_ids")
-        )  # (B, T, H)
+        x = self.backbone.embed_unit(unit)  # (B, T, H)
         mask = self.backbone.mask(unit["segment_ids"], unit["type_ids"])
         h = self.backbone.encode(x, mask, read=unit["target_index"])  # (M, H)
         logits = self.backbone.lm_logits(h)  # (M, V)

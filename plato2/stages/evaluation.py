@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from plato2.batch import Unit, record_numbers
 from plato2.config import ModelConfig, OptimConfig, UserError
 from plato2.metrics import Calibration
 from plato2.model import losses
 from plato2.model.backbone import read_slots
 from plato2.model.heads import DualCoherence, Head, coherence_head
-from plato2.stages.base import Stage, Unit
+from plato2.stages.base import Stage
 
 
 class CoherenceEstimation(Stage):
@@ -58,7 +59,7 @@ class CoherenceEstimation(Stage):
     def read_together(self, unit: Unit) -> dict[str, Tensor]:
         """`head=first`: rce and accuracy (N,), mlm (M,)."""
         first, masked = unit["sample_index"], unit["target_index"]
-        h = self.encode(unit, unit["token_ids"], read=torch.cat([first, masked]))
+        h = self.encode(unit, read=torch.cat([first, masked]))
         h_first, h_masked = h.split([len(first), len(masked)])  # (N, H), (M, H)
         coherence = self.coherence(h_first)  # (N, 2)
         terms = {
@@ -74,26 +75,24 @@ class CoherenceEstimation(Stage):
 
     def read_apart(self, unit: Unit) -> dict[str, Tensor]:
         """`head=dual`: contrast (N,) among the true pairs of the unit, mlm (M,)."""
-        h = self.encode(unit, unit["token_ids"], parts=_parts(unit))  # (B, T, H)
-        scores = self.scores(unit, unit["token_ids"], h)  # (N, N)
+        parts = _parts(unit)
+        h = self.encode(unit, parts=parts)  # (B, T, H)
+        scores = self.scores(unit, h)  # (N, N)
         if not self.training:
             clean = scores
             if len(unit["target_ids"]):  # what ranking does: no masks
-                tokens = unmasked(unit)
-                clean = self.scores(unit, tokens, self.encode(unit, tokens, parts=_parts(unit)))
+                whole = unmasked(unit)
+                clean = self.scores(whole, self.encode(whole, parts=parts))
             self.fitted.update(*_true_and_other(clean, unit["response_texts"]))
         return {
             "contrast": losses.contrast(scores, unit["response_texts"]),
             "mlm": self.masked_words(unit, read_slots(h, unit["target_index"])),
         }
 
-    def encode(
-        self, unit: Unit, token_ids: Tensor, read: Tensor | None = None, parts: Tensor | None = None
-    ) -> Tensor:
-        """Each sample, or each of its `parts`, sees itself: (B, T) -> (B, T, H), or (M, H) of `read`."""
-        x = self.backbone.embed(token_ids, unit["type_ids"], unit["pos_ids"], unit.get("role_ids"))
+    def encode(self, unit: Unit, read: Tensor | None = None, parts: Tensor | None = None) -> Tensor:
+        """Each sample, or each of its `parts`, sees itself: (B, T, H), or (M, H) of the slots `read`."""
         mask = self.backbone.mask(unit["segment_ids"] if parts is None else parts)
-        return self.backbone.encode(x, mask, read=read)
+        return self.backbone.encode(self.backbone.embed_unit(unit), mask, read=read)
 
     def masked_words(self, unit: Unit, h: Tensor) -> Tensor:
         """-log p of each masked word from its slot: (M, H) -> (M,)."""
@@ -101,12 +100,12 @@ class CoherenceEstimation(Stage):
 
     def coherence_logits(self, unit: Unit) -> Tensor:
         """`head=first`: logits of p(l|c,r) on the unmasked tokens, (N, 2), class 1 = coherent."""
-        return self.coherence(self.encode(unit, unmasked(unit), read=unit["sample_index"]))
+        return self.coherence(self.encode(unmasked(unit), read=unit["sample_index"]))
 
-    def scores(self, unit: Unit, token_ids: Tensor, h: Tensor) -> Tensor:
-        """`head=dual`: s(c_i, r_j) of all contexts and responses of a unit: (B, T), (B, T, H) -> (N, N)."""
+    def scores(self, unit: Unit, h: Tensor) -> Tensor:
+        """`head=dual`: s(c_i, r_j) of all contexts and responses of a unit: (B, T, H) -> (N, N)."""
         assert isinstance(self.coherence, DualCoherence)
-        words, n = self.backbone.word(token_ids), len(unit["sample_index"])
+        words, n = self.backbone.word(unit["token_ids"]), len(unit["sample_index"])
         texts = self.coherence.texts(h, words, _parts(unit), 2 * n)  # (2 N, 2 H)
         c, r = self.coherence.vectors(texts[0::2], texts[1::2])
         return self.coherence.score(c @ r.t())
@@ -121,17 +120,16 @@ class CoherenceEstimation(Stage):
             self.log_metrics({"val/coherence_acc": accuracy, "val/rce": rce})
 
 
-def unmasked(unit: Unit) -> Tensor:
-    """The token ids of a unit before words were masked: (B, T)."""
+def unmasked(unit: Unit) -> Unit:
+    """The unit as it was before words were masked."""
     tokens = unit["token_ids"]
-    return tokens.flatten().index_copy(0, unit["target_index"], unit["target_ids"]).view_as(tokens)
+    whole = tokens.flatten().index_copy(0, unit["target_index"], unit["target_ids"]).view_as(tokens)
+    return {**unit, "token_ids": whole}
 
 
 def _parts(unit: Unit) -> Tensor:
-    """(B, T) 2 i + 1 for the context's slots of sample i, 2 i + 2 for its response's, 0 for padding."""
-    starts = torch.zeros_like(unit["segment_ids"]).flatten().index_fill(0, unit["sample_index"], 1)
-    sample = starts.cumsum(0).view_as(unit["segment_ids"]) - 1  # samples stand one after the other
-    return (2 * sample + 1 + unit["type_ids"]) * (unit["segment_ids"] > 0)
+    """(B, T): 1, 3, ... the slots of each context, 2, 4, ... those of each response, 0 padding."""
+    return (2 * record_numbers(unit) - 1 + unit["type_ids"]) * (unit["segment_ids"] > 0)
 
 
 def _true_and_other(scores: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:

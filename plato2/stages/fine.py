@@ -11,13 +11,14 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
+from plato2.batch import Unit
 from plato2.config import ModelConfig, OptimConfig, UserError
 from plato2.metrics import LatentUsage
 from plato2.model import losses
 from plato2.model.backbone import put_front
 from plato2.model.heads import BagOfWords, Recognition
 from plato2.model.noise import uniform
-from plato2.stages.base import Stage, Unit
+from plato2.stages.base import Stage
 
 COLLAPSED_BELOW = 1.5
 """Effective latents; fewer over a validation, and all samples have the same z."""
@@ -71,7 +72,7 @@ class FineGeneration(Stage):
         In validation also the nll of each target given any latent: the posterior's z has seen the response,
         talking has only a uniform one.
         """
-        x = self.embed(unit)
+        x = self.backbone.embed_unit(unit)  # (B, T, H), for both passes
         logits = self.posterior(unit, x)  # (N, K)
         noise = None
         if self.training or self.validation_noise == "fixed":
@@ -82,10 +83,6 @@ class FineGeneration(Stage):
             self.latent_usage.update(logits.float().softmax(dim=-1))
             terms["nll_uniform"] = self.given_latent(unit, x, self.any_latent(unit))["nll"]
         return terms
-
-    def embed(self, unit: Unit) -> Tensor:
-        """Embedded rows (B, T, H) for both passes; the front slots are still to be filled."""
-        return self.backbone.embed(unit["token_ids"], unit["type_ids"], unit["pos_ids"], unit.get("role_ids"))
 
     def posterior(self, unit: Unit, x: Tensor) -> Tensor:
         """Logits (N, K) of p(z|c,r) (equation 3): [MASK] in the front slot, all of the sample visible."""

@@ -17,9 +17,11 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
+from plato2.batch import on_device
 from plato2.config import COLDEST, DecodeConfig, UserError
-from plato2.data.samples import encode_prefix, role_ids
+from plato2.data.samples import encode_prefix
 from plato2.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
+from plato2.data.units import Records, build_unit, one_a_row
 from plato2.model import masks
 from plato2.model.backbone import KeyValueCache, put_front
 from plato2.model.heads import Latents
@@ -268,22 +270,13 @@ def _prefill(
     """Encodes [z] context [CLS] and what is given of the response: row = number of z * B + context."""
     backbone = generator.backbone
     device = backbone.word.weight.device
-    records = [
-        [*context, *encode_prefix(prefix, len(prefix) + 1)]
-        for context, prefix in zip(contexts, prefixes, strict=True)
-    ]
-    lengths = torch.tensor([len(record) for record in records], device=device)
-    context_len = torch.tensor([len(context) for context in contexts], device=device)
-    width = int(lengths.max())
-    padded = [[*record, *[PAD_ID] * (width - len(record))] for record in records]
-    slot = torch.arange(width, device=device)
-    real = slot < lengths[:, None]  # (B, width)
-    types = ((slot >= context_len[:, None]) & real).long()
-    roles = None
-    if backbone.role is not None:
-        found = [torch.from_numpy(role_ids(context, width)) for context in contexts]
-        roles = torch.stack(found).to(device) * real
-    x = backbone.embed(torch.tensor(padded, device=device), types, slot * real, roles)  # (B, width, H)
+    responses = [encode_prefix(prefix, len(prefix) + 1) for prefix in prefixes]
+    records = Records.of(list(zip(contexts, responses, strict=True)))
+    layout, roles = one_a_row(records.length.sum(axis=1)), backbone.role is not None
+    unit = on_device(build_unit(records, layout, drop_last=False, roles=roles), device)
+    x = backbone.embed_unit(unit)  # (B, T, H)
+    real, types = unit["segment_ids"] > 0, unit["type_ids"]  # (B, T)
+    lengths = real.sum(dim=1)
     n = 1
     if generator.recognition is not None:
         n = len(latents)

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from plato2.batch import Unit  # noqa: F401  (named here, so that transformers copies the file)
 from plato2.config import DecodeConfig, ModelConfig
-from plato2.data.packing import best_fit_rows  # noqa: F401  (named here, so that transformers copies the file)
+from plato2.data.packing import best_fit_rows  # noqa: F401
 from plato2.data.samples import as_texts, message_ids
 from plato2.data.tokenizer import MOST_UNREAD, Tokenizer
+from plato2.data.units import pack  # noqa: F401
 from plato2.model.attention import attention  # noqa: F401
 from plato2.model.backbone import initialize_parameter, put_front
 from plato2.model.dropout import Dropout  # noqa: F401

@@ -9,14 +9,14 @@ may rank too. Knover's penalties put candidates that do not end, or that repeat 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from plato2.batch import Unit, on_device, record_numbers
 from plato2.config import Criterion, RankConfig, UserError
-from plato2.data.packing import best_fit_rows
-from plato2.data.samples import encode_response, role_ids
+from plato2.data.samples import encode_response
 from plato2.data.tokenizer import BOS_ID, EOS_ID, Tokenizer
+from plato2.data.units import Pairs, pack
 from plato2.model import losses
 from plato2.model.backbone import Backbone
 from plato2.model.heads import DualCoherence
@@ -27,11 +27,6 @@ PENALTY = 1000.0
 """Taken off the score: more than any two scores differ by."""
 N_GRAM = 3
 """So many words in a row must not come twice."""
-ROW_LENGTH = 512
-"""Slots of the rows that records are packed into; longer where a record is."""
-
-Pairs = Sequence[tuple[Sequence[int], Sequence[int]]]
-"""What is read first and what follows it, such as a context and a response, as ids."""
 
 
 @dataclass(frozen=True)
@@ -210,11 +205,11 @@ def coherence_of_records(evaluation: Evaluator, pairs: Pairs) -> list[float]:
         if isinstance(head, DualCoherence):
             probabilities: list[float] = _read_apart(backbone, head, pairs).tolist()
             return probabilities
-        unit = pack(backbone, pairs)
-        x = backbone.embed(unit["token_ids"], unit["type_ids"], unit["pos_ids"], unit.get("role_ids"))
-        h = backbone.encode(x, backbone.mask(unit["segment_ids"]), read=unit["sample_index"])  # (N, H)
-        logits = head(h)  # (N, 2)
-    probabilities = logits.float().softmax(dim=-1)[:, 1].tolist()
+        unit, order = _pack(backbone, pairs)
+        mask = backbone.mask(unit["segment_ids"])
+        h = backbone.encode(backbone.embed_unit(unit), mask, read=unit["sample_index"])  # (N, H)
+        found = head(h).float().softmax(dim=-1)[:, 1]  # (N,)
+    probabilities = torch.empty_like(found).index_copy(0, order, found).tolist()
     return probabilities
 
 
@@ -224,10 +219,10 @@ def _read_apart(backbone: Backbone, head: DualCoherence, pairs: Pairs) -> Tensor
     responses = list(dict.fromkeys(tuple(response) for _, response in pairs))
     parts: list[tuple[Sequence[int], Sequence[int]]] = [(context, ()) for context in contexts]
     parts += [((), response) for response in responses]
-    unit = pack(backbone, parts)
-    x = backbone.embed(unit["token_ids"], unit["type_ids"], unit["pos_ids"], unit.get("role_ids"))
-    h = backbone.encode(x, backbone.mask(unit["segment_ids"]))  # (B, T, H)
-    texts = head.texts(h, backbone.word(unit["token_ids"]), unit["segment_ids"], len(parts))  # (n, 2 H)
+    unit, order = _pack(backbone, parts)
+    h = backbone.encode(backbone.embed_unit(unit), backbone.mask(unit["segment_ids"]))  # (B, T, H)
+    found = head.texts(h, backbone.word(unit["token_ids"]), record_numbers(unit), len(parts))  # (n, 2 H)
+    texts = torch.empty_like(found).index_copy(0, order, found)
     c, r = head.vectors(*texts.split([len(contexts), len(responses)]))
     context_of = {context: number for number, context in enumerate(contexts)}
     response_of = {response: number for number, response in enumerate(responses)}
@@ -252,52 +247,19 @@ def backward_log_probs(backward: Generator, pairs: Pairs) -> list[float]:
     backbone, limit = backward.backbone, backward.model_config.max_position
     records = [(encode_response(r, max(limit - len(c), 1)), c) for c, r in pairs]
     with torch.autocast(backbone.word.weight.device.type, enabled=False):
-        unit = pack(backbone, records)
-        n_read = torch.tensor([len(response) for response, _ in records])
-        n_target = torch.tensor([len(context) - 1 for _, context in records])
-        sample = torch.arange(len(records)).repeat_interleave(n_target)  # (M,)
-        place = torch.arange(len(sample)) - (n_target.cumsum(0) - n_target)[sample]
-        slot = unit["sample_index"].cpu()[sample] + n_read[sample] + place
-        x = backbone.embed(unit["token_ids"], unit["type_ids"], unit["pos_ids"])
+        unit, order = _pack(backbone, records, drop_last=True)
         mask = backbone.mask(unit["segment_ids"], unit["type_ids"])
-        h = backbone.encode(x, mask, read=slot.to(x.device))  # (M, H)
-        targets = unit["token_ids"].flatten()[slot.to(x.device) + 1]
-        nll = losses.nll(backbone.lm_logits(h), targets).double().cpu()  # (M,)
-    sums = torch.zeros(len(records), dtype=torch.double).index_add(0, sample, nll)
-    means: list[float] = (-sums / n_target).tolist()
-    return means
+        h = backbone.encode(backbone.embed_unit(unit), mask, read=unit["target_index"])  # (M, H)
+        nll = losses.nll(backbone.lm_logits(h), unit["target_ids"]).double()  # (M,)
+    sums = nll.new_zeros(len(pairs)).index_add(0, order[unit["target_sample"]], nll).tolist()
+    return [-total / (len(context) - 1) for total, (context, _) in zip(sums, pairs, strict=True)]
 
 
-def pack(backbone: Backbone, pairs: Pairs) -> dict[str, Tensor]:
-    """Pairs of ids in rows, as batches of training are (data/collate.py), on the backbone's device.
-
-    Returns:
-        `token_ids type_ids pos_ids segment_ids` (R, T), with role embeddings `role_ids`, and
-        `sample_index` (N,): the flat slot at which each pair begins.
-    """
-    lengths = np.array([len(first) + len(second) for first, second in pairs])
-    row_length = max(ROW_LENGTH, int(lengths.max()))
-    row = best_fit_rows(lengths, row_length)
-    filled = np.zeros(int(row.max()) + 1, dtype=np.int64)
-    width = int(min(row_length, np.bincount(row, weights=lengths).max()))
-    names = ["token_ids", "type_ids", "pos_ids", "segment_ids", *["role_ids"] * (backbone.role is not None)]
-    unit = {name: np.zeros((len(filled), width), dtype=np.int64) for name in names}
-    index = np.empty(len(pairs), dtype=np.int64)
-    for number, ((first, second), length) in enumerate(zip(pairs, lengths, strict=True)):
-        start = filled[row[number]]
-        place = row[number], slice(start, start + length)
-        filled[row[number]] += length
-        index[number] = row[number] * width + start
-        unit["token_ids"][place] = [*first, *second]
-        unit["type_ids"][place] = np.arange(length) >= len(first)
-        unit["pos_ids"][place] = np.arange(length)
-        unit["segment_ids"][place] = number + 1
-        if backbone.role is not None:
-            unit["role_ids"][place] = role_ids(first, int(length))
+def _pack(backbone: Backbone, pairs: Pairs, drop_last: bool = False) -> tuple[Unit, Tensor]:
+    """Pairs in packed rows on the backbone's device, and the number (N,) of the pair that each record is."""
+    unit, order = pack(pairs, drop_last=drop_last, roles=backbone.role is not None)
     device = backbone.word.weight.device
-    return {
-        name: torch.from_numpy(values).to(device) for name, values in (unit | {"sample_index": index}).items()
-    }
+    return on_device(unit, device), order.to(device)
 
 
 def _turns(tokenizer: Tokenizer, context: Sequence[int]) -> list[str]:

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plato2.batch import on_device
 from plato2.config import UserError
-from plato2.data.samples import encode_context, encode_response, role_ids
+from plato2.data.samples import encode_context, encode_response
 from plato2.data.tokenizer import MOST_UNREAD, Tokenizer
+from plato2.data.units import pack
 from plato2.stages import CoarseGeneration, CoherenceEstimation, FineGeneration, Stage
 from plato2.talk.rank import coherence_of_records
 
@@ -112,66 +114,36 @@ def score(stage: Stage, records: Sequence[Record], posterior: bool = True) -> li
     """The scores of a batch (see `score_lines`)."""
     if stage.training:
         raise ValueError("score needs the stage in evaluation mode: stage.eval()")
+    pairs = [(record.context, record.response) for record in records]
     if isinstance(stage, CoherenceEstimation):
-        found = coherence_of_records(stage, [(record.context, record.response) for record in records])
-        return [{"coherence": value} for value in found]
+        return [{"coherence": value} for value in coherence_of_records(stage, pairs)]
     device = stage.backbone.word.weight.device
+    is_fine = isinstance(stage, FineGeneration)
+    unit, order = pack(
+        pairs,
+        drop_last=True,
+        latent_slot=stage.model_config.mask_id if is_fine else None,
+        roles=stage.backbone.role is not None,
+    )
+    unit = on_device(unit, device)
+    record_of = order.to(device)[unit["target_sample"]]
+
+    def summed(nll: Tensor) -> Tensor:
+        """Of each record, in double: (M,) -> (N,)."""
+        return nll.new_zeros(len(records), dtype=torch.float64).index_add(0, record_of, nll.double())
+
+    found: list[dict[str, Any]] = [{"n_tokens": len(record.response) - 1} for record in records]
     with torch.autocast(device.type, enabled=False):
-        unit = _unit(stage, records, device)
-        counts: list[dict[str, Any]] = [{"n_tokens": len(record.response) - 1} for record in records]
-        if isinstance(stage, FineGeneration):
-            x, k = stage.embed(unit), stage.model_config.n_latent
-            if posterior:
-                p_z = stage.posterior(unit, x).float().softmax(dim=-1)  # (N, K)
-                counts = [count | {"posterior": p} for count, p in zip(counts, p_z.tolist(), strict=True)]
-            one_hot = torch.eye(k, device=device, dtype=x.dtype)
-            by_latent = torch.stack(
-                [
-                    _by_sample(stage.given_latent(unit, x, one_hot[z].expand(len(records), k))["nll"], unit)
-                    for z in range(k)
-                ],
-                dim=1,
-            )  # (N, K)
-            return [
-                count | {"nll_by_latent": nll} for count, nll in zip(counts, by_latent.tolist(), strict=True)
-            ]
-        assert isinstance(stage, CoarseGeneration)
-        nll = _by_sample(stage.losses(unit)["nll"], unit)
-    return [count | {"nll": value} for count, value in zip(counts, nll.tolist(), strict=True)]
-
-
-def _by_sample(values: Tensor, unit: dict[str, Tensor]) -> Tensor:
-    """Sums of the targets' values, in double: (M,) -> (N,)."""
-    sums = torch.zeros(len(unit["sample_index"]), dtype=torch.float64, device=values.device)
-    return sums.index_add(0, unit["target_sample"], values.double())
-
-
-def _unit(stage: Stage, records: Sequence[Record], device: torch.device) -> dict[str, Tensor]:
-    """One record a row, as the batch maker of a generation stage would lay it out (data/collate.py)."""
-    front = int(isinstance(stage, FineGeneration))
-    rows = [record.context + record.response[:-1] for record in records]  # the last id is only a target
-    width = front + max(map(len, rows))
-    keys = ["token_ids", "type_ids", "pos_ids", "segment_ids"]
-    keys += ["role_ids"] if stage.backbone.role is not None else []
-    unit = {key: torch.zeros(len(rows), width, dtype=torch.int64) for key in keys}
-    target_index: list[int] = []
-    target_sample: list[int] = []
-    target_ids: list[int] = []
-    for number, (ids, record) in enumerate(zip(rows, records, strict=True)):
-        end, n_context = front + len(ids), len(record.context)
-        unit["token_ids"][number, front:end] = torch.tensor(ids)
-        unit["type_ids"][number, front + n_context : end] = 1
-        unit["pos_ids"][number, front:end] = torch.arange(len(ids))
-        unit["segment_ids"][number, :end] = 1
-        if stage.backbone.role is not None:
-            unit["role_ids"][number, front:end] = torch.from_numpy(role_ids(record.context, len(ids)))
-        if front:
-            unit["token_ids"][number, 0] = stage.model_config.mask_id
-        first = number * width + front + n_context  # place p predicts the id at p + 1
-        target_index += range(first, first + len(record.response) - 1)
-        target_sample += [number] * (len(record.response) - 1)
-        target_ids += record.response[1:]
-    unit["sample_index"] = torch.arange(len(rows)) * width
-    for name, values in (("index", target_index), ("sample", target_sample), ("ids", target_ids)):
-        unit[f"target_{name}"] = torch.tensor(values, dtype=torch.int64)
-    return {key: value.to(device) for key, value in unit.items()}
+        if isinstance(stage, CoarseGeneration):
+            nll = summed(stage.losses(unit)["nll"]).tolist()
+            return [count | {"nll": value} for count, value in zip(found, nll, strict=True)]
+        assert isinstance(stage, FineGeneration)
+        x, k = stage.backbone.embed_unit(unit), stage.model_config.n_latent
+        if posterior:
+            p_z = stage.posterior(unit, x).float().softmax(dim=-1)  # (N, K)
+            for number, p in zip(order.tolist(), p_z.tolist(), strict=True):
+                found[number]["posterior"] = p
+        one_hot = torch.eye(k, device=device, dtype=x.dtype)
+        given = [stage.given_latent(unit, x, one_hot[z].expand(len(records), k))["nll"] for z in range(k)]
+        by_latent = torch.stack([summed(nll) for nll in given], dim=1).tolist()  # (N, K)
+        return [count | {"nll_by_latent": nll} for count, nll in zip(found, by_latent, strict=True)]

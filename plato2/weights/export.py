@@ -17,12 +17,14 @@ from plato2.weights.knover import export_knover
 from plato2.weights.model_folder import DTYPES, Lazy, Part, write_model_folder
 
 REMOTE_CODE = (
+    "plato2.batch",
     "plato2.config",
     "plato2.bounded",
     "plato2.random",
     "plato2.data.packing",
     "plato2.data.samples",
     "plato2.data.tokenizer",
+    "plato2.data.units",
     "plato2.model.attention",
     "plato2.model.backbone",
     "plato2.model.dropout",

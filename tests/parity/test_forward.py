@@ -77,7 +77,7 @@ def test_stage_2_1_posterior_and_every_latent(batch: str) -> None:
     assert torch.equal(masks.same_sample(given["segment_ids"])[real], knovers[real])
 
     with torch.no_grad():
-        x = stage.embed(given)
+        x = stage.backbone.embed_unit(given)
         logits = stage.posterior(given, x)
         torch.testing.assert_close(
             logits.softmax(-1), expected(arrays, f"{batch}/out/post_probs"), atol=5e-6, rtol=0
@@ -104,7 +104,7 @@ def test_stage_2_1_gumbel_softmax_with_knovers_noise(batch: str) -> None:
     stage = knover_stage(FineGeneration, "plato_weights.npz")
     given = unit(arrays, batch, front_slots=True)
     with torch.no_grad():
-        x = stage.embed(given)
+        x = stage.backbone.embed_unit(given)
         uniform = expected(arrays, f"{batch}/in/gumbel_u")
         z = losses.gumbel_softmax(stage.posterior(given, x), uniform, stage.tau)
         terms = stage.given_latent(given, x, z)
@@ -119,7 +119,7 @@ def test_stage_2_2(batch: str) -> None:
     stage = knover_stage(CoherenceEstimation, "nsp_weights.npz")
     given = unit(arrays, batch) | {"coherence_labels": expected(arrays, f"{batch}/in/label")[:, 0]}
     with torch.no_grad():
-        h = stage.encode(given, given["token_ids"])
+        h = stage.encode(given)
         masked = stage.coherence(read_slots(h, given["sample_index"])).softmax(-1)
         terms = stage.losses(given)
         clean = stage.coherence_logits(given).softmax(-1)

@@ -7,6 +7,7 @@ import pytest
 
 from plato2.data import samples
 from plato2.data.tokenizer import Tokenizer
+from plato2.data.units import Records
 
 KNOVER = Path(__file__).parents[1] / "fixtures" / "knover"
 RECORDS = json.loads((KNOVER / "records.json").read_text())
@@ -35,12 +36,12 @@ def build(
         reply = samples.encode_response(reply, max_response)
     else:
         reply = samples.encode_prefix(reply if response == "prefix" else [], max_response)
-    n = len(context) + len(reply)
+    tokens = Records.of([(context, reply)]).tokens()
     return {
         "token_ids": context + reply,
-        "type_ids": samples.type_ids(len(context), n).tolist(),
-        "pos_ids": samples.position_ids(len(context), n, style, max_response).tolist(),
-        "role_ids": samples.role_ids(context, n).tolist(),
+        "type_ids": tokens.is_second.astype(int).tolist(),
+        "pos_ids": tokens.positions(style, max_response).tolist(),
+        "role_ids": tokens.roles().tolist(),
         "tgt_start_idx": len(context),
     }
 

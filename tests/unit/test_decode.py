@@ -270,7 +270,7 @@ def test_log_prob_is_minus_the_training_loss(stage_class: type[Stage], config: D
                     nll = stage.losses(unit)["nll"]
                 else:
                     z = torch.eye(4)[hypothesis.latent][None]
-                    nll = stage.given_latent(unit, stage.embed(unit), z)["nll"]
+                    nll = stage.given_latent(unit, stage.backbone.embed_unit(unit), z)["nll"]
             n = float(_norm(torch.tensor(len(hypothesis.token_ids)), config.length_penalty))
             assert hypothesis.log_prob == pytest.approx(-float(nll.sum()) / n, abs=2e-5)
 

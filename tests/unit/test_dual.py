@@ -179,9 +179,7 @@ def test_ranking_reads_each_context_once_and_scores_as_training_does(
     pairs = [(context, response) for context, _ in records for _, response in records]
     read: list[int] = []
     pack = rank.pack
-    monkeypatch.setattr(
-        rank, "pack", lambda backbone, parts: (read.append(len(parts)), pack(backbone, parts))[1]
-    )
+    monkeypatch.setattr(rank, "pack", lambda parts, **how: (read.append(len(parts)), pack(parts, **how))[1])
     found = coherence_of_records(stage, pairs)
     expected = 1 / (1 + np.exp(-(0.7 * slow_scores(stage, packed) - 0.2)))
     assert found == pytest.approx(expected.flatten().tolist(), abs=1e-5)

@@ -288,7 +288,7 @@ def stage_logits(folder: Path, z: int) -> torch.Tensor:
     one_hot = torch.eye(stage.model_config.n_latent)[z].expand(len(tokens), -1)
     with torch.no_grad():
         slots = torch.arange(len(tokens)) * unit["token_ids"].shape[1]
-        x = put_front(stage.embed(unit), slots, stage.recognition.latent(one_hot))
+        x = put_front(stage.backbone.embed_unit(unit), slots, stage.recognition.latent(one_hot))
         h = stage.backbone.encode(x, stage.backbone.mask(unit["segment_ids"], unit["type_ids"]))
         logits: torch.Tensor = stage.backbone.lm_logits(h[:, 1:].flatten(0, 1))
     return logits.view(*tokens.shape, -1)

@@ -135,7 +135,7 @@ def test_validation_also_gives_the_nll_of_any_latent() -> None:
     assert set(latents.tolist()) == set(range(n_latent))
     one_hot = torch.eye(n_latent)[latents]
     assert torch.equal(stage.any_latent(unit), one_hot)
-    assert torch.equal(first, stage.given_latent(unit, stage.embed(unit), one_hot)["nll"])
+    assert torch.equal(first, stage.given_latent(unit, stage.backbone.embed_unit(unit), one_hot)["nll"])
     for i in range(len(packed)):
         own = packed.alone(i, padding=3)
         assert torch.equal(stage.any_latent(own), one_hot[i : i + 1])

@@ -71,10 +71,10 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 def test_posterior_and_coherence_of_a_packed_sample_are_its_own() -> None:
     stage, packed = make_stage("2_gen"), pack_for("2_gen")
-    logits = stage.posterior(packed.unit, stage.embed(packed.unit))
+    logits = stage.posterior(packed.unit, stage.backbone.embed_unit(packed.unit))
     for sample in range(len(packed)):
         alone = packed.alone(sample)
-        torch.testing.assert_close(logits[[sample]], stage.posterior(alone, stage.embed(alone)))
+        torch.testing.assert_close(logits[[sample]], stage.posterior(alone, stage.backbone.embed_unit(alone)))
     stage, packed = make_stage("2_eval"), pack_for("2_eval")
     logits = stage.coherence_logits(packed.unit)
     for sample in range(len(packed)):
@@ -131,7 +131,7 @@ def test_a_response_slot_does_not_see_the_next_token(name: str) -> None:
     def nll(unit: Unit) -> Tensor:
         if name == "1_coarse":
             return stage.losses(unit)["nll"]
-        return stage.given_latent(unit, stage.embed(unit), z)["nll"]
+        return stage.given_latent(unit, stage.backbone.embed_unit(unit), z)["nll"]
 
     before = nll(unit)
     targets = unit["target_index"]
@@ -167,7 +167,7 @@ def test_context_does_not_see_the_response_but_recognition_does(name: str) -> No
     before, after = hidden(stage, unit, True), hidden(stage, changed, True)
     assert (after[own] - before[own]).abs().amax(dim=1).min() > 1e-6
     if name == "2_gen":
-        posteriors = [stage.posterior(u, stage.embed(u)) for u in (unit, changed)]
+        posteriors = [stage.posterior(u, stage.backbone.embed_unit(u)) for u in (unit, changed)]
         assert (posteriors[0][0] - posteriors[1][0]).abs().min() > 1e-6
         torch.testing.assert_close(posteriors[0][1:], posteriors[1][1:], rtol=0, atol=0)
 
@@ -176,7 +176,7 @@ def test_latent_and_context_see_each_other() -> None:
     """Every slot of a sample depends on its latent, and on no other sample's."""
     stage, packed = make_stage("2_gen"), pack_for("2_gen", make_window(4))
     unit = packed.unit
-    x = stage.embed(unit)
+    x = stage.backbone.embed_unit(unit)
     z = torch.zeros(len(packed), MODEL.n_latent)
     z[:, 0] = 1.0
     before = stage.given_latent(unit, x, z)

@@ -9,7 +9,7 @@ import torch
 from runs import KNOVER, make_stage
 
 from plato2.config import RankConfig
-from plato2.data.samples import encode_response, role_ids
+from plato2.data.samples import encode_response
 from plato2.data.tokenizer import Tokenizer
 from plato2.talk.decode import Hypothesis
 from plato2.talk.rank import PENALTY, coherence, penalty, rank
@@ -18,6 +18,11 @@ TOKENIZER = Tokenizer.load(KNOVER)
 CONTEXTS = [[1, 70, 90, 2, 110, 2], [1, 330, 2]]
 RESPONSES = [[50, 60, 70], [], [500] * 30, [7]]
 PAIRS = [(context, response) for context in CONTEXTS for response in RESPONSES]
+
+
+def roles_of(context: list[int], length: int) -> list[int]:
+    """Token by token: how many turns end from here to the end of the context, modulo 2."""
+    return [context[i:].count(2) % 2 if 0 < i < len(context) else 0 for i in range(length)]
 
 
 def alone(evaluation: Any, context: list[int], response: list[int]) -> float:
@@ -34,7 +39,7 @@ def alone(evaluation: Any, context: list[int], response: list[int]) -> float:
         "target_ids": torch.zeros(0, dtype=torch.long),
     }
     if evaluation.model_config.n_role:
-        unit["role_ids"] = torch.from_numpy(role_ids(context, length))[None]
+        unit["role_ids"] = torch.tensor([roles_of(context, length)])
     with torch.no_grad():
         return float(evaluation.coherence_logits(unit).softmax(-1)[0, 1])
 

@@ -1,7 +1,5 @@
 """Properties of records that the Knover fixtures do not show."""
 
-import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,10 +7,8 @@ from plato2.data.samples import (
     encode_context,
     encode_prefix,
     encode_response,
-    position_ids,
-    role_ids,
-    type_ids,
 )
+from plato2.data.units import Records
 
 TURNS = st.lists(st.lists(st.integers(3, 99), max_size=12), min_size=1, max_size=8)
 
@@ -54,14 +50,13 @@ def test_responses(ids, max_response):
 
 
 def test_positions_types_and_roles():
-    context = [1, 7, 8, 2, 9, 2, 5, 2]
-    assert type_ids(8, 11).tolist() == [0] * 8 + [1] * 3
-    assert position_ids(8, 11).tolist() == list(range(11))
-    relative = position_ids(8, 11, "relative", max_response=4)
-    assert relative.tolist() == [11, 10, 9, 8, 7, 6, 5, 4, 0, 1, 2]
-    assert role_ids(context, 11).tolist() == [0, 1, 1, 1, 0, 0, 1, 1, 0, 0, 0]
+    tokens = Records.of([([1, 7, 8, 2, 9, 2, 5, 2], [1, 6, 2])]).tokens()
+    assert tokens.is_second.tolist() == [False] * 8 + [True] * 3
+    assert tokens.positions("continuous", 4).tolist() == list(range(11))
+    assert tokens.positions("relative", 4).tolist() == [11, 10, 9, 8, 7, 6, 5, 4, 0, 1, 2]
+    assert tokens.positions("restart", 4).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2]
+    assert tokens.roles().tolist() == [0, 1, 1, 1, 0, 0, 1, 1, 0, 0, 0]
 
 
-@pytest.mark.parametrize("kind", [list, np.array])
-def test_roles_of_a_truncated_context_count_from_the_last_turn(kind):
-    assert role_ids(kind([1, 9, 2, 5, 2]), 7).tolist() == [0, 0, 0, 1, 1, 0, 0]
+def test_roles_of_a_truncated_context_count_from_the_last_turn():
+    assert Records.of([([1, 9, 2, 5, 2], [1, 2])]).tokens().roles().tolist() == [0, 0, 0, 1, 1, 0, 0]

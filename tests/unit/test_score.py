@@ -91,7 +91,7 @@ def test_scores_are_the_losses_that_training_computes(name: str, roles: bool) ->
         elif name == "1_coarse":
             expected = {"nll": per_sample(stage.losses(unit)["nll"], unit)}
         else:
-            x, one_hot = stage.embed(unit), torch.eye(MODEL.n_latent)
+            x, one_hot = stage.backbone.embed_unit(unit), torch.eye(MODEL.n_latent)
             nll = [
                 per_sample(stage.given_latent(unit, x, z.expand(len(records), -1))["nll"], unit)
                 for z in one_hot
