@@ -35,6 +35,7 @@ from typing import Any
 import hydra
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from device_results import Results
 from omegaconf import DictConfig, OmegaConf
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -43,7 +44,6 @@ from plato2.commands.train import train_composed
 from plato2.config import DecodeConfig, ModelConfig, TrainConfig
 from plato2.data.examples import Example, read_examples
 from plato2.data.tokenizer import Tokenizer
-from plato2.model.attention import attention
 from plato2.model.backbone import initialize
 from plato2.model.networks import EvaluationNetwork, GenerationNetwork
 from plato2.runs.console import quiet_lightning
@@ -225,7 +225,8 @@ def attention_kernels(part: Part) -> dict[str, Any]:
         for dropout in (0.0, 0.1):
 
             def call(dropout: float = dropout) -> None:
-                attention(query, key, value, mask, dropout).sum().backward()
+                context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+                context.sum().backward()
 
             with sdpa_kernel(kernel) if kernel else contextlib.nullcontext():
                 try:

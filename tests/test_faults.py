@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from knover import apart
 from pytorch_lightning import Trainer
 from small import ROOT, Train, assert_one_line, command, environment, train_in_process, write_dialogues
 
@@ -327,6 +328,19 @@ def test_a_checkpoint_with_odd_states(
     done = train_here("run_id=c", "trainer.max_steps=4", expect=2)
     assert_one_line(done.stderr, "last.ckpt", "run_id=NAME")
     assert files(run / "checkpoints") == before
+
+
+def test_a_checkpoint_from_before_qkv_was_one_parameter(
+    train_here: Train, coarse: Path, tmp_path: Path
+) -> None:
+    run = copy_run(coarse, tmp_path / "outputs" / "tiny-1_coarse" / "c")
+    edit_checkpoint(run, lambda checkpoint: checkpoint.update(state_dict=apart(checkpoint["state_dict"])))
+    for given in (
+        ["run_id=c", "trainer.max_steps=4"],
+        ["run_id=d", f"init_from={run / 'checkpoints/last.ckpt'}"],
+    ):
+        done = train_here(*given, expect=2)
+        assert_one_line(done.stderr, "last.ckpt", "three parameters", "plato2 export knover")
 
 
 def files(folder: Path) -> dict[str, bytes]:

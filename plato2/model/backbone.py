@@ -13,15 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 from plato2.batch import Unit
 from plato2.config import ModelConfig
-from plato2.model import masks
-from plato2.model.attention import SampleBlocks, attention, block_attention, sample_blocks
-from plato2.model.dropout import Dropout
+from plato2.model import cpu, masks
 
 INIT_STD = 0.02
 LAYER_NORM_EPS = 1e-5
-ROWS_STEP = 64
-"""In training on a CPU, gathered rows are padded to a multiple of this: in bf16 the matrix library compiles a
-kernel for every new shape, which for the word table takes several times as long as the product itself."""
 
 
 def initialize(module: nn.Module) -> None:
@@ -33,7 +28,8 @@ def initialize(module: nn.Module) -> None:
 def initialize_parameter(name: str, parameter: Tensor) -> None:
     """Fills one parameter by its name and shape."""
     if parameter.ndim >= 2:
-        nn.init.trunc_normal_(parameter, std=INIT_STD, a=-2 * INIT_STD, b=2 * INIT_STD)
+        for matrix in parameter.chunk(3 if name.endswith("qkv.weight") else 1):
+            nn.init.trunc_normal_(matrix, std=INIT_STD, a=-2 * INIT_STD, b=2 * INIT_STD)
     elif name.endswith("norm.weight"):
         nn.init.ones_(parameter)
     else:
@@ -81,14 +77,7 @@ def mean_slots(x: Tensor, weights: Tensor, parts: Tensor, n: int) -> Tensor:
     return sums[1:, :-1] / sums[1:, -1:].clamp(min=1e-9)
 
 
-def whole_steps(rows: Tensor) -> Tensor:
-    """Rows of zeros after (M, ...) up to a multiple of `ROWS_STEP`, where that is faster."""
-    if rows.device.type != "cpu" or not torch.is_grad_enabled():
-        return rows
-    return F.pad(rows, (0, 0) * (rows.ndim - 1) + (0, -len(rows) % ROWS_STEP))
-
-
-Mask = Tensor | SampleBlocks
+Mask = Tensor | cpu.SampleBlocks
 """Who may see whom: additive and dense, (B, 1, Q, K), or the samples of packed rows."""
 
 
@@ -116,44 +105,48 @@ class KeyValueCache:
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
 
 
+class Dropout(nn.Module):
+    """Zeroes elements with probability p in training and scales the others by 1 / (1 - p)."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape, kept."""
+        if not self.training or self.p == 0.0:
+            return x
+        return cpu.dropout(x, self.p) if x.device.type == "cpu" else F.dropout(x, self.p)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention; query, key, value and output have biases."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.n_head, self.dropout, self.layer = config.n_head, config.dropout, layer
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
         self, x: Tensor, mask: Mask, cache: KeyValueCache | None = None, read: Tensor | None = None
     ) -> Tensor:
         """(B, Q, H) and a dense mask (B, 1, Q, K) or blocks -> (B, Q, H), or (M, H) of the slots `read`."""
-        context = self._context(x, mask, cache)
+        context = self._context(self.qkv(x), mask, cache)
         return self.output(context if read is None else read_slots(context, read))
 
-    def _context(self, x: Tensor, mask: Mask, cache: KeyValueCache | None) -> Tensor:
-        """The heads' weighted values: (B, Q, H)."""
+    def _context(self, qkv: Tensor, mask: Mask, cache: KeyValueCache | None) -> Tensor:
+        """softmax(q k^T / sqrt(d) + mask) v of all heads (spec section 4): (B, Q, 3 H) -> (B, Q, H)."""
         dropout = self.dropout if self.training else 0.0
-        parts = (self.query, self.key, self.value)
-        if cache is None:  # one product is faster than three
-            weight, bias = torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])
-            qkv = F.linear(x, weight, bias)  # (B, Q, 3 H)
-            if isinstance(mask, SampleBlocks):
-                return block_attention(qkv, mask, dropout)
-            query, key, value = (self._heads(part) for part in qkv.chunk(3, dim=-1))
-        else:  # unless the slots are few: then it is the weights that cost
-            query, key, value = (self._heads(part(x)) for part in parts)
+        if isinstance(mask, cpu.SampleBlocks):
+            return cpu.block_attention(qkv, mask, dropout)
+        heads = qkv.unflatten(-1, (3, self.n_head, -1))  # (B, Q, 3, heads, d)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)  # (B, heads, Q, d) each
+        if cache is not None:
             key, value = cache.append(self.layer, key, value)
-        assert isinstance(mask, Tensor)
-        context = attention(query, key, value, mask.to(query.dtype), dropout)
+        bias = mask.to(query.dtype)
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
         return context.transpose(1, 2).flatten(2)
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """(B, Q, H) -> (B, heads, Q, d)."""
-        return x.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
 
 
 class Block(nn.Module):
@@ -232,7 +225,7 @@ class Backbone(nn.Module):
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
         if device == "cpu":
-            return sample_blocks(segment_ids, type_ids, self.config.n_head, dtype)
+            return cpu.sample_blocks(segment_ids, type_ids, self.config.n_head, dtype)
         seen = masks.same_sample(segment_ids) if type_ids is None else masks.prefix_lm(segment_ids, type_ids)
         return masks.additive(seen, dtype)
 
@@ -254,7 +247,7 @@ class Backbone(nn.Module):
         x = self.dropout(x)
         n_query, n_read = x.shape[1], None if read is None else len(read)
         if read is not None:
-            read = whole_steps(read)  # slot 0 again and again, left out of the result
+            read = cpu.whole_steps(read)  # slot 0 again and again, left out of the result
         for number, block in enumerate(self.blocks):
             wanted = read if number + 1 == len(self.blocks) else None
             if self.config.checkpoint_activations and torch.is_grad_enabled():
@@ -267,4 +260,4 @@ class Backbone(nn.Module):
 
     def lm_logits(self, h: Tensor) -> Tensor:
         """Word logits of gathered slots only, never of a whole (B, T, V): (M, H) -> (M, V)."""
-        return F.linear(self.lm_transform(whole_steps(h)), self.word.weight, self.lm_bias)[: len(h)]
+        return F.linear(self.lm_transform(cpu.whole_steps(h)), self.word.weight, self.lm_bias)[: len(h)]

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plato2.config import ModelConfig
-from plato2.model.backbone import TokenTransform, mean_slots, whole_steps
+from plato2.model import cpu
+from plato2.model.backbone import TokenTransform, mean_slots
 
 Head = Literal["first", "dual"]
 SCALE = 20.0
@@ -67,7 +68,7 @@ class BagOfWords(nn.Module):
     def forward(self, h: Tensor, word_table: Tensor) -> Tensor:
         """(N, H), (V, H) -> logits (N, V)."""
         if self.transform is not None:
-            return F.linear(self.transform(whole_steps(h)), word_table, self.bias)[: len(h)]
+            return F.linear(self.transform(cpu.whole_steps(h)), word_table, self.bias)[: len(h)]
         assert self.classifier is not None
         return self.classifier(h) + self.bias
 

@@ -3,44 +3,18 @@
 All logits are taken to float32 before a softmax.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ROWS_AT_ONCE = 32
-"""On a CPU, rows of logits taken to float32 together: 8,001 words of so many fit into a core's cache."""
-
-
-class _RowwiseNll(torch.autograd.Function):
-    """Cross entropy a few rows at a time: several times faster on a CPU than passes over all of (M, V)."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, target_ids: Tensor) -> Tensor:
-        log_total = torch.cat([rows.float().logsumexp(dim=-1) for rows in logits.split(ROWS_AT_ONCE)])
-        ctx.save_for_backward(logits, target_ids, log_total)
-        return log_total - logits.gather(1, target_ids[:, None])[:, 0].float()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        logits, target_ids, log_total = ctx.saved_tensors
-        result = torch.empty_like(logits)
-        columns = (target_ids[:, None], log_total[:, None], grads[0][:, None])
-        parts = zip(*(x.split(ROWS_AT_ONCE) for x in (result, logits, *columns)), strict=True)
-        for out, rows, target, total, grad in parts:
-            # d nll / d logits = softmax - one-hot of the target
-            slope = rows.to(torch.float32, copy=True).sub_(total).exp_().mul_(grad)
-            out.copy_(slope.scatter_add_(1, target, -grad))
-        return result, None
+from plato2.model import cpu
 
 
 def nll(logits: Tensor, target_ids: Tensor) -> Tensor:
     """-log p(token) of each target (equations 1, 2 and 8): (M, V), (M,) -> (M,)."""
-    if logits.device.type != "cpu":
-        return F.cross_entropy(logits.float(), target_ids, reduction="none")
-    values: Tensor = _RowwiseNll.apply(logits, target_ids)
-    return values
+    if logits.device.type == "cpu":
+        return cpu.nll(logits, target_ids)
+    return F.cross_entropy(logits.float(), target_ids, reduction="none")
 
 
 def hits(logits: Tensor, target_ids: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from plato2.bounded import read_file
 from plato2.config import UserError
 from plato2.files import check_sha256
 from plato2.formats import Count, Open, Sha256, check
+from plato2.weights.names import refuse_apart
 
 HEADER = ("step", "metric", "value")
 """The first row of `metrics.csv`."""
@@ -52,6 +53,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     facts = {key: found[key] for key in CheckpointFacts.model_fields if key in found}
     check(CheckpointFacts, facts, str(path), "choose another checkpoint")
     _check_tensors(path, found["state_dict"])
+    refuse_apart(path, found["state_dict"])
     return found
 
 

@@ -21,9 +21,8 @@ from plato2.data.packing import best_fit_rows  # noqa: F401
 from plato2.data.samples import as_texts, message_ids
 from plato2.data.tokenizer import MOST_UNREAD, Tokenizer
 from plato2.data.units import pack  # noqa: F401
-from plato2.model.attention import attention  # noqa: F401
 from plato2.model.backbone import initialize_parameter, put_front
-from plato2.model.dropout import Dropout  # noqa: F401
+from plato2.model.cpu import whole_steps  # noqa: F401
 from plato2.model.heads import Latents  # noqa: F401
 from plato2.model.losses import nll  # noqa: F401
 from plato2.model.masks import additive  # noqa: F401

@@ -25,9 +25,8 @@ REMOTE_CODE = (
     "plato2.data.samples",
     "plato2.data.tokenizer",
     "plato2.data.units",
-    "plato2.model.attention",
     "plato2.model.backbone",
-    "plato2.model.dropout",
+    "plato2.model.cpu",
     "plato2.model.heads",
     "plato2.model.losses",
     "plato2.model.masks",
@@ -103,7 +102,7 @@ def remote_source(module: str) -> str:
     """
     package, _, name = module.partition(".")
     source = files(package).joinpath(f"{name.replace('.', '/')}.py").read_text(encoding="utf-8")
-    source = re.sub(r"^from plato2\.model import (\w+)$", r"from . import \1", source, flags=re.M)
+    source = re.sub(r"^from plato2\.model import (\w+(?:, \w+)*)$", r"from . import \1", source, flags=re.M)
     return re.sub(r"^from plato2\.(?:\w+\.)*(\w+) import ", r"from .\1 import ", source, flags=re.M)
 
 

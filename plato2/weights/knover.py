@@ -43,7 +43,15 @@ from plato2.weights.model_folder import (
     refuse_existing,
     write_model_folder,
 )
-from plato2.weights.names import TRAINING_ONLY, is_transposed, knover_names, n_layers, paddlenlp_names
+from plato2.weights.names import (
+    TRAINING_ONLY,
+    is_transposed,
+    knover_names,
+    n_layers,
+    paddlenlp_names,
+    released_apart,
+    released_shapes,
+)
 from plato2.weights.paddle import open_parameter, read_pdparams, write_parameter
 
 FOLDERS = {"generation": "Plato", "evaluation": "NSP"}
@@ -196,7 +204,7 @@ def export_knover(
                 int(name.split(".")[2]) for name in arrays if name.startswith("backbone.blocks.")
             )
             names = knover_names(n_layer)
-            for ours, array in arrays.items():
+            for ours, array in _apart(arrays):
                 if ours not in names:
                     raise UserError(
                         f"{ours}: Knover has no such parameter; only its own heads can be exported"
@@ -205,7 +213,14 @@ def export_knover(
                 if dtype:
                     array = array.astype("float32" if "norm." in ours else dtype)
                 write_parameter(new / FOLDERS[part] / names[ours], array)
-    return {FOLDERS[part]: len(arrays) for part, arrays in parts.items()}
+    return {FOLDERS[part]: sum(1 for _ in _apart(arrays)) for part, arrays in parts.items()}
+
+
+def _apart(arrays: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """Parameters as released models have them."""
+    for ours, array in arrays.items():
+        names = released_apart(ours)
+        yield from zip(names, np.split(array, len(names)) if len(names) > 1 else [array], strict=True)
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -278,7 +293,8 @@ def _part(source: Source, config: ModelConfig, dtype: str | None) -> Part:
     stage = "2_eval"
     if source.part == "generation":
         stage = "2_gen" if "recognition.latent_embedding" in shapes else "1_coarse"
-    expected = parameter_shapes(stage, config)
+    whole = parameter_shapes(stage, config)
+    expected = released_shapes(whole)
     for ours in sorted(expected.keys() & shapes.keys()):
         wanted = expected[ours][::-1] if is_transposed(ours) else expected[ours]
         if shapes[ours] != wanted:
@@ -294,23 +310,24 @@ def _part(source: Source, config: ModelConfig, dtype: str | None) -> Part:
     if foreign := sorted(shapes.keys() - expected.keys()):
         raise UserError(f"{source.path}: {names[foreign[0]]} does not belong to a {stage} model")
     parameters = {}
-    for ours in expected:
-        if ours in shapes:
-            theirs = names[ours]
+    for ours, shape in whole.items():
+        if (parts := released_apart(ours))[0] in shapes:
+            theirs = [names[part] for part in parts]
             parameters[ours] = Lazy(
-                expected[ours],
-                DTYPES.get(dtype or source.dtypes[theirs], torch.float32),  # float64 becomes float32
-                partial(_read, source, theirs, is_transposed(ours)),
+                shape,
+                DTYPES.get(dtype or source.dtypes[theirs[0]], torch.float32),  # float64 becomes float32
+                partial(_read, source, theirs, is_transposed(parts[0])),
             )
     optim = asdict(OptimConfig()) | {"betas": list(OptimConfig().betas)}
     arguments = {"model": asdict(config), "optim": optim, "seed": 11}
     return Part(stage, arguments, parameters, tuple(absent))
 
 
-def _read(source: Source, name: str, turn: bool) -> Tensor:
-    """A copy of the values; Paddle's matrices turned into PyTorch's."""
-    array = source.read(name)
-    return torch.from_numpy(np.array(array.T if turn else array, order="C"))
+def _read(source: Source, names: list[str], turn: bool) -> Tensor:
+    """A copy of the values, one below the other; Paddle's matrices turned into PyTorch's."""
+    arrays = [source.read(name) for name in names]
+    parts = [torch.from_numpy(np.array(array.T if turn else array, order="C")) for array in arrays]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _geometry(source: Source, n_head: int | None, folders: list[Path]) -> tuple[ModelConfig, str]:

@@ -34,6 +34,7 @@ from plato2.config import UserError
 from plato2.data.tokenizer import Tokenizer
 from plato2.files import check_sha256, locked, write_sha256
 from plato2.formats import JSON_BYTES, Closed, Open, Sha256, StageArguments, parse
+from plato2.weights.names import refuse_apart
 
 FORMAT = "plato2"
 PARTS = {"generation": ("2_gen", "1_coarse"), "evaluation": ("2_eval",)}
@@ -220,6 +221,7 @@ def read_part(path: Path, part: str) -> dict[str, Tensor]:
                         tensors[key.removeprefix(f"{part}.")] = opened.get_tensor(key)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file}: not readable ({error}); {CURE}") from None
+    refuse_apart(path, tensors)
     return tensors
 
 

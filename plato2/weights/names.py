@@ -1,11 +1,16 @@
 """Names of parameters: ours, Knover's and PaddleNLP's, one table read in all directions (spec section 10).
 
-Ours are those of a stage's `state_dict`: `backbone.blocks.0.attention.query.weight`. Knover names a file
+Ours are those of a stage's `state_dict`: `backbone.blocks.0.attention.output.weight`. Knover names a file
 after each parameter; PaddleNLP's re-release holds generation and evaluation model in one dict and has no
-training-only heads. Both store the matrices of linear layers as [in, out], PyTorch as [out, in].
+training-only heads. Both store the matrices of linear layers as [in, out], PyTorch as [out, in]. Both have
+query, key and value apart; in our `attention.qkv` they stand one below the other.
 """
 
 import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from plato2.config import UserError
 
 _BLOCK = {  # ours: Knover's, PaddleNLP's in the generation model, in the evaluation model
     "attention_norm": ("pre_att_layer_norm", "pre_norm_layer", "norm1"),
@@ -64,13 +69,43 @@ TRAINING_ONLY: dict[str, tuple[str, ...]] = {
 """Beginnings of the names a released model of a stage may lack: heads that only its losses need."""
 
 
+def released_apart(name: str) -> tuple[str, ...]:
+    """The parameters that one of ours is in released models: query, key and value, or itself."""
+    if ".qkv." not in name:
+        return (name,)
+    return tuple(name.replace(".qkv.", f".{part}.") for part in ("query", "key", "value"))
+
+
+def released_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The same of shapes: query, key and value have a third of the rows each."""
+    apart = {name: released_apart(name) for name in shapes}
+    return {
+        part: (shapes[name][0] // len(parts), *shapes[name][1:])
+        for name, parts in apart.items()
+        for part in parts
+    }
+
+
+def refuse_apart(path: Path, names: Iterable[str]) -> None:
+    """Refuses our own models from before `attention.qkv`.
+
+    Raises:
+        UserError: query, key and value are apart.
+    """
+    if any(".attention.query." in name for name in names):
+        raise UserError(
+            f"{path}: written when query, key and value were three parameters; export it with the plato2 "
+            "that wrote it (plato2 export knover), and import that here (plato2 import knover)"
+        )
+
+
 def knover_names(n_layer: int) -> dict[str, str]:
-    """Our name -> Knover's, for all parameters of all three models with `n_layer` blocks."""
+    """Our name, query, key and value apart -> Knover's, for all parameters of all three models."""
     return _names(n_layer, 0)
 
 
 def paddlenlp_names(n_layer: int, part: str) -> dict[str, str]:
-    """Our name -> PaddleNLP's, for the parameters of its `generation` or `evaluation` model."""
+    """The same -> PaddleNLP's, for the parameters of its `generation` or `evaluation` model."""
     return _names(n_layer, 1 if part == "generation" else 2)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from knover import CONFIG, from_knover, knover_stage, load
+from knover import CONFIG, apart, from_knover, joined, knover_stage, load
 from test_forward import unit
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -72,10 +72,10 @@ class Run(pl.Callback):
     logged: list[dict[str, float]] = field(default_factory=list)
 
     def on_after_backward(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.gradients.append({name: p.grad.clone() for name, p in module.named_parameters()})
+        self.gradients.append(apart({name: p.grad.clone() for name, p in module.named_parameters()}))
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
-        self.weights.append({name: p.detach().clone() for name, p in module.named_parameters()})
+        self.weights.append(apart({name: p.detach().clone() for name, p in module.named_parameters()}))
         self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
@@ -172,7 +172,7 @@ def test_our_adamw_is_that_of_paddle_2() -> None:
     gradients = from_knover({name.removeprefix("grad/"): array for name, array in train.items()})
     words = torch.zeros_like(stage.backbone.word.weight)
     words[torch.from_numpy(train["sub_rows_word_embedding"])] = gradients[WORDS]
-    gradients[WORDS] = words
+    gradients = joined(stage, gradients | {WORDS: words})
     optimizer = adamw(stage, OPTIM)
     schedule = rates(optimizer, OPTIM, max_steps=100)
     for step, sign in enumerate((1.0, -1.0, 1.0), start=1):
@@ -182,7 +182,7 @@ def test_our_adamw_is_that_of_paddle_2() -> None:
         assert schedule.get_last_lr() == [pytest.approx(arrays[f"lr{step}"].item(), rel=1e-9)] * 2
         optimizer.step()
         schedule.step()
-        weights = dict(stage.named_parameters())
+        weights = apart(dict(stage.named_parameters()))
         for name, expected in recorded(arrays, f"after{step}", weights).items():
             found = rows_of(train, name, weights[name])
             torch.testing.assert_close(found, expected, atol=5e-7, rtol=0, msg=f"{name}, step {step}")

@@ -94,7 +94,7 @@ class SlowPlato:
     def attend(self, layer: int, x: Array, n_prefix: int) -> Array:
         """Slots 0..n_prefix-1 see just each other; a later slot sees them and the later ones up to itself."""
         name = f"backbone.blocks.{layer}.attention"
-        query, key, value = (self.linear(f"{name}.{part}", x) for part in ("query", "key", "value"))
+        query, key, value = np.split(self.linear(f"{name}.qkv", x), 3, axis=1)
         size = x.shape[1] // self.n_head
         context = np.zeros_like(x)
         for head in range(self.n_head):

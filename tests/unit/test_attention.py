@@ -11,9 +11,8 @@ from torch import Tensor
 
 from plato2.config import ModelConfig
 from plato2.model import losses, masks
-from plato2.model.attention import block_attention, sample_blocks
-from plato2.model.backbone import Backbone, initialize, read_slots
-from plato2.model.dropout import Dropout, keep_mask, kept_share
+from plato2.model.backbone import Backbone, Dropout, initialize, read_slots
+from plato2.model.cpu import block_attention, keep_mask, kept_share, sample_blocks
 
 N_HEAD, HEAD_SIZE = 3, 8
 HIDDEN = N_HEAD * HEAD_SIZE

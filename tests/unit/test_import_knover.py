@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from knover import CONFIG, KNOVER, from_knover, load
+from knover import CONFIG, KNOVER, apart, from_knover, load
 from runs import small_tokenizer_texts
 from small import ROOT
 from typer.testing import CliRunner
@@ -32,7 +32,7 @@ from plato2.talk.bot import PlatoBot
 from plato2.weights.folder import load_stage, read_saved, saved_tokenizer
 from plato2.weights.knover import find_sources, import_knover
 from plato2.weights.model_folder import Lazy, Part, weight_files, write_model_folder
-from plato2.weights.names import is_transposed, knover_names, paddlenlp_names
+from plato2.weights.names import is_transposed, knover_names, paddlenlp_names, released_shapes
 from plato2.weights.paddle import write_parameter
 
 FIXTURES = {"Plato": "plato_weights.npz", "NSP": "nsp_weights.npz"}
@@ -61,8 +61,8 @@ def random_arrays(stage: str, config: ModelConfig, seed: int = 0) -> dict[str, n
     """Knover's arrays of a model with random weights."""
     rng, names = np.random.default_rng(seed), knover_names(config.n_layer)
     return {
-        names[ours]: rng.standard_normal(shape[::-1] if is_transposed(ours) else shape, dtype=np.float32)
-        for ours, shape in parameter_shapes(stage, config).items()
+        names[part]: rng.standard_normal(shape[::-1] if is_transposed(part) else shape, dtype=np.float32)
+        for part, shape in released_shapes(parameter_shapes(stage, config)).items()
     }
 
 
@@ -89,9 +89,10 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def assert_same_weights(folder: Path, name: str, absent: tuple[str, ...] = ()) -> None:
     """The imported part has the fixture's values, bit for bit."""
     saved, wanted = read_saved(folder, (STAGES[name],)), from_knover(load(FIXTURES[name]))
-    assert saved.weights.keys() == wanted.keys() - set(absent)
+    found = apart(saved.weights)
+    assert found.keys() == wanted.keys() - set(absent)
     assert saved.absent == absent
-    assert all(torch.equal(tensor, wanted[key]) for key, tensor in saved.weights.items())
+    assert all(torch.equal(tensor, wanted[key]) for key, tensor in found.items())
 
 
 # ------------------------------------------------------------------------------------------ what is taken
@@ -174,7 +175,7 @@ def test_float16_stays_float16_and_its_norms_float32(release: Path, tmp_path: Pa
     wanted = from_knover(arrays)
     saved = read_saved(tmp_path / "out")
     assert {tensor.dtype for tensor in saved.weights.values()} == {torch.float16, torch.float32}
-    for name, tensor in saved.weights.items():
+    for name, tensor in apart(saved.weights).items():
         assert tensor.dtype == (torch.float32 if "norm." in name else torch.float16)
         assert torch.equal(tensor, wanted[name])
     assert PlatoBot.load(tmp_path / "out", device="cpu").reply(["hi"]).text
@@ -184,7 +185,7 @@ def test_float16_stays_float16_and_its_norms_float32(release: Path, tmp_path: Pa
 def test_a_precision_can_be_chosen(release: Path, tmp_path: Path, dtype: str) -> None:
     import_knover(release / "NSP", tmp_path / "out", dtype=dtype)
     wanted = from_knover(load(FIXTURES["NSP"]))
-    for name, tensor in read_saved(tmp_path / "out").weights.items():
+    for name, tensor in apart(read_saved(tmp_path / "out").weights).items():
         assert torch.equal(tensor, wanted[name].to(getattr(torch, dtype)))
 
 
@@ -283,7 +284,7 @@ def test_names_are_one_table_in_both_directions() -> None:
     for name, file in FIXTURES.items():
         theirs = knover_names(CONFIG.n_layer)
         ours = parameter_shapes(STAGES[name], CONFIG)
-        assert {theirs[own] for own in ours} == load(file).keys()
+        assert {theirs[own] for own in released_shapes(ours)} == load(file).keys()
     generation, evaluation = (set(paddlenlp_names(2, part)) for part in ("generation", "evaluation"))
     assert not {own for own in generation | evaluation if own not in knover_names(2)}
 

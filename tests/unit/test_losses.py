@@ -191,7 +191,7 @@ def test_gradients_are_the_slopes_of_the_slow_losses(name: str) -> None:
     terms = stage.losses(packed.unit)
     sum(terms[term].mean() for term in stage.loss_terms).backward()
     rng = np.random.default_rng(1)
-    for own in (None, "recognition", "bag_of_words", "coherence", "backbone.blocks.0.attention.query"):
+    for own in (None, "recognition", "bag_of_words", "coherence", "backbone.blocks.0.attention.qkv"):
         chosen = {name: p for name, p in stage.named_parameters() if own is None or name.startswith(own)}
         if not chosen:
             continue

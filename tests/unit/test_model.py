@@ -13,8 +13,8 @@ from torch import nn
 from units import BATCHES, MODEL, make_stage, make_window, pack_for
 
 from plato2.config import ModelConfig, UserError
-from plato2.model.backbone import ROWS_STEP
-from plato2.model.dropout import Dropout
+from plato2.model.backbone import Dropout
+from plato2.model.cpu import ROWS_STEP
 from plato2.prepare.reddit.rules import LANGUAGES
 from plato2.stages import STAGES
 
@@ -215,7 +215,7 @@ def test_logits_are_computed_only_where_there_is_a_target() -> None:
 def test_rows_up_to_a_whole_step_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     unit, seen = pack_for(name).unit, []
     for step in (1, 64):
-        monkeypatch.setattr("plato2.model.backbone.ROWS_STEP", step)
+        monkeypatch.setattr("plato2.model.cpu.ROWS_STEP", step)
         stage = make_stage(name)
         terms = stage.losses(unit)
         torch.stack([terms[term].mean() for term in stage.loss_terms]).sum().backward()

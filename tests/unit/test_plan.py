@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from plato2.config import ModelConfig
 from plato2.model import masks
-from plato2.model.backbone import ROWS_STEP, Backbone
+from plato2.model.backbone import Backbone
+from plato2.model.cpu import ROWS_STEP
 from plato2.runs import plan as plan_module
 from plato2.runs.plan import activation_bytes, plan, step_flops
 

@@ -1,10 +1,18 @@
-"""Attention in its two forms: with a dense mask, and sample by sample for packed rows on a CPU.
+"""What is only there for the speed of a CPU. Each trick gives what PyTorch's own form gives, which GPUs take.
 
-A dense mask over rows of 512 computes about four times the scores that samples of 120 tokens need. So on
-a CPU the samples of a unit are sorted into groups of about equal length; queries, keys and values of a group
-are gathered into (samples, heads, length, d), which costs no more than transposing to heads does anyway,
-and attended to with two batched matrix products. The plan (`SampleBlocks`) is made once a pass and shared by
-all layers. Decoding and GPUs take the dense mask and PyTorch's fused kernel.
+- **Attention by sample.** A dense mask over rows of 512 computes about four times the scores that samples
+  of 120 tokens need. So the samples of a unit are sorted into groups of about equal length; queries, keys and
+  values of a group are gathered into (samples, heads, length, d), which costs no more than transposing to
+  heads does anyway, and attended to with two batched products. The plan (`SampleBlocks`) is made once a pass
+  and shared by all layers.
+- **Cheap dropout.** `F.dropout` draws a random number for each element, which takes longer than the matrix
+  products of a small model. Here a 64-bit word of the same generator decides for four elements, so the result
+  is still a function of `torch.manual_seed` alone.
+- **Cross entropy by rows**, a few at a time, several times faster than passes over all of (M, V).
+- **Whole steps.** Gathered rows are padded to a multiple of 64: in bf16 the matrix library compiles a kernel
+  for every new shape, which for the word table takes several times as long as the product itself.
+
+What they gain is measured in docs/benchmarks.md.
 """
 
 import math
@@ -18,27 +26,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plato2.model import masks
-from plato2.model.dropout import keep_mask, kept_share
+
+# ---------------------------------------------------------------------------------------- attention by sample
 
 GROUP_STEP = 32
 """Samples are padded to a multiple of this many slots. Smaller steps pad less, but make more groups,
 and in bf16 the matrix library compiles a kernel for every new shape."""
-
-
-def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float = 0.0) -> Tensor:
-    """Masked scaled dot-product attention (spec section 4) by PyTorch's fused kernel.
-
-    Args:
-        query: (B, heads, Q, d).
-        key: (B, heads, K, d).
-        value: (B, heads, K, d).
-        bias: (B, 1, Q, K), added to the scores: 0 = may look, -inf = may not; the dtype of `query`.
-        dropout: probability of dropping an attention weight.
-
-    Returns:
-        (B, heads, Q, d).
-    """
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
 
 
 @dataclass(frozen=True)
@@ -217,3 +210,91 @@ def _of_group(qkv: Tensor, group: Group, part: slice) -> Iterator[Tensor]:
 
 def _scaled_product(a: Tensor, b: Tensor, *, out: Tensor, head_size: int) -> None:
     torch.baddbmm(out, a, b, beta=0, alpha=1.0 / math.sqrt(head_size), out=out)
+
+
+# ---------------------------------------------------------------------------------------------- cheap dropout
+
+LEVELS = 1 << 16
+"""A probability is rounded to 1/65536; what is kept is divided by the rounded one: exact in expectation."""
+
+
+def _n_kept(p: float) -> int:
+    """How many of the 65,536 values of a random 16-bit number keep an element."""
+    return min(max(round((1.0 - p) * LEVELS), 1), LEVELS - 1)
+
+
+def kept_share(p: float) -> float:
+    """The probability with which `keep_mask` keeps an element: 1 - p, rounded."""
+    return _n_kept(p) / LEVELS
+
+
+def keep_mask(like: Tensor, p: float) -> Tensor:
+    """1 with probability 1 - p, else 0, in the shape and dtype of `like` (multiplying by bools is slower)."""
+    n = like.numel()
+    words = torch.empty((n + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    bits = words.view(torch.int16)[:n].view(like.shape)
+    return torch.lt(bits, _n_kept(p) - LEVELS // 2, out=torch.empty_like(like))
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
+        mask = keep_mask(x, p)
+        ctx.save_for_backward(mask)
+        ctx.kept = kept_share(p)
+        return (x * mask).div_(ctx.kept)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        return (grads[0] * mask).div_(ctx.kept), None
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """Zeroes elements with probability p and scales the others by 1 / (1 - p)."""
+    dropped: Tensor = _Dropout.apply(x.contiguous(), p)
+    return dropped
+
+
+# ------------------------------------------------------------------------------------- cross entropy by rows
+
+ROWS_AT_ONCE = 32
+"""Rows of logits taken to float32 together: 8,001 words of so many fit into a core's cache."""
+
+
+class _RowwiseNll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target_ids: Tensor) -> Tensor:
+        log_total = torch.cat([rows.float().logsumexp(dim=-1) for rows in logits.split(ROWS_AT_ONCE)])
+        ctx.save_for_backward(logits, target_ids, log_total)
+        return log_total - logits.gather(1, target_ids[:, None])[:, 0].float()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        logits, target_ids, log_total = ctx.saved_tensors
+        result = torch.empty_like(logits)
+        columns = (target_ids[:, None], log_total[:, None], grads[0][:, None])
+        parts = zip(*(x.split(ROWS_AT_ONCE) for x in (result, logits, *columns)), strict=True)
+        for out, rows, target, total, grad in parts:
+            # d nll / d logits = softmax - one-hot of the target
+            slope = rows.to(torch.float32, copy=True).sub_(total).exp_().mul_(grad)
+            out.copy_(slope.scatter_add_(1, target, -grad))
+        return result, None
+
+
+def nll(logits: Tensor, target_ids: Tensor) -> Tensor:
+    """-log p(token) of each target: (M, V), (M,) -> (M,)."""
+    values: Tensor = _RowwiseNll.apply(logits, target_ids)
+    return values
+
+
+# ------------------------------------------------------------------------------------------------ whole steps
+
+ROWS_STEP = 64
+
+
+def whole_steps(rows: Tensor) -> Tensor:
+    """Rows of zeros after (M, ...) up to a multiple of `ROWS_STEP`, in training on a CPU."""
+    if rows.device.type != "cpu" or not torch.is_grad_enabled():
+        return rows
+    return F.pad(rows, (0, 0) * (rows.ndim - 1) + (0, -len(rows) % ROWS_STEP))
