@@ -23,7 +23,6 @@ class Draw(IntEnum):
     NEGATIVES = 4
     NOISE = 5
     MASKS = 6
-    TURNS = 7
 
 
 def draw_key(*parts: int) -> int:

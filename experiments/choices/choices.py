@@ -108,6 +108,8 @@ def main() -> None:
             common = [*plan["common"], f"init_from={given.parent}", f"data.path={given.data}"]
             train(name, overrides, common, out)
     results: dict[str, Any] = {"common": plan["common"], "overlap": {}, "variants": {}}
+    if (HERE / "results.json").exists():  # also variants that are no longer planned
+        results["variants"] = json.loads((HERE / "results.json").read_text())["variants"]
     for name, overrides in plan["variants"].items():
         run = out / "runs" / name
         if (run / "metrics.csv").exists() and (points := curve(run)):

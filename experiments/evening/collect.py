@@ -43,7 +43,8 @@ def main() -> None:
     for path in parser.parse_args().runs:
         lineage = RunFolder(path).lineage()
         parent = lineage["parent"] or {}
-        found[path.parent.name] = {
+        name = path.parent.name
+        found[f"{name} {path.name}" if name in found else name] = {
             "status": lineage["status"],
             "parent": parent.get("sha256"),
             "git": lineage["git"],

@@ -32,22 +32,11 @@ class Window:
     number: int
     mask_id: int
     max_response: int
-    training: bool = True
-    """False: of the validation split, where nothing is made easier."""
 
     @property
     def response_len(self) -> np.ndarray:
         """(n,) ids of each response, [CLS] included."""
         return np.diff(self.samples.offsets) - self.samples.context_len
-
-
-@dataclass(frozen=True)
-class Turns:
-    """A turn of a context for each item: spans of the window's token array, [SEP] or [CLS], words, [SEP]."""
-
-    first: np.ndarray
-    length: np.ndarray
-    """Its ids; 0 = none."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +49,6 @@ class Items:
     """1 where the response is the context's own."""
     slots: np.ndarray
     """Slots each item takes in a row."""
-    turns: Turns | None = None
-    """Read in place of the responses, where they are not empty."""
 
     def __len__(self) -> int:
         """Number of items."""
@@ -157,24 +144,13 @@ class CoherenceBatch:
     reject_identical: bool = True
     """False: Knover's negatives, which may be the true response again."""
     head: Literal["first", "dual"] = "first"
-    copied_turns: float = 0.0
-    """Of so many contexts in training the two responses are a turn of its own and one of another context. To
-    tell them apart is easy and teaches what telling responses apart begins with, to look in the context for
-    the response's words: the inverse cloze task of Lee et al. (2019, arXiv:1906.00300, section 4) with the
-    turn left in the context. Neither the paper's nor Knover's; what it is worth: experiments/evening."""
 
     def __post_init__(self) -> None:
         """Refuse what is not a probability, or not a head."""
-        for name in ("mask_prob", "copied_turns"):
-            if not 0.0 <= (value := getattr(self, name)) <= 1.0:
-                raise UserError(f"stage.batch.{name}={value}: must be between 0 and 1")
+        if not 0.0 <= self.mask_prob <= 1.0:
+            raise UserError(f"stage.batch.mask_prob={self.mask_prob}: must be between 0 and 1")
         if self.head not in ("first", "dual"):
             raise UserError(f"stage.batch.head={self.head}: choose first or dual")
-        if self.head == "dual" and self.copied_turns:
-            raise UserError(
-                f"stage.batch.copied_turns={self.copied_turns}: a dual head reads context and response apart "
-                "and does not need it; set it to 0, or stage.head=first"
-            )
 
     def longest(self, index: ShardIndex) -> int:
         """Slots of the longest item the corpus may hold."""
@@ -189,14 +165,10 @@ class CoherenceBatch:
         rows = np.arange(len(window.samples))
         if self.head == "dual":
             return Items(rows, rows, np.ones_like(rows), np.diff(window.samples.offsets))
-        others = self._negatives(window)
-        contexts, responses = np.repeat(rows, 2), np.stack([rows, others], axis=1).ravel()
-        turns = self._copied(window, others) if self.copied_turns and window.training else None
-        length = window.response_len[responses]
-        if turns is not None:
-            length = np.where(turns.length, turns.length, length)
-        slots = window.samples.context_len[contexts] + length
-        return Items(contexts, responses, np.tile([1, 0], len(rows)), slots, turns)
+        contexts = np.repeat(rows, 2)
+        responses = np.stack([rows, self._negatives(window)], axis=1).ravel()
+        slots = window.samples.context_len[contexts] + window.response_len[responses]
+        return Items(contexts, responses, np.tile([1, 0], len(rows)), slots)
 
     def count_targets(self, window: Window, items: Items, chosen: np.ndarray) -> int:
         """Masked tokens of the chosen items."""
@@ -241,17 +213,6 @@ class CoherenceBatch:
         negatives[order] = following
         return negatives
 
-    def _copied(self, window: Window, others: np.ndarray) -> Turns:
-        """For the two items of each sample a turn of its context and of another one's, or none for both."""
-        key = draw_key(Draw.TURNS, window.seed, window.epoch)
-        bits = draw(key, window.samples.sample_ids)
-        turns = _turn_of_each_context(window, bits & np.uint64(2**32 - 1))
-        usable = (turns.length > 2) & (turns.length <= window.max_response)
-        chosen = (bits >> np.uint64(32)) < round(self.copied_turns * 2**32)
-        copied = chosen & usable & usable[others]
-        rows = np.stack([np.arange(len(others)), others], axis=1).ravel()
-        return Turns(turns.first[rows], np.where(np.repeat(copied, 2), turns.length[rows], 0))
-
     def _mask(self, window: Window, items: Items, chosen: np.ndarray, tokens: Tokens) -> Masked:
         """Which words are hidden, and by what: 32 random bits choose what happens, 32 more a random id."""
         keys = draw(draw_key(Draw.MASKS, window.seed, window.epoch), _item_counters(window, items, chosen))
@@ -279,29 +240,7 @@ def _records(window: Window, items: Items, chosen: np.ndarray) -> Records:
     first[:, 0], length[:, 0] = samples.offsets[contexts], samples.context_len[contexts]
     first[:, 1] = samples.offsets[responses] + samples.context_len[responses]
     length[:, 1] = samples.offsets[responses + 1] - first[:, 1]
-    if items.turns is not None:
-        copied = items.turns.length[chosen] > 0
-        first[copied, 1] = items.turns.first[chosen[copied]]
-        length[copied, 1] = items.turns.length[chosen[copied]]
     return Records(samples.token_ids, first, length)
-
-
-def _turn_of_each_context(window: Window, bits: np.ndarray) -> Turns:
-    """One turn (n,) of each context, picked by 32 random bits (n,)."""
-    samples, n = window.samples, len(window.samples)
-    row = np.repeat(np.arange(n), np.diff(samples.offsets))
-    in_context = np.arange(len(row)) < (samples.offsets[:-1] + samples.context_len)[row]
-    ends = np.flatnonzero((samples.token_ids == EOS_ID) & in_context)
-    n_turns = np.bincount(row[ends], minlength=n)
-    first = np.cumsum(n_turns) - n_turns  # a context's first turn among all
-    starts = np.roll(ends, 1)  # a turn's span begins with the end of the one before, or ...
-    has_turns = n_turns > 0
-    starts[first[has_turns]] = samples.offsets[:-1][has_turns]  # ... with [CLS]
-    place = (bits * n_turns.astype(np.uint64) >> np.uint64(32)).astype(np.int64)
-    picked = (first + place)[has_turns]
-    spans = np.zeros((2, n), dtype=np.int64)
-    spans[:, has_turns] = starts[picked], ends[picked] + 1 - starts[picked]
-    return Turns(*spans)
 
 
 def _named(unit: Unit, window: Window, items: Items, layout: UnitLayout) -> Unit:

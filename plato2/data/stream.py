@@ -88,9 +88,7 @@ class Corpus:
         """Read the window at `position` (its unit is ignored) and lay it out."""
         epoch, number, _ = position
         samples = _read_window(self.path, self.shards, shards, self.cache_dir)
-        window = Window(
-            samples, seed, epoch, number, self.index.mask_id, self.index.max_response, self.split == "train"
-        )
+        window = Window(samples, seed, epoch, number, self.index.mask_id, self.index.max_response)
         items = self.batch.items(window)
         layout = lay_out(items.slots, self.batching, draw_key(seed, epoch, number), shuffle)
         return PlannedWindow(window, items, layout)

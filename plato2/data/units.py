@@ -15,7 +15,7 @@ import torch
 
 from plato2.batch import Unit
 from plato2.data.packing import UnitLayout, best_fit_rows
-from plato2.data.tokenizer import BOS_ID, EOS_ID
+from plato2.data.tokenizer import EOS_ID
 
 Positions = Literal["continuous", "relative", "restart"]
 ROW_LENGTH = 512
@@ -49,7 +49,6 @@ class Records:
         before = np.cumsum(total) - total
         place = np.arange(len(record)) - np.repeat(before, total)
         ids = self.token_ids[ranges(self.first.ravel(), length.ravel())].astype(np.int64)
-        ids[(before + length[:, 0])[length[:, 1] > 0]] = BOS_ID  # a copied turn has another's [SEP] there
         return Tokens(ids, place >= length[:, 0][record], record, place)
 
 

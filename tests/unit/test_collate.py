@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,68 +150,6 @@ def test_unmasked_coherence_units_are_the_pairs(n: int, roles: bool, positions: 
         unit |= expected_targets(sources, layout)
         check_unit(unit, layout, sources, as_generation, 30)
     assert sorted(seen) == sorted((i + 1000, label) for i in range(n) for label in (0, 1))
-
-
-def turns_of(record: list[int], n_context: int) -> list[list[int]]:
-    """Each turn of the context as a response."""
-    turns, turn = [], []
-    for token in record[1:n_context]:
-        turn.append(token)
-        if token == 2:
-            turns.append([1, *turn])
-            turn = []
-    return turns
-
-
-@settings(deadline=None)
-@given(n=st.integers(4, 40), share=st.sampled_from([0.3, 1.0]), longest=st.sampled_from([4, 30]))
-def test_copied_turns_are_of_the_context_or_of_the_others(n: int, share: float, longest: int) -> None:
-    made, context_len = records(n, seed=n)
-    held = window(made, context_len, max_response=longest)
-    plain, batch = CoherenceBatch(mask_prob=0.0), CoherenceBatch(mask_prob=0.0, copied_turns=share)
-    usual = plain.items(held)
-    items = batch.items(held)
-    assert np.array_equal(items.responses, usual.responses)
-    copied = {}
-    for unit, layout in units(batch, held, Batching(unit_tokens=192, row_length=64, pool_samples=16)):
-        tokens, types = unit["token_ids"].flatten().tolist(), unit["type_ids"].flatten().tolist()
-        for item, first in zip(layout.items.tolist(), unit["sample_index"].tolist(), strict=True):
-            i, j = items.contexts[item], items.responses[item]
-            assert tokens[first : first + context_len[i]] == made[i][: context_len[i]]
-            start = first + context_len[i]
-            response = tokens[start : first + int(items.slots[item])]
-            assert all(types[start : first + int(items.slots[item])])
-            if response != made[j][context_len[j] :]:
-                assert response in turns_of(made[j], context_len[j])
-                assert 2 < len(response) <= longest
-                copied[item] = response
-    pairs = {item // 2 for item in copied}
-    assert set(copied) == {2 * pair for pair in pairs} | {2 * pair + 1 for pair in pairs}
-    if share == 1.0 and longest == 30:
-        for pair in set(range(n)) - pairs:  # an empty turn was picked on one of the two sides
-            i, j = items.responses[2 * pair], items.responses[2 * pair + 1]
-            assert [1, 2] in turns_of(made[i], context_len[i]) + turns_of(made[j], context_len[j])
-
-
-def test_every_turn_is_copied_now_and_then_and_none_in_validation() -> None:
-    record = [1, 11, 12, 2, 21, 2, 31, 32, 33, 2]
-    made = [[*record, 1, 41, 2], [1, 51, 2, 1, 61, 2]]
-    batch, found = CoherenceBatch(mask_prob=0.0, copied_turns=1.0), set()
-    for epoch in range(40):
-        held = window(made, [len(record), 3], epoch=epoch)
-        items = batch.items(held)
-        assert items.turns is not None
-        first = items.turns.first[0]
-        found.add(tuple(held.samples.token_ids[first + 1 : first + items.turns.length[0]].tolist()))
-    assert found == {(11, 12, 2), (21, 2), (31, 32, 33, 2)}
-    assert batch.items(replace(window(made, [len(record), 3]), training=False)).turns is None
-
-
-def test_copied_turns_are_for_reading_together() -> None:
-    with pytest.raises(UserError, match=r"stage\.batch\.copied_turns=0\.5: a dual head"):
-        CoherenceBatch(copied_turns=0.5, head="dual")
-    with pytest.raises(UserError, match=r"stage\.batch\.copied_turns=1\.5: must be between 0 and 1"):
-        CoherenceBatch(copied_turns=1.5)
 
 
 def expected_targets(sources: list[tuple[list[int], int]], layout: UnitLayout) -> Unit:
