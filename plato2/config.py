@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 
 Strategy = Literal["top_k", "top_p", "beam"]
 Criterion = Literal["coherence", "forward", "backward"]
+Role = Literal["generation", "evaluation", "backward"]
 Schedule = Literal["inverse_sqrt", "linear"]
 COLDEST, HOTTEST = 0.01, 2.0
 """Temperatures, above which a text is noise and below which the most probable token is taken: logits would
@@ -161,6 +162,18 @@ class ModelConfig:
     def mask_id(self) -> int:
         """The id of [MASK]: the last row of the word table (spec section 1)."""
         return self.vocab_size - 1
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a trained stage is used for. It is stored with the weights, so that talking needs no stage."""
+
+    role: Role
+    """`generation` writes candidates, p(r|c) or p(r|c,z); the others rank them, by p(l|c,r) or by p(c|r)."""
+    has_latents: bool = False
+    """Of a generation model: a candidate for each z."""
+    training_only: tuple[str, ...] = ()
+    """Beginnings of the names of parameters that only its losses need; a released model may lack them."""
 
 
 @dataclass

@@ -11,7 +11,7 @@ import reprlib
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from plato2 import __version__
 from plato2.config import ModelConfig, OptimConfig, UserError
@@ -36,8 +36,15 @@ class Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", **_STRICT)
 
 
-class StageArguments(Closed):
-    """What is stored with the weights of a stage: the arguments of its constructor."""
+for closed in (ModelConfig, OptimConfig):
+    with_config(Closed.model_config)(closed)
+
+
+class StageArguments(Open):
+    """What is stored with the weights of a stage: the arguments of its constructor.
+
+    A stage may have more of its own, which its constructor checks.
+    """
 
     model: ModelConfig
     optim: OptimConfig | None = None

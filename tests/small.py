@@ -9,11 +9,14 @@ import os
 import random
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from plato2.stages import Stage
 
 ROOT = Path(__file__).parents[1]
 SMALL = [  # a model and batches that train in milliseconds
@@ -96,6 +99,20 @@ def train_in_process(arguments: list[str], cwd: Path, script: Path, **variables:
                 code = end.code or 0
     os.environ.pop("RUN_ID", None)
     return Done(int(str(code)), stdout.getvalue(), stderr.getvalue())
+
+
+@contextlib.contextmanager
+def stopped_at(step: int) -> Iterator[None]:
+    """Runs in this process end early after that step, as with `max_time`."""
+    trained = Stage.training_step
+
+    def training_step(stage: Stage, *given: Any) -> None:
+        trained(stage, *given)
+        stage.trainer.should_stop |= stage.global_step >= step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stage, "training_step", training_step)
+        yield
 
 
 def assert_one_line(stderr: str, *names: str) -> None:

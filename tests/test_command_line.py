@@ -196,6 +196,7 @@ WRONG_VALUES = {
     "strategy.accelerator=tpux": "tpux",
     "strategy.devices=0": "devices=0",
     "+trainer.accumulate_grad_batches=2": "use optim.batch_tokens",
+    "+trainer.limit_train_batches=9": "limit_train_batches=9: the stages do this themselves; use trainer.",
     "+trainer.gradient_clip_val=1": "trainer.gradient_clip_val=1: the stages do this themselves; use optim.",
     "optim.eps=-1": "optim.eps=-1.0: must be a number above 0",
     "optim.lr=inf": "optim.lr=inf: must be a number above 0",

@@ -23,7 +23,9 @@ from plato2.runs.build import build, check_arguments
 from plato2.runs.folder import RunFolder
 from plato2.runs.loggers import build_loggers
 from plato2.runs.train import build_parts
-from plato2.stages import STAGES
+from plato2.stages import known_stages
+
+STAGES = known_stages()
 
 CONF = ROOT / "conf"
 MODELS = ["tiny", "93m", "314m", "1.6b", "336m_zh"]

@@ -7,6 +7,7 @@ import importlib
 import keyword
 import re
 import shlex
+import shutil
 import subprocess
 import tomllib
 import xml.etree.ElementTree as ElementTree
@@ -89,8 +90,9 @@ def test_every_command_is_of_a_kind_that_is_checked() -> None:
 
 @pytest.fixture(scope="module")
 def own_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files that docs/configuration.md shows, in a folder beside conf/."""
+    """The files that docs/configuration.md shows and those of examples/conf/, in a folder beside conf/."""
     folder = tmp_path_factory.mktemp("conf")
+    shutil.copytree(ROOT / "examples" / "conf", folder, dirs_exist_ok=True)
     for block in blocks(ROOT / "docs" / "configuration.md"):
         if block.language == "yaml" and (name := re.match(r"# conf/(\S+)\n", block.text)):
             path = folder / name[1]
@@ -127,7 +129,7 @@ def jobs(overrides: list[str], multirun: bool) -> list[list[str]]:
 
 
 def train_arguments(line: str) -> tuple[list[str], set[str]]:
-    words = shlex.split(line.split("train.py", 1)[1], comments=True)
+    words = shlex.split(line.split("train.py", 1)[1].replace("--config-dir examples/conf", ""), comments=True)
     flags = {word for word in words if word.startswith("-")}
     assert flags <= HYDRA_FLAGS, line
     values = {"job", "defaults"} if flags & {"--cfg", "--info"} else set()

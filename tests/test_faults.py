@@ -19,7 +19,16 @@ import pytest
 import torch
 from knover import apart
 from pytorch_lightning import Trainer
-from small import ROOT, Train, assert_one_line, command, environment, train_in_process, write_dialogues
+from small import (
+    ROOT,
+    Train,
+    assert_one_line,
+    command,
+    environment,
+    stopped_at,
+    train_in_process,
+    write_dialogues,
+)
 
 from plato2.config import UserError
 from plato2.files import write_sha256
@@ -185,7 +194,7 @@ def test_starts_that_are_none(train_here: Train, coarse: Path, tmp_path: Path) -
         coarse / "checkpoints": nothing,
         text: "not a readable checkpoint",
         half: "not a readable checkpoint",
-        tensors: "not a plato2 checkpoint (no state_dict, stage, hyper_parameters)",
+        tensors: "not a plato2 checkpoint (no state_dict, stage, use, hyper_parameters)",
     }.items():
         assert_one_line(train_here(*STAGE_2, f"init_from={path}", expect=2).stderr, str(path), says)
 
@@ -408,7 +417,8 @@ def test_flipped_bits_are_never_loaded(train_here: Train, coarse: Path, tmp_path
 def test_an_early_stop_is_not_a_finished_run(train_here: Train, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "outputs" / "tiny-1_coarse" / "t")
     whole = ["run_id=t", "trainer.max_steps=6", "trainer.val_check_interval=6", "checkpoint_steps=6"]
-    done = train_here(*whole, "+trainer.limit_train_batches=3")
+    with stopped_at(3):
+        done = train_here(*whole)
     assert "stopped at step 3 of 6; the same command goes on: " in done.stderr
     assert not run.finished
     assert torch.load(run.last, weights_only=True)["global_step"] == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from plato2.stages.base import Stage
 
 def steps_of(run: Path, metric: str) -> list[int]:
     return [step for step, name, _ in read_metrics(run / "metrics.csv") if name == metric]
+
+
+def only_names(stage: Stage, checkpoint: dict[str, Any]) -> None:
+    checkpoint |= {"stage": stage.name, "use": asdict(stage.use)}
 
 
 def run_of(tmp_path: Path) -> Path:
@@ -38,7 +43,7 @@ def test_a_killed_run_is_validated_where_it_would_have_been(
     """Without what `Stage.on_save_checkpoint` mends Lightning counts a batch twice."""
     given = ["stage=1_coarse", "trainer.max_steps=8", "trainer.val_check_interval=4", "checkpoint_steps=1"]
     if not mended:
-        monkeypatch.setattr(Stage, "on_save_checkpoint", lambda stage, saved: saved.update(stage=stage.name))
+        monkeypatch.setattr(Stage, "on_save_checkpoint", only_names)
 
     class Killed(BaseException):
         pass

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from small import Train
+from small import Train, stopped_at
 
 from plato2.data.collate import BackwardBatch, CoherenceBatch, GenerationBatch
 from plato2.data.module import DialogueDataModule
@@ -172,9 +172,9 @@ def test_each_job_of_a_sweep_says_it_once(train_here: Train) -> None:
 
 def test_absurd_lengths_are_warned_of(train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     absurd = [*QUICK, f"trainer.max_steps={SMALL_CORPUS}"]
-    stop = "+trainer.limit_train_batches=24"
     monkeypatch.setattr(length, "MANY_DAYS", 0)
-    done = train_here(*absurd, stop)
+    with stopped_at(24):
+        done = train_here(*absurd)
     warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 2
     assert re.match(r"warning: about \d+ epochs: .* set trainer\.max_steps=\d+ \(10 epochs", warnings[0])

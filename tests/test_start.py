@@ -10,12 +10,14 @@ from pathlib import Path
 from threading import Timer
 
 import pytest
-from small import ROOT, Train, assert_one_line, train_in_process, write_dialogues
+from small import ROOT, Train, assert_one_line, stopped_at, train_in_process, write_dialogues
 
 from plato2.config import UserError
 from plato2.runs.folder import RunFolder
 from plato2.runs.start import GEOMETRY, OwnSweep, needs_parent, newest_parent
-from plato2.stages import STAGES
+from plato2.stages import known_stages
+
+STAGES = known_stages()
 
 STEPS = ["trainer.max_steps=2", "trainer.val_check_interval=2"]
 STAGE_2 = ["stage=2_gen", *STEPS]
@@ -56,7 +58,8 @@ def test_the_newest_run_that_fits_is_taken_and_named(train_here: Train, tmp_path
     for name in ("older", "right"):
         train_here(*STEPS, f"run_id={name}")
     train_here(*STEPS, "run_id=small", "model.n_layer=1")  # the same name, another geometry, newer
-    train_here(*STEPS, "run_id=stopped", "+trainer.limit_train_batches=1")  # newer and not finished
+    with stopped_at(1):
+        train_here(*STEPS, "run_id=stopped")  # newer and not finished
     done = train_here(*STAGE_2, "run_id=x")
     chosen = re.findall(r"^init_from=auto: (.*) \(2 steps, best val/ppl [\d.]+\)$", done.stderr, re.M)
     assert chosen == [str(outputs / "tiny-1_coarse" / "right")]
@@ -68,14 +71,16 @@ def test_the_newest_run_that_fits_is_taken_and_named(train_here: Train, tmp_path
         done.stderr, "with this geometry", "small has model.n_layer=1, not 2, model.hidden_size=32"
     )
 
-    train_here(*STAGE_2, "run_id=stopped2", "+trainer.limit_train_batches=1")
+    with stopped_at(1):
+        train_here(*STAGE_2, "run_id=stopped2")
     shutil.rmtree(outputs / "tiny-1_coarse")  # a run that goes on needs its parent no more
     assert "resuming" in train_here(*STAGE_2, "run_id=stopped2").stderr
 
 
 def test_a_curriculum_takes_no_other_stage_1_than_its_own(train_here: Train, tmp_path: Path) -> None:
     train_here(*STEPS, RUN_ID="other")
-    train_here(*STEPS, "+trainer.limit_train_batches=1", RUN_ID="mine")
+    with stopped_at(1):
+        train_here(*STEPS, RUN_ID="mine")
     done = train_here(*STAGE_2, RUN_ID="mine", expect=2)
     assert_one_line(done.stderr, "no finished 1_coarse run of model=tiny of the curriculum mine")
     train_here(*STEPS, RUN_ID="mine")

@@ -32,6 +32,7 @@ from plato2.data.tokenizer import Tokenizer
 from plato2.model.backbone import initialize
 from plato2.model.networks import EvaluationNetwork, GenerationNetwork
 from plato2.runs.parallel import best_precision
+from plato2.stages import CoherenceEstimation, FineGeneration, Stage
 from plato2.weights.model_folder import Lazy, Part, write_model_folder
 
 TARGETS: dict[str, Target] = {
@@ -116,9 +117,11 @@ def write_random_model(out: Path, model: ModelConfig) -> None:
         networks = {"generation": GenerationNetwork(model, True), "evaluation": EvaluationNetwork(model)}
         for network in networks.values():
             initialize(network)
+    stages: dict[str, type[Stage]] = {"generation": FineGeneration, "evaluation": CoherenceEstimation}
     parts = {
         name: Part(
-            "2_gen" if name == "generation" else "2_eval",
+            stages[name].name,
+            stages[name].use,
             {"model": asdict(model)},
             {
                 key: Lazy(tuple(tensor.shape), torch.float32, lambda tensor=tensor: tensor)  # type: ignore[misc]

@@ -90,7 +90,7 @@ def knover(
         table.add_column(column, justify="left" if column in ("part", "stage", "absent") else "right")
     for part, model in found.models.items():
         numbers = (model.n_layer, model.n_head, model.hidden_size, model.vocab_size)
-        k = str(model.n_latent) if found.stages[part] == "2_gen" else ""
+        k = str(model.n_latent) if found.uses[part].has_latents else ""
         lacking = {
             name.split(".")[0 if not name.startswith("backbone.") else 1] for name in found.absent[part]
         }

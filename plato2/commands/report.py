@@ -42,11 +42,11 @@ def report(
 ) -> None:
     """Run the verb."""
     from plato2.config import expand_path
-    from plato2.evaluate.report import curriculum_report, print_report
+    from plato2.evaluate.report import Part, curriculum_report, print_report
 
     data = expand_path(data, "--data")
-    given = {"1_coarse": coarse, "2_gen": generation, "2_eval": evaluation}
-    runs = {stage: run for stage, run in given.items() if run}
+    given: dict[Part, Path | None] = {"coarse": coarse, "generation": generation, "evaluation": evaluation}
+    runs = {part: run for part, run in given.items() if run}
     found = curriculum_report(runs, data, contexts, latent_contexts, human_contexts)
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))

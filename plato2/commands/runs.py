@@ -43,7 +43,6 @@ def runs(
     """Run the verb."""
     from plato2.config import UserError, did_you_mean
     from plato2.evaluate.runs import (
-        MONITORS,
         check_logged,
         compare,
         find_runs,
@@ -54,13 +53,13 @@ def runs(
     from plato2.evaluate.runs import draw as draw_runs
     from plato2.runs.folder import RunFolder
 
-    if stage is not None and stage not in MONITORS:
-        raise UserError(f"--stage {stage}: no such stage; {did_you_mean(stage, MONITORS)}")
     paths = find_runs(places or [Path("outputs")])
     if stage is not None:
-        paths = [path for path in paths if RunFolder(path).lineage().get("stage") == stage]
-        if not paths:
-            raise UserError(f"--stage {stage}: no run of it there; leave it out to see the others")
+        stages = {path: str(RunFolder(path).lineage().get("stage")) for path in paths}
+        if stage not in stages.values():
+            known = sorted(set(stages.values()))
+            raise UserError(f"--stage {stage}: no run of it there; {did_you_mean(stage, known)}")
+        paths = [path for path in paths if stages[path] == stage]
     found = compare(paths, metric)
     if metric is not None:
         check_logged(found)

@@ -13,7 +13,7 @@ from rich.progress import track
 
 from plato2.bounded import read_lines_of
 from plato2.commands.talking import Device
-from plato2.config import UserError
+from plato2.config import Role, UserError
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -46,8 +46,6 @@ def score(
     from plato2.talk.bot import pick_device
     from plato2.talk.score import score_lines
     from plato2.weights.folder import (
-        EVALUATION,
-        GENERATION,
         has_recognition,
         load_stage,
         saved_tokenizer,
@@ -65,11 +63,9 @@ def score(
         )
     where = pick_device(device)
     stages, tokenizers = [], []
-    for path, accept, option in (
-        (generation, GENERATION, "--generation"),
-        (evaluation, EVALUATION, "--evaluation"),
-    ):
-        stages.append(load_stage(path, accept, option).to(where) if path else None)
+    models: dict[Role, Path | None] = {"generation": generation, "evaluation": evaluation}
+    for role, path in models.items():
+        stages.append(load_stage(path, option=f"--{role}", role=role).to(where) if path else None)
         tokenizers += [saved_tokenizer(path)] if path else []
     if len({tokenizer.sha256 for tokenizer in tokenizers}) > 1:
         raise UserError(

@@ -8,8 +8,9 @@ measured on the validation responses.
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -22,7 +23,6 @@ from plato2.data.shards import read_index
 from plato2.runs.folder import RunFolder
 from plato2.runs.folder import runs as find_runs
 from plato2.runs.saved import read_metrics
-from plato2.stages import STAGES
 from plato2.talk.bot import PlatoBot, as_dict
 from plato2.talk.rank import coherence, doubt
 from plato2.talk.replies import validation_contexts
@@ -33,18 +33,6 @@ from plato2.weights.folder import read_saved
 
 CHOICE = ("pair_acc", "p1", "mrr", "pair_acc_matched", "p1_matched", "mrr_matched")
 """Figures of choosing a response among ten (talk/selection.py)."""
-SHOWN = {
-    "1_coarse": ("val/nll", "val/ppl"),
-    "2_gen": (
-        *("val/nll", "val/ppl", "val/nll_uniform", "val/ppl_uniform", "val/bow"),
-        *("val/z_effective", "val/z_in_use", "val/z_mutual_information"),
-    ),
-    "2_eval": (
-        *("val/coherence_acc", "val/rce", "val/mlm"),
-        *(f"val/{whose}{name}" for whose in ("", "overlap_") for name in CHOICE),
-    ),
-}
-"""The metrics of each stage's best validation that go into the report."""
 CHOICE_ROWS = {
     "coherence_acc": "accuracy of p(l|c,r)",
     "pair_acc": "pair accuracy",
@@ -72,11 +60,17 @@ VARIETY_ROWS = {
 """The lines of the table of latents: label and number format."""
 TURNS_SHOWN = 6
 """Turns of a context that are printed, the latest; the candidates answer all of it."""
-OPTIONS = {"1_coarse": "--coarse", "2_gen": "--generation", "2_eval": "--evaluation"}
+Part = Literal["coarse", "generation", "evaluation"]
+"""What a model is in a curriculum, and the option that it is given to."""
+PARTS: dict[Part, str] = {
+    "coarse": "a generation model without latents",
+    "generation": "a generation model",
+    "evaluation": "an evaluation model",
+}
 
 
 def curriculum_report(
-    runs: Mapping[str, str | Path],
+    runs: Mapping[Part, str | Path],
     data: str | Path,
     n_contexts: int = 3,
     n_latent_contexts: int = 0,
@@ -86,19 +80,20 @@ def curriculum_report(
     """What the runs of a curriculum reached.
 
     Args:
-        runs: run folders, checkpoint files or model folders by stage, all three or some of `1_coarse`,
-            `2_gen`, `2_eval`. Candidates are those of the `2_gen` model, else of the `1_coarse` model.
+        runs: run folders, checkpoint files or model folders by part, all three or some. Candidates are those
+            of the generation model, else of the coarse one.
         data: the prepared corpus they were trained on.
         n_contexts: validation contexts to answer.
-        n_latent_contexts: validation contexts on which to measure how the `2_gen` model's candidates differ
+        n_latent_contexts: validation contexts on which to measure how its candidates of different latents
+            differ
             (see talk/variety.py); 0 = not.
-        n_human: validation contexts whose human reply is ranked among the `2_gen` model's candidates.
-        rivals: further `2_eval` runs to show beside the one that ranks.
+        n_human: validation contexts whose human reply is ranked among its candidates.
+        rivals: further evaluation models to show beside the one that ranks.
 
     Returns:
         Plain values: `stages` (by stage: run, step, nll, ppl, coherence_acc, ...), `unigram` (nll, ppl),
-        `chance` (0.5), `choice` (`chance` and `overlap` by figure; `models`, the `2_eval` run and its rivals
-        with their figures; `doubt` about the first), `latents` (what the `2_gen` run logged of them, and
+        `chance` (0.5), `choice` (`chance` and `overlap` by figure; `models`, the evaluation model and its
+        rivals with their figures; `doubt` about the first), `latents` (what the run logged of them, and
         `variety`), `contexts` (turns, human, human_coherence, candidates best first), `next` (commands).
 
     Raises:
@@ -106,34 +101,41 @@ def curriculum_report(
     """
     if not runs:
         raise UserError("give at least one run: --coarse, --generation or --evaluation")
-    stages = {stage: {"run": str(runs[stage]), **best_validation(runs[stage], stage)} for stage in runs}
+    parts = {part: best_validation(run, part) for part, run in runs.items()}
+    ranking = [runs["evaluation"], *rivals] if "evaluation" in runs else []
+    judges = [best_validation(run, "evaluation") for run in ranking]
     return {
-        "stages": stages,
+        "stages": {
+            found["stage"]: {key: value for key, value in found.items() if key != "stage"}
+            for found in parts.values()
+        },
         "unigram": read_index(data).unigram,
         "chance": 0.5,
-        "choice": _choice(runs, [stages["2_eval"], *(_of(run) for run in rivals)], data, n_human)
-        if "2_eval" in runs
-        else {},
-        "latents": _latents(runs, stages, data, n_latent_contexts),
+        "choice": _choice(runs, judges, data, n_human),
+        "latents": _latents(runs, parts.get("generation"), data, n_latent_contexts),
         "contexts": _answered(runs, data, n_contexts),
         "next": _next_commands(runs),
     }
 
 
-def best_validation(run: str | Path, stage: str) -> dict[str, float | int | None]:
-    """The step and metrics of a run's best validation, by the metric that picks the stage's best checkpoint.
+def best_validation(run: str | Path, part: Part) -> dict[str, Any]:
+    """Run, stage, step and metrics of its best validation, by the metric that picks its best checkpoint.
 
     A checkpoint file or a model folder has no metrics: its step is None.
 
     Raises:
-        UserError: not of that stage, no `metrics.csv`, or no validation in it.
+        UserError: not a model that can be this part, no `metrics.csv`, or no validation in it.
     """
-    found = RunFolder(Path(run)).lineage().get("stage")
-    if found is None:
-        read_saved(run, (stage,), OPTIONS[stage])  # which says what else may be wrong with it
-        return {"step": None}
-    if found != stage:
-        raise UserError(f"{OPTIONS[stage]} {run}: this is a {found} run; give a {stage} run")
+    lineage = RunFolder(Path(run)).lineage()
+    if "stage" not in lineage:
+        saved = read_saved(run, option=f"--{part}")  # says what else may be wrong with it
+        stage, use, step = saved.stage, asdict(saved.use), None
+    else:
+        stage, use = lineage["stage"], lineage["use"]
+    if part != (found := _part_of(use)) and (part, found) != ("generation", "coarse"):
+        raise UserError(f"--{part} {run}: this is a {stage} model; give {PARTS[part]}")
+    if not lineage:
+        return {"run": str(run), "stage": stage, "step": None}
     path = Path(run) / "metrics.csv"
     by_step: dict[int, dict[str, float]] = {}
     try:
@@ -141,15 +143,22 @@ def best_validation(run: str | Path, stage: str) -> dict[str, float | int | None
             by_step.setdefault(step, {})[metric] = value
     except FileNotFoundError:
         raise UserError(f"{path}: missing; train with logger=csv (the default) to have a report") from None
-    monitor, direction = STAGES[stage].monitor
+    monitor, direction = lineage["monitor"]
     scores = {
         step: row[monitor] for step, row in by_step.items() if math.isfinite(row.get(monitor, math.nan))
     }
     if not scores:
         raise UserError(f"{path}: no {monitor} in it yet; wait for the run's first validation")
     best = (min if direction == "min" else max)(scores, key=lambda step: scores[step])
-    row = by_step[best]
-    return {"step": best, **{name.removeprefix("val/"): row[name] for name in SHOWN[stage] if name in row}}
+    validated = {name.removeprefix("val/"): v for name, v in by_step[best].items() if name.startswith("val/")}
+    return {"run": str(run), "stage": stage, "step": best, **validated}
+
+
+def _part_of(use: Mapping[str, Any]) -> Part | None:
+    """The part that a model has by its use; None of one that is no part of a curriculum."""
+    if use["role"] == "generation":
+        return "generation" if use["has_latents"] else "coarse"
+    return "evaluation" if use["role"] == "evaluation" else None
 
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:
@@ -193,20 +202,22 @@ def report_sweep(
     Raises:
         UserError: the sweep has no runs.
     """
-    runs: dict[str, Path] = {}
+    runs: dict[Part, Path] = {}
     rivals: list[Path] = []
     data = ""
     for run in reversed(find_runs(output_dir, f"*/{name}-*")):
         lineage = run.lineage()
-        if lineage.get("stage") in SHOWN:
-            if lineage["stage"] == "2_eval" and "2_eval" in runs:
-                rivals.append(runs["2_eval"])
-            runs[lineage["stage"]], data = run.path, lineage["data"]["path"]
+        part = _part_of(lineage["use"]) if "use" in lineage else None
+        if part:
+            if part == "evaluation" and part in runs:
+                rivals.append(runs[part])
+            runs[part], data = run.path, lineage["data"]["path"]
     if not runs:
-        raise UserError(f"{output_dir}: no runs of the sweep {name} of {', '.join(SHOWN)}; nothing to report")
+        raise UserError(f"{output_dir}: no runs of the sweep {name} of a curriculum; nothing to report")
     if rivals:  # the best at choosing ranks
-        runs["2_eval"], *rivals = sorted([runs["2_eval"], *rivals], key=_first_of_ten, reverse=True)
-    in_order = {stage: runs[stage] for stage in SHOWN if stage in runs}
+        ranked = sorted([runs["evaluation"], *rivals], key=_first_of_ten, reverse=True)
+        runs["evaluation"], *rivals = ranked
+    in_order = {part: runs[part] for part in PARTS if part in runs}
     report = curriculum_report(
         in_order, data, n_latent_contexts=n_latent_contexts, n_human=n_human, rivals=rivals
     )
@@ -214,14 +225,14 @@ def report_sweep(
 
 
 def _first_of_ten(run: Path) -> float:
-    return best_validation(run, "2_eval").get("p1") or 0.0
+    return best_validation(run, "evaluation").get("p1") or 0.0
 
 
-def _answered(runs: Mapping[str, str | Path], data: str | Path, n_contexts: int) -> list[dict[str, Any]]:
-    generation = runs.get("2_gen", runs.get("1_coarse"))
+def _answered(runs: Mapping[Part, str | Path], data: str | Path, n_contexts: int) -> list[dict[str, Any]]:
+    generation = runs.get("generation", runs.get("coarse"))
     if generation is None or n_contexts == 0:
         return []
-    bot = PlatoBot.load(generation, runs.get("2_eval"))
+    bot = PlatoBot.load(generation, runs.get("evaluation"))
     examples = read_examples(data, bot.tokenizer, n_contexts, max_context=bot.max_context)
     replies = bot.reply_to_ids([example.context_ids for example in examples])
     human = _human_coherence(bot, examples)
@@ -236,12 +247,8 @@ def _answered(runs: Mapping[str, str | Path], data: str | Path, n_contexts: int)
     ]
 
 
-def _of(run: str | Path) -> dict[str, Any]:
-    return {"run": str(run), **best_validation(run, "2_eval")}
-
-
 def _choice(
-    runs: Mapping[str, str | Path], models: Sequence[Mapping[str, Any]], data: str | Path, n_human: int
+    runs: Mapping[Part, str | Path], models: Sequence[Mapping[str, Any]], data: str | Path, n_human: int
 ) -> dict[str, Any]:
     """What is known of the choices of evaluation models; empty where nothing is."""
     found: list[dict[str, Any]] = []
@@ -249,8 +256,8 @@ def _choice(
     for model in models:
         config = RunFolder(Path(model["run"])).lineage().get("config", {})
         figures = {name: model[name] for name in ("coherence_acc", *CHOICE) if name in model}
-        if n_human and "2_gen" in runs:
-            bot = PlatoBot.load(runs["2_gen"], model["run"])
+        if n_human and "generation" in runs:
+            bot = PlatoBot.load(runs["generation"], model["run"])
             assert bot.evaluation is not None
             selection = read_selection(data, n_human)
             contexts, replies = selection.contexts[:n_human], selection.responses[:n_human]
@@ -258,7 +265,7 @@ def _choice(
             figures |= {"n_human": len(contexts)}
             figures |= human_figures(bot.evaluation, contexts, replies, written)
         head = config.get("stage", {}).get("head", "first")
-        found.append({"run": model["run"], "head": head, "step": model["step"], **figures})
+        found.append({**{key: model[key] for key in ("run", "stage", "step")}, "head": head, **figures})
     if not any(figure in model for model in found for figure in (*CHOICE, "human_first")):
         return {}
     overlap = {name: models[0][f"overlap_{name}"] for name in CHOICE if f"overlap_{name}" in models[0]}
@@ -267,22 +274,22 @@ def _choice(
 
 
 def _latents(
-    runs: Mapping[str, str | Path], stages: Mapping[str, Mapping[str, Any]], data: str | Path, n_contexts: int
+    runs: Mapping[Part, str | Path], fine: Mapping[str, Any] | None, data: str | Path, n_contexts: int
 ) -> dict[str, Any]:
-    """What is known of the latents; empty without a `2_gen` model."""
-    if "2_gen" not in runs:
+    """What is known of the latents; empty without a model that has them."""
+    if fine is None:
         return {}
-    logged = {name: stages["2_gen"][name] for name in LATENT_ROWS if name in stages["2_gen"]}
+    logged = {name: fine[name] for name in LATENT_ROWS if name in fine}
     if not n_contexts:
         return logged
-    bot, coarse = PlatoBot.load(runs["2_gen"]), None
+    bot, coarse = PlatoBot.load(runs["generation"]), None
     contexts = validation_contexts(data, bot, n_contexts)
-    if "1_coarse" in runs:
-        other = PlatoBot.load(runs["1_coarse"])
+    if "coarse" in runs:
+        other = PlatoBot.load(runs["coarse"])
         if other.tokenizer.sha256 != bot.tokenizer.sha256:
             raise UserError(
-                f"--coarse {runs['1_coarse']}: trained with another tokenizer than --generation "
-                f"{runs['2_gen']}; give runs of one curriculum"
+                f"--coarse {runs['coarse']}: trained with another tokenizer than --generation "
+                f"{runs['generation']}; give runs of one curriculum"
             )
         coarse = other.generation
     found = variety(bot.generation, contexts, coarse, bot.decode_config)
@@ -295,8 +302,8 @@ def _human_coherence(bot: PlatoBot, examples: Sequence[Example]) -> Sequence[flo
     return coherence(bot.evaluation, [(example.context_ids, example.reference_ids) for example in examples])
 
 
-def _next_commands(runs: Mapping[str, str | Path]) -> list[str]:
-    generation, evaluation = runs.get("2_gen", runs.get("1_coarse")), runs.get("2_eval")
+def _next_commands(runs: Mapping[Part, str | Path]) -> list[str]:
+    generation, evaluation = runs.get("generation", runs.get("coarse")), runs.get("evaluation")
     commands = []
     if generation is not None:
         models = f"--generation {shlex.quote(str(generation))}"
@@ -330,7 +337,8 @@ def _numbers(report: Mapping[str, Any]) -> Table:
 
 def _choice_table(choice: Mapping[str, Any]) -> Table:
     models = choice["models"]
-    table = Table("choosing a response", title="The evaluation model, 2_eval", title_justify="left")
+    title = f"The evaluation model, {models[0]['stage']}"
+    table = Table("choosing a response", title=title, title_justify="left")
     for column in ("chance", "shared words", *(f"head={model['head']}" for model in models)):
         table.add_column(column, justify="right")
 
@@ -364,7 +372,7 @@ def _choice_table(choice: Mapping[str, Any]) -> Table:
 
 def _latents_table(latents: Mapping[str, Any]) -> Table:
     found = latents.get("variety", {})
-    title = "The latents of 2_gen"
+    title = "The latents"
     title += f"; what has an interval is a mean over {found['n_contexts']} contexts" if found else ""
     table = Table("measure", title=title, title_justify="left")
     table.add_column("value", justify="right")

@@ -18,13 +18,6 @@ from plato2.runs.console import number, say
 from plato2.runs.folder import NOT_PART_OF_A_RUN, RunFolder
 from plato2.runs.saved import read_metrics
 
-MONITORS = {
-    "1_coarse": ("val/loss", "min"),
-    "2_gen": ("val/nll", "min"),
-    "2_eval": ("val/coherence_acc", "max"),
-    "backward": ("val/loss", "min"),
-}
-"""The metric that picks a stage's best checkpoint, as the stages themselves have it."""
 UNSAID = ("logger", "name", "model_name", *NOT_PART_OF_A_RUN)
 """Keys whose values say nothing of what a run is."""
 
@@ -93,7 +86,7 @@ def compare(paths: Sequence[Path], monitor: str | None = None) -> list[Run]:
         alike = [flat[other] for other in logged if lineages[other].get("stage") == stage]
         keys = sorted({key for config in alike for key in config})
         differing = [key for key in keys if len({repr(config.get(key)) for config in alike}) > 1]
-        metric, direction = MONITORS.get(stage, ("val/loss", "min"))
+        metric, direction = lineage.get("monitor") or ("val/loss", "min")
         if monitor is not None:
             metric, direction = monitor, best_direction(monitor)
         rows = logged[path]

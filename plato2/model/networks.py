@@ -6,20 +6,11 @@ Their parameters have the names of the stage's state dict, so one file fits both
 from collections.abc import Mapping
 from typing import Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from plato2.config import ModelConfig
 from plato2.model.backbone import Backbone
-from plato2.model.heads import (
-    BagOfWords,
-    Coherence,
-    DualCoherence,
-    Head,
-    Latents,
-    Recognition,
-    coherence_head,
-)
+from plato2.model.heads import Coherence, DualCoherence, Head, Latents, coherence_head
 
 
 class Generator(Protocol):
@@ -65,15 +56,3 @@ class EvaluationNetwork(nn.Module):
         """What its last validation measured, see talk/selection.py; empty where nothing is known."""
         self.backbone = Backbone(config)
         self.coherence = coherence_head(config, head)
-
-
-def parameter_shapes(stage: str, config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all parameters of a stage with Knover's heads, in the order of its state dict."""
-    with torch.device("meta"):
-        modules: nn.ModuleDict = nn.ModuleDict({"backbone": Backbone(config)})
-        if stage == "2_gen":
-            modules.update({"recognition": Recognition(config), "bag_of_words": BagOfWords(config)})
-        if stage == "2_eval":
-            modules.update({"coherence": Coherence(config)})
-    state: dict[str, Tensor] = modules.state_dict()
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}

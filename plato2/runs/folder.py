@@ -22,21 +22,24 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from plato2.bounded import read_file
-from plato2.config import UserError
+from plato2.config import Use, UserError
 from plato2.files import file_sha256, locked, replace_text
 from plato2.formats import JSON_BYTES, Count, Open, Sha256, parse
 from plato2.runs.console import is_first_process, say
 from plato2.runs.saved import best_value, checkpoint_step, last_metrics
+
+if TYPE_CHECKING:  # reading a run needs no torch
+    from plato2.stages import Stage
 
 FORMAT = "plato2-run/1"
 PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "omegaconf", "sentencepiece", "numpy", "pyarrow")
@@ -64,6 +67,8 @@ class Lineage(Open):
 
     format: str | None = None
     stage: str | None = None
+    use: Use | None = None
+    monitor: tuple[str, Literal["min", "max"]] | None = None
     status: str | None = None
     created: str | None = None
     step: Count | None = None
@@ -431,7 +436,7 @@ def curriculum(run: RunFolder, parent: Path | None) -> str:
 
 def record_start(
     run: RunFolder,
-    stage: str,
+    stage: Stage,
     model: str,
     config: dict[str, Any],
     data: dict[str, Any],
@@ -443,7 +448,7 @@ def record_start(
 
     Args:
         run: its folder.
-        stage: the stage's name.
+        stage: what is trained.
         model: name of the geometry.
         config: the resolved configuration.
         data: path and hash of the training shards, hash of their tokenizer.
@@ -461,7 +466,9 @@ def record_start(
     run.write_lineage(
         **provenance(),
         run_id=run.path.name,
-        stage=stage,
+        stage=stage.name,
+        use=asdict(stage.use),
+        monitor=list(stage.monitor),
         model=model,
         status="running",
         parent=ancestor,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from plato2.bounded import read_file
-from plato2.config import UserError
+from plato2.config import Use, UserError
 from plato2.files import check_sha256
 from plato2.formats import Count, Open, Sha256, check
 from plato2.weights.names import refuse_apart
@@ -47,13 +47,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: not a readable checkpoint ({reason}); choose another one") from error
     found = checkpoint if isinstance(checkpoint, dict) else {}
-    missing = [key for key in ("state_dict", "stage", "hyper_parameters") if key not in found]
+    if isinstance(weights := found.get("state_dict"), dict):
+        refuse_apart(path, map(str, weights))
+    missing = [key for key in ("state_dict", "stage", "use", "hyper_parameters") if key not in found]
     if missing:
         raise UserError(f"{path}: not a plato2 checkpoint (no {', '.join(missing)})")
     facts = {key: found[key] for key in CheckpointFacts.model_fields if key in found}
     check(CheckpointFacts, facts, str(path), "choose another checkpoint")
     _check_tensors(path, found["state_dict"])
-    refuse_apart(path, found["state_dict"])
     return found
 
 
@@ -61,6 +62,7 @@ class CheckpointFacts(Open):
     """What is read of a checkpoint beside its weights."""
 
     stage: str
+    use: Use
     hyper_parameters: dict[str, Any]
     tokenizer_sha256: Sha256 | None = None
     global_step: Count = 0

@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # heavy imports wait until something is trained: --help and t
 NOT_LIGHTNINGS = (
     ("gradient_clip_val", 0, "optim.clip_norm"),
     ("accumulate_grad_batches", 1, "optim.batch_tokens (tokens of one optimizer step)"),
+    ("limit_train_batches", 1.0, "trainer.max_steps"),
 )
 """Arguments of the Trainer that it refuses for these stages, the value that is off, and the key for it."""
 
@@ -148,7 +149,7 @@ def train_run(
             run.record_resume(checkpoint_step(checkpoint), resolved)
             return
         (run.path / "config.yaml").write_text(as_yaml(resolved), encoding="utf-8")
-        record_start(run, stage.name, keys.model_name, resolved, data.identity, start, family, job.overrides)
+        record_start(run, stage, keys.model_name, resolved, data.identity, start, family, job.overrides)
 
     trainer.callbacks.insert(0, AtStart(record))  # type: ignore[attr-defined]
     with failure_recorded(run):
@@ -365,7 +366,6 @@ def build_trainer(
     from plato2.runs.parallel import best_precision, n_ranks
     from plato2.talk.replies import ValidationReplies, ValidationVariety
     from plato2.talk.selection import ValidationFigures
-    from plato2.weights.folder import EVALUATION, GENERATION
 
     strategy = dict(keys.strategy)
     if job.in_sweep and strategy.get("devices") != 1 and "LOCAL_RANK" not in os.environ:
@@ -391,10 +391,10 @@ def build_trainer(
     if sharded:  # Lightning's own "auto" is the number of machines
         ranks = n_ranks(strategy["devices"], strategy.get("num_nodes", 1))
         strategy["strategy"] = {**strategy["strategy"], "data_parallel_size": ranks}
-    if keys.sample_replies and stage.name in GENERATION and not sharded:
+    if keys.sample_replies and stage.use.role == "generation" and not sharded:
         replies = ValidationReplies(data, keys.sample_replies)
         callbacks.append(SampleReplies(run.path / "replies.jsonl", replies))
-    if (keys.selection or keys.human_rank) and stage.name in EVALUATION and not sharded:
+    if (keys.selection or keys.human_rank) and stage.use.role == "evaluation" and not sharded:
         callbacks.append(Figures(ValidationFigures(data, keys.selection, keys.human_rank, parent)))
     if keys.latent_contexts and getattr(stage, "recognition", None) is not None and not sharded:
         callbacks.append(Figures(ValidationVariety(data, keys.latent_contexts)))

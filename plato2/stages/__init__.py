@@ -1,20 +1,42 @@
-"""The curriculum and one stage more: a LightningModule a file. `STAGES` maps a stage's name to its class."""
+"""The curriculum and one stage more: a LightningModule a file."""
 
+from plato2.config import UserError
 from plato2.stages.backward import BackwardGeneration
 from plato2.stages.base import Stage
 from plato2.stages.coarse import CoarseGeneration
 from plato2.stages.evaluation import CoherenceEstimation
 from plato2.stages.fine import FineGeneration
 
-STAGES: dict[str, type[Stage]] = {
-    stage.name: stage for stage in (CoarseGeneration, FineGeneration, CoherenceEstimation, BackwardGeneration)
-}
-
 __all__ = [
-    "STAGES",
     "BackwardGeneration",
     "CoarseGeneration",
     "CoherenceEstimation",
     "FineGeneration",
     "Stage",
+    "known_stages",
+    "stage_class",
 ]
+
+
+def known_stages() -> dict[str, type[Stage]]:
+    """Name -> class of every stage that has been imported, wherever it is defined."""
+    known: dict[str, type[Stage]] = {}
+    classes = [Stage]
+    while classes:
+        classes += (parent := classes.pop(0)).__subclasses__()
+        known |= {parent.name: parent} if "name" in vars(parent) else {}
+    return known
+
+
+def stage_class(name: str) -> type[Stage]:
+    """The class of a stage.
+
+    Raises:
+        UserError: none of that name has been imported.
+    """
+    if name not in (known := known_stages()):
+        raise UserError(
+            f"stage {name!r} is unknown here; known are {', '.join(sorted(known))}. If it is one of your "
+            "own, import the module that defines it first"
+        )
+    return known[name]

@@ -4,6 +4,7 @@ It ranks candidates by maximum mutual information: a reply that fits everything 
 answers (Li et al., 2016; Zhang et al., 2020, DialoGPT, section 3.2).
 """
 
+from plato2.config import Use
 from plato2.stages.coarse import CoarseGeneration
 
 
@@ -15,4 +16,5 @@ class BackwardGeneration(CoarseGeneration):
     """
 
     name = "backward"
+    use = Use("backward")
     warm_starts_from = ("1_coarse", "backward")

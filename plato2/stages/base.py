@@ -18,7 +18,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from plato2.batch import Unit
-from plato2.config import ModelConfig, OptimConfig
+from plato2.config import ModelConfig, OptimConfig, Use
 from plato2.metrics import TermMeans
 from plato2.model.backbone import Backbone, initialize
 from plato2.stages.optim import adamw, schedule
@@ -43,6 +43,8 @@ class Stage(pl.LightningModule):
     """
 
     name: ClassVar[str]
+    use: ClassVar[Use]
+    """What it is for once it is trained."""
     loss_terms: ClassVar[dict[str, str]]
     metric_terms: ClassVar[dict[str, str]] = {}
     validation_terms: ClassVar[tuple[str, ...]] = ()
@@ -151,12 +153,12 @@ class Stage(pl.LightningModule):
         self.log_dict({**metrics, "step": float(self.global_step)}, batch_size=1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Names the stage in the checkpoint, so that it can be refused where it does not fit.
+        """Says in the checkpoint which stage it is of and what that is for, so that nothing else need know.
 
         A checkpoint falls between two steps, where Lightning has counted the next batch as ready. It would
         count it again on resuming, and validate a step early from then on (tests/test_going_on.py).
         """
-        checkpoint["stage"] = self.name
+        checkpoint |= {"stage": self.name, "use": asdict(self.use)}
         batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         batches["total"]["ready"] = batches["total"]["completed"]
 

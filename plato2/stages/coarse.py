@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from plato2.batch import Unit
-from plato2.config import ModelConfig, OptimConfig
+from plato2.config import ModelConfig, OptimConfig, Use
 from plato2.model import losses
 from plato2.stages.base import Stage
 
@@ -14,6 +14,7 @@ class CoarseGeneration(Stage):
     """L_NLL = -sum_t log p(r_t | c, r_<t), the mean over all target tokens of a step (equation 1)."""
 
     name = "1_coarse"
+    use = Use("generation")
     loss_terms: ClassVar[dict[str, str]] = {"nll": "targets"}
     metric_terms: ClassVar[dict[str, str]] = {"acc": "targets"}
     warm_starts_from: ClassVar[tuple[str, ...]] = ("1_coarse",)

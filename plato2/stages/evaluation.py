@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plato2.batch import Unit, record_numbers
-from plato2.config import ModelConfig, OptimConfig, UserError
+from plato2.config import ModelConfig, OptimConfig, Use, UserError
 from plato2.metrics import Calibration
 from plato2.model import losses
 from plato2.model.backbone import read_slots
@@ -30,6 +30,7 @@ class CoherenceEstimation(Stage):
     """
 
     name = "2_eval"
+    use = Use("evaluation", training_only=("backbone.lm_",))
     loss_terms: ClassVar[dict[str, str]] = {"rce": "samples", "contrast": "samples", "mlm": "targets"}
     metric_terms: ClassVar[dict[str, str]] = {"coherence_acc": "samples"}
     warm_starts_from = ("1_coarse", "2_eval")

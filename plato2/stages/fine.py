@@ -12,7 +12,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from plato2.batch import Unit
-from plato2.config import ModelConfig, OptimConfig, UserError
+from plato2.config import ModelConfig, OptimConfig, Use, UserError
 from plato2.metrics import LatentUsage
 from plato2.model import losses
 from plato2.model.backbone import put_front
@@ -38,6 +38,7 @@ class FineGeneration(Stage):
     """
 
     name = "2_gen"
+    use = Use("generation", True, ("recognition.transform.", "recognition.bias", "bag_of_words."))
     loss_terms: ClassVar[dict[str, str]] = {"nll": "targets", "bow": "targets"}
     metric_terms: ClassVar[dict[str, str]] = {"z_entropy": "samples"}
     validation_terms = ("nll_uniform",)

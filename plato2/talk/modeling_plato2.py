@@ -62,7 +62,7 @@ class Plato2Model(PreTrainedModel):
         self.evaluation: EvaluationNetwork | None = None
         if config.generation:
             model = ModelConfig(**config.generation["arguments"]["model"])
-            self.generation = GenerationNetwork(model, config.generation["stage"] == "2_gen")
+            self.generation = GenerationNetwork(model, config.generation["use"]["has_latents"])
         if config.evaluation:
             arguments = config.evaluation["arguments"]
             self.evaluation = EvaluationNetwork(

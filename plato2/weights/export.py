@@ -12,7 +12,7 @@ import torch
 from plato2 import __version__
 from plato2.config import UserError
 from plato2.data.tokenizer import Tokenizer
-from plato2.weights.folder import EVALUATION, GENERATION, Saved, has_evaluation, read_saved, saved_tokenizer
+from plato2.weights.folder import Saved, has_evaluation, read_saved, saved_tokenizer
 from plato2.weights.knover import export_knover
 from plato2.weights.model_folder import DTYPES, Lazy, Part, write_model_folder
 
@@ -78,7 +78,7 @@ def export_to_huggingface(
             )
             for key, tensor in saved.weights.items()
         }
-        parts[name] = Part(saved.stage, saved.arguments, parameters, saved.absent, saved.figures)
+        parts[name] = Part(saved.stage, saved.use, saved.arguments, parameters, saved.absent, saved.figures)
     stored = {parameter.dtype for part in parts.values() for parameter in part.parameters.values()}
     extra = {
         "model_type": "plato2",
@@ -113,9 +113,9 @@ def _read(generation: Path | None, evaluation: Path | None) -> dict[str, Saved]:
         evaluation = generation
     read = {}
     if generation is not None:
-        read["generation"] = read_saved(generation, GENERATION, "--generation")
+        read["generation"] = read_saved(generation, option="--generation", role="generation")
     if evaluation is not None:
-        read["evaluation"] = read_saved(evaluation, EVALUATION, "--evaluation")
+        read["evaluation"] = read_saved(evaluation, option="--evaluation", role="evaluation")
     return read
 
 

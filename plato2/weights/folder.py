@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from plato2.config import ModelConfig, UserError
+from plato2.config import ModelConfig, Role, Use, UserError
 from plato2.data.tokenizer import Tokenizer
 from plato2.formats import StageArguments, check
 from plato2.model.backbone import initialize_parameter
@@ -27,13 +27,9 @@ from plato2.model.networks import EvaluationNetwork, GenerationNetwork
 from plato2.runs.folder import RunFolder
 from plato2.runs.saved import read_checkpoint
 from plato2.weights.model_folder import PARTS, is_model_folder, read_config, read_part
-from plato2.weights.names import TRAINING_ONLY
 
 if TYPE_CHECKING:  # Lightning is not needed to talk
     from plato2.stages import Stage
-
-GENERATION, EVALUATION, BACKWARD = PARTS["generation"], PARTS["evaluation"], ("backward",)
-ALL_STAGES = ("1_coarse", "2_gen", "2_eval", "backward")
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,7 @@ class Saved:
     file: Path
     """The checkpoint or model folder, for messages."""
     stage: str
+    use: Use
     arguments: dict[str, Any]
     """Of the stage's constructor."""
     weights: dict[str, Tensor]
@@ -66,35 +63,47 @@ class Saved:
         return ModelConfig(**self.arguments["model"])
 
 
-def read_saved(path: str | Path, accept: Collection[str] = ALL_STAGES, option: str = "") -> Saved:
-    """The model at `path`; of a model folder with two the one whose stage is accepted.
+def read_saved(
+    path: str | Path, accept: Collection[str] | None = None, option: str = "", role: Role | None = None
+) -> Saved:
+    """The model at `path`; of a model folder with two the one that is accepted.
 
     Args:
         path: a run folder (its `best.ckpt`, else its `last.ckpt`), a checkpoint file or a model folder.
-        accept: names of the stages that fit the use, e.g. `("2_eval",)`.
+        accept: names of the stages that will do; None = all.
         option: the command line option that `path` was given to, for messages.
+        role: what the model is to be used for; None = anything.
 
     Raises:
-        UserError: nothing there, not a model, damaged, or of another stage.
+        UserError: nothing there, not a model, damaged, or of another stage or use.
     """
     given = f"{option}{'' if option.endswith('=') else ' '}{path}".strip()
     folder = Path(path).expanduser()
     if is_model_folder(folder):
-        return _read_model_folder(folder, accept, given)
+        config = read_config(folder)
+        held = [part for part in PARTS if part in config]
+        for part in held:
+            if (accept is None or config[part]["stage"] in accept) and role in (None, part):
+                return _part(folder, config, part)
+        stages = " and ".join(config[part]["stage"] for part in held)
+        raise UserError(f"{given}: this folder holds {stages}; give one with {_wanted(accept, role)}")
     file = checkpoint_file(path)
     checkpoint = read_checkpoint(file)
-    name = checkpoint["stage"]
-    if name not in ALL_STAGES:
-        raise UserError(f"{file}: stage {name!r} is unknown here; known are {', '.join(ALL_STAGES)}")
-    if name not in accept:
-        raise UserError(f"{given}: this is a {name} run; give a run of {' or '.join(accept)}")
+    stage = checkpoint["stage"]
+    if (accept is not None and stage not in accept) or role not in (None, checkpoint["use"]["role"]):
+        raise UserError(f"{given}: this is a {stage} run; give a run of {_wanted(accept, role)}")
+    return _checkpoint(file, checkpoint)
+
+
+def _checkpoint(file: Path, checkpoint: dict[str, Any]) -> Saved:
     check(StageArguments, checkpoint["hyper_parameters"], str(file), "choose another checkpoint")
     run = RunFolder(file.absolute().parents[1])
     if run.checkpoints != file.absolute().parent:  # a checkpoint that was taken out of its run
         run = RunFolder(file.absolute().parent)
     return Saved(
         file,
-        name,
+        checkpoint["stage"],
+        _use(checkpoint["use"]),
         checkpoint["hyper_parameters"],
         checkpoint["state_dict"],
         run.tokenizer,
@@ -103,23 +112,32 @@ def read_saved(path: str | Path, accept: Collection[str] = ALL_STAGES, option: s
     )
 
 
-def _read_model_folder(folder: Path, accept: Collection[str], given: str) -> Saved:
-    config = read_config(folder)
-    held = {part: config[part] for part in PARTS if part in config}
-    for part, entry in held.items():
-        if entry["stage"] in accept:
-            return Saved(
-                folder,
-                entry["stage"],
-                entry["arguments"],
-                read_part(folder, part),
-                folder / "tokenizer",
-                config["tokenizer_sha256"],
-                tuple(entry.get("absent", [])),
-                _numbers(entry.get("figures")),
-            )
-    stages = " and ".join(entry["stage"] for entry in held.values())
-    raise UserError(f"{given}: this folder holds {stages}; give one with {' or '.join(accept)}")
+def _part(folder: Path, config: dict[str, Any], part: Role) -> Saved:
+    entry = config[part]
+    return Saved(
+        folder,
+        entry["stage"],
+        _use(entry["use"]),
+        entry["arguments"],
+        read_part(folder, part),
+        folder / "tokenizer",
+        config["tokenizer_sha256"],
+        tuple(entry.get("absent", [])),
+        _numbers(entry.get("figures")),
+    )
+
+
+def _use(stored: dict[str, Any]) -> Use:
+    return Use(**(stored | {"training_only": tuple(stored.get("training_only", ()))}))
+
+
+def _wanted(accept: Collection[str] | None, role: Role | None) -> str:
+    """The stages that will do; those of a role are known once Lightning is imported, the latest first."""
+    if accept is None:
+        from plato2.stages import known_stages
+
+        accept = sorted((name for name, s in known_stages().items() if s.use.role == role), reverse=True)
+    return " or ".join(accept)
 
 
 def _numbers(figures: Any) -> dict[str, float]:
@@ -145,7 +163,9 @@ def has_recognition(path: str | Path) -> bool:
     return not any(name.startswith("recognition.") for name in absent)
 
 
-def load_stage(path: str | Path, accept: Collection[str] = ALL_STAGES, option: str = "") -> Stage:
+def load_stage(
+    path: str | Path, accept: Collection[str] | None = None, option: str = "", role: Role | None = None
+) -> Stage:
     """The stage at `path`, in evaluation mode, float32, on the CPU.
 
     Parameters the folder lacks get their initial values (see `Saved.absent`).
@@ -155,12 +175,12 @@ def load_stage(path: str | Path, accept: Collection[str] = ALL_STAGES, option: s
     """
     from torchmetrics import Metric
 
-    from plato2.stages import STAGES
+    from plato2.stages import stage_class
 
-    saved = read_saved(path, accept, option)
+    saved = read_saved(path, accept, option, role)
     try:
         with torch.device("meta"):  # no time for initial weights that are replaced at once
-            stage = STAGES[saved.stage](**saved.arguments)
+            stage = stage_class(saved.stage)(**saved.arguments)
     except TypeError as error:
         raise UserError(
             f"{saved.file}: written by another version of plato2 ({error}); train it again or "
@@ -179,9 +199,9 @@ def load_generation(path: str | Path, option: str = "") -> GenerationNetwork:
     Raises:
         UserError: as `load_stage`.
     """
-    saved = read_saved(path, GENERATION, option)
+    saved = read_saved(path, option=option, role="generation")
     with torch.device("meta"):
-        network = GenerationNetwork(saved.model_config, saved.stage == "2_gen")
+        network = GenerationNetwork(saved.model_config, saved.use.has_latents)
     _fill(network, saved, only_shared=True)
     return network.eval()
 
@@ -192,7 +212,7 @@ def load_backward(path: str | Path, option: str = "") -> GenerationNetwork:
     Raises:
         UserError: as `load_stage`.
     """
-    saved = read_saved(path, BACKWARD, option)
+    saved = read_saved(path, option=option, role="backward")
     with torch.device("meta"):
         network = GenerationNetwork(saved.model_config, has_latents=False)
     _fill(network, saved, only_shared=True)
@@ -205,7 +225,7 @@ def load_evaluation(path: str | Path, option: str = "") -> EvaluationNetwork:
     Raises:
         UserError: as `load_stage`.
     """
-    saved = read_saved(path, EVALUATION, option)
+    saved = read_saved(path, option=option, role="evaluation")
     with torch.device("meta"):
         network = EvaluationNetwork(saved.model_config, saved.arguments.get("head", "first"), saved.figures)
     _fill(network, saved, only_shared=True)
@@ -241,7 +261,7 @@ def _check_shapes(module: nn.Module, saved: Saved, only_shared: bool) -> None:
     """
     expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     found = {key: tuple(tensor.shape) for key, tensor in saved.weights.items()}
-    may_lack = TRAINING_ONLY.get(saved.stage, ())
+    may_lack = saved.use.training_only
     problem = ""
     for key, shape in expected.items():
         if key in found and found[key] != shape:

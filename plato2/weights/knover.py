@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import resources
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,9 +31,8 @@ from torch import Tensor
 
 from plato2 import __version__
 from plato2.bounded import read_file
-from plato2.config import ModelConfig, OptimConfig, UserError
+from plato2.config import ModelConfig, OptimConfig, Use, UserError
 from plato2.data.tokenizer import Tokenizer
-from plato2.model.networks import parameter_shapes
 from plato2.weights.model_folder import (
     DTYPES,
     Lazy,
@@ -44,7 +43,6 @@ from plato2.weights.model_folder import (
     write_model_folder,
 )
 from plato2.weights.names import (
-    TRAINING_ONLY,
     is_transposed,
     knover_names,
     n_layers,
@@ -53,6 +51,9 @@ from plato2.weights.names import (
     released_shapes,
 )
 from plato2.weights.paddle import open_parameter, read_pdparams, write_parameter
+
+if TYPE_CHECKING:
+    from plato2.stages import Stage
 
 FOLDERS = {"generation": "Plato", "evaluation": "NSP"}
 """What Knover calls the folder of each part."""
@@ -91,6 +92,8 @@ class Imported:
     out: Path
     models: dict[str, ModelConfig]
     stages: dict[str, str]
+    """Name of each part's stage."""
+    uses: dict[str, Use]
     absent: dict[str, tuple[str, ...]]
     left_alone: list[str]
     heads_from: str
@@ -141,6 +144,7 @@ def import_knover(
             out,
             models,
             {name: part.stage for name, part in parts.items()},
+            {name: part.use for name, part in parts.items()},
             {name: part.absent for name, part in parts.items()},
             left_alone,
             heads_from,
@@ -290,10 +294,17 @@ def _part(source: Source, config: ModelConfig, dtype: str | None) -> Part:
     """
     names = source.names(config.n_layer)
     shapes = {ours: source.shapes[theirs] for ours, theirs in names.items() if theirs in source.shapes}
-    stage = "2_eval"
+    from plato2.stages import (  # Lightning is slow to import
+        CoarseGeneration,
+        CoherenceEstimation,
+        FineGeneration,
+    )
+
+    stage: type[Stage] = CoherenceEstimation
     if source.part == "generation":
-        stage = "2_gen" if "recognition.latent_embedding" in shapes else "1_coarse"
-    whole = parameter_shapes(stage, config)
+        stage = FineGeneration if "recognition.latent_embedding" in shapes else CoarseGeneration
+    with torch.device("meta"):
+        whole = {name: tuple(tensor.shape) for name, tensor in stage(config).state_dict().items()}
     expected = released_shapes(whole)
     for ours in sorted(expected.keys() & shapes.keys()):
         wanted = expected[ours][::-1] if is_transposed(ours) else expected[ours]
@@ -303,12 +314,12 @@ def _part(source: Source, config: ModelConfig, dtype: str | None) -> Part:
                 f"{config.hidden_size}, as the word table and the blocks say, it would be {list(wanted)}"
             )
     absent = sorted(expected.keys() - shapes.keys())
-    lost = [name for name in absent if not name.startswith(TRAINING_ONLY[stage])]
+    lost = [name for name in absent if not name.startswith(stage.use.training_only)]
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise UserError(f"{source.path}: {names.get(lost[0], lost[0])}{more} missing; download it again")
     if foreign := sorted(shapes.keys() - expected.keys()):
-        raise UserError(f"{source.path}: {names[foreign[0]]} does not belong to a {stage} model")
+        raise UserError(f"{source.path}: {names[foreign[0]]} does not belong to a {stage.name} model")
     parameters = {}
     for ours, shape in whole.items():
         if (parts := released_apart(ours))[0] in shapes:
@@ -320,7 +331,7 @@ def _part(source: Source, config: ModelConfig, dtype: str | None) -> Part:
             )
     optim = asdict(OptimConfig()) | {"betas": list(OptimConfig().betas)}
     arguments = {"model": asdict(config), "optim": optim, "seed": 11}
-    return Part(stage, arguments, parameters, tuple(absent))
+    return Part(stage.name, stage.use, arguments, parameters, tuple(absent))
 
 
 def _read(source: Source, names: list[str], turn: bool) -> Tensor:
@@ -603,7 +614,7 @@ def _card(path: Path, imported: Imported, dtype: str | None) -> str:
     for part, model in imported.models.items():
         shape = f"{model.n_layer} layers, {model.n_head} heads, hidden {model.hidden_size}"
         size = f"vocabulary {model.vocab_size:,}, {model.max_position} positions"
-        latents = f", K = {model.n_latent}" if imported.stages[part] == "2_gen" else ""
+        latents = f", K = {model.n_latent}" if imported.uses[part].has_latents else ""
         rows.append(f"| {part} | `{imported.stages[part]}` | {shape}, {size}{latents} |")
     absent = [name for names in imported.absent.values() for name in names]
     lacking = ", ".join(f"`{name}`" for name in absent) or "nothing"

@@ -7,8 +7,7 @@
         tokenizer/              spm.model, vocab.txt, text.json
         README.md               the model card
 
-One folder holds a generation model (`2_gen` or `1_coarse`), an evaluation model (`2_eval`), or both. Nothing
-in it can execute anything.
+One folder holds a generation model, an evaluation model, or both. Nothing in it can execute anything.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -30,15 +29,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from plato2.bounded import read_file
-from plato2.config import UserError
+from plato2.config import Role, Use, UserError
 from plato2.data.tokenizer import Tokenizer
 from plato2.files import check_sha256, locked, write_sha256
 from plato2.formats import JSON_BYTES, Closed, Open, Sha256, StageArguments, parse
 from plato2.weights.names import refuse_apart
 
 FORMAT = "plato2"
-PARTS = {"generation": ("2_gen", "1_coarse"), "evaluation": ("2_eval",)}
-"""Which stages can be which part of a model folder."""
+PARTS: tuple[Role, ...] = ("generation", "evaluation")
 SHARD_BYTES = 5_000_000_000
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CURE = "take the folder from where it came again"
@@ -49,6 +47,7 @@ class StoredPart(Closed):
     """A part in config.json."""
 
     stage: str
+    use: Use
     arguments: StageArguments
     absent: list[str] = Field(default_factory=list)
     figures: Any = None
@@ -93,6 +92,7 @@ class Part:
     """One model of a folder."""
 
     stage: str
+    use: Use
     arguments: dict[str, Any]
     """Primitives for the stage's constructor: `model`, `optim`, `seed` and its own."""
     parameters: dict[str, Lazy]
@@ -172,7 +172,8 @@ def write_model_folder(
     """
     config: dict[str, Any] = {"format": FORMAT, "tokenizer_sha256": tokenizer.sha256}
     for name, part in parts.items():
-        config[name] = {"stage": part.stage, "arguments": part.arguments, "absent": list(part.absent)}
+        config[name] = {"stage": part.stage, "use": asdict(part.use), "arguments": part.arguments}
+        config[name] |= {"absent": list(part.absent)}
         config[name] |= {"figures": dict(part.figures)} if part.figures else {}
     with new_folder(out) as new:
         _write_json(new / "config.json", config | (extra_config or {}))

@@ -61,12 +61,6 @@ _SINGLE = {
 _BLOCK_PREFIX = ("encoder_layer_{}_", "plato2_encoder.layers.{}.", "nsp_predictor.encoder.layers.{}.")
 
 _TABLES = (".word.", ".position.", ".token_type.", ".role.")
-TRAINING_ONLY: dict[str, tuple[str, ...]] = {
-    "1_coarse": (),
-    "2_gen": ("recognition.transform.", "recognition.bias", "bag_of_words."),
-    "2_eval": ("backbone.lm_",),
-}
-"""Beginnings of the names a released model of a stage may lack: heads that only its losses need."""
 
 
 def released_apart(name: str) -> tuple[str, ...]:

@@ -17,7 +17,9 @@ import plato2
 from plato2.config import UserError
 from plato2.runs.folder import RunFolder
 from plato2.runs.saved import read_metrics
-from plato2.stages import STAGES
+from plato2.stages import known_stages
+
+STAGES = known_stages()
 
 Trains = Callable[..., plato2.Trained | None]
 

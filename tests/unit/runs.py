@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from plato2.data.samples import encode_context, encode_response
 from plato2.data.shards import ShardIndex, ShardWriter, SplitIndex, write_index
 from plato2.data.tokenizer import Tokenizer
 from plato2.runs.folder import RunFolder
-from plato2.stages import STAGES, Stage
+from plato2.stages import Stage, known_stages
+
+STAGES = known_stages()
 
 KNOVER = Path(__file__).parents[1] / "fixtures" / "knover"
 MODEL: dict[str, Any] = {"n_layer": 1, "n_head": 2, "hidden_size": 16, "n_latent": 5, "dropout": 0.1}
@@ -38,6 +41,7 @@ def checkpoint_of(stage: Stage, tokenizer: Tokenizer) -> dict[str, Any]:
     """What a checkpoint holds, as far as talking goes."""
     return {
         "stage": stage.name,
+        "use": asdict(stage.use),
         "state_dict": stage.state_dict(),
         "hyper_parameters": dict(stage.hparams),
         "tokenizer_sha256": tokenizer.sha256,
@@ -55,7 +59,10 @@ def make_run(folder: Path, name: str, tokenizer_folder: Path = KNOVER, **model: 
         shutil.copy(tokenizer_folder / file, run.tokenizer / file)
     stage = make_stage(name, vocab_size=tokenizer.vocab_size, **model)
     torch.save(checkpoint_of(stage, tokenizer), run.last)
-    run.write_lineage(stage=name, model="tiny", run_id=folder.name, status="finished")
+    use, monitor = asdict(stage.use), list(stage.monitor)
+    run.write_lineage(
+        stage=name, use=use, monitor=monitor, model="tiny", run_id=folder.name, status="finished"
+    )
     return folder
 
 

@@ -28,7 +28,7 @@ from plato2.data.tokenizer import Tokenizer, train_tokenizer
 from plato2.model.backbone import put_front
 from plato2.prepare.dialogues import PrepareOptions, prepare
 from plato2.runs.saved import read_metrics
-from plato2.stages import STAGES
+from plato2.stages import known_stages
 from plato2.talk.bot import PlatoBot
 from plato2.talk.rank import coherence
 from plato2.weights.export import export_to_huggingface, export_to_knover
@@ -112,7 +112,7 @@ def test_a_run_of_ours_goes_to_knover_and_back(tmp_path: Path, name: str) -> Non
 
 def test_heads_that_knover_does_not_have_are_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "2_gen")
-    stage: Any = STAGES["2_gen"](make_stage("2_gen").model_config, recognition_head="linear")
+    stage: Any = known_stages()["2_gen"](make_stage("2_gen").model_config, recognition_head="linear")
     torch.save(checkpoint_of(stage, Tokenizer.load(run / "tokenizer")), run / "checkpoints" / "last.ckpt")
     with pytest.raises(UserError, match=r"classifier\.weight: Knover has no such parameter"):
         export_to_knover(tmp_path / "models" / "out", run, None)

@@ -14,9 +14,11 @@ from runs import KNOVER, checkpoint_of, make_run, make_stage, small_tokenizer_te
 from plato2.config import UserError
 from plato2.data.tokenizer import Tokenizer, train_tokenizer
 from plato2.runs.folder import RunFolder, failure_recorded
-from plato2.stages import STAGES, FineGeneration
+from plato2.stages import FineGeneration, known_stages
 from plato2.weights.export import export_to_huggingface
 from plato2.weights.folder import load_stage, saved_tokenizer
+
+STAGES = known_stages()
 
 
 @pytest.mark.parametrize("name", list(STAGES))

@@ -17,7 +17,9 @@ from steps import STEP_TOKENS, train_steps
 from units import BATCHES, write_answers
 
 from plato2.config import ModelConfig, OptimConfig
-from plato2.stages import STAGES
+from plato2.stages import known_stages
+
+STAGES = known_stages()
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden.json"
 CASES = [f"{name} dropout={dropout}" for name in BATCHES for dropout in (0.0, 0.1)]

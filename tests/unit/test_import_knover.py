@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from plato2.commands import app
 from plato2.config import DecodeConfig, ModelConfig, UserError
 from plato2.data.tokenizer import Tokenizer, train_tokenizer
-from plato2.model.networks import parameter_shapes
+from plato2.stages import stage_class
 from plato2.talk.bot import PlatoBot
 from plato2.weights.folder import load_stage, read_saved, saved_tokenizer
 from plato2.weights.knover import find_sources, import_knover
@@ -55,6 +55,12 @@ def write_release(folder: Path) -> Path:
         write_arrays(folder / name, load(file))
     shutil.copy(KNOVER / "config.json", folder)
     return folder
+
+
+def parameter_shapes(stage: str, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all parameters of a stage with Knover's heads."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in stage_class(stage)(config).state_dict().items()}
 
 
 def random_arrays(stage: str, config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
@@ -343,7 +349,7 @@ def test_large_weights_lie_in_several_files(imported: Path, tmp_path: Path) -> N
         name: Lazy(tuple(tensor.shape), tensor.dtype, lambda tensor=tensor: tensor)  # type: ignore[misc]
         for name, tensor in saved.weights.items()
     }
-    parts = {"generation": Part("2_gen", saved.arguments, parameters)}
+    parts = {"generation": Part(saved.stage, saved.use, saved.arguments, parameters)}
     write_model_folder(tmp_path / "out", parts, saved_tokenizer(imported), "card", shard_bytes=100_000)
     files = weight_files(tmp_path / "out")
     assert len(files) > 2

@@ -16,7 +16,9 @@ from plato2.config import ModelConfig, UserError
 from plato2.model.backbone import Dropout
 from plato2.model.cpu import ROWS_STEP
 from plato2.prepare.reddit.rules import LANGUAGES
-from plato2.stages import STAGES
+from plato2.stages import known_stages
+
+STAGES = known_stages()
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 # Spec section 10: stage 1, stage 2.1 with its heads, stage 2.2; then LM head, BOW head, recognition + latent.

@@ -53,14 +53,24 @@ def outputs(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 @pytest.fixture(scope="module")
 def runs(outputs: Path) -> dict[str, Path]:
     jobs = ("1_coarse", "2_gen", "2_eval")
-    return {name: outputs / f"tiny-{name}" / f"two-{job}" for job, name in enumerate(jobs)}
+    parts = ("coarse", "generation", "evaluation")
+    return {
+        part: outputs / f"tiny-{name}" / f"two-{job}"
+        for job, (part, name) in enumerate(zip(parts, jobs, strict=True))
+    }
 
 
 def test_the_report_is_plain_values(runs: dict[str, Path], data: Path) -> None:
     report = json.loads(json.dumps(curriculum_report(runs, data)))
-    assert report["stages"]["1_coarse"] == {"run": str(runs["1_coarse"]), "step": 2, "nll": 5.0, "ppl": 148.4}
+    assert report["stages"]["1_coarse"] == {
+        "run": str(runs["coarse"]),
+        "step": 2,
+        "nll": 5.0,
+        "loss": 5.0,
+        "ppl": 148.4,
+    }
     assert report["stages"]["2_gen"] == {
-        "run": str(runs["2_gen"]),
+        "run": str(runs["generation"]),
         "step": 2,
         "nll": 4.5,
         "ppl": 90.0,
@@ -95,7 +105,7 @@ def test_a_sweep_is_reported_in_print(outputs: Path, runs: dict[str, Path]) -> N
     text = out.getvalue()
     for expected in ("unigram baseline", "492.7", "148.4", "90.0", "0.750 (chance 0.5)", "answer 4 ."):
         assert expected in text
-    models = f"--generation {runs['2_gen']} --evaluation {runs['2_eval']}"
+    models = f"--generation {runs['generation']} --evaluation {runs['evaluation']}"
     assert f"python -m plato2 chat {models}\n" in text
     with pytest.raises(UserError, match="no runs of the sweep three"):
         report_sweep(outputs, "three")
@@ -115,23 +125,23 @@ def test_the_latents_are_measured_when_asked_for(
     text = out.getvalue()
     for expected in ("0.81", "93.2", "mean over 3 contexts", "of 5 samples of one latent", "stage 1"):
         assert expected in text
-    alone = curriculum_report({"2_gen": runs["2_gen"]}, data, 0, n_latent_contexts=2)
+    alone = curriculum_report({"generation": runs["generation"]}, data, 0, n_latent_contexts=2)
     assert alone["latents"]["variety"]["distinct_2_stage_1"] is None
     print_report(alone, Console(file=io.StringIO()))
-    assert curriculum_report({"1_coarse": runs["1_coarse"]}, data, 0, 2)["latents"] == {}
+    assert curriculum_report({"coarse": runs["coarse"]}, data, 0, 2)["latents"] == {}
     train_tokenizer(small_tokenizer_texts(), 60).save(tmp_path / "tokenizer")
     coarse = make_run(tmp_path / "other", "1_coarse", tokenizer_folder=tmp_path / "tokenizer")
     write_metrics(coarse, [(2, "val/loss", 5.0)])
     with pytest.raises(UserError, match=r"--coarse .* another tokenizer than --generation"):
-        curriculum_report(runs | {"1_coarse": coarse}, data, 0, n_latent_contexts=2)
+        curriculum_report(runs | {"coarse": coarse}, data, 0, n_latent_contexts=2)
 
 
 def test_some_of_the_stages(runs: dict[str, Path], data: Path) -> None:
-    coarse = curriculum_report({"1_coarse": runs["1_coarse"]}, data, n_contexts=1)
+    coarse = curriculum_report({"coarse": runs["coarse"]}, data, n_contexts=1)
     assert coarse["contexts"][0]["candidates"][0]["latent"] is None
     assert coarse["contexts"][0]["human_coherence"] is None
     print_report(coarse, Console(file=io.StringIO()))
-    only_evaluation = curriculum_report({"2_eval": runs["2_eval"]}, data)
+    only_evaluation = curriculum_report({"evaluation": runs["evaluation"]}, data)
     assert only_evaluation["contexts"] == []
     print_report(only_evaluation, Console(file=io.StringIO()))
     with pytest.raises(UserError, match="at least one run"):
@@ -141,23 +151,25 @@ def test_some_of_the_stages(runs: dict[str, Path], data: Path) -> None:
 def test_a_checkpoint_file_answers_but_has_no_numbers(runs: dict[str, Path], data: Path) -> None:
     files = {stage: checkpoint_file(run) for stage, run in runs.items()}
     report = curriculum_report(files, data, n_contexts=1)
-    assert report["stages"]["2_gen"] == {"run": str(files["2_gen"]), "step": None}
+    assert report["stages"]["2_gen"] == {"run": str(files["generation"]), "step": None}
     of_runs = curriculum_report(runs, data, n_contexts=1)
     assert report["contexts"] == of_runs["contexts"]
     print_report(report, Console(file=io.StringIO()))
 
 
 def test_runs_that_do_not_fit_are_named(runs: dict[str, Path], data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--coarse .*: this is a 2_gen run; give a 1_coarse run"):
-        best_validation(runs["2_gen"], "1_coarse")
+    with pytest.raises(
+        UserError, match=r"--coarse .*: this is a 2_gen model; give a generation model without latents"
+    ):
+        best_validation(runs["generation"], "coarse")
     with pytest.raises(UserError, match="there is no checkpoint in it"):
-        best_validation(tmp_path, "1_coarse")
+        best_validation(tmp_path, "coarse")
     run = make_run(tmp_path / "run", "2_gen")
     with pytest.raises(UserError, match=r"metrics\.csv: missing; train with logger=csv"):
-        best_validation(run, "2_gen")
+        best_validation(run, "generation")
     write_metrics(run, [(3, "train/loss", 2.0), (4, "val/nll", float("nan"))])
     with pytest.raises(UserError, match="no val/nll in it yet"):
-        best_validation(run, "2_gen")
+        best_validation(run, "generation")
     (run / "metrics.csv").write_text("step,metric,value\n1,val/nll,x\n")
     with pytest.raises(UserError, match="not rows of step,metric,value"):
-        best_validation(run, "2_gen")
+        best_validation(run, "generation")

@@ -23,9 +23,11 @@ from plato2.config import OptimConfig
 from plato2.data.order import Batching
 from plato2.data.shards import read_index
 from plato2.data.stream import Corpus, TrainStream
-from plato2.stages import STAGES
+from plato2.stages import known_stages
 from plato2.stages.optim import adamw, rate_factor
 from plato2.weights.names import knover_names, released_apart
+
+STAGES = known_stages()
 
 HERE = Path(__file__).parent
 

@@ -15,7 +15,9 @@ from plato2.data.order import Batching, lay_out
 from plato2.data.packing import UnitLayout
 from plato2.data.shards import Samples, ShardIndex, ShardWriter, SplitIndex, read_index, write_index
 from plato2.data.stream import Batch
-from plato2.stages import STAGES
+from plato2.stages import known_stages
+
+STAGES = known_stages()
 
 Unit = dict[str, Tensor]
 MODEL = ModelConfig(
@@ -37,7 +39,18 @@ def make_stage(
     **arguments: Any,
 ) -> Any:
     """A stage in training mode whose weights, biases and norms are all random and large enough to matter."""
-    stage = STAGES[name](model, optim, **arguments)
+    return make_stage_of(STAGES[name], model, std, optim, **arguments)
+
+
+def make_stage_of(
+    stage_class: type,
+    model: ModelConfig = MODEL,
+    std: float = 0.2,
+    optim: OptimConfig | None = None,
+    **arguments: Any,
+) -> Any:
+    """The same of a stage of one's own."""
+    stage = stage_class(model, optim, **arguments)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter_name, parameter in stage.named_parameters():
