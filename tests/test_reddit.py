@@ -34,7 +34,7 @@ from small import ROOT, Done, assert_one_line, environment, train_in_process
 from small import SMALL as SMALL_RUN
 from typer.testing import CliRunner
 
-from plato2.bench.dumps import (
+from benchmarks.reddit_dumps import (
     CLEAN,
     QUARANTINED,
     DumpFacts,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from plato2.bench.dumps import Shares, write_dumps
+from benchmarks.reddit_dumps import Shares, write_dumps
 from plato2.config import UserError
 from plato2.data.shards import read_index
 from plato2.prepare.dialogues import check_target

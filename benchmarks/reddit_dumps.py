@@ -15,6 +15,8 @@ The choices:
   and the header is changed afterwards (a frame may ask for more than it needs): the memory stays flat.
 
 The same arguments write the same bytes (with the same versions of NumPy and of the compressor).
+
+    python -m benchmarks.reddit_dumps FOLDER COMMENTS MONTHS SEED     also facts.json, when they are whole
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import lzma
 import os
 import random
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
@@ -880,3 +883,21 @@ def _compressed(file: IO[bytes], compression: Compression) -> AbstractContextMan
     if compression == "xz":
         return lzma.LZMAFile(file, "wb", preset=1)
     return nullcontext(file)
+
+
+def main(folder: Path, n_comments: int, months: int, seed: int) -> None:
+    """Write dumps, and when they are whole what is in them."""
+    facts = write_dumps(folder, n_comments, months=months, seed=seed)
+    known = {
+        "comments": facts.n_comments,
+        "lines": facts.n_comments + facts.duplicates,
+        "bytes": facts.n_bytes,
+        "stored_bytes": sum(path.stat().st_size for path in facts.comments),
+        "files": [path.name for path in facts.comments],
+        "made_by": [months, seed],
+    }
+    (folder / "facts.json").write_text(json.dumps(known), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
