@@ -167,7 +167,7 @@ def machine(part: Part) -> None:
         precision=best_precision(part.strategy),
         dry_run=part.dry_run,
     )
-    part.write(product_tflops=round(product_flops(part) / 1e12, 2))
+    part.write(product_tflops=round(product_flops(part) / 1e12, 4))
     part.write(attention=attention_kernels(part))
 
 
