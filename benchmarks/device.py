@@ -1,6 +1,6 @@
 """The parts of benchmarks/device.sh: each measures one thing on one GPU and writes its entry of device.json.
 
-    python benchmarks/device.py --out OUT --work FOLDER --deadline T [--dry-run] PART
+    python -m benchmarks.device --out OUT --work FOLDER --deadline T [--dry-run] PART
 
     machine          GPU, driver, versions, the rate of a matrix product, and the attention kernels that take
                      our masks
@@ -36,16 +36,17 @@ import hydra
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from device_results import Results
 from omegaconf import DictConfig, OmegaConf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks import report
+from benchmarks.device_results import Results
+from benchmarks.networks import random_networks
+from benchmarks.report import in_turns
 from plato2.commands.train import train_composed
 from plato2.config import DecodeConfig, ModelConfig, TrainConfig
 from plato2.data.examples import Example, read_examples
 from plato2.data.tokenizer import Tokenizer
-from plato2.model.backbone import initialize
-from plato2.model.networks import EvaluationNetwork, GenerationNetwork
 from plato2.runs.console import quiet_lightning
 from plato2.runs.parallel import best_precision
 from plato2.runs.plan import peak_flops, step_flops
@@ -159,16 +160,14 @@ def machine(part: Part) -> None:
         driver=first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         commit=first_line("git", "-C", str(ROOT), "rev-parse", "HEAD"),
         python=platform.python_version(),
-        system=platform.platform(),
-        cores=os.cpu_count(),
-        torch=torch.__version__,
+        **report.machine(),
         cuda=torch.version.cuda,
         cudnn=torch.backends.cudnn.version(),
         packages={name: metadata.version(name) for name in ("pytorch-lightning", "hydra-core", "numpy")},
         precision=best_precision(part.strategy),
         dry_run=part.dry_run,
     )
-    part.write(product_tflops=round(product_flops(part) / 1e12, 2))
+    part.write(product_tflops=round(product_flops(part) / 1e12, 4))
     part.write(attention=attention_kernels(part))
 
 
@@ -189,15 +188,13 @@ def product_flops(part: Part) -> float:
 
 def median_seconds(part: Part, call: Callable[[], object], rounds: int = 10) -> float:
     """Of a call, after three that do not count."""
-    seconds = []
-    for number in range(3 + rounds):
-        synchronize(part.device)
-        began = time.perf_counter()
+
+    def whole_call() -> None:
         call()
         synchronize(part.device)
-        if number >= 3:
-            seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+
+    synchronize(part.device)
+    return statistics.median(in_turns({"call": whole_call}, rounds, warm=3)["call"])
 
 
 def attention_kernels(part: Part) -> dict[str, Any]:
@@ -245,16 +242,16 @@ def tests(part: Part) -> None:
     Raises:
         SystemExit: one failed, or there was none.
     """
-    report = part.work / "tests.xml"
+    results = part.work / "tests.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-o", "addopts=--strict-markers"]
-    command += ["-p", "no:cacheprovider", f"--junit-xml={report}", str(ROOT / "tests" / "test_gpu.py")]
+    command += ["-p", "no:cacheprovider", f"--junit-xml={results}", str(ROOT / "tests" / "test_gpu.py")]
     variables = {"PLATO2_TEST_DEVICE": part.device.type}
     done = subprocess.run(command, cwd=ROOT, env=os.environ | variables, stdout=subprocess.PIPE, text=True)
     print(done.stdout)
-    if not report.exists():
+    if not results.exists():
         part.write(error=done.stdout[-4000:])
         raise SystemExit(done.returncode or 1)
-    suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
+    suite = next(ElementTree.parse(results).getroot().iter("testsuite"))
     total, failures, errors, skipped = (
         int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")
     )
@@ -432,15 +429,9 @@ def decode_model(part: Part, model: str) -> None:
     keys: TrainConfig = OmegaConf.to_object(compose(model, "2_gen", *part.tiny))  # type: ignore[assignment]
     dtype = torch.float32 if part.dry_run else torch.bfloat16
     with torch.device(part.device):
-        networks = {
-            "generation": GenerationNetwork(keys.model, has_latents=True),
-            "first": EvaluationNetwork(keys.model, "first"),
-            "dual": EvaluationNetwork(keys.model, "dual"),
-        }
-        for network in networks.values():
-            initialize(network)
-            network.to(dtype).eval()
-    generation, first, dual = (networks[name] for name in ("generation", "first", "dual"))
+        generation, (first, dual) = random_networks(keys.model, "first", "dual")
+    for network in (generation, first, dual):
+        network.to(dtype)
     new_tokens = 4 if part.dry_run else NEW_TOKENS
     settings = DecodeConfig(top_k=10, max_tokens=new_tokens, min_tokens=new_tokens)
     folder = DATA / "chitchat"
@@ -467,10 +458,10 @@ def decode_model(part: Part, model: str) -> None:
         some, until = contexts[:n], time.time() + part.left / (len(CONTEXTS) - number)
         rounds: list[tuple[float, float, float]] = []
         while len(rounds) < 2 or (time.time() < until and len(rounds) < 20):
-            decode_s, found = seconds(lambda some=some: decode(generation, some, settings))  # type: ignore[arg-type,misc]
+            decode_s, found = seconds(lambda some=some: decode(generation, some, settings))  # type: ignore[misc]
             pairs = [(c, h.words) for c, hypotheses in zip(some, found, strict=True) for h in hypotheses]
-            rank_s, _ = seconds(lambda pairs=pairs: coherence(first, pairs))  # type: ignore[arg-type,misc]
-            dual_s, _ = seconds(lambda pairs=pairs: coherence(dual, pairs))  # type: ignore[arg-type,misc]
+            rank_s, _ = seconds(lambda pairs=pairs: coherence(first, pairs))  # type: ignore[misc]
+            dual_s, _ = seconds(lambda pairs=pairs: coherence(dual, pairs))  # type: ignore[misc]
             rounds.append((decode_s, rank_s, dual_s))
             if number == 0 and len(rounds) == 1:  # kernels are loaded and chosen
                 part.write(first_reply_s=round(decode_s + rank_s, 3))

@@ -60,15 +60,15 @@ part() { # NAME LIMIT: the words of NAME are the arguments of device.py
   soft=$((limit - margin))
   [ -n "$dry_run" ] && limit=$dry_limit soft=$dry_work
   if [ "$soft" -le 0 ]; then
-    python3 benchmarks/device_results.py "$out" ended "$name" 124 0 0
+    python3 -m benchmarks.device_results "$out" ended "$name" 124 0 0
     return
   fi
   echo "== $name: at most $limit s, after $SECONDS s"
   # shellcheck disable=SC2086
-  timeout --kill-after=$margin "$limit" python3 benchmarks/device.py --out "$out" --work "$work" \
+  timeout --kill-after=$margin "$limit" python3 -m benchmarks.device --out "$out" --work "$work" \
     --deadline $(($(date +%s) + soft)) $dry_run $name
   code=$?
-  python3 benchmarks/device_results.py "$out" ended "$name" $code "$limit" $((SECONDS - began))
+  python3 -m benchmarks.device_results "$out" ended "$name" $code "$limit" $((SECONDS - began))
   [ $code -eq 0 ] || echo "== $name ended with exit code $code"
 }
 
@@ -83,7 +83,7 @@ main() {
   done
   part evening $((total - SECONDS))
   echo "== $SECONDS s; results in $out"
-  python3 benchmarks/device_results.py "$out" summary
+  python3 -m benchmarks.device_results "$out" summary
 }
 
 main 2>&1 | tee "$out/log.txt"

@@ -1,7 +1,7 @@
 """device.json, the results of benchmarks/device.sh: an entry a part, written as a whole each time.
 
-    python benchmarks/device_results.py OUT ended PART EXIT_CODE LIMIT_S WALL_S     how a part ended
-    python benchmarks/device_results.py OUT summary                                 a table; 1 if not all ok
+    python -m benchmarks.device_results OUT ended PART EXIT_CODE LIMIT_S WALL_S     how a part ended
+    python -m benchmarks.device_results OUT summary                                 a table; 1 if not all ok
 
 Nothing but the standard library, so that a failed part is recorded whatever it failed of.
 """

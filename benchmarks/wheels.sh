@@ -13,7 +13,7 @@ limit_bytes=$((64 * 1024 * 1024)) # of wheels, data and the files under version 
 
 wheels=(
   hydra-core==1.3.8 omegaconf==2.3.1 pyyaml==6.0.3
-  rich==15.0.0 markdown-it-py mdurl pygments
+  rich==15.0.0 markdown-it-py mdurl pygments typer==0.29.2 annotated-doc shellingham
   fsspec==2026.9.0 filelock==4.3.1 chitchat-dataset==0.9.0
   pydantic==2.14.4 pydantic-core==2.50.5 annotated-types==0.8.0 typing-inspection==0.4.5 typing-extensions==4.16.0
 )

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import pytest
 from small import ROOT, environment
 
+MAX_TOKENS = 12
+"""Of the replies of the servers that the tests start."""
+
 
 @dataclass
 class Running:

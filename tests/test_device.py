@@ -94,10 +94,10 @@ def test_a_dry_run_leaves_four_small_files(done: tuple[int, str, Path]) -> None:
 
 
 def test_a_part_without_time_is_recorded_and_what_was_found_stays(tmp_path: Path) -> None:
-    script = [sys.executable, str(ROOT / "benchmarks" / "device_results.py"), str(tmp_path)]
+    script = [sys.executable, "-m", "benchmarks.device_results", str(tmp_path)]
     (tmp_path / "device.json").write_text(json.dumps({"parts": {"train 93m": {"stages": {}}}}))
     for name, code in (("train 93m", "124"), ("evening", "137"), ("machine", "0"), ("tests", "1")):
-        subprocess.run([*script, "ended", name, code, "40", "41"], check=True)
+        subprocess.run([*script, "ended", name, code, "40", "41"], cwd=ROOT, check=True)
     parts = json.loads((tmp_path / "device.json").read_text())["parts"]
     assert parts["train 93m"] == {
         "stages": {},
@@ -108,6 +108,6 @@ def test_a_part_without_time_is_recorded_and_what_was_found_stays(tmp_path: Path
     }
     statuses = ["timed out", "timed out", "ok", "failed"]
     assert [part["status"] for part in parts.values()] == statuses
-    told = subprocess.run([*script, "summary"], capture_output=True, text=True)
+    told = subprocess.run([*script, "summary"], cwd=ROOT, capture_output=True, text=True)
     assert told.returncode == 1
     assert [line.split()[0] for line in told.stdout.splitlines()] == ["train", "evening", "machine", "tests"]

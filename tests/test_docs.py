@@ -32,11 +32,13 @@ from typer.testing import CliRunner
 import plato2.commands.train as hydra_command
 from plato2.commands import SPECIAL, VERBS, app
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "experiments" / "README.md"]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS += [ROOT / folder / "README.md" for folder in ("benchmarks", "experiments")]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 STAGES = ("1_coarse", "2_gen", "2_eval")
 HYDRA_FLAGS = {"--help", "--cfg", "--info", "--config-dir", "-m"}
 OTHER_PROGRAMS = {"--signal"}  # Slurm's
+BENCHMARKS = ("train", "generate", "serve", "prepare")
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def commands_of(block: Block) -> list[str]:
 
 
 def is_command(line: str) -> bool:
-    program = r"(srun |torchrun .*)?(python |\s)train\.py\b|(python -m )?plato2 \w|pip install"
+    program = r"(srun |torchrun .*)?(python |\s)train\.py\b|(python -m )?(plato2 |benchmarks\.)\w|pip install"
     return bool(re.match(program, line))
 
 
@@ -74,15 +76,17 @@ COMMANDS = sorted({line for block in BLOCKS for line in commands_of(block)})
 PARTS = sorted({part.strip(" &") for line in COMMANDS for part in line.split("&&")})
 TRAIN_LINES = [part for part in PARTS if re.search(r"\btrain\.py\b", part)]
 PLATO2_LINES = [part for part in PARTS if re.match(r"(python -m )?plato2 ", part)]
+BENCHMARK_LINES = [part for part in PARTS if part.startswith("python -m benchmarks.")]
 
 
 def test_every_command_is_of_a_kind_that_is_checked() -> None:
-    checked = {*TRAIN_LINES, *PLATO2_LINES, "pytest"}
+    checked = {*TRAIN_LINES, *PLATO2_LINES, *BENCHMARK_LINES, "pytest"}
     unknown = [part for part in PARTS if part not in checked and not part.startswith("pip install ")]
     assert not unknown
     assert len(TRAIN_LINES) > 30
     assert {line.split()[0] for line in TRAIN_LINES} == {"python", "srun", "torchrun"}
     assert len(PLATO2_LINES) > 8
+    assert len(BENCHMARK_LINES) >= len(BENCHMARKS)
 
 
 # ------------------------------------------------------------------------------------------------ train.py
@@ -181,8 +185,19 @@ def test_plato2_commands_parse(line: str) -> None:
     found.make_context(words[0], list(arguments))  # raises for an option or a value that is not known
 
 
+def benchmark(name: str) -> Any:
+    return typer.main.get_command(importlib.import_module(f"benchmarks.{name}").app)
+
+
+@pytest.mark.parametrize("line", BENCHMARK_LINES)
+def test_benchmarks_parse(line: str) -> None:
+    name, *arguments = shlex.split(line.split("benchmarks.", 1)[1], comments=True)
+    benchmark(name).make_context(name, arguments)
+
+
 def test_options_named_in_the_text_exist() -> None:
     commands = [verb(name) for name in [*VERBS, *map(" ".join, SPECIAL)]]
+    commands += map(benchmark, BENCHMARKS)
     commands += [sub for found in commands for sub in getattr(found, "commands", {}).values()]
     parameters = [parameter for found in commands for parameter in found.params]
     known = {option for one in parameters for option in (*one.opts, *one.secondary_opts)}

@@ -42,6 +42,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = folder / "source"  # a build leaves files beside the source
     for name in ("plato2", "conf"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "local"))
+    shutil.copytree(
+        ROOT / "benchmarks",
+        source / "benchmarks",
+        ignore=shutil.ignore_patterns("__pycache__", "data", "wheels"),
+    )
     (source / "conf" / "local").mkdir()
     (source / "conf" / "local" / "default.yaml").write_text("output_dir: /home/somebody\n")
     for name in ("pyproject.toml", "README.md", "LICENSE", "requirements.txt"):

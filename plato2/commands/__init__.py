@@ -35,7 +35,6 @@ VERBS = {
     "score": "Give the probabilities of responses: p(r|c), p(z|c,r), p(l=1|c,r).",
     "import": "Make a model folder from Knover's or PaddleNLP's weights.",
     "export": "Write a model for Knover or for Hugging Face transformers.",
-    "bench": "Measure preparing, training, talking and serving side by side with other ways.",
     "report": "Show what the runs of a curriculum reached, and how they answer.",
     "runs": "List runs, compare them, draw their curves.",
 }
@@ -161,13 +160,13 @@ def print_error(message: str) -> None:
     Console(stderr=True, soft_wrap=True).print(Text(f"error: {message}", style="red"))
 
 
-def main() -> None:
-    """The entry point of the `plato2` command."""
+def main(command: typer.Typer = app, name: str = "plato2") -> None:
+    """The entry point of the `plato2` command, and of what is started as another."""
     open_streams()
     print_any_text()
     try:
         try:
-            app(prog_name="plato2")
+            command(prog_name=name)
         finally:
             sys.stdout.flush()  # else Python does so at its end, with a traceback
     except KeyboardInterrupt:  # outside of a verb, such as during its import

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from plato2.bench.dumps import (
+from benchmarks.reddit_dumps import (
     BOTS,
     CLEAN,
     PHRASES,

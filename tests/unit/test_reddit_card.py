@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import gzip
 import hashlib
+import itertools
 import json
 import re
 from collections import Counter
@@ -12,11 +13,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
-from plato2.bench.dumps import Shares, write_dumps
+from benchmarks.reddit_dumps import Shares, write_dumps
 from plato2.config import UserError
 from plato2.data.shards import read_index
 from plato2.prepare.dialogues import check_target
+from plato2.prepare.reddit import card_page
 from plato2.prepare.reddit.funnel import FunnelFacts
 from plato2.prepare.reddit.nodes import Counts
 from plato2.prepare.reddit.options import RedditOptions
@@ -184,6 +188,17 @@ def test_the_page_needs_nothing_else(generated):
     assert not re.search(r"url\((?!#)", page)
     # every colour is one of the page's variables or of the stack, which suits light and dark
     assert not re.search("(fill|stroke): #(000000|1b2430|aebccd)", page)
+
+
+@pytest.mark.parametrize("n_months", [1, 5, 6, 14, 30, 31, 84, 85, 164, 420])
+def test_labels_of_months_do_not_overlap(n_months):
+    figure = Figure(figsize=(card_page._WIDTH, 3), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    card_page._label_months(axes, [f"{2005 + i // 12}-{i % 12 + 1:02d}" for i in range(11, 11 + n_months)])
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 class Reader(HTMLParser):

@@ -323,8 +323,9 @@ def _by_month(counts: Mapping[str, Mapping[str, int]], name: str, months: Sequen
 
 
 def _label_months(axes: Axes, months: Sequence[str]) -> None:
-    """At most seven labels, at Januaries where there are enough."""
-    step = next((n for n in (1, 2, 3, 6, 12, 24, 36, 60, 120) if len(months) <= 7 * n), len(months))
+    """As many labels as have room: five months, or seven years at their Januaries."""
+    steps = (1, 2, 3, 6, 12, 24, 36, 60, 120)
+    step = next((n for n in steps if len(months) <= n * (5 if n < 12 else 7)), len(months))
     start = next((i for i, month in enumerate(months) if month.endswith("-01")), 0) if step >= 12 else 0
     places = range(start, len(months), step)
     axes.set_xticks(list(places), [months[i][:4] if step >= 12 else months[i] for i in places])
@@ -381,6 +382,11 @@ def _drawing() -> dict[str, object]:
         "axes.titlelocation": "left",
         "axes.spines.top": False,
         "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "axes.axisbelow": True,
+        "grid.color": _LINE,
+        "grid.linewidth": 0.5,
         "legend.frameon": False,
         "legend.fontsize": 9,
         "savefig.transparent": True,

@@ -1,19 +1,21 @@
-"""`plato2 bench`: fair sides, and one JSON object with every ratio."""
+"""benchmarks/: fair sides, and one JSON object with every ratio."""
 
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+from small import ROOT
 from synthetic import write_corpus
 from typer.testing import CliRunner
 
-from plato2.bench import generate, prepare, serve
-from plato2.bench.sides import Side, alternate, padded_batch, padded_unit, ratio, real_tokens, records
-from plato2.bench.train import TARGETS
-from plato2.commands import app
+from benchmarks import generate, prepare, serve, train
+from benchmarks.processes import measure
+from benchmarks.sides import Side, alternate, padded_batch, padded_unit, ratio, real_tokens, records
 from plato2.config import ModelConfig, UserError
 from plato2.data.collate import GenerationBatch
 from plato2.data.module import DialogueDataModule
@@ -80,11 +82,11 @@ def test_the_deadline_leaves_one_round() -> None:
 
 def test_quick_json_names_every_ratio(corpus: Path) -> None:
     pytest.importorskip("transformers")
-    result = CliRunner().invoke(app, ["bench", "train", "--quick", "--json", "--data", str(corpus)])
+    result = CliRunner().invoke(train.app, ["--quick", "--json", "--data", str(corpus)])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert set(TARGETS) <= found["ratios"].keys()
-    assert found["met"].keys() == TARGETS.keys()
+    assert set(train.TARGETS) <= found["ratios"].keys()
+    assert found["met"].keys() == train.TARGETS.keys()
     fp32 = found["parts"]["small_fp32_over_huggingface"]
     assert found["ratios"]["small_fp32_over_huggingface"] == pytest.approx(
         fp32["huggingface"]["cpu_s_per_1000_tokens"] / fp32["plato2"]["cpu_s_per_1000_tokens"], rel=0.05
@@ -97,14 +99,14 @@ def test_without_transformers_the_error_says_what_to_install(
     corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    result = CliRunner().invoke(app, ["bench", "train", "--quick", "--data", str(corpus)])
+    result = CliRunner().invoke(train.app, ["--quick", "--data", str(corpus)])
     assert result.exit_code == 2
     assert "pip install transformers" in result.output
 
 
 def test_generate_names_every_ratio_and_they_follow_from_their_parts() -> None:
     pytest.importorskip("transformers")
-    result = CliRunner().invoke(app, ["bench", "generate", "--quick", "--json"])
+    result = CliRunner().invoke(generate.app, ["--quick", "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["ratios"].keys() == generate.TARGETS.keys()
@@ -141,7 +143,7 @@ def test_the_sides_of_generate_do_the_same_work() -> None:
 @pytest.mark.slow
 def test_serve_asks_a_real_server_and_counts_every_answer() -> None:
     pytest.importorskip("fastapi")
-    result = CliRunner().invoke(app, ["bench", "serve", "--quick", "--json"])
+    result = CliRunner().invoke(serve.app, ["--quick", "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["ratios"].keys() >= serve.TARGETS.keys()
@@ -164,7 +166,7 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
 def test_measuring_a_command_counts_processes_that_nobody_waited_for() -> None:
     burn = "import time\nx = bytearray(80_000_000)\nwhile time.process_time() < 1.0: pass"
     inner = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {burn!r}])"
-    found = prepare.measure([sys.executable, "-c", inner])
+    found = measure([sys.executable, "-c", inner])
     assert found.exit_code == 0
     assert 1.0 <= found.cpu_s < 2.0
     assert 80e6 < found.peak_anonymous_bytes <= found.peak_bytes < 200e6
@@ -176,17 +178,17 @@ def test_a_command_that_is_interrupted_leaves_nothing_behind() -> None:
 
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        prepare.measure(["sleep", "60"], interrupt)
+        measure(["sleep", "60"], interrupt)
     assert time.monotonic() - began < 10
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
-    """(what `bench prepare` found, the folder where it worked)."""
+    """(what benchmarks.prepare found, the folder where it worked)."""
     pytest.importorskip("duckdb")
     folder = tmp_path_factory.mktemp("prepare")
     options = ["--comments", "2000", "--no-spark", "--pieces", "500", "--folder", str(folder)]
-    result = CliRunner().invoke(app, ["bench", "prepare", "--json", *options])
+    result = CliRunner().invoke(prepare.app, ["--json", *options])
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout), folder
 
@@ -230,7 +232,7 @@ def test_prepare_shows_what_missed_failed_and_was_left_out(
     found["parts"]["left_out"] = {"spark": "there is no Java"}
     found["met"]["failed_sides"] = False
     monkeypatch.setattr(prepare, "bench_prepare", lambda *arguments: found)
-    shown = CliRunner().invoke(app, ["bench", "prepare"]).stdout
+    shown = CliRunner().invoke(prepare.app, []).stdout
     assert "spark local[2] failed: no [room]" in shown
     assert "spark was left out: there is no Java" in shown
     assert "MISSED" in shown
@@ -261,6 +263,20 @@ def test_a_side_that_fails_keeps_its_last_line_and_its_folders_go(tmp_path: Path
     ],
 )
 def test_a_wrong_option_of_prepare_is_one_line(options: list[str], said: str) -> None:
-    result = CliRunner().invoke(app, ["bench", "prepare", *options])
+    result = CliRunner().invoke(prepare.app, [*options])
     assert result.exit_code == 2
     assert result.stderr.splitlines() == [f"error: {said}"]
+
+
+@pytest.mark.parametrize("module", [train, generate, serve, prepare])
+def test_help_has_examples(module: ModuleType) -> None:
+    shown = CliRunner().invoke(module.app, ["--help"])
+    assert shown.exit_code == 0
+    assert f"python -m {module.__name__}" in shown.stdout.split("Examples")[1]
+
+
+def test_a_benchmark_is_a_command_of_its_own() -> None:
+    command = [sys.executable, "-m", "benchmarks.prepare", "--comments", "5"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert done.stderr == "error: --comments 5: must be at least 1,000\n"

@@ -1,4 +1,4 @@
-"""Measurements of the server: requests a second and waiting times with one client and with many.
+"""`python -m benchmarks.serve`: requests a second and waiting times with one client and with many.
 
 A real `plato2 serve` process and clients in threads of this one, each of which sends its next request when
 it has the answer to the last. Random weights; contexts of about 48 tokens, 24 new tokens, 20 candidates.
@@ -16,21 +16,23 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from http.client import HTTPConnection, HTTPException
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
+from rich.table import Table
 
-from plato2.bench.report import Target, machine, report
+from benchmarks.networks import random_networks
+from benchmarks.report import Command, Say, Target, machine, progress, report, show, table
+from plato2.commands import main
 from plato2.config import ModelConfig, UserError
 from plato2.data.tokenizer import Tokenizer
-from plato2.model.backbone import initialize
-from plato2.model.networks import EvaluationNetwork, GenerationNetwork
 from plato2.runs.parallel import best_precision
 from plato2.stages import CoherenceEstimation, FineGeneration, Stage
 from plato2.weights.model_folder import Lazy, Part, write_model_folder
@@ -43,28 +45,7 @@ TARGETS: dict[str, Target] = {
 NAME = "bench"
 START_S, ANSWER_S = 120.0, 120.0
 """Seconds after which a server that does not start, or an answer that does not come, is an error."""
-WORDS = [
-    "i",
-    "you",
-    "like",
-    "to",
-    "read",
-    "play",
-    "music",
-    "today",
-    "with",
-    "my",
-    "friends",
-    "and",
-    "then",
-    "we",
-    "go",
-    "home",
-    "it",
-    "was",
-    "really",
-    "good",
-]
+WORDS = "i you like to read play music today with my friends and then we go home it was really good"
 
 
 @dataclass(frozen=True)
@@ -114,9 +95,7 @@ def write_random_model(out: Path, model: ModelConfig) -> None:
     """A model folder of random weights with both models, and the tokenizer that comes with plato2."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        networks = {"generation": GenerationNetwork(model, True), "evaluation": EvaluationNetwork(model)}
-        for network in networks.values():
-            initialize(network)
+        generation, (evaluation,) = random_networks(model, "first")
     stages: dict[str, type[Stage]] = {"generation": FineGeneration, "evaluation": CoherenceEstimation}
     parts = {
         name: Part(
@@ -128,7 +107,7 @@ def write_random_model(out: Path, model: ModelConfig) -> None:
                 for key, tensor in network.state_dict().items()
             },
         )
-        for name, network in networks.items()
+        for name, network in (("generation", generation), ("evaluation", evaluation))
     }
     with resources.as_file(resources.files("plato2.weights") / "knover_english") as folder:
         write_model_folder(out, parts, Tokenizer.load(folder), "Random weights.\n")
@@ -184,7 +163,7 @@ def ask(port: int, load: Load, n_clients: int, n_requests: int) -> Answers:
             if number is None:
                 connection.close()
                 return
-            words = random.Random(number).choices(WORDS, k=load.context_words)
+            words = random.Random(number).choices(WORDS.split(), k=load.context_words)
             body = {
                 "model": NAME,
                 "messages": [{"role": "user", "content": " ".join(words)}],
@@ -219,7 +198,7 @@ def ask(port: int, load: Load, n_clients: int, n_requests: int) -> Answers:
     return answers
 
 
-def bench_serve(quick: bool = False, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+def bench_serve(quick: bool = False, say: Say = lambda text: None) -> dict[str, Any]:
     """Throughput, waiting times and failures, the machine and the settings.
 
     Args:
@@ -263,3 +242,49 @@ def bench_serve(quick: bool = False, say: Callable[[str], None] = lambda text: N
         },
         "wall_s": round(time.monotonic() - begin, 1),
     }
+
+
+# ---------------------------------------------------------------------------------------- the command line
+
+HELP = r"""Requests a second and waiting times of a real server, with 1 client and with 16.
+
+Needs what plato2 serve needs (pip install '.\[serve]') and about ten minutes.
+
+[bold]Examples[/]
+
+python -m benchmarks.serve
+
+python -m benchmarks.serve --json
+"""
+app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+
+@app.command(cls=Command, help=HELP)
+def run(
+    quick: Annotated[bool, typer.Option("--quick", help="A smoke test; its numbers mean nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """`python -m benchmarks.serve`."""
+    with progress() as say:
+        found = bench_serve(quick, say)
+    show(found, as_json, "Ratios", details(found["parts"]))
+
+
+def details(parts: dict[str, Any]) -> Iterator[Table]:
+    """Rates, waiting times and statuses."""
+    rows = table(
+        "Closed loop: a client sends its next request when it has its answer",
+        ("model",),
+        ("clients", "requests", "a second", "median s", "99 % s"),
+    )
+    rows.add_column("statuses")
+    for name, part in parts.items():
+        for clients, each in ((1, part["alone"]), (part["clients"], part["together"])):
+            statuses = ", ".join(f"{status}: {n}" for status, n in each["statuses"].items())
+            rate, median, p99 = (f"{each[key]:.2f}" for key in ("requests_per_s", "median_s", "p99_s"))
+            rows.add_row(name, str(clients), f"{each['requests']:,}", rate, median, p99, statuses)
+    yield rows
+
+
+if __name__ == "__main__":
+    main(app, "python -m benchmarks.serve")

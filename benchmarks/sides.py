@@ -1,4 +1,4 @@
-"""What a training benchmark compares: our optimizer step and Hugging Face's, on the same samples.
+"""What benchmarks/train.py compares: our optimizer step and Hugging Face's, on the same samples.
 
 A step is forward, backward, clipping and fused AdamW. Hugging Face's GPT-2 has the same geometry; its loss is
 over the response tokens as ours, its logits are computed everywhere.
@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.networks import gpt2
+from benchmarks.report import median_ratio
 from plato2.batch import Unit
-from plato2.config import ModelConfig, OptimConfig, UserError
+from plato2.config import ModelConfig, OptimConfig
 from plato2.data.units import Records, build_unit, one_a_row
 from plato2.stages import Stage
 from plato2.stages.optim import adamw
@@ -73,8 +75,7 @@ def alternate(sides: Iterable[Side], warm: int, rounds: int, deadline: float) ->
 
 def ratio(numerator: Side, denominator: Side) -> float:
     """Median over the rounds of the costs' ratio."""
-    costs = zip(numerator.costs, denominator.costs, strict=True)
-    return round(statistics.median(a / b for a, b in costs), 3)
+    return median_ratio(numerator.costs, denominator.costs)
 
 
 # ------------------------------------------------------------------------------------------------ samples
@@ -170,28 +171,9 @@ def huggingface_side(model: ModelConfig, batches: list[dict[str, Tensor]], varia
     Raises:
         UserError: transformers is not installed.
     """
-    try:
-        from transformers import GPT2Config, GPT2LMHeadModel
-    except ImportError as error:
-        raise UserError(
-            "bench train compares with Hugging Face's GPT-2 and transformers is not installed: "
-            "pip install transformers"
-        ) from error
-    kind, precision = variant.split(":")
-    options: dict[str, Any] = {
-        "n_layer": model.n_layer,
-        "n_head": model.n_head,
-        "n_embd": model.hidden_size,
-        "vocab_size": model.vocab_size,
-        "n_positions": model.max_position,
-        **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), model.dropout),
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "use_cache": False,
-        "attn_implementation": kind,
-        "loss_type": "ForCausalLM",
-    }
-    network = GPT2LMHeadModel(GPT2Config(**options)).train()
+    attention, precision = variant.split(":")
+    dropout = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), model.dropout)
+    network = gpt2(model, attention, **dropout, use_cache=False, loss_type="ForCausalLM").train()
     if precision == "bf16":
         network = network.to(torch.bfloat16)
     optim = OptimConfig()

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from small import ROOT, environment
 
-from plato2.bench.dumps import write_dumps
+from benchmarks.reddit_dumps import write_dumps
 from plato2.prepare.reddit.options import RedditOptions
 from plato2.prepare.reddit.pipeline import prepare_reddit
 

@@ -1,44 +1,36 @@
-"""Measurements of `plato2 prepare reddit`: CPU time, memory and disk; the same digest on all sides.
+"""`python -m benchmarks.prepare`: what `plato2 prepare reddit` costs; all sides have to find one digest.
 
 The choices:
 
-- Made-up dumps (dumps.py), of a few numbers of comments, so that what grows with the corpus is seen to grow.
-- Every side is the real command in a session of its own. CPU time is the kernel's account of the processes
-  that ended (`wait4`), theirs that they waited for included; orphans come to us, because we are their
-  "subreaper". So the JVM and Spark's Python workers count, and no sampling can miss a process.
-- Memory is the sum of PSS over the session (what several processes share counts once), and of its anonymous
-  part (without mapped files), read five times a second: a shorter peak is missed. The goal is for what comes
-  on top of the window that the dumps demand.
+- Made-up dumps (reddit_dumps.py) of a few sizes, so that what grows with the corpus is seen to grow.
+- Every side is the real command, and all of its processes count (processes.py). The goal for memory is for
+  what comes on top of the window that the dumps demand.
 - The tokenizer is given, Knover's. What sampling messages and training one cost is measured once, apart.
-- The yardstick is a pass that only decompresses and calls `json.loads`, a process too.
-
-Linux only: all of that is in /proc. `python -m plato2.bench.prepare` is for the processes started here.
+- The yardstick is a pass that only decompresses and calls `json.loads` (plain_pass.py), a process too.
 """
 
 from __future__ import annotations
 
-import ctypes
-import io
 import json
 import os
-import select
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata, resources, util
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import Annotated, Any
 
-from plato2.config import UserError, install
+import typer
+from rich.table import Table
 
-if TYPE_CHECKING:  # torch comes with it, and would be most of the time of the plain pass
-    from plato2.bench.report import Target
+from benchmarks.processes import SAMPLE_S, Measured, measure, size_of, watch_work
+from benchmarks.report import Command, Say, Target, machine, progress, report, show, table
+from plato2.commands import main
+from plato2.config import UserError, expand_path, install
 
 COMMENTS = (1_000_000, 3_000_000)
 TARGETS: dict[str, Target] = {
@@ -63,13 +55,6 @@ REDDIT_LINE_BYTES = 590.0
 """Bytes of a line: an assumption, May 2015: 54.5 million comments in 32 GB. Older lines are shorter, newer
 ones longer."""
 
-STAGES = ("tokenizer", "nodes", "repeated", "shards")
-"""Beginnings of the names of the folders that the stages make in the work folder, in their order."""
-SAMPLE_S = 0.2
-LINGER_S = 30.0
-"""Seconds after which processes that outlive their command are killed."""
-_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
-
 
 @dataclass(frozen=True)
 class Side:
@@ -90,200 +75,6 @@ SPARK = tuple(
 )
 
 
-# -- a command and all processes that it starts ------------------------------------------------------------
-
-
-class Process(NamedTuple):
-    """A line of /proc/*/stat."""
-
-    pid: int
-    state: str
-    parent: int
-    cpu_s: float
-    """Of the process and of those it has waited for."""
-
-
-@dataclass
-class Measured:
-    """What a command took."""
-
-    exit_code: int = 0
-    cpu_s: float = 0.0
-    wall_s: float = 0.0
-    peak_bytes: int = 0
-    peak_anonymous_bytes: int = 0
-    peak_work_bytes: int = 0
-    marks: dict[str, float] = field(default_factory=dict)
-    """CPU seconds when the folder of a stage was first seen."""
-    stdout: str = ""
-    stderr: str = ""
-
-    @property
-    def stages(self) -> dict[str, float]:
-        """CPU seconds of each stage; `start` comes before all, the last one takes in index and data card."""
-        names, borders = ["start", *self.marks], [0.0, *self.marks.values(), self.cpu_s]
-        return {name: round(borders[i + 1] - borders[i], 2) for i, name in enumerate(names)}
-
-    @property
-    def last_word(self) -> str:
-        """The last line of what it said to the user."""
-        lines = [line for line in self.stderr.splitlines() if line.strip()]
-        return lines[-1].strip().removeprefix("error: ") if lines else "it said nothing"
-
-
-def measure(
-    command: Sequence[str],
-    say: Callable[[str], None] = lambda text: None,
-    work: Path | None = None,
-    until: str | None = None,
-) -> Measured:
-    """Run a command to its end and that of all it started.
-
-    Args:
-        say: told how far it is.
-        work: folder whose size is watched, and the folders of stages in it.
-        until: the stage at whose beginning everything is killed.
-    """
-    found, begin, cpu_of_reaped = Measured(), time.perf_counter(), 0.0
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err, _adopting_orphans():
-        root = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
-        )
-        ended = os.pidfd_open(root.pid)
-        try:
-            while processes := _session(root.pid):
-                # The highest sum: CPU of a process that nobody waits for is lost to the account.
-                found.cpu_s = max(found.cpu_s, cpu_of_reaped + sum(process.cpu_s for process in processes))
-                _watch_memory(found, processes)
-                if work is not None:
-                    _watch_work(found, work)
-                now = time.perf_counter()
-                stage = next(reversed(found.marks), "start")
-                say(f"{stage}, {now - begin:.0f} s, {found.peak_bytes / 1e6:,.0f} MB")
-                for process in processes:
-                    if process.state == "Z" and process.parent == os.getpid():
-                        _, status, usage = os.wait4(process.pid, 0)
-                        cpu_of_reaped += usage.ru_utime + usage.ru_stime
-                        if process.pid == root.pid:
-                            root.returncode = found.exit_code = os.waitstatus_to_exitcode(status)
-                            found.wall_s = now - begin
-                lingers = root.returncode is not None and now - begin > found.wall_s + LINGER_S
-                if lingers or until in found.marks:
-                    _kill(root.pid)
-                if root.returncode is None:
-                    select.select([ended], [], [], SAMPLE_S)  # its end is noticed at once
-                elif _session(root.pid):
-                    time.sleep(SAMPLE_S)
-            found.cpu_s = max(found.cpu_s, cpu_of_reaped)
-            found.stdout, found.stderr = _text(out), _text(err)
-        except BaseException:  # such as Ctrl-C, which does not reach another session
-            _kill(root.pid)
-            root.wait()
-            raise
-        finally:
-            os.close(ended)
-    return found
-
-
-@contextmanager
-def _adopting_orphans() -> Iterator[None]:
-    """Processes whose parent ended become our children, not those of the system's first process."""
-    prctl = ctypes.CDLL(None).prctl
-    prctl(_SUBREAPER, 1, 0, 0, 0)
-    try:
-        yield
-    finally:
-        prctl(_SUBREAPER, 0, 0, 0, 0)
-
-
-def _session(leader: int) -> list[Process]:
-    """All processes of a session, those that ended and were not waited for too."""
-    processes, tick = [], os.sysconf("SC_CLK_TCK")
-    for path in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it may end while it is read
-            fields = (path / "stat").read_text().rpartition(")")[2].split()  # a name may have blanks
-            if int(fields[3]) == leader:
-                ticks = sum(map(int, fields[11:15]))
-                processes.append(Process(int(path.name), fields[0], int(fields[1]), ticks / tick))
-    return processes
-
-
-def _kill(leader: int) -> None:
-    for process in _session(leader):
-        with suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
-
-
-def _watch_memory(found: Measured, processes: list[Process]) -> None:
-    total = anonymous = 0
-    for process in processes:
-        with suppress(OSError):
-            text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-            sizes = dict(line.split()[:2] for line in text.splitlines()[1:])
-            total += 1024 * int(sizes["Pss:"])
-            anonymous += 1024 * int(sizes["Pss_Anon:"])
-    found.peak_bytes = max(found.peak_bytes, total)
-    found.peak_anonymous_bytes = max(found.peak_anonymous_bytes, anonymous)
-
-
-def _watch_work(found: Measured, work: Path) -> None:
-    found.peak_work_bytes = max(found.peak_work_bytes, _size(work))
-    for stage in STAGES:
-        if stage not in found.marks and any(work.glob(f"{stage}-*")):
-            found.marks[stage] = found.cpu_s
-
-
-def _size(folder: Path) -> int:
-    """Bytes of the files below a folder, in which others may be at work."""
-    size = 0
-    for where, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):
-                size += os.lstat(os.path.join(where, name)).st_size
-    return size
-
-
-def _text(file: IO[str]) -> str:
-    file.seek(0)
-    return file.read()
-
-
-# -- what is started besides the command itself ------------------------------------------------------------
-
-
-def write(folder: str, n_comments: str) -> None:
-    """Write dumps, and when they are whole what is in them."""
-    from plato2.bench.dumps import write_dumps
-
-    facts = write_dumps(Path(folder), int(n_comments), months=MONTHS, seed=SEED, compression="zst")
-    known = {
-        "comments": facts.n_comments,
-        "lines": facts.n_comments + facts.duplicates,
-        "bytes": facts.n_bytes,
-        "stored_bytes": sum(path.stat().st_size for path in facts.comments),
-        "files": [path.name for path in facts.comments],
-        "made_by": [MONTHS, SEED],
-    }
-    (Path(folder) / "facts.json").write_text(json.dumps(known), encoding="utf-8")
-
-
-def plain_pass(*files: str) -> None:
-    """Decompress, `json.loads` every line, and say how many there were, and the bytes of the longest file."""
-    import zstandard
-
-    n_lines = longest = 0
-    for name in files:
-        n_bytes = 0
-        with open(name, "rb") as file:
-            reader = zstandard.ZstdDecompressor(max_window_size=2**31).stream_reader(file)
-            for line in io.BufferedReader(reader, 1 << 18):
-                json.loads(line)
-                n_lines += 1
-                n_bytes += len(line)
-        longest = max(longest, n_bytes)
-    print(n_lines, longest)
-
-
 # -- the benchmark -----------------------------------------------------------------------------------------
 
 
@@ -292,7 +83,7 @@ class Bench:
     """Where it works, and what has been found so far."""
 
     folder: Path
-    say: Callable[[str], None]
+    say: Say
     tokenizer: str
     sides: list[dict[str, Any]] = field(default_factory=list)
 
@@ -304,14 +95,16 @@ class Bench:
         if known.get("made_by") != [MONTHS, SEED]:
             folder.mkdir(parents=True, exist_ok=True)
             title = f"writing dumps of {n:,} comments"
-            self.check(title, self.measure(title, _ours("write", str(folder), str(n))))
+            made = [str(folder), str(n), str(MONTHS), str(SEED)]
+            self.check(title, self.measure(title, [sys.executable, "-m", "benchmarks.reddit_dumps", *made]))
             known = json.loads(path.read_text(encoding="utf-8"))
         return known, [folder / name for name in known["files"]]
 
     def plain_pass(self, n: int, files: list[Path], n_lines: int) -> dict[str, Any]:
         """The yardstick."""
         title = f"plain pass over {n:,} comments"
-        measured = self.measure(title, _ours("plain_pass", *map(str, files)))
+        command = [sys.executable, "-m", "benchmarks.plain_pass", *map(str, files)]
+        measured = self.measure(title, command)
         self.check(title, measured)
         n_read, longest = map(int, measured.stdout.split())
         if n_read != n_lines:
@@ -331,8 +124,8 @@ class Bench:
                 result |= {key: said[key] for key in ("digest", "samples")}
                 result |= {
                     "stages_cpu_s": measured.stages,
-                    "peak_work_bytes": max(measured.peak_work_bytes, _size(work)),
-                    "result_bytes": _size(out),
+                    "peak_work_bytes": max(measured.peak_work_bytes, size_of(work)),
+                    "result_bytes": size_of(out),
                 }
         self.sides.append({"comments": n, **result})
 
@@ -373,7 +166,7 @@ class Bench:
         """`measure` that says what it is at."""
         measured = measure(command, lambda text: self.say(f"{title}: {text}"), work, until)
         if work is not None:
-            _watch_work(measured, work)  # the last stages of a small corpus end between two looks
+            watch_work(measured, work)  # the last stages of a small corpus end between two looks
         return measured
 
     def check(self, title: str, measured: Measured) -> None:
@@ -396,7 +189,7 @@ def bench_prepare(
     comments: Sequence[int] = COMMENTS,
     engines: Sequence[str] = ENGINES,
     pieces: int = PIECES,
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """CPU time, memory and disk of preparing dumps, the machine and the settings.
 
@@ -410,8 +203,6 @@ def bench_prepare(
     Raises:
         UserError: a value that cannot be, or dumps that cannot be written or read.
     """
-    from plato2.bench.report import machine, report
-
     sizes, begin = sorted(set(comments)), time.monotonic()
     _check(sizes, engines)
     try:
@@ -462,7 +253,7 @@ def bench_prepare(
 
 def _check(sizes: list[int], engines: Sequence[str]) -> None:
     if not sys.platform.startswith("linux"):
-        raise UserError("plato2 bench prepare reads /proc: it needs Linux")
+        raise UserError("python -m benchmarks.prepare reads /proc: it needs Linux")
     for n in sizes:
         if n < FEWEST:
             raise UserError(f"comments={n}: must be at least {FEWEST:,}")
@@ -535,10 +326,85 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _ours(function: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "plato2.bench.prepare", function, *arguments]
+# ---------------------------------------------------------------------------------------- the command line
+
+HELP = """CPU time, memory and disk of preparing Reddit: 1 and 2 workers, and Spark on the smallest dumps.
+
+Needs Linux, a few GB of disk and about half an hour; Spark needs Java and PySpark.
+
+[bold]Examples[/]
+
+python -m benchmarks.prepare
+
+python -m benchmarks.prepare --comments 200000 --no-spark --json
+
+python -m benchmarks.prepare --folder dumps
+"""
+app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+
+@app.command(cls=Command, help=HELP)
+def run(
+    comments: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Comments of a set of dumps; may be repeated.", show_default="1,000,000 and 3,000,000"
+        ),
+    ] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(help="local or spark; may be repeated.", show_default="both"),
+    ] = None,
+    no_spark: Annotated[bool, typer.Option("--no-spark", help="The same as --engine local.")] = False,
+    pieces: Annotated[int, typer.Option(help="Of the tokenizer whose training is measured apart.")] = PIECES,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Keep the dumps there, and use those that are there; else a temporary folder."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """`python -m benchmarks.prepare`."""
+    engines = [name for name in engine or ENGINES if not (no_spark and name == "spark")]
+    with tempfile.TemporaryDirectory(prefix="plato2-bench-") as temporary, progress() as say:
+        where = Path(expand_path(str(folder or temporary), "--folder"))
+        found = bench_prepare(where.resolve(), comments or COMMENTS, engines, pieces, say)
+    show(found, as_json, "Targets", details(found["parts"]))
+
+
+def details(parts: dict[str, Any]) -> Iterator[Table | str]:
+    """What every side took, what failed or was left out, and what all of Reddit would take."""
+    times = table("All processes of a side", ("side",), ("comments", "CPU s", "wall s", "µs CPU"))
+    space = table(
+        "Memory at its highest; disk; result",
+        ("side",),
+        ("comments", "MB", "anonymous MB", "work B", "result B", "digest"),
+    )
+    for side in sorted([*parts["plain_passes"], *parts["sides"]], key=lambda side: side["comments"]):
+        start = [side.get("side", "decompress, json.loads"), f"{side['comments']:,}"]
+        if "failed" in side:
+            times.add_row(*start, "failed")
+            continue
+        times.add_row(*start, *(f"{side[key]:,.1f}" for key in ("cpu_s", "wall_s", "cpu_us_a_comment")))
+        if "side" in side:
+            memory = [f"{side[key]:,.0f}" for key in ("peak_mb", "peak_anonymous_mb")]
+            disk = [f"{side[key] / side['comments']:.1f}" for key in ("peak_work_bytes", "result_bytes")]
+            space.add_row(*start, *memory, *disk, side["digest"][:8])
+    yield from (times, space)
+    yield "µs CPU, work B (the work folder at its biggest) and result B are for each comment."
+    yield from (f"{side['side']} failed: {side['failed']}" for side in parts["sides"] if "failed" in side)
+    yield from (f"{name} was left out: {why}" for name, why in parts["left_out"].items())
+    trained, whole = parts["tokenizer"], parts["all_of_reddit"]
+    yield (
+        f"A tokenizer of {trained['pieces']:,} pieces would be {trained['cpu_s']:.1f} CPU seconds more "
+        f"({trained['comments']:,} comments, {trained['peak_mb']:,.0f} MB)."
+    )
+    if whole is not None:
+        yield (
+            f"In proportion, {whole['assumed_comments'] / 1e9:g} billion comments (assumed; "
+            f"{whole['input_tb']:.1f} TB of lines) are {whole['core_hours']:,.0f} core-hours, "
+            f"{whole['work_tb']:.2f} TB of work folder and {whole['shards_tb']:.2f} TB of shards."
+        )
 
 
 if __name__ == "__main__":
-    functions: dict[str, Callable[..., None]] = {"write": write, "plain_pass": plain_pass}
-    functions[sys.argv[1]](*sys.argv[2:])
+    main(app, "python -m benchmarks.prepare")

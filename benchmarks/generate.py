@@ -1,4 +1,4 @@
-"""Side-by-side measurements: finding and ranking K candidates, in wall seconds, as ratios.
+"""`python -m benchmarks.generate`: finding and ranking K candidates, in wall seconds, as ratios.
 
 Random weights of the 93M geometry, K = 20 latents, a context of 48 tokens and 24 new tokens. All sides of a
 comparison take turns in one process on all its threads; a ratio is the median over rounds of the two times of
@@ -10,18 +10,33 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
+from rich.table import Table
 from torch import nn
 
-from plato2.bench.report import Target, machine, report
-from plato2.config import DecodeConfig, ModelConfig, UserError
+from benchmarks.networks import gpt2, random_networks
+from benchmarks.report import (
+    Command,
+    Say,
+    Target,
+    in_turns,
+    machine,
+    median_ratio,
+    progress,
+    report,
+    show,
+    table,
+)
+from plato2.commands import main
+from plato2.config import DecodeConfig, ModelConfig
 from plato2.data.tokenizer import BOS_ID, EOS_ID
 from plato2.model.backbone import initialize
-from plato2.model.networks import EvaluationNetwork, GenerationNetwork
+from plato2.model.networks import GenerationNetwork
 from plato2.runs.parallel import best_precision
 from plato2.talk import decode as decoding
 from plato2.talk.decode import decode
@@ -62,29 +77,12 @@ FULL = Plan(ModelConfig(dropout=0.0), context=48, new_tokens=24, rounds=7)
 QUICK = Plan(ModelConfig(1, 2, 32, 101, 128, n_latent=4, dropout=0.0), 8, 4, rounds=1, max_tokens=8)
 
 
-def in_turns(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Wall seconds of each side by round, after one turn that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 1):
-        for name, side in sides.items():
-            begin = time.perf_counter()
-            side()
-            if number:
-                seconds[name].append(time.perf_counter() - begin)
-    return seconds
-
-
-def median_ratio(slow: list[float], fast: list[float]) -> float:
-    """Median over the rounds of how many times as long the first takes."""
-    return round(statistics.median(a / b for a, b in zip(slow, fast, strict=True)), 3)
-
-
 @dataclass
 class Bench:
     """The plan, the networks and what has been found so far."""
 
     plan: Plan
-    say: Callable[[str], None]
+    say: Say
     ratios: dict[str, float | None] = field(default_factory=dict)
     parts: dict[str, Any] = field(default_factory=dict)
 
@@ -92,10 +90,7 @@ class Bench:
         """Random weights, the same for all precisions."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.generation = GenerationNetwork(self.plan.model, has_latents=True).eval()
-            self.evaluation = EvaluationNetwork(self.plan.model).eval()
-            for network in (self.generation, self.evaluation):
-                initialize(network)
+            self.generation, (self.evaluation,) = random_networks(self.plan.model, "first")
             words = torch.randint(3, self.plan.model.vocab_size - 1, (self.plan.context - 2,)).tolist()
         self.context = [BOS_ID, *words, EOS_ID]
         self.fixed = DecodeConfig(max_tokens=self.plan.new_tokens, min_tokens=self.plan.new_tokens)
@@ -128,26 +123,8 @@ class Bench:
         Raises:
             UserError: transformers is not installed.
         """
-        try:
-            from transformers import GPT2Config, GPT2LMHeadModel
-        except ImportError as error:
-            raise UserError(
-                "bench generate compares with Hugging Face's GPT-2 and transformers is not installed: "
-                "pip install transformers"
-            ) from error
         model = self.plan.model
-        options: dict[str, Any] = {
-            "n_layer": model.n_layer,
-            "n_head": model.n_head,
-            "n_embd": model.hidden_size,
-            "vocab_size": model.vocab_size,
-            "n_positions": model.max_position,
-            "bos_token_id": BOS_ID,
-            "eos_token_id": EOS_ID,
-            "pad_token_id": 0,
-            "attn_implementation": attention,
-        }
-        network = GPT2LMHeadModel(GPT2Config(**options)).eval().to(DTYPES[precision])
+        network = gpt2(model, attention, pad_token_id=0).eval().to(DTYPES[precision])
         ids = torch.tensor([self.context])
         return lambda: network.generate(
             ids,
@@ -244,7 +221,7 @@ class Bench:
         }
 
 
-def bench_generate(quick: bool = False, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+def bench_generate(quick: bool = False, say: Say = lambda text: None) -> dict[str, Any]:
     """All ratios of finding and ranking candidates, their parts, the machine and the settings.
 
     Args:
@@ -271,3 +248,44 @@ def bench_generate(quick: bool = False, say: Callable[[str], None] = lambda text
         "settings": {**asdict(plan), "own_precision": own, "quick": quick},
         "wall_s": round(time.monotonic() - begin, 1),
     }
+
+
+# ---------------------------------------------------------------------------------------- the command line
+
+HELP = """Finding and ranking 20 candidates beside Hugging Face's generate, and beside our own alternatives.
+
+Needs transformers (pip install transformers) and about five minutes.
+
+[bold]Examples[/]
+
+python -m benchmarks.generate
+
+python -m benchmarks.generate --json
+"""
+app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+
+@app.command(cls=Command, help=HELP)
+def run(
+    quick: Annotated[bool, typer.Option("--quick", help="A smoke test; its numbers mean nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """`python -m benchmarks.generate`."""
+    with progress() as say:
+        found = bench_generate(quick, say)
+    title = "Ratios (medians of alternating rounds, wall seconds)"
+    show(found, as_json, title, details(found["parts"]))
+
+
+def details(parts: dict[str, Any]) -> Iterator[Table]:
+    """The time of each side."""
+    times = table("Milliseconds for one context (medians)", ("what", "side"), ("ms",))
+    for name, part in parts.items():
+        for side, value in {**part, **part.get("bounds", {})}.items():
+            if side.endswith("_s"):
+                times.add_row(name, side.removesuffix("_s"), f"{1000 * value:.0f}")
+    yield times
+
+
+if __name__ == "__main__":
+    main(app, "python -m benchmarks.generate")

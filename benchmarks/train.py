@@ -1,4 +1,4 @@
-"""Side-by-side measurements: training steps in CPU seconds for each 1,000 real tokens, as ratios.
+"""`python -m benchmarks.train`: training steps in CPU seconds for each 1,000 real tokens, as ratios.
 
 All sides of a comparison take turns in one process on one thread, on the same samples, and a ratio is the
 median over rounds of the two costs of a round, so that a busy machine slows all sides alike. A step is
@@ -8,17 +8,19 @@ of samples padded to the longest, with its loss over the response tokens as ours
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
+from rich.table import Table
 
-from plato2.batch import Unit
-from plato2.bench.report import Target, machine, report
-from plato2.bench.sides import (
+from benchmarks.report import Command, Say, Target, machine, progress, report, show, table
+from benchmarks.sides import (
     Record,
     alternate,
     huggingface_side,
@@ -28,9 +30,14 @@ from plato2.bench.sides import (
     ratio,
     records,
 )
-from plato2.config import ModelConfig
+from plato2.batch import Unit
+from plato2.commands import main
+from plato2.config import ModelConfig, expand_path
 from plato2.data.collate import GenerationBatch
 from plato2.data.module import DialogueDataModule
+from plato2.data.shards import has_index
+from plato2.prepare.dialogues import prepare
+from plato2.prepare.options import PrepareOptions
 from plato2.runs.parallel import best_precision
 from plato2.stages import CoarseGeneration, FineGeneration
 
@@ -102,7 +109,7 @@ class Bench:
 
     data: str
     plan: Plan
-    say: Callable[[str], None]
+    say: Say
     ratios: dict[str, float | None] = field(default_factory=dict)
     parts: dict[str, Any] = field(default_factory=dict)
 
@@ -217,10 +224,8 @@ class Bench:
         self.parts["loader_samples_per_cpu_s"] = round(n_samples / (time.process_time() - begin))
 
 
-def bench_train(
-    data: str, quick: bool = False, say: Callable[[str], None] = lambda text: None
-) -> dict[str, Any]:
-    """All ratios of a training step (README: speed), their parts, the machine and the settings.
+def bench_train(data: str, quick: bool = False, say: Say = lambda text: None) -> dict[str, Any]:
+    """All ratios of a training step, their parts, the machine and the settings.
 
     Args:
         data: folder of a prepared corpus.
@@ -261,3 +266,58 @@ def bench_train(
         },
         "wall_s": round(time.monotonic() - begin, 1),
     }
+
+
+# ---------------------------------------------------------------------------------------- the command line
+
+DEFAULT_DATA = "data/chitchat"
+HELP = """The cost of a training step beside Hugging Face's GPT-2 and our own alternatives, in CPU seconds.
+
+Needs transformers (pip install transformers) and about ten minutes.
+
+[bold]Examples[/]
+
+python -m benchmarks.train
+
+python -m benchmarks.train --data data/mine --json
+"""
+app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+
+@app.command(cls=Command, help=HELP)
+def run(
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help=f"A prepared corpus; else {DEFAULT_DATA}, prepared in a temporary folder if need be."
+        ),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A smoke test; its numbers mean nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """`python -m benchmarks.train`."""
+    with tempfile.TemporaryDirectory(prefix="plato2-bench-") as folder, progress() as say:
+        if data is None:
+            data = DEFAULT_DATA
+            if not has_index(data):
+                say("preparing chitchat")
+                data = str(prepare(PrepareOptions(corpus="chitchat", out=f"{folder}/chitchat")))
+        found = bench_train(expand_path(data, "--data"), quick, say)
+    title = "Ratios (medians of alternating rounds, CPU seconds, one thread)"
+    show(found, as_json, title, details(found["parts"]))
+
+
+def details(parts: dict[str, Any]) -> Iterator[Table | str]:
+    """What each side cost."""
+    costs = table("CPU seconds for each 1,000 real tokens", ("what", "side"), ("cost", "steps"))
+    for name, part in parts.items():
+        for side, summary in part.items() if isinstance(part, dict) else ():
+            if isinstance(summary, dict) and "steps" in summary:
+                shown = f"{side} ({part['best_variant']})" if side == "huggingface" else side
+                costs.add_row(name, shown, f"{summary['cpu_s_per_1000_tokens']:.3f}", str(summary["steps"]))
+    yield costs
+    yield f"loader: {parts['loader_samples_per_cpu_s']:,} samples/s of CPU time"
+
+
+if __name__ == "__main__":
+    main(app, "python -m benchmarks.train")

@@ -15,6 +15,8 @@ The choices:
   and the header is changed afterwards (a frame may ask for more than it needs): the memory stays flat.
 
 The same arguments write the same bytes (with the same versions of NumPy and of the compressor).
+
+    python -m benchmarks.reddit_dumps FOLDER COMMENTS MONTHS SEED     also facts.json, when they are whole
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import lzma
 import os
 import random
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
@@ -134,24 +137,13 @@ CLEAN = Shares(**{field.name: 0.0 for field in fields(Shares)})
 """Sound lines with plain texts only."""
 
 
-class _Kind(IntEnum):
-    """What stands in the body; but for the first, a field of `Shares`."""
-
-    PLAIN = 0
-    REPEATS = 1
-    URLS = 2
-    SPECIAL_STRINGS = 3
-    QUOTES = 4
-    FEW_LETTERS = 5
-    LONG_WORDS = 6
-    EMOJI = 7
-    NON_ASCII = 8
-    SHOUTED = 9
-    OFFENSIVE = 10
-    DELETED = 11
-    REMOVED = 12
-    NULL_BODIES = 13
-    LONE_SURROGATES = 14
+_Kind = IntEnum(
+    "_Kind",
+    "PLAIN REPEATS URLS SPECIAL_STRINGS QUOTES FEW_LETTERS LONG_WORDS EMOJI NON_ASCII SHOUTED OFFENSIVE "
+    "DELETED REMOVED NULL_BODIES LONE_SURROGATES",
+    start=0,
+)
+"""What stands in the body; but for the first, a field of `Shares`."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +211,6 @@ def write_dumps(
     deepest_chain: int | None = None,
     biggest_thread: int | None = None,
     shares: Shares = Shares(),
-    bots: Sequence[str] = BOTS,
     offensive_words: Sequence[str] = (),
 ) -> DumpFacts:
     """Write RC_2011-01.zst and so on, one file a month, and with `submissions` RS_2011-01.zst too.
@@ -235,7 +226,6 @@ def write_dumps(
         deepest_chain: comments of the longest chain; None: 150, less in a small dump.
         biggest_thread: comments of the biggest thread; None: 3,000, at most a tenth of all.
         shares: what is planted how often; `CLEAN`: nothing.
-        bots: authors that are programs.
         offensive_words: planted in texts; none: no offensive texts.
 
     Raises:
@@ -252,7 +242,7 @@ def write_dumps(
         shares = replace(shares, offensive=0.0)
     rng = np.random.default_rng(seed)
     borders = _borders(first_month, months)
-    dump = _plant(rng, _threads(rng, n_comments, biggest, deepest, borders), shares, bots, offensive_words)
+    dump = _plant(rng, _threads(rng, n_comments, biggest, deepest, borders), shares, offensive_words)
     names = [f"{datetime.fromtimestamp(border, UTC):%Y-%m}" for border in borders[:-1]]
     ending = f".{compression}" if compression else ""
     folder.mkdir(parents=True, exist_ok=True)
@@ -397,7 +387,6 @@ class _Dump(_Threads):
     """(n) 32 random bits for whatever small choice."""
     author: np.ndarray
     """(n) the bots come first; -1: deleted."""
-    bots: Sequence[str]
     offensive_words: Sequence[str]
     in_cycle: np.ndarray
     moved: np.ndarray
@@ -406,11 +395,7 @@ class _Dump(_Threads):
 
 
 def _plant(
-    rng: np.random.Generator,
-    threads: _Threads,
-    shares: Shares,
-    bots: Sequence[str],
-    offensive_words: Sequence[str],
+    rng: np.random.Generator, threads: _Threads, shares: Shares, offensive_words: Sequence[str]
 ) -> _Dump:
     """Give the comments their texts, authors and faults."""
     n, n_threads = len(threads.time), len(threads.submitted)
@@ -454,10 +439,9 @@ def _plant(
     may_quote = (kind == _Kind.PLAIN) & (parent >= 0) & quotable[parent]
     kind[without_parents(pick(shares.quotes, np.flatnonzero(may_quote)))] = _Kind.QUOTES
 
-    author = (len(bots) + max(20, n // 8) * rng.random(n) ** 3).astype(np.int32)
-    if bots:
-        robots = pick(shares.bots, rows)
-        author[robots] = robots % len(bots)
+    author = (len(BOTS) + max(20, n // 8) * rng.random(n) ** 3).astype(np.int32)
+    robots = pick(shares.bots, rows)
+    author[robots] = robots % len(BOTS)
     author[kind == _Kind.DELETED] = -1
 
     weights = 1 / np.arange(1, len(SUBREDDITS) + 1)
@@ -477,7 +461,6 @@ def _plant(
         length=length,
         salt=rng.integers(0, 2**32, n, dtype=np.uint32),
         author=author,
-        bots=bots,
         offensive_words=offensive_words,
         in_cycle=in_cycle,
         moved=moved,
@@ -532,7 +515,7 @@ def _facts(
         quarantined=int((dump.forum[dump.thread] == SUBREDDITS.index(QUARANTINED)).sum()),
         repeats=dict(zip(PHRASES, said, strict=True)),
         **{kind.name.lower(): by_kind[kind] for kind in _Kind if kind > _Kind.REPEATS},
-        bots=int(((dump.author >= 0) & (dump.author < len(dump.bots))).sum()),
+        bots=int(((dump.author >= 0) & (dump.author < len(BOTS))).sum()),
         missing_links=int(dump.no_link.sum()),
         missing_parents=int((parent == _MISSING).sum()),
         cycles=int(dump.in_cycle.sum()) // 2,
@@ -709,7 +692,7 @@ def _comment_lines(dump: _Dump, rows: np.ndarray) -> list[str]:
         [f"t3_{a}" if top else f"t1_{b}" for top, a, b in zip(tops, links, parents, strict=True)],
         links,
         ["" if gone else f'"link_id":"t3_{link}",' for gone, link in zip(missing, links, strict=True)],
-        [_author(dump.bots, number) for number in authors],
+        [_author(number) for number in authors],
         authors,
         [SUBREDDITS[forum] for forum in forums],
         [f"t5_2q{1000 + forum}" for forum in forums],
@@ -731,11 +714,11 @@ def _lists(*columns: np.ndarray) -> list[list[Any]]:
     return [column.tolist() for column in columns]
 
 
-def _author(bots: Sequence[str], number: int) -> str:
+def _author(number: int) -> str:
     """The name of an author."""
     if number < 0:
         return "[deleted]"
-    return bots[number] if number < len(bots) else f"{_NAMES[number % len(_NAMES)]}{number}"
+    return BOTS[number] if number < len(BOTS) else f"{_NAMES[number % len(_NAMES)]}{number}"
 
 
 def _base36(numbers: np.ndarray, width: int) -> list[str]:
@@ -823,7 +806,7 @@ def _submission_lines(dump: _Dump, threads: np.ndarray) -> list[str]:
     for i, (id, salt, forum, time, age) in enumerate(zip(ids, salts, forums, times, ages, strict=True)):
         title = text[titles[0][i] : titles[1][i]]
         selftext = text[selftexts[0][i] : selftexts[1][i]] if salt % 3 else ""
-        name, author = SUBREDDITS[forum], _author(dump.bots, salt % max(20, len(dump.time) // 8))
+        name, author = SUBREDDITS[forum], _author(salt % max(20, len(dump.time) // 8))
         permalink = f"/r/{name}/comments/{id}/what_do_you_think/"
         url = f"http://www.reddit.com{permalink}" if selftext else f"http://i.imgur.com/{salt:x}.jpg"
         quarantine = _bool(name == QUARANTINED)
@@ -880,3 +863,21 @@ def _compressed(file: IO[bytes], compression: Compression) -> AbstractContextMan
     if compression == "xz":
         return lzma.LZMAFile(file, "wb", preset=1)
     return nullcontext(file)
+
+
+def main(folder: Path, n_comments: int, months: int, seed: int) -> None:
+    """Write dumps, and when they are whole what is in them."""
+    facts = write_dumps(folder, n_comments, months=months, seed=seed)
+    known = {
+        "comments": facts.n_comments,
+        "lines": facts.n_comments + facts.duplicates,
+        "bytes": facts.n_bytes,
+        "stored_bytes": sum(path.stat().st_size for path in facts.comments),
+        "files": [path.name for path in facts.comments],
+        "made_by": [months, seed],
+    }
+    (folder / "facts.json").write_text(json.dumps(known), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -1,1 +1,0 @@
-"""Side-by-side measurements of speed (`plato2 bench`)."""
