@@ -30,15 +30,12 @@ from starlette.types import Scope
 
 from plato2 import __version__
 from plato2.config import DecodeConfig, UserError
-from plato2.data.tokenizer import EOS_ID
 from plato2.serve.batching import Batcher, Job, QueueFull, Stopped
 from plato2.serve.chat_api import ApiError, ChatRequest, System, of_validation, wrong
 from plato2.serve.guard import CLIENT_GONE, STREAM_STATUS, Access, Gate
 from plato2.serve.metrics import Metrics
-from plato2.talk.bot import PlatoBot, Reply, as_dict
+from plato2.talk.bot import PlatoBot, Reply
 from plato2.talk.decode import n_candidates
-from plato2.talk.rank import Candidate
-from plato2.talk.safety import Safety
 
 KEEP_ALIVE_S = 5.0
 """Seconds between the comments of a stream that waits for its reply."""
@@ -59,34 +56,15 @@ class Choice:
     """Tokens generated for it, its end included."""
 
 
-def is_truncated(bot: PlatoBot, job: Job) -> bool:
-    """Whether the model reads less than all that was said."""
-    if job.context.count(EOS_ID) < len(job.turns):  # an end for each turn that is there
-        return True
-    room = bot.max_context - 2
-    return len(job.context) == bot.max_context and len(bot.tokenizer.encode(job.turns[-1])) > room
-
-
-def is_held(candidate: Candidate, safety: Safety | None) -> bool:
-    """Whether the safety filter holds a candidate back."""
-    return safety is not None and safety.output == "block" and candidate.flag is not None
-
-
-def choices_of(reply: Reply, n: int, safety: Safety | None) -> list[Choice]:
+def choices_of(reply: Reply, n: int, bot: PlatoBot) -> list[Choice]:
     """The n best candidates; refusals in place of those that the safety filter holds back."""
-    said = [candidate for candidate in reply.candidates if not is_held(candidate, safety)]
+    said = [candidate for candidate in reply.candidates if not bot.holds_back(candidate)]
     found = [
         Choice(c.text, "stop" if c.has_end else "length", len(c.token_ids) + c.has_end) for c in said[:n]
     ]
-    if safety is None:
+    if bot.safety is None:
         return found
-    return found + [Choice(safety.refusal, "content_filter", 0)] * (n - len(found))
-
-
-def candidate_dict(candidate: Candidate, safety: Safety | None) -> dict[str, Any]:
-    """All of a candidate; one that is held back has no text."""
-    found = as_dict(candidate) | {"score": candidate.score, "has_end": candidate.has_end}
-    return found | ({"text": None} if is_held(candidate, safety) else {})
+    return found + [Choice(bot.safety.refusal, "content_filter", 0)] * (n - len(found))
 
 
 @dataclass(frozen=True)
@@ -141,16 +119,16 @@ class Chat:
             raise wrong("stream_options", "only with stream: true")
         turns, left_out = chat.turns(self.system)
         # In a thread: cutting a very long text into tokens takes a while.
-        job, truncated = await asyncio.to_thread(self._submit, chat, turns, decode)
+        job = await asyncio.to_thread(self._submit, chat, turns, decode)
         waiting = asyncio.create_task(self._wait(job, request))
         waiting.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may be there
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
         warning = {WARNING_HEADER: left_out} if left_out else {}
         if chat.stream:
-            events = self._events(chat, job, truncated, waiting, head, request.scope)
+            events = self._events(chat, job, waiting, head, request.scope)
             quiet = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies must not collect it
             return StreamingResponse(events, media_type="text/event-stream", headers=quiet | warning)
-        answer = self._answer(chat, job, truncated, await waiting)
+        answer = self._answer(chat, job, await waiting)
         choices = [
             {
                 "index": index,
@@ -163,13 +141,16 @@ class Chat:
         body = head | {"object": "chat.completion", "choices": choices, "usage": answer.usage}
         return JSONResponse(body | {"plato2": answer.plato2}, headers=warning)
 
-    def _submit(self, chat: ChatRequest, turns: list[str], decode: DecodeConfig) -> tuple[Job, bool]:
-        """Into the queue; also whether the model reads less than all turns."""
+    def _submit(self, chat: ChatRequest, turns: list[str], decode: DecodeConfig) -> Job:
+        """Into the queue.
+
+        Raises:
+            ApiError: the last message is empty, or there is no room in the queue.
+        """
         try:
-            self.bot.encode(
-                [chat.messages[chat.last].text]
-            )  # what comes before in its turn does not make up for it
-            job = self.batcher.submit(turns, decode)
+            if self.bot.tokenizer.is_empty(chat.messages[chat.last].text):
+                turns = []  # what comes before in its turn does not make up for it
+            return self.batcher.submit(turns, decode)
         except UserError as error:
             raise wrong(f"messages[{chat.last}].content", str(error)) from None
         except QueueFull as error:
@@ -177,7 +158,6 @@ class Chat:
             raise ApiError(429, "queue_full", text, headers={"Retry-After": "1"}) from None
         except Stopped as error:
             raise stopped(error) from None
-        return job, is_truncated(self.bot, job)
 
     async def _wait(self, job: Job, request: Request) -> Reply:
         """The reply; a request that is given up leaves the queue.
@@ -207,21 +187,23 @@ class Chat:
             reply.cancel()
             self.batcher.cancel(job)
 
-    def _answer(self, chat: ChatRequest, job: Job, truncated: bool, reply: Reply) -> Answer:
-        choices = choices_of(reply, chat.n or 1, self.bot.safety)
-        n_in, n_out = len(job.context), sum(choice.n_tokens for choice in choices)
+    def _answer(self, chat: ChatRequest, job: Job, reply: Reply) -> Answer:
+        choices = choices_of(reply, chat.n or 1, self.bot)
+        n_in, n_out = len(job.context.ids), sum(choice.n_tokens for choice in choices)
         self.metrics.count_answer(n_in, n_out, reply.is_refusal)
         plato2: dict[str, Any] = {
             "seed": job.decode.seed,
             "context_tokens": n_in,
-            "context_truncated": truncated,
+            "context_truncated": job.context.is_cut,
             "timing": asdict(reply.timing),
             "flags": [asdict(flag) for flag in reply.flags],
         }
         if reply.warning:
             plato2["warning"] = reply.warning
         if chat.plato2 and chat.plato2.candidates:
-            plato2["candidates"] = [candidate_dict(c, self.bot.safety) for c in reply.candidates]
+            plato2["candidates"] = [
+                c.to_dict(ranking=True, held=self.bot.holds_back(c)) for c in reply.candidates
+            ]
         usage = {"prompt_tokens": n_in, "completion_tokens": n_out, "total_tokens": n_in + n_out}
         return Answer(choices, usage, plato2)
 
@@ -229,7 +211,6 @@ class Chat:
         self,
         chat: ChatRequest,
         job: Job,
-        truncated: bool,
         waiting: asyncio.Task[Reply],
         head: dict[str, Any],
         scope: Scope,
@@ -248,7 +229,7 @@ class Chat:
             while not (await asyncio.wait({waiting}, timeout=KEEP_ALIVE_S))[0]:
                 yield ": waiting\n\n"
             try:
-                answer = self._answer(chat, job, truncated, waiting.result())
+                answer = self._answer(chat, job, waiting.result())
             except ApiError as error:
                 scope[STREAM_STATUS] = error.status
                 yield "event: error\n" + event(error.to_dict())

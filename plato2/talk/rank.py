@@ -8,6 +8,7 @@ may rank too. Knover's penalties put candidates that do not end, or that repeat 
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +53,29 @@ class Candidate:
     """Whether it ended before `max_tokens` cut it."""
     flag: str | None = None
     """The rule of the safety filter it breaks."""
+
+    def to_dict(
+        self, *, ranking: bool = False, held: bool = False, digits: int | None = None
+    ) -> dict[str, Any]:
+        """Plain values for JSON: text, latent, log_prob, coherence; backward and flag where there are.
+
+        Args:
+            ranking: also the score it was ranked by, and whether it has an end.
+            held: without its text, which the safety filter holds back.
+            digits: decimals of its numbers; all by default.
+        """
+        found: dict[str, Any] = {
+            "text": None if held else self.text,
+            "latent": self.latent,
+            "log_prob": self.log_prob,
+            "coherence": self.coherence,
+        }
+        found |= {} if self.backward is None else {"backward": self.backward}
+        found |= {} if self.flag is None else {"flag": self.flag}
+        found |= {"score": self.score, "has_end": self.has_end} if ranking else {}
+        if digits is None:
+            return found
+        return {name: round(x, digits) if isinstance(x, float) else x for name, x in found.items()}
 
 
 def rank(
