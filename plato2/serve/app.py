@@ -308,9 +308,6 @@ def make_app(
         system: what becomes of system messages.
         log_requests: whether to print a line for each request.
     """
-    chat_of = Chat(bot, batcher, metrics, name, timeout_s, seed, system)
-    metrics.queue_length.set_function(lambda: batcher.queue_length)
-    model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "plato2"}
     app = FastAPI(
         title="plato2",
         version=__version__,
@@ -319,6 +316,26 @@ def make_app(
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
+    _add_api(app, Chat(bot, batcher, metrics, name, timeout_s, seed, system))
+    _add_state(app, batcher, metrics)
+    _add_errors(app)
+    app.add_middleware(
+        Gate,
+        metrics=metrics,
+        max_body=max_body,
+        receive_s=receive_s,
+        access=Access(api_key, page_key, hosts),
+        log_requests=log_requests,
+    )
+    if cors_origins:  # outside of the gate: its errors need the headers too, and a preflight has no key
+        _add_cors(app, cors_origins)
+    return app
+
+
+def _add_api(app: FastAPI, answers: Chat) -> None:
+    """OpenAI's addresses, below /v1."""
+    model = {"id": answers.name, "object": "model", "created": int(time.time()), "owned_by": "plato2"}
+    error = {"description": '{"error": {"message", "type", "param", "code"}}'}
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -328,16 +345,19 @@ def make_app(
     @app.get("/v1/models/{id:path}")
     async def one_model(id: str) -> dict[str, Any]:
         """The model of that name."""
-        if id != name:
-            raise no_model(id, name)
+        if id != answers.name:
+            raise no_model(id, answers.name)
         return model
-
-    error = {"description": '{"error": {"message", "type", "param", "code"}}'}
 
     @app.post("/v1/chat/completions", responses={"4XX": error, "5XX": error})
     async def chat_completions(chat: ChatRequest, request: Request) -> Response:
         """The reply to a conversation."""
-        return await chat_of.respond(chat, request)
+        return await answers.respond(chat, request)
+
+
+def _add_state(app: FastAPI, batcher: Batcher, metrics: Metrics) -> None:
+    """What says how the server is."""
+    metrics.queue_length.set_function(lambda: batcher.queue_length)
 
     @app.get("/healthz")
     async def healthz() -> Response:
@@ -349,6 +369,21 @@ def make_app(
     async def show_metrics() -> Response:
         """For Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_cors(app: FastAPI, origins: Sequence[str]) -> None:
+    """Lets the scripts of these pages ask and read answers."""
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=list(origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=[WARNING_HEADER],
+    )
+
+
+def _add_errors(app: FastAPI) -> None:
+    """Every error as JSON in OpenAI's format."""
 
     @app.exception_handler(ApiError)
     async def on_api_error(request: Request, error: ApiError) -> Response:
@@ -372,21 +407,3 @@ def make_app(
     @app.exception_handler(Exception)
     async def on_error(request: Request, error: Exception) -> Response:
         return ApiError(500, "server_error", "something went wrong; the server's log says what").response()
-
-    app.add_middleware(
-        Gate,
-        metrics=metrics,
-        max_body=max_body,
-        receive_s=receive_s,
-        access=Access(api_key, page_key, hosts),
-        log_requests=log_requests,
-    )
-    if cors_origins:  # outside of the gate: its errors need the headers too, and a preflight has no key
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(cors_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],
-            expose_headers=[WARNING_HEADER],
-        )
-    return app

@@ -120,25 +120,35 @@ def rank(
     for said, found in zip(turns, hypotheses, strict=True):
         candidates = []
         for hypothesis in found:
-            l_prob, c_prob = next(values)
             text = _text(tokenizer, hypothesis.words)
             loss = penalty(hypothesis, text, said) if penalties else 0.0
-            scores = {"coherence": l_prob, "forward": hypothesis.log_prob, "backward": c_prob}
-            candidates.append(
-                Candidate(
-                    text,
-                    hypothesis.words,
-                    hypothesis.latent,
-                    hypothesis.log_prob,
-                    l_prob,
-                    c_prob,
-                    loss,
-                    sum(weight * (scores[name] or 0.0) for name, weight in weights.items() if weight) - loss,
-                    hypothesis.has_end,
-                )
-            )
+            candidates.append(_candidate(hypothesis, text, *next(values), loss, weights))
         ranked.append(sorted(candidates, key=lambda candidate: candidate.score, reverse=True))
     return ranked
+
+
+def _candidate(
+    hypothesis: Hypothesis,
+    text: str,
+    coherence: float | None,
+    backward: float | None,
+    penalty: float,
+    weights: Mapping[Criterion, float],
+) -> Candidate:
+    """A hypothesis with its text and scores."""
+    scores = {"coherence": coherence, "forward": hypothesis.log_prob, "backward": backward}
+    weighted = sum(weight * (scores[name] or 0.0) for name, weight in weights.items() if weight)
+    return Candidate(
+        text,
+        hypothesis.words,
+        hypothesis.latent,
+        hypothesis.log_prob,
+        coherence,
+        backward,
+        penalty,
+        weighted - penalty,
+        hypothesis.has_end,
+    )
 
 
 def score_weights(
