@@ -161,7 +161,8 @@ class Chat:
     def answer(self, message: str) -> None:
         """Finds a reply, shows it and keeps it; an exception on the way leaves the conversation as it was."""
         asked_at = now()
-        turns = self.conversation.turns[-self.bot.max_context :]  # no more fit: each takes a token
+        most = self.bot.max_context  # no more turns fit: each takes a token
+        turns = Conversation(self.conversation.exchanges[-most:]).turns[-most:]
         with self.console.status("thinking") if self.interactive else nullcontext():
             try:
                 reply = self.bot.reply([*turns, message], self.decode)

@@ -371,17 +371,6 @@ def _add_state(app: FastAPI, batcher: Batcher, metrics: Metrics) -> None:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_cors(app: FastAPI, origins: Sequence[str]) -> None:
-    """Lets the scripts of these pages ask and read answers."""
-    app.add_middleware(
-        CORSMiddleware,
-        allow_origins=list(origins),
-        allow_methods=["GET", "POST"],
-        allow_headers=["*"],
-        expose_headers=[WARNING_HEADER],
-    )
-
-
 def _add_errors(app: FastAPI) -> None:
     """Every error as JSON in OpenAI's format."""
 
@@ -407,3 +396,14 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def on_error(request: Request, error: Exception) -> Response:
         return ApiError(500, "server_error", "something went wrong; the server's log says what").response()
+
+
+def _add_cors(app: FastAPI, origins: Sequence[str]) -> None:
+    """Lets the scripts of these pages ask and read answers."""
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=list(origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=[WARNING_HEADER],
+    )

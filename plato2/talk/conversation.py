@@ -45,7 +45,8 @@ class Exchange:
     @property
     def text(self) -> str:
         """What the bot said: the candidate, or the refusal."""
-        return self.reply.text if self.candidate is None else self.candidate.text
+        candidate = self.candidate
+        return self.reply.text if candidate is None else candidate.text
 
 
 @dataclass(frozen=True)
