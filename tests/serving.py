@@ -8,9 +8,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from small import ROOT, environment
+
+from plato2.data.tokenizer import Tokenizer
 
 MAX_TOKENS = 12
 """Of the replies of the servers that the tests start."""
@@ -52,3 +55,20 @@ def end(running: Running, sig: int = signal.SIGTERM) -> tuple[int, str, str]:
     running.process.send_signal(sig)
     stdout, stderr = running.process.communicate(timeout=60)
     return running.process.returncode, stdout, stderr
+
+
+class Counted:
+    """A tokenizer's SentencePiece, which notes each text that it cuts into pieces."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        tokenizer.encode_batch(["hi"])  # what it finds out once, at its first text
+        self.processor: Any = tokenizer._processor
+        self.cut: list[str] = []
+        tokenizer._processor = self
+
+    def encode(self, text: str | list[str], **options: Any) -> Any:
+        self.cut += [text] if isinstance(text, str) else text
+        return self.processor.encode(text, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.processor, name)

@@ -88,7 +88,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "plato2.files",
         "plato2.config",
     ),
-    "plato2.serve": ("plato2.talk", "plato2.data.tokenizer", "plato2.files", "plato2.config"),
+    "plato2.serve": ("plato2.talk", "plato2.data.samples", "plato2.files", "plato2.config"),
     "plato2.evaluate": (
         "plato2.talk",
         "plato2.metrics",

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from runs import make_run
-from serving import end, start
+from serving import Counted, end, start
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[ui]'")
 
@@ -30,6 +30,7 @@ from gradio_client import Client
 from starlette.routing import Route
 
 from plato2.config import DecodeConfig, UserError
+from plato2.data.samples import Context
 from plato2.serve.batching import Batcher, Job, QueueFull
 from plato2.serve.page import mount_page
 from plato2.talk.bot import PlatoBot, Reply
@@ -48,15 +49,15 @@ class ScriptedBot:
     """A tiny random model that does as it is told by some messages."""
 
     def __init__(self, bot: PlatoBot) -> None:
-        self.own = bot.reply_batch
+        self.own = bot.reply_to
 
     def __call__(
         self,
-        contexts: Sequence[Sequence[str]],
+        contexts: Sequence[Context],
         decode: DecodeConfig | None = None,
         seeds: Sequence[int] | None = None,
     ) -> list[Reply]:
-        message = contexts[0][-1]
+        message = contexts[0].turns[-1]
         if message == "break":
             raise RuntimeError("out of memory")
         if message == "wrong":
@@ -130,7 +131,7 @@ def serve(app: FastAPI) -> Iterator[str]:
 def app(runs: dict[str, Path]) -> Iterator[FastAPI]:
     safety = Safety([WordRule(["forbidden"])])
     bot = PlatoBot.load(runs["2_gen"], runs["2_eval"], decode=DecodeConfig(max_tokens=12), safety=safety)
-    bot.reply_batch = ScriptedBot(bot)
+    bot.reply_to = ScriptedBot(bot)
     app = FastAPI()
 
     @app.get("/healthz")
@@ -584,9 +585,21 @@ def test_a_stage_1_model_has_samples_and_bars_of_log_probability(runs: dict[str,
     batcher.close(10)
 
 
+def test_each_turn_is_cut_into_tokens_once(runs: dict[str, Path]) -> None:
+    bot = PlatoBot.load(runs["1_coarse"], decode=DecodeConfig(max_tokens=8))
+    batcher, counted = Batcher(bot), Counted(bot.tokenizer)
+    for address in serve(mount_page(FastAPI(), bot, batcher, "coarse")):
+        client = Client(address, verbose=False, analytics_enabled=False)
+        _chat, _box, panel, line = client.predict("hi 你好", api_name="/chat")
+        assert "The model cannot read" in panel
+        assert "the model saw 1 turn" in line
+        assert counted.cut == ["hi 你好"]
+    batcher.close(10)
+
+
 def test_who_waits_too_long_keeps_the_message(runs: dict[str, Path]) -> None:
     bot = PlatoBot.load(runs["1_coarse"])
-    bot.reply_batch = ScriptedBot(bot)
+    bot.reply_to = ScriptedBot(bot)
     batcher = Batcher(bot)
     for address in serve(mount_page(FastAPI(), bot, batcher, "coarse", timeout_s=0.2)):
         client = Client(address, verbose=False, analytics_enabled=False)

@@ -8,15 +8,13 @@ either side it reads lines and writes lines.
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,11 +39,11 @@ from plato2.commands.talking import (
     say_if_unranked,
 )
 from plato2.config import DecodeConfig, UserError, did_you_mean
+from plato2.talk.conversation import Conversation, Exchange, now
 from plato2.talk.table import candidate_table, printable
 
 if TYPE_CHECKING:
     from plato2.talk.bot import PlatoBot, Reply
-    from plato2.talk.rank import Candidate
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -108,20 +106,6 @@ def chat(
     Chat(bot, {name: None if path is None else str(path) for name, path in models.items()}).run()
 
 
-@dataclass(frozen=True)
-class Exchange:
-    """A message and what was answered."""
-
-    message: str
-    asked_at: str
-    text: str
-    """The answer: a candidate's text, or a refusal."""
-    candidate: Candidate | None
-    reply: Reply
-    answered_at: str
-    decode: DecodeConfig
-
-
 class Chat:
     """One person's sitting.
 
@@ -133,7 +117,7 @@ class Chat:
     def __init__(self, bot: PlatoBot, models: dict[str, str | None]) -> None:
         self.bot, self.models = bot, models
         self.decode = bot.decode_config
-        self.exchanges: list[Exchange] = []
+        self.conversation = Conversation()
         self.console = Console(highlight=False)
         self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
 
@@ -177,21 +161,17 @@ class Chat:
     def answer(self, message: str) -> None:
         """Finds a reply, shows it and keeps it; an exception on the way leaves the conversation as it was."""
         asked_at = now()
-        turns = [text for exchange in self.exchanges for text in (exchange.message, exchange.text)]
-        context = [*turns[-self.bot.max_context :], message]  # a turn has one token at least: no more fit
+        most = self.bot.max_context  # no more turns fit: each takes a token
+        turns = Conversation(self.conversation.exchanges[-most:]).turns[-most:]
         with self.console.status("thinking") if self.interactive else nullcontext():
             try:
-                reply = self.bot.reply(context, self.decode)
+                reply = self.bot.reply([*turns, message], self.decode)
             except (IndexError, MemoryError, OverflowError, RuntimeError) as error:
                 reason = str(error).split("\n")[0]  # too much for the memory, or numbers without end
                 raise UserError(f"no reply with these settings ({reason}); /set shows them") from error
-        slim = [replace(candidate, token_ids=()) for candidate in reply.candidates]  # a sitting may be long
-        reply = replace(reply, candidates=slim)
         self.show(reply)
-        if any((flag.side, flag.action) == ("input", "block") for flag in reply.flags):
-            return
-        candidate = None if reply.is_refusal else reply.candidates[0]
-        self.exchanges.append(Exchange(message, asked_at, reply.text, candidate, reply, now(), self.decode))
+        if not any((flag.side, flag.action) == ("input", "block") for flag in reply.flags):
+            self.conversation = self.conversation.answered(message, reply, self.decode, asked_at)
 
     def show(self, reply: Reply) -> None:
         """The reply, on a terminal word by word, and what the safety filter found."""
@@ -222,10 +202,10 @@ class Chat:
                 self.choose(number)
             case "/undo", "":
                 self.last("/undo")
-                self.exchanges.pop()
+                self.conversation = self.conversation.undo()
                 self.note("(taken back)")
             case "/reset", "":
-                self.exchanges = []
+                self.conversation = Conversation()
                 self.note("(a new conversation)")
             case "/save", file:
                 self.save(file)
@@ -242,27 +222,23 @@ class Chat:
 
     def show_candidates(self) -> None:
         """All candidates of the last reply, best first."""
-        from plato2.talk.bot import as_dict
-
         candidates = self.last("/candidates").reply.candidates
         if not candidates:
             raise UserError("/candidates: there are none")
-        shown = [as_dict(candidate) for candidate in candidates]
-        self.console.print(candidate_table(shown))
+        self.console.print(candidate_table([candidate.to_dict() for candidate in candidates]))
         for number, candidate in enumerate(candidates, start=1):
             if candidate.flag:
                 self.note(f"safety: candidate {number} breaks {candidate.flag}")
 
     def choose(self, number: str) -> None:
         """Goes on from another candidate of the last reply, by its rank."""
-        last = self.last("/choose")
-        candidates = last.reply.candidates
+        candidates = self.last("/choose").reply.candidates
         if not number.isdecimal() or not 1 <= int(number) <= len(candidates):
             raise UserError(f"/choose {number}: give a rank that /candidates shows, 1 to {len(candidates)}")
         chosen = candidates[int(number) - 1]
-        if chosen.flag and self.bot.safety and self.bot.safety.output == "block":
+        if self.bot.holds_back(chosen):
             raise UserError(f"/choose {number}: that candidate breaks {chosen.flag}; choose another one")
-        self.exchanges[-1] = replace(last, text=chosen.text, candidate=chosen)
+        self.conversation = self.conversation.choose(int(number))
         self.console.print(Text.assemble(("bot  ", "bold cyan"), printable(chosen.text)), soft_wrap=True)
 
     def set(self, setting: str) -> None:
@@ -277,43 +253,16 @@ class Chat:
         self.note(f"{key} {setting_text(getattr(self.decode, key))}")
 
     def save(self, name: str) -> None:
-        """Appends the conversation to a file as a JSON object in a line."""
+        """Appends the conversation to a file."""
         self.last("/save")
         if not name:
             raise UserError("/save: give a file, as in /save chats.jsonl")
-        line = json.dumps(self.record(), ensure_ascii=False).encode() + b"\n"
         try:
-            with Path(name).expanduser().open("a+b") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(size - 1, 0))
-                whole = file.read(1) in (b"", b"\n")  # else somebody's last line has no end
-                file.write(line if whole else b"\n" + line)
+            appended = self.conversation.save(Path(name).expanduser(), self.models, self.decode)
         except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: ~ of nobody; ValueError: a NUL
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise UserError(f"/save {name}: {reason}; give a file that can be written") from None
-        self.note(f"({'appended' if size else 'saved'} to {name})")
-
-    def record(self) -> dict[str, Any]:
-        """The conversation in plain values; see docs/talk.md."""
-        from plato2.talk.bot import as_dict
-
-        settings, turns = asdict(self.decode), []
-        for exchange in self.exchanges:
-            turns.append({"speaker": "human", "text": exchange.message, "time": exchange.asked_at})
-            answer: dict[str, Any] = {
-                "speaker": "bot",
-                "text": exchange.text,
-                "time": exchange.answered_at,
-            }
-            if exchange.candidate:
-                answer |= as_dict(exchange.candidate)
-                answer["rank"] = exchange.reply.candidates.index(exchange.candidate) + 1
-            if exchange.reply.flags:
-                answer["flags"] = [asdict(flag) for flag in exchange.reply.flags]
-            others = {key: value for key, value in asdict(exchange.decode).items() if value != settings[key]}
-            turns.append(answer | ({"settings": others} if others else {}))
-        seed = settings.pop("seed")
-        return {"turns": turns, "models": self.models, "settings": settings, "seed": seed, "saved_at": now()}
+        self.note(f"({'appended' if appended else 'saved'} to {name})")
 
     def last(self, command: str) -> Exchange:
         """The last exchange.
@@ -321,9 +270,9 @@ class Chat:
         Raises:
             UserError: nothing was said yet.
         """
-        if not self.exchanges:
+        if self.conversation.last is None:
             raise UserError(f"{command}: nothing was said yet")
-        return self.exchanges[-1]
+        return self.conversation.last
 
     def note(self, text: str, style: str = "dim") -> None:
         """A line that nobody said."""
@@ -379,8 +328,3 @@ def setting_value(key: str, text: str) -> Any:
         return int(text) if kind is int else float(text)
     except ValueError:
         raise UserError(f"{key}={text}: must be a {'whole ' * (kind is int)}number") from None
-
-
-def now() -> str:
-    """The time in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +14,10 @@ from rich.progress import track
 from plato2.bounded import read_lines_of
 from plato2.commands.talking import Device
 from plato2.config import Role, UserError
+
+if TYPE_CHECKING:
+    from plato2.data.tokenizer import Tokenizer
+    from plato2.stages import Stage
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -43,34 +47,13 @@ def score(
     device: Device = "auto",
 ) -> None:
     """Run the verb."""
-    from plato2.talk.bot import pick_device
     from plato2.talk.score import score_lines
-    from plato2.weights.folder import (
-        has_recognition,
-        load_stage,
-        saved_tokenizer,
-    )
+    from plato2.weights.folder import has_recognition
 
     if generation is None and evaluation is None:
         raise UserError("give --generation, --evaluation or both: there is nothing to score with")
-    if not file.is_file():
-        raise UserError(f"{file}: no such file")
-    if out and not out.parent.is_dir():
-        raise UserError(f"--out {out}: {out.parent} is no folder")
-    if out and (out.is_dir() or (out.exists() and out.samefile(file))):
-        raise UserError(
-            f"--out {out}: {'a folder' if out.is_dir() else 'the very file to read'}; give a new file"
-        )
-    where = pick_device(device)
-    stages, tokenizers = [], []
-    models: dict[Role, Path | None] = {"generation": generation, "evaluation": evaluation}
-    for role, path in models.items():
-        stages.append(load_stage(path, option=f"--{role}", role=role).to(where) if path else None)
-        tokenizers += [saved_tokenizer(path)] if path else []
-    if len({tokenizer.sha256 for tokenizer in tokenizers}) > 1:
-        raise UserError(
-            "--generation and --evaluation have different tokenizers; give models of one curriculum"
-        )
+    check_files(file, out)
+    tokenizer, stages = load_stages(generation, evaluation, device)
     posterior = generation is None or has_recognition(generation)
     if not posterior:
         typer.echo(f"--generation {generation}: no recognition head in it, so no posterior", err=True)
@@ -80,7 +63,7 @@ def score(
     console = Console(stderr=True)
     with file.open("rb") as lines, out.open("w", encoding="utf-8") if out else nullcontext() as target:
         bounded = (line or b"" for line in read_lines_of(lines))
-        found = score_lines(bounded, tokenizers[0], stages[0], stages[1], posterior)  # type: ignore[arg-type]
+        found = score_lines(bounded, tokenizer, stages[0], stages[1], posterior)  # type: ignore[arg-type]
         for scores in track(
             found, "scoring", n_lines, console=console, transient=True, disable=not console.is_terminal
         ):
@@ -95,3 +78,44 @@ def score(
         )
     if n_errors:
         typer.echo(f"{n_errors} of {n_lines} lines could not be scored; their place has an error", err=True)
+
+
+def check_files(file: Path, out: Path | None) -> None:
+    """Whether one can be read and the other be written.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
+    if out and not out.parent.is_dir():
+        raise UserError(f"--out {out}: {out.parent} is no folder")
+    if out and (out.is_dir() or (out.exists() and out.samefile(file))):
+        raise UserError(
+            f"--out {out}: {'a folder' if out.is_dir() else 'the very file to read'}; give a new file"
+        )
+
+
+def load_stages(
+    generation: Path | None, evaluation: Path | None, device: str
+) -> tuple[Tokenizer, list[Stage | None]]:
+    """The models that were given, and their tokenizer.
+
+    Raises:
+        UserError: a model or device that does not fit, or two tokenizers.
+    """
+    from plato2.talk.bot import pick_device
+    from plato2.weights.folder import load_stage, saved_tokenizer
+
+    where = pick_device(device)
+    stages: list[Stage | None] = []
+    tokenizers = []
+    models: dict[Role, Path | None] = {"generation": generation, "evaluation": evaluation}
+    for role, path in models.items():
+        stages.append(load_stage(path, option=f"--{role}", role=role).to(where) if path else None)
+        tokenizers += [saved_tokenizer(path)] if path else []
+    if len({tokenizer.sha256 for tokenizer in tokenizers}) > 1:
+        raise UserError(
+            "--generation and --evaluation have different tokenizers; give models of one curriculum"
+        )
+    return tokenizers[0], stages

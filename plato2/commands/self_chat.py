@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from plato2.commands.fields import takes_fields
 from plato2.commands.talking import (
     DECODING,
     DEFAULT,
@@ -29,6 +31,9 @@ from plato2.commands.talking import (
     say_if_unranked,
 )
 from plato2.config import DecodeConfig, UserError
+
+if TYPE_CHECKING:
+    from plato2.talk.self_chat import Player, SelfChat
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -46,105 +51,132 @@ plato2 self-chat --starts questions.txt --generation RUN --evaluation RUN --out 
 plato2 self-chat --starts questions.txt --generation RUN --generation2 RUN --swap --out chats.jsonl
 """
 
+Generation2 = Annotated[
+    Path | None, typer.Option(help="Another model, which speaks as B.", rich_help_panel=MODELS)
+]
+Evaluation2 = Annotated[Path | None, typer.Option(help="What ranks for B.", rich_help_panel=MODELS)]
+Backward2 = Annotated[Path | None, typer.Option(help="The backward model of B.", rich_help_panel=MODELS)]
+Candidates = Annotated[
+    bool, typer.Option("--candidates", help="Keep all candidates of each turn.", rich_help_panel=DECODING)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")]
+
+
+@dataclass(frozen=True)
+class PlayOptions:
+    """What is played and where it is written; checks itself."""
+
+    starts: Annotated[Path, typer.Option(help="A start a line: text, JSON lines (.jsonl) or Knover's .tsv.")]
+    out: Annotated[Path, typer.Option(help="Dialogues are appended there, one JSON object a line.")]
+    swap: Annotated[bool, typer.Option("--swap", help="Then all dialogues once more, A and B exchanged.")] = (
+        False
+    )
+    utterances: Annotated[int, typer.Option(help="Turns of a dialogue, the start included.")] = 10
+    batch: Annotated[int, typer.Option(help="Dialogues that are played together; changes no word.")] = 16
+    format: Annotated[str, typer.Option(help="jsonl, or parlai: in ParlAI's format too, beside --out.")] = (
+        "jsonl"
+    )
+
+    def __post_init__(self) -> None:
+        """Checks values and files.
+
+        Raises:
+            UserError: a value that cannot be, or a file that cannot be written.
+        """
+        if self.format not in FORMATS:
+            raise UserError(f"--format {self.format}: use {' or '.join(FORMATS)}")
+        for option, number, least in (("--utterances", self.utterances, 2), ("--batch", self.batch, 1)):
+            if number < least:
+                raise UserError(f"{option} {number}: must be at least {least}")
+        if not self.out.parent.is_dir():
+            raise UserError(f"--out {self.out}: {self.out.parent} is no folder; make it first")
+        if self.out.exists() and not self.out.is_file():
+            raise UserError(f"--out {self.out}: is no file; give a new one")
+        if self.out.exists() and self.starts.exists() and self.out.samefile(self.starts):
+            raise UserError(f"--out {self.out}: the very file of --starts; give a new one")
+
 
 @app.command(help=HELP)
 @decodes
+@takes_fields(PlayOptions)
 def self_chat(
-    starts: Annotated[Path, typer.Option(help="A start a line: text, JSON lines (.jsonl) or Knover's .tsv.")],
+    *,
+    options: PlayOptions,
     generation: Generation,
-    out: Annotated[Path, typer.Option(help="Dialogues are appended there, one JSON object a line.")],
     evaluation: Evaluation = None,
     backward: Backward = None,
-    generation2: Annotated[
-        Path | None, typer.Option(help="Another model, which speaks as B.", rich_help_panel=MODELS)
-    ] = None,
-    evaluation2: Annotated[
-        Path | None, typer.Option(help="What ranks for B.", rich_help_panel=MODELS)
-    ] = None,
-    backward2: Annotated[
-        Path | None, typer.Option(help="The backward model of B.", rich_help_panel=MODELS)
-    ] = None,
-    swap: Annotated[
-        bool, typer.Option("--swap", help="Then all dialogues once more, A and B exchanged.")
-    ] = False,
-    utterances: Annotated[int, typer.Option(help="Turns of a dialogue, the start included.")] = 10,
-    batch: Annotated[int, typer.Option(help="Dialogues that are played together; changes no word.")] = 16,
-    format: Annotated[
-        str, typer.Option(help="jsonl, or parlai: in ParlAI's format too, beside --out.")
-    ] = "jsonl",
-    candidates: Annotated[
-        bool, typer.Option("--candidates", help="Keep all candidates of each turn.", rich_help_panel=DECODING)
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
+    generation2: Generation2 = None,
+    evaluation2: Evaluation2 = None,
+    backward2: Backward2 = None,
+    candidates: Candidates = False,
+    as_json: AsJson = False,
     decode: DecodeConfig = DEFAULT,
     rank: Rank = None,
     device: Device = "auto",
     precision: Precision = "float32",
 ) -> None:
     """Run the verb."""
-    if format not in FORMATS:
-        raise UserError(f"--format {format}: use {' or '.join(FORMATS)}")
-    for option, number, least in (("--utterances", utterances, 2), ("--batch", batch, 1)):
-        if number < least:
-            raise UserError(f"{option} {number}: must be at least {least}")
-    for option, value in (("--evaluation2", evaluation2), ("--backward2", backward2), ("--swap", swap)):
+    of_two = {"--evaluation2": evaluation2, "--backward2": backward2, "--swap": options.swap}
+    for option, value in of_two.items():
         if value and generation2 is None:
             raise UserError(f"{option}: there is one model only; give --generation2 too")
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: {out.parent} is no folder; make it first")
-    if out.exists() and not out.is_file():
-        raise UserError(f"--out {out}: is no file; give a new one")
-    if out.exists() and starts.exists() and out.samefile(starts):
-        raise UserError(f"--out {out}: the very file of --starts; give a new one")
+    # After the options are checked: importing torch takes seconds.
+    from plato2.talk.self_chat import Player, describe, plan, read_starts, unread_starts
 
-    from plato2.talk.self_chat import (  # after the options are checked: importing torch takes seconds
-        Player,
-        describe,
-        plan,
-        play,
-        read_starts,
-        resumed,
-        to_dict,
-        to_line,
-        unread_starts,
-        write_parlai,
-    )
-
-    given = read_starts(starts)
+    starts = read_starts(options.starts)
+    models = [(generation, evaluation, backward)]
+    models += [(generation2, evaluation2, backward2)] if generation2 else []
     players = [
-        Player(str(generation), load_bot(generation, evaluation, decode, device, precision, backward, rank))
+        Player(str(model), load_bot(model, judge, decode, device, precision, reader, rank))
+        for model, judge, reader in models
     ]
-    if generation2 is not None:
-        bot = load_bot(generation2, evaluation2, decode, device, precision, backward2, rank)
-        players.append(Player(str(generation2), bot))
     for player in players:
         say_if_unranked(player.bot)
-    dialogues = plan(given, players, utterances, swap)
-    if unread := unread_starts(given, players):
+    dialogues = plan(starts, players, options.utterances, options.swap)
+    if unread := unread_starts(starts, players):
         typer.echo(f"warning: {unread}", err=True)
     about = {
         "settings": asdict(decode),
         "rank": rank,
         "precision": precision,
-        "utterances": utterances,
-        "swap": swap,
+        "utterances": options.utterances,
+        "swap": options.swap,
         "candidates": candidates,
-        "starts": sha256(json.dumps([start.turns for start in given]).encode()).hexdigest()[:16],
+        "starts": sha256(json.dumps([start.turns for start in starts]).encode()).hexdigest()[:16],
         **describe(players),
     }
     began = perf_counter()
+    n_kept = play_missing(dialogues, players, decode, options, candidates, about)
+    print_summary(dialogues, n_kept, options, began, as_json)
+
+
+def play_missing(
+    dialogues: Sequence[SelfChat],
+    players: Sequence[Player],
+    decode: DecodeConfig,
+    options: PlayOptions,
+    candidates: bool,
+    about: Mapping[str, Any],
+) -> int:
+    """Plays the dialogues that are not in the file yet and appends them, a batch at a time.
+
+    Returns:
+        How many were in the file before.
+    """
+    from plato2.talk.self_chat import play, resumed, to_dict, to_line
+
     console = Console(stderr=True)
     with (
-        resumed(out, about, len(dialogues), batch) as (file, n_kept),
+        resumed(options.out, about, len(dialogues), options.batch) as (file, n_kept),
         Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
     ):
         going = dialogues[n_kept:]
-        n_missing = sum(utterances - len(dialogue.turns) for dialogue in going)
+        n_missing = sum(options.utterances - len(dialogue.turns) for dialogue in going)
         bar = progress.add_task("utterances", total=n_missing)
         try:
-            for first in range(0, len(going), batch):
-                group = going[first : first + batch]
-                for n_said in play(group, players, decode, utterances, candidates):
+            for first in range(0, len(going), options.batch):
+                group = going[first : first + options.batch]
+                for n_said in play(group, players, decode, options.utterances, candidates):
                     progress.advance(bar, n_said)
                 file.write(b"".join(to_line(to_dict(dialogue, players, decode)) for dialogue in group))
                 file.flush()
@@ -152,9 +184,19 @@ def self_chat(
         except KeyboardInterrupt:
             typer.echo("stopped; the same command goes on from here", err=True)
             raise
+    return n_kept
+
+
+def print_summary(
+    dialogues: Sequence[SelfChat], n_kept: int, options: PlayOptions, began: float, as_json: bool
+) -> None:
+    """What was played, and where it is; ParlAI's file is written here, of all dialogues."""
+    from plato2.talk.self_chat import write_parlai
+
+    going = dialogues[n_kept:]
     summary = {
-        "out": str(out),
-        "parlai": str(write_parlai(out)) if format == "parlai" else None,
+        "out": str(options.out),
+        "parlai": str(write_parlai(options.out)) if options.format == "parlai" else None,
         "dialogues": len(dialogues),
         "played": len(going),
         "utterances": sum(len(dialogue.turns) - len(dialogue.start.turns) for dialogue in going),
@@ -164,6 +206,6 @@ def self_chat(
         typer.echo(json.dumps(summary, ensure_ascii=False))
         return
     there = f", {n_kept} of them there before" if n_kept else ""
-    typer.echo(f"{len(dialogues)} dialogue{'s' * (len(dialogues) > 1)} in {out}{there}")
+    typer.echo(f"{len(dialogues)} dialogue{'s' * (len(dialogues) > 1)} in {options.out}{there}")
     if summary["parlai"]:
         typer.echo(f"in ParlAI's format in {summary['parlai']}")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import re
 import sys
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from socket import socket
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from plato2.commands.fields import takes_fields
 from plato2.commands.talking import (
     DECODING,
     DEFAULT,
@@ -32,11 +35,24 @@ from plato2.config import DecodeConfig, UserError, install
 
 if TYPE_CHECKING:
     from plato2.serve.chat_api import System
+    from plato2.talk.bot import PlatoBot
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 SERVER, BATCHING, ACCESS = "Server", "Batching", "Access"
 """Groups of options in `--help`."""
+LIMITS: dict[str, tuple[float, float | None]] = {
+    "port": (0, 65535),
+    "timeout": (0.001, None),
+    "shutdown_timeout": (0, None),
+    "max_body_kb": (1, None),
+    "receive_timeout": (0.001, None),
+    "max_connections": (1, None),
+    "max_batch": (1, 16),
+    "batch_wait_ms": (0, None),
+    "max_queue": (1, None),
+}
+"""Options that are numbers: the least and, where there is one, the most."""
 EXTRAS = {"fastapi", "uvicorn", "starlette", "pydantic", "pydantic_core", "prometheus_client"}
 """Modules that the extra `serve` brings."""
 
@@ -56,9 +72,151 @@ plato2 serve models/24L --host 0.0.0.0 --safety words.txt --max-queue 64 --timeo
 """
 
 
+@dataclass(repr=False)  # it has the key
+class ServerOptions:
+    """What the server is told beside its model and how to decode; checks itself."""
+
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address to listen at; 0.0.0.0 = every address of the machine.", rich_help_panel=SERVER
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[
+        int, typer.Option(help="Port to listen at; 0 takes a free one.", rich_help_panel=SERVER)
+    ] = 8000
+    ui: Annotated[
+        bool, typer.Option("--ui", help="Also a web page to talk on, at /.", rich_help_panel=SERVER)
+    ] = False
+    system: Annotated[
+        str,
+        typer.Option(
+            help="What becomes of system messages, which PLATO-2 does not have: ignore (with the header "
+            "X-Plato2-Warning), refuse, or context (read as a turn).",
+            rich_help_panel=SERVER,
+        ),
+    ] = "ignore"
+    timeout: Annotated[
+        float, typer.Option(help="Seconds that a request may wait for its reply.", rich_help_panel=SERVER)
+    ] = 60.0
+    shutdown_timeout: Annotated[
+        float,
+        typer.Option(help="Seconds for what was begun when the server is stopped.", rich_help_panel=SERVER),
+    ] = 30.0
+    max_body_kb: Annotated[int, typer.Option(help="Largest request.", rich_help_panel=SERVER)] = 1024
+    receive_timeout: Annotated[
+        float,
+        typer.Option(
+            help="Seconds in which a client has to send its request, or to take some of the answer.",
+            rich_help_panel=SERVER,
+        ),
+    ] = 20.0
+    max_connections: Annotated[
+        int,
+        typer.Option(
+            help="At the same time; fewer where the system allows fewer open files.", rich_help_panel=SERVER
+        ),
+    ] = 1000
+    log_requests: Annotated[
+        bool, typer.Option("--log-requests", help="Print a line for each request.", rich_help_panel=SERVER)
+    ] = False
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PLATO2_API_KEY",
+            help="What requests to /v1 must send as Authorization: Bearer KEY. Better set the variable: "
+            "others on the machine can see command lines.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = None
+    ui_login: Annotated[
+        bool | None,
+        typer.Option(
+            "--ui-login/--ui-open",
+            help="With a key: the page asks for it as the password of any user, or it asks nobody.",
+            rich_help_panel=ACCESS,
+            show_default=False,
+        ),
+    ] = None
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A name by which the server may be called, such as chat.example.org, beside localhost and "
+            "its address; * = any. May be given several times.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = None
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A web site whose scripts may talk to the server, such as https://example.org. May be given "
+            "several times.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = None
+    max_batch: Annotated[
+        int, typer.Option(help="Contexts decoded together, 16 at most.", rich_help_panel=BATCHING)
+    ] = 16
+    batch_wait_ms: Annotated[
+        float,
+        typer.Option(
+            help="How long an idle server waits for more after the first.", rich_help_panel=BATCHING
+        ),
+    ] = 5.0
+    max_queue: Annotated[
+        int, typer.Option(help="Requests that may wait; others get 429.", rich_help_panel=BATCHING)
+    ] = 256
+
+    def __post_init__(self) -> None:
+        """Checks values and fills in the key of the environment.
+
+        Raises:
+            UserError: a value that cannot be.
+        """
+        for name, (least, most) in LIMITS.items():
+            value = getattr(self, name)
+            if not (isfinite(value) and value >= least and (most is None or value <= most)):
+                bounds = f"{least} or more" if most is None else f"{least} to {most}"
+                raise UserError(f"--{name.replace('_', '-')} {value}: use {bounds}")
+        for given in self.allow_host or ():
+            if given != "*" and not re.fullmatch(
+                r"[^\s/:@\[\]]+|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*", given
+            ):
+                raise UserError(f"--allow-host {given}: give a name alone, such as chat.example.org, or *")
+        for given in self.cors_origin or ():
+            if given != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/@?#]+", given):
+                raise UserError(f"--cors-origin {given}: give scheme and name, such as https://example.org")
+        if self.system not in ("ignore", "refuse", "context"):
+            raise UserError(f"--system {self.system}: use ignore, refuse or context")
+        if self.api_key is None:  # an empty variable is none to Typer
+            self.api_key = os.environ.get("PLATO2_API_KEY")
+        self._check_key()
+
+    def _check_key(self) -> None:
+        """Whether the key is one, and whom the page asks for it."""
+        if self.api_key is not None and not re.fullmatch(r"[!-~]+", self.api_key):
+            raise UserError(
+                "--api-key: use letters, digits and signs without blanks, or give none and unset "
+                "PLATO2_API_KEY"
+            )
+        if self.ui_login is not None and not self.ui:
+            raise UserError("--ui-login and --ui-open are for the page; give --ui, too, or leave them out")
+        if self.ui_login and not self.api_key:
+            raise UserError(
+                "--ui-login: there is no key to ask for; set PLATO2_API_KEY, or leave --ui-login out"
+            )
+        if self.ui and self.api_key and self.ui_login is None:
+            raise UserError(
+                "--ui: the key does not guard the page; give --ui-login (the page asks for the key, too) or "
+                "--ui-open (everybody may use it)"
+            )
+
+
 @app.command(help=HELP)
 @decodes
+@takes_fields(ServerOptions)
 def serve(
+    *,
     model: Annotated[
         Path | None, typer.Argument(metavar="GENERATION", help="The same as --generation.")
     ] = None,
@@ -80,96 +238,7 @@ def serve(
     ] = None,
     device: Device = "auto",
     precision: Precision = "float32",
-    host: Annotated[
-        str,
-        typer.Option(
-            help="Address to listen at; 0.0.0.0 = every address of the machine.", rich_help_panel=SERVER
-        ),
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(help="Port to listen at; 0 takes a free one.", rich_help_panel=SERVER)
-    ] = 8000,
-    ui: Annotated[
-        bool, typer.Option("--ui", help="Also a web page to talk on, at /.", rich_help_panel=SERVER)
-    ] = False,
-    system: Annotated[
-        str,
-        typer.Option(
-            help="What becomes of system messages, which PLATO-2 does not have: ignore (with the header "
-            "X-Plato2-Warning), refuse, or context (read as a turn).",
-            rich_help_panel=SERVER,
-        ),
-    ] = "ignore",
-    timeout: Annotated[
-        float, typer.Option(help="Seconds that a request may wait for its reply.", rich_help_panel=SERVER)
-    ] = 60.0,
-    shutdown_timeout: Annotated[
-        float,
-        typer.Option(help="Seconds for what was begun when the server is stopped.", rich_help_panel=SERVER),
-    ] = 30.0,
-    max_body_kb: Annotated[int, typer.Option(help="Largest request.", rich_help_panel=SERVER)] = 1024,
-    receive_timeout: Annotated[
-        float,
-        typer.Option(
-            help="Seconds in which a client has to send its request, or to take some of the answer.",
-            rich_help_panel=SERVER,
-        ),
-    ] = 20.0,
-    max_connections: Annotated[
-        int,
-        typer.Option(
-            help="At the same time; fewer where the system allows fewer open files.", rich_help_panel=SERVER
-        ),
-    ] = 1000,
-    log_requests: Annotated[
-        bool, typer.Option("--log-requests", help="Print a line for each request.", rich_help_panel=SERVER)
-    ] = False,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="PLATO2_API_KEY",
-            help="What requests to /v1 must send as Authorization: Bearer KEY. Better set the variable: "
-            "others on the machine can see command lines.",
-            rich_help_panel=ACCESS,
-        ),
-    ] = None,
-    ui_login: Annotated[
-        bool | None,
-        typer.Option(
-            "--ui-login/--ui-open",
-            help="With a key: the page asks for it as the password of any user, or it asks nobody.",
-            rich_help_panel=ACCESS,
-            show_default=False,
-        ),
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A name by which the server may be called, such as chat.example.org, beside localhost and "
-            "its address; * = any. May be given several times.",
-            rich_help_panel=ACCESS,
-        ),
-    ] = None,
-    cors_origin: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A web site whose scripts may talk to the server, such as https://example.org. May be given "
-            "several times.",
-            rich_help_panel=ACCESS,
-        ),
-    ] = None,
-    max_batch: Annotated[
-        int, typer.Option(help="Contexts decoded together, 16 at most.", rich_help_panel=BATCHING)
-    ] = 16,
-    batch_wait_ms: Annotated[
-        float,
-        typer.Option(
-            help="How long an idle server waits for more after the first.", rich_help_panel=BATCHING
-        ),
-    ] = 5.0,
-    max_queue: Annotated[
-        int, typer.Option(help="Requests that may wait; others get 429.", rich_help_panel=BATCHING)
-    ] = 256,
+    options: ServerOptions,
     decode: DecodeConfig = DEFAULT,
     seed: Annotated[
         int | None,
@@ -184,118 +253,112 @@ def serve(
     path = model or generation
     if path is None or (model and generation):
         raise UserError("give one model to serve: plato2 serve DIR, or plato2 serve --generation DIR")
-    for option, value, least, most in (
-        ("--port", port, 0, 65535),
-        ("--timeout", timeout, 0.001, None),
-        ("--shutdown-timeout", shutdown_timeout, 0, None),
-        ("--max-body-kb", max_body_kb, 1, None),
-        ("--receive-timeout", receive_timeout, 0.001, None),
-        ("--max-connections", max_connections, 1, None),
-        ("--max-batch", max_batch, 1, 16),
-        ("--batch-wait-ms", batch_wait_ms, 0, None),
-        ("--max-queue", max_queue, 1, None),
-    ):
-        if not (isfinite(value) and value >= least and (most is None or value <= most)):
-            raise UserError(f"{option} {value}: use {least} {'or more' if most is None else f'to {most}'}")
     if name is not None and not (name.strip() and name.isprintable()):
         raise UserError(f"--name {name!r}: give a name of one line, such as tiny-2_gen")
-    for given in allow_host or ():
-        if given != "*" and not re.fullmatch(
-            r"[^\s/:@\[\]]+|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*", given
-        ):
-            raise UserError(f"--allow-host {given}: give a name alone, such as chat.example.org, or *")
-    for given in cors_origin or ():
-        if given != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/@?#]+", given):
-            raise UserError(f"--cors-origin {given}: give scheme and name, such as https://example.org")
-    if api_key is None:  # an empty variable is none to Typer
-        api_key = os.environ.get("PLATO2_API_KEY")
-    if api_key is not None and not re.fullmatch(r"[!-~]+", api_key):
-        raise UserError(
-            "--api-key: use letters, digits and signs without blanks, or give none and unset PLATO2_API_KEY"
-        )
-    if ui_login is not None and not ui:
-        raise UserError("--ui-login and --ui-open are for the page; give --ui, too, or leave them out")
-    if ui_login and not api_key:
-        raise UserError("--ui-login: there is no key to ask for; set PLATO2_API_KEY, or leave --ui-login out")
-    if ui and api_key and ui_login is None:
-        raise UserError(
-            "--ui: the key does not guard the page; give --ui-login (the page asks for the key, too) or "
-            "--ui-open (everybody may use it)"
-        )
-    if system not in ("ignore", "refuse", "context"):
-        raise UserError(f"--system {system}: use ignore, refuse or context")
+    import_extras(options.ui)
+    from plato2.serve.server import listen
+
+    listener = listen(options.host, options.port)  # before a model is loaded in vain
+    checks = load_safety(safety, safety_input, safety_output)
+    bot = load_bot(path, evaluation, decode, device, precision, backward, rank, checks)
+    say_if_unranked(bot)
+    bot.reply_to_ids([bot.encode(["hi"])])  # the first reply takes longer than others
+    answer_requests(bot, listener, name or model_name(path), seed, options)
+
+
+def import_extras(ui: bool) -> None:
+    """Imports what the server and the page need.
+
+    Raises:
+        UserError: it is not installed.
+    """
     try:
-        from plato2.serve.app import make_app
-        from plato2.serve.guard import is_loopback
-        from plato2.serve.metrics import Metrics
-        from plato2.serve.server import listen, make_server, run, url_of
+        import plato2.serve.app
+        import plato2.serve.server
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] not in EXTRAS:
             raise
         raise UserError(f"plato2 serve needs {error.name}: {install('serve')}") from None
-    from plato2.serve.batching import Batcher
-
     if ui:
-        from plato2.serve.page import mount_page
-    listener = listen(host, port)
-    bot = load_bot(
-        path,
-        evaluation,
-        decode,
-        device,
-        precision,
-        backward,
-        rank,
-        load_safety(safety, safety_input, safety_output),
-    )
-    say_if_unranked(bot)
-    bot.reply_to_ids([bot.encode(["hi"])])  # the first reply takes longer than others
+        import plato2.serve.page  # noqa: F401
+
+
+def answer_requests(
+    bot: PlatoBot, listener: socket, name: str, seed: int | None, options: ServerOptions
+) -> None:
+    """Serves until a signal comes.
+
+    Args:
+        bot: who answers.
+        listener: the server's socket.
+        name: the model's id.
+        seed: of requests without one.
+        options: of the server.
+    """
+    from plato2.serve.app import make_app
+    from plato2.serve.batching import Batcher
+    from plato2.serve.metrics import Metrics
+    from plato2.serve.server import make_server, run
+
     metrics = Metrics()
-    batcher = Batcher(bot, max_batch, max_queue, batch_wait_ms / 1000, metrics.count_batch)
-    name = name or model_name(path)
+    wait_s = options.batch_wait_ms / 1000
+    batcher = Batcher(bot, options.max_batch, options.max_queue, wait_s, metrics.count_batch)
     served = make_app(
         bot,
         batcher,
         metrics,
         name,
-        api_key=api_key,
-        page_key=bool(ui and ui_login),
-        hosts={known.lower() for known in (host, *(allow_host or ()))},
-        cors_origins=cors_origin or (),
-        max_body=max_body_kb * 1024,
-        receive_s=receive_timeout,
-        timeout_s=timeout,
+        api_key=options.api_key,
+        page_key=bool(options.ui and options.ui_login),
+        hosts={known.lower() for known in (options.host, *(options.allow_host or ()))},
+        cors_origins=options.cors_origin or (),
+        max_body=options.max_body_kb * 1024,
+        receive_s=options.receive_timeout,
+        timeout_s=options.timeout,
         seed=seed,
-        system=cast("System", system),
-        log_requests=log_requests,
+        system=cast("System", options.system),
+        log_requests=options.log_requests,
     )
-    if ui:
-        served = mount_page(served, bot, batcher, name, timeout)
-    is_shared = not is_loopback(listener.getsockname()[0])
-    if is_shared and not api_key:
-        typer.echo(f"--host {host}: whoever reaches it may use it; PLATO2_API_KEY sets a key", err=True)
-    elif is_shared and ui and not ui_login:
-        typer.echo(f"--host {host} --ui-open: whoever reaches the page may use it", err=True)
-    where = bot.generation.backbone.word.weight.device
+    if options.ui:
+        from plato2.serve.page import mount_page
 
-    def say_ready() -> None:
-        url = url_of(listener)
-        typer.echo(f"{url}/v1 serves {name} on {where}; fields: docs/serve.md and {url}/openapi.json")
-        if ui:
-            typer.echo(f"{url}/ is the page to talk on")
-        sys.stdout.flush()
-
+        served = mount_page(served, bot, batcher, name, options.timeout)
+    say_if_open(listener, options)
     server = make_server(
         served,
         batcher,
-        receive_s=receive_timeout,
-        max_connections=max_connections,
-        shutdown_s=shutdown_timeout,
-        on_ready=say_ready,
+        receive_s=options.receive_timeout,
+        max_connections=options.max_connections,
+        shutdown_s=options.shutdown_timeout,
+        on_ready=lambda: say_ready(bot, listener, name, options.ui),
     )
     run(server, listener)
     if batcher.is_working:  # a batch that took too long; Python would wait for it or fall over it
         os._exit(0)
+
+
+def say_if_open(listener: socket, options: ServerOptions) -> None:
+    """Who may use the server, on stderr, where that is everybody."""
+    from plato2.serve.guard import is_loopback
+
+    if is_loopback(listener.getsockname()[0]):
+        return
+    if not options.api_key:
+        text = f"--host {options.host}: whoever reaches it may use it; PLATO2_API_KEY sets a key"
+        typer.echo(text, err=True)
+    elif options.ui and not options.ui_login:
+        typer.echo(f"--host {options.host} --ui-open: whoever reaches the page may use it", err=True)
+
+
+def say_ready(bot: PlatoBot, listener: socket, name: str, ui: bool) -> None:
+    """Where the server is, as soon as it takes connections."""
+    from plato2.serve.server import url_of
+
+    url, where = url_of(listener), bot.generation.backbone.word.weight.device
+    typer.echo(f"{url}/v1 serves {name} on {where}; fields: docs/serve.md and {url}/openapi.json")
+    if ui:
+        typer.echo(f"{url}/ is the page to talk on")
+    sys.stdout.flush()
 
 
 def model_name(path: Path) -> str:

@@ -60,8 +60,27 @@ def as_texts(texts: str | Sequence[str]) -> Sequence[str]:
     return texts
 
 
-def message_ids(turns: str | Sequence[str], tokenizer: Tokenizer, max_context: int = 128) -> list[int]:
-    """Context ids of a conversation whose last turn is to be answered, cut to what a model can read.
+@dataclass(frozen=True)
+class Context:
+    """A conversation whose last turn is to be answered, as a model reads it."""
+
+    turns: Sequence[str]
+    """All that was said, oldest first."""
+    ids: list[int]
+    """[CLS] (turn [SEP])* of the turns that fit."""
+    is_cut: bool
+    """Whether that is less than all that was said."""
+    unread: float
+    """Share of the last turn's letters and numbers that the tokenizer cannot read."""
+
+    @property
+    def seen(self) -> int:
+        """Turns that fit, the last one included."""
+        return self.ids.count(EOS_ID)
+
+
+def read_context(turns: str | Sequence[str], tokenizer: Tokenizer, max_context: int = 128) -> Context:
+    """A conversation, cut to what a model can read. Each turn is cut into tokens once.
 
     Args:
         turns: oldest first; one text is one turn. Turns that do not fit are dropped from the oldest on; a
@@ -72,12 +91,14 @@ def message_ids(turns: str | Sequence[str], tokenizer: Tokenizer, max_context: i
     Raises:
         UserError: no turns, nothing in the last one, or not texts.
     """
-    ids = tokenizer.encode_batch(as_texts(turns)[-max_context:])  # a turn has one id at least
+    turns = as_texts(turns)
+    ids = tokenizer.encode_batch(turns[-max_context:])  # a turn that fits takes one id at least, its [SEP]
     if not ids or not ids[-1]:
         raise UserError("the message is empty: give at least one word to answer")
     context = encode_context(ids, max_context, cut_turn=True)
     assert context is not None  # cut_turn
-    return context
+    is_cut = context.count(EOS_ID) < len(turns) or len(ids[-1]) > max_context - 2
+    return Context(turns, context, is_cut, tokenizer.unread_share(turns[-1], ids[-1]))
 
 
 def encode_context(

@@ -263,19 +263,29 @@ class Tokenizer:
         found: list[str] = self._processor.encode(normalize(text, self.lower_case), out_type=str)
         return found
 
-    def unread_share(self, text: str) -> float:
+    def is_empty(self, text: str) -> bool:
+        """Whether a text has no ids; found without cutting it into pieces."""
+        return not self._processor.normalize(normalize(text, self.lower_case))
+
+    def unread_share(self, text: str, ids: Sequence[int] | None = None) -> float:
         """Share of a text's letters and numbers that have no piece: the model cannot see them.
 
         Signs and emoji are no language; they count where there is nothing else.
+
+        Args:
+            text: the text.
+            ids: its ids, where they are there already.
         """
-        normalized = normalize(text, self.lower_case)
-        pieces: list[str] = self._processor.encode(normalized, out_type=str)
-        ids: list[int] = self._processor.encode(normalized, out_type=int)
-        lengths = [sum(map(str.isalnum, piece)) for piece in pieces]
-        if not any(lengths):
-            lengths = [len(piece.replace(WORD_START, "")) for piece in pieces]
-        unread = sum(length for length, index in zip(lengths, ids, strict=True) if index == UNK_ID)
-        return unread / max(1, sum(lengths))
+        ids = self.encode(text) if ids is None else ids
+        if UNK_ID not in ids:
+            return 0.0
+        whole = self._processor.normalize(normalize(text, self.lower_case)).replace(WORD_START, "")
+        read = "".join(self._pieces[index] for index in ids if index != UNK_ID).replace(WORD_START, "")
+        if any(map(str.isalnum, whole)):
+            n_whole, n_read = (sum(map(str.isalnum, each)) for each in (whole, read))
+        else:
+            n_whole, n_read = len(whole), len(read)
+        return (n_whole - n_read) / max(1, n_whole)
 
     def token(self, index: int) -> str:
         """The token of an id by its last alias: 0 is [PAD], 1 [CLS], 2 [SEP].

@@ -23,7 +23,7 @@ from plato2.data.shards import read_index
 from plato2.runs.folder import RunFolder
 from plato2.runs.folder import runs as find_runs
 from plato2.runs.saved import read_metrics
-from plato2.talk.bot import PlatoBot, as_dict
+from plato2.talk.bot import PlatoBot
 from plato2.talk.rank import coherence, doubt
 from plato2.talk.replies import validation_contexts
 from plato2.talk.selection import CHANCE, human_figures, written_candidates
@@ -241,7 +241,7 @@ def _answered(runs: Mapping[Part, str | Path], data: str | Path, n_contexts: int
             "turns": example.turns,
             "human": example.reference,
             "human_coherence": score,
-            "candidates": [as_dict(candidate) for candidate in reply.candidates],
+            "candidates": [candidate.to_dict() for candidate in reply.candidates],
         }
         for example, reply, score in zip(examples, replies, human, strict=True)
     ]

@@ -30,15 +30,12 @@ from starlette.types import Scope
 
 from plato2 import __version__
 from plato2.config import DecodeConfig, UserError
-from plato2.data.tokenizer import EOS_ID
 from plato2.serve.batching import Batcher, Job, QueueFull, Stopped
 from plato2.serve.chat_api import ApiError, ChatRequest, System, of_validation, wrong
 from plato2.serve.guard import CLIENT_GONE, STREAM_STATUS, Access, Gate
 from plato2.serve.metrics import Metrics
-from plato2.talk.bot import PlatoBot, Reply, as_dict
+from plato2.talk.bot import PlatoBot, Reply
 from plato2.talk.decode import n_candidates
-from plato2.talk.rank import Candidate
-from plato2.talk.safety import Safety
 
 KEEP_ALIVE_S = 5.0
 """Seconds between the comments of a stream that waits for its reply."""
@@ -59,34 +56,15 @@ class Choice:
     """Tokens generated for it, its end included."""
 
 
-def is_truncated(bot: PlatoBot, job: Job) -> bool:
-    """Whether the model reads less than all that was said."""
-    if job.context.count(EOS_ID) < len(job.turns):  # an end for each turn that is there
-        return True
-    room = bot.max_context - 2
-    return len(job.context) == bot.max_context and len(bot.tokenizer.encode(job.turns[-1])) > room
-
-
-def is_held(candidate: Candidate, safety: Safety | None) -> bool:
-    """Whether the safety filter holds a candidate back."""
-    return safety is not None and safety.output == "block" and candidate.flag is not None
-
-
-def choices_of(reply: Reply, n: int, safety: Safety | None) -> list[Choice]:
+def choices_of(reply: Reply, n: int, bot: PlatoBot) -> list[Choice]:
     """The n best candidates; refusals in place of those that the safety filter holds back."""
-    said = [candidate for candidate in reply.candidates if not is_held(candidate, safety)]
+    said = [candidate for candidate in reply.candidates if not bot.holds_back(candidate)]
     found = [
         Choice(c.text, "stop" if c.has_end else "length", len(c.token_ids) + c.has_end) for c in said[:n]
     ]
-    if safety is None:
+    if bot.safety is None:
         return found
-    return found + [Choice(safety.refusal, "content_filter", 0)] * (n - len(found))
-
-
-def candidate_dict(candidate: Candidate, safety: Safety | None) -> dict[str, Any]:
-    """All of a candidate; one that is held back has no text."""
-    found = as_dict(candidate) | {"score": candidate.score, "has_end": candidate.has_end}
-    return found | ({"text": None} if is_held(candidate, safety) else {})
+    return found + [Choice(bot.safety.refusal, "content_filter", 0)] * (n - len(found))
 
 
 @dataclass(frozen=True)
@@ -141,16 +119,16 @@ class Chat:
             raise wrong("stream_options", "only with stream: true")
         turns, left_out = chat.turns(self.system)
         # In a thread: cutting a very long text into tokens takes a while.
-        job, truncated = await asyncio.to_thread(self._submit, chat, turns, decode)
+        job = await asyncio.to_thread(self._submit, chat, turns, decode)
         waiting = asyncio.create_task(self._wait(job, request))
         waiting.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may be there
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
         warning = {WARNING_HEADER: left_out} if left_out else {}
         if chat.stream:
-            events = self._events(chat, job, truncated, waiting, head, request.scope)
+            events = self._events(chat, job, waiting, head, request.scope)
             quiet = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies must not collect it
             return StreamingResponse(events, media_type="text/event-stream", headers=quiet | warning)
-        answer = self._answer(chat, job, truncated, await waiting)
+        answer = self._answer(chat, job, await waiting)
         choices = [
             {
                 "index": index,
@@ -163,13 +141,16 @@ class Chat:
         body = head | {"object": "chat.completion", "choices": choices, "usage": answer.usage}
         return JSONResponse(body | {"plato2": answer.plato2}, headers=warning)
 
-    def _submit(self, chat: ChatRequest, turns: list[str], decode: DecodeConfig) -> tuple[Job, bool]:
-        """Into the queue; also whether the model reads less than all turns."""
+    def _submit(self, chat: ChatRequest, turns: list[str], decode: DecodeConfig) -> Job:
+        """Into the queue.
+
+        Raises:
+            ApiError: the last message is empty, or there is no room in the queue.
+        """
         try:
-            self.bot.encode(
-                [chat.messages[chat.last].text]
-            )  # what comes before in its turn does not make up for it
-            job = self.batcher.submit(turns, decode)
+            if self.bot.tokenizer.is_empty(chat.messages[chat.last].text):
+                turns = []  # what comes before in its turn does not make up for it
+            return self.batcher.submit(turns, decode)
         except UserError as error:
             raise wrong(f"messages[{chat.last}].content", str(error)) from None
         except QueueFull as error:
@@ -177,7 +158,6 @@ class Chat:
             raise ApiError(429, "queue_full", text, headers={"Retry-After": "1"}) from None
         except Stopped as error:
             raise stopped(error) from None
-        return job, is_truncated(self.bot, job)
 
     async def _wait(self, job: Job, request: Request) -> Reply:
         """The reply; a request that is given up leaves the queue.
@@ -207,21 +187,23 @@ class Chat:
             reply.cancel()
             self.batcher.cancel(job)
 
-    def _answer(self, chat: ChatRequest, job: Job, truncated: bool, reply: Reply) -> Answer:
-        choices = choices_of(reply, chat.n or 1, self.bot.safety)
-        n_in, n_out = len(job.context), sum(choice.n_tokens for choice in choices)
+    def _answer(self, chat: ChatRequest, job: Job, reply: Reply) -> Answer:
+        choices = choices_of(reply, chat.n or 1, self.bot)
+        n_in, n_out = len(job.context.ids), sum(choice.n_tokens for choice in choices)
         self.metrics.count_answer(n_in, n_out, reply.is_refusal)
         plato2: dict[str, Any] = {
             "seed": job.decode.seed,
             "context_tokens": n_in,
-            "context_truncated": truncated,
+            "context_truncated": job.context.is_cut,
             "timing": asdict(reply.timing),
             "flags": [asdict(flag) for flag in reply.flags],
         }
         if reply.warning:
             plato2["warning"] = reply.warning
         if chat.plato2 and chat.plato2.candidates:
-            plato2["candidates"] = [candidate_dict(c, self.bot.safety) for c in reply.candidates]
+            plato2["candidates"] = [
+                c.to_dict(ranking=True, held=self.bot.holds_back(c)) for c in reply.candidates
+            ]
         usage = {"prompt_tokens": n_in, "completion_tokens": n_out, "total_tokens": n_in + n_out}
         return Answer(choices, usage, plato2)
 
@@ -229,7 +211,6 @@ class Chat:
         self,
         chat: ChatRequest,
         job: Job,
-        truncated: bool,
         waiting: asyncio.Task[Reply],
         head: dict[str, Any],
         scope: Scope,
@@ -248,7 +229,7 @@ class Chat:
             while not (await asyncio.wait({waiting}, timeout=KEEP_ALIVE_S))[0]:
                 yield ": waiting\n\n"
             try:
-                answer = self._answer(chat, job, truncated, waiting.result())
+                answer = self._answer(chat, job, waiting.result())
             except ApiError as error:
                 scope[STREAM_STATUS] = error.status
                 yield "event: error\n" + event(error.to_dict())
@@ -327,9 +308,6 @@ def make_app(
         system: what becomes of system messages.
         log_requests: whether to print a line for each request.
     """
-    chat_of = Chat(bot, batcher, metrics, name, timeout_s, seed, system)
-    metrics.queue_length.set_function(lambda: batcher.queue_length)
-    model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "plato2"}
     app = FastAPI(
         title="plato2",
         version=__version__,
@@ -338,6 +316,26 @@ def make_app(
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
+    _add_api(app, Chat(bot, batcher, metrics, name, timeout_s, seed, system))
+    _add_state(app, batcher, metrics)
+    _add_errors(app)
+    app.add_middleware(
+        Gate,
+        metrics=metrics,
+        max_body=max_body,
+        receive_s=receive_s,
+        access=Access(api_key, page_key, hosts),
+        log_requests=log_requests,
+    )
+    if cors_origins:  # outside of the gate: its errors need the headers too, and a preflight has no key
+        _add_cors(app, cors_origins)
+    return app
+
+
+def _add_api(app: FastAPI, answers: Chat) -> None:
+    """OpenAI's addresses, below /v1."""
+    model = {"id": answers.name, "object": "model", "created": int(time.time()), "owned_by": "plato2"}
+    error = {"description": '{"error": {"message", "type", "param", "code"}}'}
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -347,16 +345,19 @@ def make_app(
     @app.get("/v1/models/{id:path}")
     async def one_model(id: str) -> dict[str, Any]:
         """The model of that name."""
-        if id != name:
-            raise no_model(id, name)
+        if id != answers.name:
+            raise no_model(id, answers.name)
         return model
-
-    error = {"description": '{"error": {"message", "type", "param", "code"}}'}
 
     @app.post("/v1/chat/completions", responses={"4XX": error, "5XX": error})
     async def chat_completions(chat: ChatRequest, request: Request) -> Response:
         """The reply to a conversation."""
-        return await chat_of.respond(chat, request)
+        return await answers.respond(chat, request)
+
+
+def _add_state(app: FastAPI, batcher: Batcher, metrics: Metrics) -> None:
+    """What says how the server is."""
+    metrics.queue_length.set_function(lambda: batcher.queue_length)
 
     @app.get("/healthz")
     async def healthz() -> Response:
@@ -368,6 +369,10 @@ def make_app(
     async def show_metrics() -> Response:
         """For Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_errors(app: FastAPI) -> None:
+    """Every error as JSON in OpenAI's format."""
 
     @app.exception_handler(ApiError)
     async def on_api_error(request: Request, error: ApiError) -> Response:
@@ -392,20 +397,13 @@ def make_app(
     async def on_error(request: Request, error: Exception) -> Response:
         return ApiError(500, "server_error", "something went wrong; the server's log says what").response()
 
+
+def _add_cors(app: FastAPI, origins: Sequence[str]) -> None:
+    """Lets the scripts of these pages ask and read answers."""
     app.add_middleware(
-        Gate,
-        metrics=metrics,
-        max_body=max_body,
-        receive_s=receive_s,
-        access=Access(api_key, page_key, hosts),
-        log_requests=log_requests,
+        CORSMiddleware,
+        allow_origins=list(origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=[WARNING_HEADER],
     )
-    if cors_origins:  # outside of the gate: its errors need the headers too, and a preflight has no key
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(cors_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],
-            expose_headers=[WARNING_HEADER],
-        )
-    return app

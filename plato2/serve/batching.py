@@ -18,6 +18,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 from plato2.config import DecodeConfig
+from plato2.data.samples import Context
 from plato2.talk.bot import PlatoBot, Reply
 
 logger = logging.getLogger(__name__)
@@ -35,11 +36,9 @@ class Stopped(Exception):
 class Job:
     """A conversation that waits for its reply, or has it."""
 
-    turns: Sequence[str]
-    """The turns, oldest first."""
+    context: Context
+    """What was said, as the model reads it."""
     decode: DecodeConfig
-    context: list[int]
-    """What the model reads of the turns, as ids."""
     future: Future[Reply] = field(default_factory=Future)
     """Gets the reply, the exception of its batch, or `Stopped`; cancelled by `Batcher.cancel`."""
 
@@ -102,8 +101,8 @@ class Batcher:
             Stopped: closed.
         """
         with self._changed:
-            self._check_room()  # before the work of encoding
-        job = Job(turns, self.bot.fitting(decode or self.bot.decode_config), self.bot.encode(turns))
+            self._check_room()  # before the work of reading
+        job = Job(self.bot.read(turns), self.bot.fitting(decode or self.bot.decode_config))
         with self._changed:
             self._check_room()
             self._queue.append(job)
@@ -177,8 +176,8 @@ class Batcher:
     def _answer(self, jobs: list[Job]) -> None:
         """One batch; what goes wrong in it is the matter of these requests only."""
         try:
-            replies = self.bot.reply_batch(
-                [job.turns for job in jobs], jobs[0].decode, [job.decode.seed for job in jobs]
+            replies = self.bot.reply_to(
+                [job.context for job in jobs], jobs[0].decode, [job.decode.seed for job in jobs]
             )
             if self.on_batch:
                 self.on_batch(replies)

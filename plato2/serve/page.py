@@ -10,22 +10,21 @@ browser session only; the page reads and writes no file.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from plato2.config import DecodeConfig, Strategy, UserError, install
-from plato2.data.tokenizer import EOS_ID
 from plato2.serve.batching import Batcher, QueueFull, Stopped
-from plato2.talk.bot import PlatoBot, Reply, as_dict
-from plato2.talk.rank import Candidate
+from plato2.serve.page_html import candidate_panel, chat_messages, status_line
+from plato2.talk.bot import PlatoBot, Reply
+from plato2.talk.conversation import Conversation, now
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 try:
@@ -42,8 +41,6 @@ Answer = Callable[[list[str], DecodeConfig], Reply]
 
 AT_ONCE = 32
 """Answers that the page waits for at the same time; each has a thread."""
-NOTHING = "(nothing)"
-"""Shown for a reply without words."""
 
 SETTINGS: dict[str, tuple[str, str]] = {
     "top_k": ("top k", "for top_k; 1 = greedy"),
@@ -62,25 +59,7 @@ MOST = {"beam_size": 20, "n_samples": 20, "n_candidates": 100}
 """What one visitor may ask of the machine at most, or the bot's own setting where that is more."""
 
 
-@dataclass(frozen=True)
-class Exchange:
-    """A message and what was said to it."""
-
-    message: str
-    reply: Reply
-    settings: DecodeConfig
-    seen: int
-    """Turns the model saw of those so far, the message included."""
-    chosen: int | None
-    """Which candidate the conversation goes on from; None where the safety filter refused."""
-
-    @property
-    def text(self) -> str:
-        """What the bot said."""
-        return self.reply.text if self.chosen is None else self.reply.candidates[self.chosen].text
-
-
-Conversation = list[Exchange]
+# ---------------------------------------------------------------------------------------------- application
 
 
 def mount_page(app: FastAPI, bot: PlatoBot, batcher: Batcher, name: str, timeout_s: float = 60.0) -> FastAPI:
@@ -159,6 +138,9 @@ def add_page(app: FastAPI, page: gr.Blocks) -> gr.routes.App:
     return cast(gr.routes.App, gradio_app)
 
 
+# -------------------------------------------------------------------------------------------------- layout
+
+
 def build_page(bot: PlatoBot, answer: Answer, name: str) -> gr.Blocks:
     """The page.
 
@@ -167,22 +149,130 @@ def build_page(bot: PlatoBot, answer: Answer, name: str) -> gr.Blocks:
         answer: finds replies; a `UserError` of it is shown and the message kept.
         name: the model's name, for the title.
     """
-    defaults = bot.decode_config
-    samples_field = "n_candidates" if bot.generation.recognition is None else "n_samples"
-    blocked = bot.safety is not None and bot.safety.output == "block"
+    actions = Actions(bot, answer)
+    with gr.Blocks(title=name, analytics_enabled=False, fill_width=True) as page:
+        conversation = gr.State(Conversation())
+        gr.HTML(f"<h1>{escape(name)}</h1>", elem_id="title", apply_default_css=False)
+        with gr.Row(elem_id="page"):
+            with gr.Column(scale=9, min_width=340):
+                chatbot, box, send = _chat_window()
+                with gr.Row(elem_id="actions"):
+                    undo, reset, export = (
+                        gr.Button(label, size="sm", min_width=60, interactive=False)
+                        for label in ("Undo", "New conversation", "Export")
+                    )
+                line = gr.HTML(status_line(Conversation()), elem_id="line", apply_default_css=False)
+            with gr.Column(scale=11, min_width=340):
+                nothing = candidate_panel(None, bot.holds_back)
+                panel = gr.HTML(nothing, elem_id="panel", apply_default_css=False, js_on_load=CLICKS)
+                settings = _setting_fields(bot.decode_config, actions.samples)
+        # What clients of the API choose by, who cannot click; and what a download is made of.
+        rank = gr.Number(precision=0, visible=False)
+        exported = gr.Textbox(visible=False)
 
-    def show(turns: Conversation, box: Any, waiting: str | None = None) -> tuple[Any, ...]:
-        """Values of everything that changes; `waiting` is a message that is being answered."""
-        ready = bool(turns) and waiting is None
-        button = gr.update(interactive=ready)
-        last = turns[-1] if turns else None
-        panel = _panel(last, blocked, waiting is not None)
-        line = _line(turns, waiting is not None)
-        return turns, _messages(turns, waiting), box, panel, line, button, button, button
+        shown = [conversation, chatbot, box, panel, line, undo, reset, export]  # see Actions.show
+        quick: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
+        gr.on(
+            [send.click, box.submit],
+            actions.chat,
+            [box, conversation, *settings],
+            shown,
+            api_name="chat",
+            show_progress="hidden",
+            concurrency_limit=AT_ONCE,
+        )
+        panel.select(actions.click, [conversation], shown, api_visibility="private", **quick)
+        rank.submit(actions.choose, [rank, conversation], shown, api_name="choose", **quick)
+        undo.click(actions.undo, [conversation], shown, api_name="undo", **quick)
+        reset.click(actions.reset, None, shown, api_name="reset", **quick)
+        export.click(actions.export, [conversation], exported, api_name="export", **quick).then(
+            None, [exported], None, js=DOWNLOAD, api_visibility="private"
+        )
+    return page
+
+
+def _chat_window() -> tuple[gr.Chatbot, gr.Textbox, gr.Button]:
+    """The window with what was said, and below it the box for a message and its button."""
+    chatbot = gr.Chatbot(
+        elem_id="chat",
+        show_label=False,
+        height=None,
+        placeholder="Say something.",
+        buttons=[],
+        feedback_options=None,
+        render_markdown=False,  # but HTML is rendered: see chat_messages
+        latex_delimiters=[],
+        allow_file_downloads=False,
+        group_consecutive_messages=False,
+    )
+    with gr.Row(elem_id="message"):
+        box = gr.Textbox(
+            placeholder="Type a message",
+            show_label=False,
+            container=False,
+            max_lines=5,
+            autofocus=True,
+            scale=5,
+            min_width=100,
+        )
+        send = gr.Button("Send", variant="primary", scale=1, min_width=70)
+    return chatbot, box, send
+
+
+def _setting_fields(defaults: DecodeConfig, samples: str) -> list[gr.components.Component]:
+    """The settings, in the order of what `Actions.chat` takes; `samples` is the field of that name there."""
+    with gr.Accordion("Settings", open=False, elem_id="settings"):
+        strategy = gr.Radio(get_args(Strategy), value=defaults.strategy, label="strategy")
+        with gr.Row():
+            numbers = [
+                gr.Number(
+                    getattr(defaults, field),
+                    label=label,
+                    info=hint,
+                    precision=None if field in ("top_p", "temperature") else 0,
+                    step=0.05 if field in ("top_p", "temperature") else 1,
+                    min_width=150,
+                )
+                for field, (label, hint) in SETTINGS.items()
+                if field not in {"n_samples", "n_candidates"} - {samples}
+            ]
+    return [strategy, *numbers]
+
+
+# ------------------------------------------------------------------------------------------------- actions
+
+
+class Actions:
+    """What can be done on the page. Each gives new values for what is shown, in the order of `show`.
+
+    Args:
+        bot: whose settings are the defaults.
+        answer: finds replies.
+    """
+
+    def __init__(self, bot: PlatoBot, answer: Answer) -> None:
+        self.bot, self.answer = bot, answer
+        self.samples = "n_candidates" if bot.generation.recognition is None else "n_samples"
+
+    def show(self, conversation: Conversation, box: Any, waiting: str | None = None) -> tuple[Any, ...]:
+        """All that changes: conversation, chat window, box, candidates, line, three buttons.
+
+        Args:
+            conversation: what was said.
+            box: the text of the box.
+            waiting: a message that is being answered.
+        """
+        is_waiting = waiting is not None
+        turns = conversation.turns + ([] if waiting is None else [waiting])
+        panel = candidate_panel(conversation.last, self.bot.holds_back, is_waiting)
+        button = gr.update(interactive=conversation.last is not None and not is_waiting)
+        line = status_line(conversation, is_waiting)
+        return conversation, chat_messages(turns), box, panel, line, button, button, button
 
     def chat(
+        self,
         message: str,
-        turns: Conversation,
+        conversation: Conversation,
         strategy: str,
         top_k: int | None,
         top_p: float | None,
@@ -194,7 +284,7 @@ def build_page(bot: PlatoBot, answer: Answer, name: str) -> gr.Blocks:
         samples: int | None,
         seed: int | None,
     ) -> Iterator[Any]:
-        """Answers a message with these settings."""
+        """Answers a message with these settings; clients of the API call them by these names."""
         values = {
             "top_k": top_k,
             "top_p": top_p,
@@ -203,132 +293,55 @@ def build_page(bot: PlatoBot, answer: Answer, name: str) -> gr.Blocks:
             "min_tokens": min_tokens,
             "max_tokens": max_tokens,
             "no_repeat_ngram": no_repeat_ngram,
-            samples_field: samples,
+            self.samples: samples,
             "seed": seed,
         }
+        asked_at = now()
         message = message.encode("utf-8", "ignore").decode()  # half a surrogate pair is no text
         try:
             if not message.strip():
                 raise UserError("the message is empty: type something first")
-            decode = _settings(defaults, strategy, values)
-            yield show(turns, "", message)
-            context = [*_said(turns), message]
-            reply = answer(context, decode)
+            decode = _settings(self.bot.decode_config, strategy, values)
+            yield self.show(conversation, "", message)
+            reply = self.answer([*conversation.turns, message], decode)
         except UserError as error:
             gr.Warning(escape(str(error)))
-            yield show(turns, message)
+            yield self.show(conversation, message)
         except Exception:  # whatever it was, the page goes on
             logging.getLogger(__name__).exception("the page's answer failed")
             gr.Warning("Something went wrong; the server's log says what.")
-            yield show(turns, message)
+            yield self.show(conversation, message)
         else:
-            seen = bot.encode(context).count(EOS_ID)
-            chosen = None if reply.is_refusal else 0
-            exchange = Exchange(message, reply, bot.fitting(decode), seen, chosen)
-            yield show([*turns, exchange], gr.skip())
+            decode = self.bot.fitting(decode)
+            yield self.show(conversation.answered(message, reply, decode, asked_at), gr.skip())
 
-    def choose(rank: float | None, turns: Conversation) -> tuple[Any, ...]:
+    def choose(self, rank: float | None, conversation: Conversation) -> tuple[Any, ...]:
         """Goes on from the candidate of that rank, 1 = best, in place of what was said last."""
-        candidates = turns[-1].reply.candidates if turns else []
+        candidates = conversation.last.reply.candidates if conversation.last else []
         if rank is None or not 1 <= rank <= len(candidates):
             gr.Warning("there is no such candidate")
-        elif blocked and candidates[int(rank) - 1].flag:
+        elif self.bot.holds_back(candidates[int(rank) - 1]):
             gr.Warning("the safety filter holds this candidate back")
         else:
-            turns = [*turns[:-1], replace(turns[-1], chosen=int(rank) - 1)]
-        return show(turns, gr.skip())
+            conversation = conversation.choose(int(rank))
+        return self.show(conversation, gr.skip())
 
-    def click(event: gr.EventData, turns: Conversation) -> tuple[Any, ...]:
+    def click(self, event: gr.EventData, conversation: Conversation) -> tuple[Any, ...]:
         """Goes on from the candidate that was clicked on."""
-        return choose(event.rank, turns)
+        return self.choose(event.rank, conversation)
 
-    def undo(turns: Conversation) -> tuple[Any, ...]:
+    def undo(self, conversation: Conversation) -> tuple[Any, ...]:
         """Takes the last message and its reply back; the message is in the box again."""
-        return show(turns[:-1], turns[-1].message if turns else gr.skip())
+        box = conversation.last.message if conversation.last else gr.skip()
+        return self.show(conversation.undo(), box)
 
-    def reset() -> tuple[Any, ...]:
+    def reset(self) -> tuple[Any, ...]:
         """Begins a new conversation."""
-        return show([], gr.skip())
+        return self.show(Conversation(), gr.skip())
 
-    def export(turns: Conversation) -> str:
+    def export(self, conversation: Conversation) -> str:
         """The conversation as JSON Lines."""
-        return _export(turns, blocked)
-
-    with gr.Blocks(title=name, analytics_enabled=False, fill_width=True) as page:
-        turns = gr.State([])
-        gr.HTML(f"<h1>{escape(name)}</h1>", elem_id="title", apply_default_css=False)
-        with gr.Row(elem_id="page"):
-            with gr.Column(scale=9, min_width=340):
-                chatbot = gr.Chatbot(
-                    elem_id="chat",
-                    show_label=False,
-                    height=None,
-                    placeholder="Say something.",
-                    buttons=[],
-                    feedback_options=None,
-                    render_markdown=False,  # but HTML is rendered: see _messages
-                    latex_delimiters=[],
-                    allow_file_downloads=False,
-                    group_consecutive_messages=False,
-                )
-                with gr.Row(elem_id="message"):
-                    box = gr.Textbox(
-                        placeholder="Type a message",
-                        show_label=False,
-                        container=False,
-                        max_lines=5,
-                        autofocus=True,
-                        scale=5,
-                        min_width=100,
-                    )
-                    send = gr.Button("Send", variant="primary", scale=1, min_width=70)
-                with gr.Row(elem_id="actions"):
-                    undo_button = gr.Button("Undo", size="sm", min_width=60, interactive=False)
-                    reset_button = gr.Button("New conversation", size="sm", min_width=60, interactive=False)
-                    export_button = gr.Button("Export", size="sm", min_width=60, interactive=False)
-                line = gr.HTML(_line([]), elem_id="line", apply_default_css=False)
-            with gr.Column(scale=11, min_width=340):
-                panel = gr.HTML(
-                    _panel(None, blocked), elem_id="panel", apply_default_css=False, js_on_load=CLICKS
-                )
-                with gr.Accordion("Settings", open=False, elem_id="settings"):
-                    strategy = gr.Radio(get_args(Strategy), value=defaults.strategy, label="strategy")
-                    with gr.Row():
-                        numbers = [
-                            gr.Number(
-                                getattr(defaults, field),
-                                label=SETTINGS[field][0],
-                                info=SETTINGS[field][1],
-                                precision=None if field in ("top_p", "temperature") else 0,
-                                step=0.05 if field in ("top_p", "temperature") else 1,
-                                min_width=150,
-                            )
-                            for field in SETTINGS
-                            if field not in {"n_samples", "n_candidates"} - {samples_field}
-                        ]
-        # What clients of the API choose by, who cannot click; and what a download is made of.
-        rank = gr.Number(precision=0, visible=False)
-        exported = gr.Textbox(visible=False)
-
-        shown = [turns, chatbot, box, panel, line, undo_button, reset_button, export_button]
-        quick: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
-        gr.on(
-            [send.click, box.submit],
-            chat,
-            [box, turns, strategy, *numbers],
-            shown,
-            api_name="chat",
-            show_progress="hidden",
-            concurrency_limit=AT_ONCE,
-        )
-        panel.select(click, [turns], shown, api_visibility="private", **quick)
-        rank.submit(choose, [rank, turns], shown, api_name="choose", **quick)
-        undo_button.click(undo, [turns], shown, api_name="undo", **quick)
-        reset_button.click(reset, None, shown, api_name="reset", **quick)
-        export_button.click(export, [turns], exported, api_name="export", **quick).then(
-            None, [exported], None, js=DOWNLOAD, api_visibility="private"
-        )
-    return page
+        return conversation.export(self.bot.holds_back)
 
 
 def _settings(defaults: DecodeConfig, strategy: str, values: dict[str, float | None]) -> DecodeConfig:
@@ -348,152 +361,7 @@ def _settings(defaults: DecodeConfig, strategy: str, values: dict[str, float | N
     return replace(defaults, strategy=strategy, **values)  # type: ignore[arg-type]
 
 
-def _said(turns: Conversation) -> list[str]:
-    """All turns, oldest first."""
-    return [text for exchange in turns for text in (exchange.message, exchange.text)]
-
-
-def _messages(turns: Conversation, waiting: str | None = None) -> list[dict[str, str]]:
-    """The conversation for the chat window, which takes HTML."""
-    texts = _said(turns) + ([] if waiting is None else [waiting])
-    return [
-        {"role": "assistant" if number % 2 else "user", "content": escape(text if text.strip() else NOTHING)}
-        for number, text in enumerate(texts)
-    ]
-
-
-def _line(turns: Conversation, waiting: bool = False) -> str:
-    """How long the last reply took and how much of the conversation the model saw, as HTML."""
-    if waiting:
-        return '<p class="busy">looking for a reply …</p>'
-    if not turns:
-        return "<p>&nbsp;</p>"
-    last, timing, total = turns[-1], turns[-1].reply.timing, 2 * len(turns) - 1
-    seen = "the model saw 1 turn"
-    if total > 1:
-        seen = f"the model saw {'all' if last.seen == total else f'the last {last.seen} of'} {total} turns"
-    parts = [
-        f"{len(last.reply.candidates)} candidates in {timing.decode_s:.2f} s",
-        f"ranked in {timing.rank_s:.2f} s",
-        seen,
-    ]
-    return f"<p>{' · '.join(parts if last.reply.candidates else [seen])}</p>"
-
-
-def _panel(last: Exchange | None, blocked: bool, waiting: bool = False) -> str:
-    """The candidates of the last reply as a table and a bar picture, as HTML.
-
-    Args:
-        last: the last exchange.
-        blocked: whether candidates with a flag are held back.
-        waiting: whether the next reply is being found, so that there is nothing to choose.
-    """
-    if last is None:
-        return (
-            '<div class="hint"><p>The candidates for the reply appear here, ranked. '
-            "Click on one to go on from it.</p></div>"
-        )
-    notes = [
-        f"The safety filter {'stopped' if flag.action == 'block' else 'warns of'} "
-        f"{'the message' if flag.side == 'input' else 'a candidate'}: {escape(flag.rule)}."
-        for flag in last.reply.flags
-    ]
-    if last.reply.warning:
-        notes.insert(0, escape(f"{last.reply.warning[0].upper()}{last.reply.warning[1:]}."))
-    candidates = last.reply.candidates
-    if any(candidate.penalty for candidate in candidates):
-        notes.append("Grey: repeats words or has no end, so it ranks behind the others.")
-    note = f'<p class="note">{" ".join(dict.fromkeys(notes))}</p>' if notes else ""
-    if candidates:
-        note = _table(candidates, last.chosen, blocked) + note + _bars(candidates, last.chosen, blocked)
-    return f'<div class="{"waiting" if waiting else "ready"}">{note}</div>'
-
-
-def _table(candidates: Sequence[Candidate], chosen: int | None, blocked: bool) -> str:
-    """A row for each candidate; without columns that nothing is in."""
-    columns: dict[str, list[str]] = {"rank": [str(number + 1) for number in range(len(candidates))]}
-    if any(candidate.latent is not None for candidate in candidates):
-        columns["z"] = [str(candidate.latent) for candidate in candidates]
-    if any(candidate.coherence is not None for candidate in candidates):
-        columns["coherence"] = [f"{candidate.coherence:.3f}" for candidate in candidates]
-    columns["log p"] = [f"{candidate.log_prob:.2f}" for candidate in candidates]
-    columns["reply"] = [_text(candidate, blocked) for candidate in candidates]
-    rows = [
-        f"<tr {_attributes(candidate, number, chosen, blocked, 'row')}>"
-        f"{''.join(f'<td>{column[number]}</td>' for column in columns.values())}</tr>"
-        for number, candidate in enumerate(candidates)
-    ]
-    head = "".join(f"<th>{name}</th>" for name in columns)
-    return (
-        f'<div class="scroll table"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
-
-
-def _bars(candidates: Sequence[Candidate], chosen: int | None, blocked: bool) -> str:
-    """A bar for each candidate: its coherence, or without an evaluation model its log-probability."""
-    judged = all(candidate.coherence is not None for candidate in candidates)
-    values = [c.coherence if c.coherence is not None else c.log_prob for c in candidates]
-    low, high = (0.0, 1.0) if judged else (float(math.floor(min(values)) - 1), 0.0)
-    rows = []
-    for number, (candidate, value) in enumerate(zip(candidates, values, strict=True)):
-        z = "" if candidate.latent is None else f"<b>z {candidate.latent}</b> "
-        share = min(max((value - low) / (high - low), 0.0), 1.0)
-        rows.append(
-            f"<div {_attributes(candidate, number, chosen, blocked, 'bar')}>"
-            f'<span class="label">{z}{_text(candidate, blocked)}</span>'
-            f'<span class="track"><i style="width: {100 * share:.1f}%"></i></span>'
-            f'<span class="value">{value:.{2 if judged else 1}f}</span></div>'
-        )
-    title = "Coherence, p(l=1|c,r)" if judged else "Log-probability of a token"
-    axis = f"<span>{low:g}</span><span>{(low + high) / 2:g}</span><span>{high:g}</span>"
-    return (
-        f'<figure><figcaption>{title}</figcaption><div class="scroll">{"".join(rows)}</div>'
-        f'<div class="bar axis"><span></span><span class="ticks">{axis}</span><span></span></div></figure>'
-    )
-
-
-def _attributes(candidate: Candidate, number: int, chosen: int | None, blocked: bool, kind: str) -> str:
-    """Of a row or bar: what it looks like, and its rank where it can be chosen."""
-    held = blocked and candidate.flag is not None
-    looks = {"chosen": number == chosen, "late": candidate.penalty > 0, "flagged": candidate.flag is not None}
-    names = " ".join([kind, *(name for name, applies in looks.items() if applies)])
-    return f'class="{names}"' + ("" if held else f' data-rank="{number + 1}" tabindex="0"')
-
-
-def _text(candidate: Candidate, blocked: bool) -> str:
-    """A candidate's text as HTML, with the rule of the safety filter that it breaks."""
-    text = escape(candidate.text) if candidate.text.strip() else NOTHING
-    if candidate.flag is None:
-        return text
-    flag = f'<em class="flag">⚑ {escape(candidate.flag)}</em>'
-    return flag if blocked else f"{text} {flag}"
-
-
-def _export(turns: Conversation, blocked: bool) -> str:
-    """A line of JSON a turn; see docs/page.md."""
-    lines: list[dict[str, Any]] = []
-    for exchange in turns:
-        candidates = [
-            as_dict(candidate)
-            | {"score": candidate.score, "has_end": candidate.has_end}
-            | ({"text": None} if blocked and candidate.flag else {})
-            for candidate in exchange.reply.candidates
-        ]
-        lines.append({"role": "user", "text": exchange.message})
-        lines.append(
-            {
-                "role": "bot",
-                "text": exchange.text,
-                "chosen": None if exchange.chosen is None else exchange.chosen + 1,
-                "candidates": candidates,
-                "flags": [asdict(flag) for flag in exchange.reply.flags],
-                "settings": asdict(exchange.settings),
-                "seen": exchange.seen,
-                "timing": asdict(exchange.reply.timing),
-            }
-        )
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+# --------------------------------------------------------------------------------------------------- looks
 
 
 def _theme() -> gr.themes.Base:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from plato2.config import DecodeConfig, RankConfig, UserError
-from plato2.data.samples import as_texts, message_ids
+from plato2.data.samples import Context, read_context
 from plato2.data.tokenizer import MOST_UNREAD, Tokenizer
 from plato2.model.networks import Evaluator, Generator
 from plato2.talk.decode import decode
@@ -59,6 +59,8 @@ class Reply:
     timing: Timing = field(default=Timing(), compare=False)
     unread: float = 0.0
     """Share of the message's letters and numbers that the tokenizer cannot read."""
+    seen: int = field(default=0, compare=False)
+    """Turns that the model read of what was said, the message included."""
 
     @property
     def warning(self) -> str | None:
@@ -81,26 +83,11 @@ class Reply:
         """Plain values for JSON: reply, candidates and timing; flags and a warning where there are some."""
         found: dict[str, Any] = {
             "reply": self.text,
-            "candidates": [as_dict(candidate) for candidate in self.candidates],
+            "candidates": [candidate.to_dict() for candidate in self.candidates],
             "timing": asdict(self.timing),
         }
         found |= {"flags": [asdict(flag) for flag in self.flags]} if self.flags else {}
         return found | ({"warning": self.warning} if self.warning else {})
-
-
-def as_dict(candidate: Candidate) -> dict[str, Any]:
-    """A candidate in plain values: text, latent, log_prob, coherence; backward and flag where there are."""
-    found: dict[str, Any] = {
-        "text": candidate.text,
-        "latent": candidate.latent,
-        "log_prob": candidate.log_prob,
-        "coherence": candidate.coherence,
-    }
-    if candidate.backward is not None:
-        found["backward"] = candidate.backward
-    if candidate.flag is not None:
-        found["flag"] = candidate.flag
-    return found
 
 
 class PlatoBot:
@@ -234,36 +221,38 @@ class PlatoBot:
         """
         if isinstance(contexts, str):
             raise UserError("reply_batch takes a list of conversations; reply answers one")
-        contexts = [as_texts(context) for context in contexts]
-        replies = self._reply_to_turns(contexts, decode, seeds)
-        return [
-            replace(reply, unread=self.tokenizer.unread_share(context[-1]))
-            for reply, context in zip(replies, contexts, strict=True)
-        ]
+        return self.reply_to([self.read(context) for context in contexts], decode, seeds)
 
-    def _reply_to_turns(
+    def reply_to(
         self,
-        contexts: Sequence[Sequence[str]],
-        decode: DecodeConfig | None,
-        seeds: Sequence[int] | None,
+        contexts: Sequence[Context],
+        decode: DecodeConfig | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> list[Reply]:
-        """The replies, with what the safety filter says of each message."""
-        ids = [self.encode(context) for context in contexts]
-        if self.safety is None:
-            return self.reply_to_ids(ids, contexts, decode, seeds)
-        found = self.safety.check("input", [context[-1] for context in contexts])
-        flags = [() if rule is None else (self.safety.flag("input", rule),) for rule in found]
-        replies = [Reply(self.safety.refusal, [], some) for some in flags]
+        """The replies to conversations that were `read`, with what the safety filter says of each message.
+
+        Args:
+            contexts: from `read`.
+            decode: other settings than the bot's own.
+            seeds: one a context, instead of the settings'.
+        """
+        safety = self.safety or Safety([])
+        found = safety.check("input", [context.turns[-1] for context in contexts])
+        flags = [() if rule is None else (safety.flag("input", rule),) for rule in found]
+        replies = [Reply(safety.refusal, [], some) for some in flags]
         going = [n for n, some in enumerate(flags) if not any(flag.action == "block" for flag in some)]
         answers = self.reply_to_ids(
-            [ids[n] for n in going],
-            [contexts[n] for n in going],
+            [contexts[n].ids for n in going],
+            [contexts[n].turns for n in going],
             decode,
             None if seeds is None else [seeds[n] for n in going],
         )
         for n, answer in zip(going, answers, strict=True):
             replies[n] = replace(answer, flags=flags[n] + answer.flags)
-        return replies
+        return [
+            replace(reply, unread=context.unread, seen=context.seen)
+            for reply, context in zip(replies, contexts, strict=True)
+        ]
 
     def reply_to_ids(
         self,
@@ -293,13 +282,21 @@ class PlatoBot:
             )
         return replies
 
-    def encode(self, context: Sequence[str]) -> list[int]:
-        """Context ids of a conversation, cut to the model's context.
+    def read(self, context: Sequence[str]) -> Context:
+        """A conversation, cut to the model's context.
 
         Raises:
             UserError: no turns, or nothing in the last one.
         """
-        return message_ids(context, self.tokenizer, self.max_context)
+        return read_context(context, self.tokenizer, self.max_context)
+
+    def encode(self, context: Sequence[str]) -> list[int]:
+        """The ids of `read`."""
+        return self.read(context).ids
+
+    def holds_back(self, candidate: Candidate) -> bool:
+        """Whether the safety filter lets nobody say or see a candidate."""
+        return self.safety is not None and self.safety.output == "block" and candidate.flag is not None
 
     def fitting(self, decode: DecodeConfig) -> DecodeConfig:
         """The settings with `max_tokens` that the model has positions for."""

@@ -154,11 +154,9 @@ def decode(
     prefixes = [()] * len(contexts) if prefixes is None else prefixes
     _check_size(generator, contexts, prefixes, config)
     has_latents, is_beam = generator.recognition is not None, config.strategy == "beam"
-    if latents is None:
-        latents = range(generator.model_config.n_latent)
+    latents = range(generator.model_config.n_latent) if latents is None else latents
     n_latents = len(latents) if has_latents else 1
     copies = 1 if is_beam else config.n_samples if has_latents else config.n_candidates
-    n = n_latents * copies
     device = generator.backbone.word.weight.device
     with torch.autocast(device.type, enabled=False):  # the cache has the weights' own precision
         rows = _prefill(generator, contexts, prefixes, config.max_tokens, latents)
@@ -168,18 +166,30 @@ def decode(
             if copies > 1:
                 rows.keep(torch.arange(len(rows.h), device=device).repeat(copies))
             if uniforms is None:
-                keys = _row_keys(contexts, n, [config.seed] * len(contexts) if seeds is None else seeds)
+                seeds = [config.seed] * len(contexts) if seeds is None else seeds
+                keys = _row_keys(contexts, n_latents * copies, seeds)
                 uniforms = uniform(keys.to(device), config.max_tokens)
             tokens, sums = _sample(generator, rows, config, uniforms.to(device))
+    return _hypotheses(tokens, sums, config, prefixes, latents if has_latents else [None])
+
+
+def _hypotheses(
+    tokens: Tensor,
+    sums: Tensor,
+    config: DecodeConfig,
+    prefixes: Sequence[Sequence[int]],
+    latents: Sequence[int | None],
+) -> list[list[Hypothesis]]:
+    """What was found for each context: row = (candidate * B + context) * beam + place in it."""
     lengths = _lengths(tokens)
     scores = (sums / _norm(lengths, config.length_penalty)).tolist()
-    width = config.beam_size if is_beam else 1  # hypotheses of a (candidate, context)
-    found: list[list[Hypothesis]] = [[] for _ in contexts]
+    beam = config.beam_size if config.strategy == "beam" else 1
+    found: list[list[Hypothesis]] = [[] for _ in prefixes]
     for number, (row, length, score) in enumerate(
         zip(tokens.tolist(), lengths.tolist(), scores, strict=True)
     ):
-        candidate, context = divmod(number // width, len(contexts))
-        latent = latents[candidate % n_latents] if has_latents else None
+        candidate, context = divmod(number // beam, len(prefixes))
+        latent = latents[candidate % len(latents)]
         found[context].append(Hypothesis((*prefixes[context], *row[:length]), latent, score))
     return found
 

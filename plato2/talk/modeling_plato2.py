@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 from plato2.batch import Unit  # noqa: F401  (named here, so that transformers copies the file)
 from plato2.config import DecodeConfig, ModelConfig
 from plato2.data.packing import best_fit_rows  # noqa: F401
-from plato2.data.samples import as_texts, message_ids
+from plato2.data.samples import Context, as_texts, read_context
 from plato2.data.tokenizer import MOST_UNREAD, Tokenizer
 from plato2.data.units import pack  # noqa: F401
 from plato2.model.backbone import initialize_parameter, put_front
@@ -167,9 +167,12 @@ class Plato2Model(PreTrainedModel):
         Raises:
             UserError: no turns, nothing in the last one, or not texts.
         """
+        return self._read(turns).ids
+
+    def _read(self, turns: Sequence[str]) -> Context:
         network = self.generation or self.evaluation
         assert network is not None
-        return message_ids(turns, self.tokenizer, network.model_config.max_position // 2)
+        return read_context(turns, self.tokenizer, network.model_config.max_position // 2)
 
     def reply(self, turns: Sequence[str], **options: Any) -> list[Candidate]:
         """One candidate for each latent z, most coherent first (without evaluation model: most probable).
@@ -183,14 +186,13 @@ class Plato2Model(PreTrainedModel):
         """
         if self.generation is None:
             raise ValueError("this folder has no generation model")
-        turns = as_texts(turns)
-        context = self.encode_context(turns)
-        if (unread := self.tokenizer.unread_share(turns[-1])) > MOST_UNREAD:
-            warnings.warn(f"the model cannot read {unread:.0%} of this message", stacklevel=2)
+        context = self._read(turns)
+        if context.unread > MOST_UNREAD:
+            warnings.warn(f"the model cannot read {context.unread:.0%} of this message", stacklevel=2)
         config = DecodeConfig(**options)
-        found = decode(self.generation, [context], config)[0]
+        found = decode(self.generation, [context.ids], config)[0]
         found = [hypothesis.stopped(config.stop, self.tokenizer) for hypothesis in found]
-        return rank(self.tokenizer, [context], [found], self.evaluation, [turns])[0]
+        return rank(self.tokenizer, [context.ids], [found], self.evaluation, [context.turns])[0]
 
     def coherence(self, turns: Sequence[str], responses: Sequence[str]) -> list[float]:
         """p(l=1|c,r) of each response."""

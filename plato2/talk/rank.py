@@ -8,6 +8,7 @@ may rank too. Knover's penalties put candidates that do not end, or that repeat 
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,29 @@ class Candidate:
     flag: str | None = None
     """The rule of the safety filter it breaks."""
 
+    def to_dict(
+        self, *, ranking: bool = False, held: bool = False, digits: int | None = None
+    ) -> dict[str, Any]:
+        """Plain values for JSON: text, latent, log_prob, coherence; backward and flag where there are.
+
+        Args:
+            ranking: also the score it was ranked by, and whether it has an end.
+            held: without its text, which the safety filter holds back.
+            digits: decimals of its numbers; all by default.
+        """
+        found: dict[str, Any] = {
+            "text": None if held else self.text,
+            "latent": self.latent,
+            "log_prob": self.log_prob,
+            "coherence": self.coherence,
+        }
+        found |= {} if self.backward is None else {"backward": self.backward}
+        found |= {} if self.flag is None else {"flag": self.flag}
+        found |= {"score": self.score, "has_end": self.has_end} if ranking else {}
+        if digits is None:
+            return found
+        return {name: round(x, digits) if isinstance(x, float) else x for name, x in found.items()}
+
 
 def rank(
     tokenizer: Tokenizer,
@@ -96,25 +120,35 @@ def rank(
     for said, found in zip(turns, hypotheses, strict=True):
         candidates = []
         for hypothesis in found:
-            l_prob, c_prob = next(values)
             text = _text(tokenizer, hypothesis.words)
             loss = penalty(hypothesis, text, said) if penalties else 0.0
-            scores = {"coherence": l_prob, "forward": hypothesis.log_prob, "backward": c_prob}
-            candidates.append(
-                Candidate(
-                    text,
-                    hypothesis.words,
-                    hypothesis.latent,
-                    hypothesis.log_prob,
-                    l_prob,
-                    c_prob,
-                    loss,
-                    sum(weight * (scores[name] or 0.0) for name, weight in weights.items() if weight) - loss,
-                    hypothesis.has_end,
-                )
-            )
+            candidates.append(_candidate(hypothesis, text, *next(values), loss, weights))
         ranked.append(sorted(candidates, key=lambda candidate: candidate.score, reverse=True))
     return ranked
+
+
+def _candidate(
+    hypothesis: Hypothesis,
+    text: str,
+    coherence: float | None,
+    backward: float | None,
+    penalty: float,
+    weights: Mapping[Criterion, float],
+) -> Candidate:
+    """A hypothesis with its text and scores."""
+    scores = {"coherence": coherence, "forward": hypothesis.log_prob, "backward": backward}
+    weighted = sum(weight * (scores[name] or 0.0) for name, weight in weights.items() if weight)
+    return Candidate(
+        text,
+        hypothesis.words,
+        hypothesis.latent,
+        hypothesis.log_prob,
+        coherence,
+        backward,
+        penalty,
+        weighted - penalty,
+        hypothesis.has_end,
+    )
 
 
 def score_weights(

@@ -13,7 +13,7 @@ from plato2.data.examples import Example, read_examples
 from plato2.data.tokenizer import Tokenizer
 from plato2.model.networks import Generator
 from plato2.stages import Stage
-from plato2.talk.bot import PlatoBot, as_dict
+from plato2.talk.bot import PlatoBot
 from plato2.talk.variety import variety
 
 
@@ -119,7 +119,7 @@ def sample_replies(
         {
             "context": list(context),
             "reference": reference,
-            "candidates": [as_dict(candidate) for candidate in reply.candidates[:n_candidates]],
+            "candidates": [candidate.to_dict() for candidate in reply.candidates[:n_candidates]],
         }
         for context, reference, reply in zip(contexts, references, replies, strict=True)
     ]

@@ -101,11 +101,12 @@ def read_line(line: bytes, tokenizer: Tokenizer, limit: int) -> Record:
         tabs = f"{len(columns) - 1} TABs" if len(columns) > 2 else "no TAB"
         raise UserError(f"{tabs}; a line is: turns joined by {SEPARATOR}, TAB, response")
     texts = [*columns[0].split(SEPARATOR), columns[1]]
-    *turns, words = tokenizer.encode_batch(texts)
+    ids = tokenizer.encode_batch(texts)
+    *turns, words = ids
     context = encode_context(turns, limit)
     if context is None:
         raise UserError(f"the last turn has {len(turns[-1])} tokens; at most {limit - 2} can be read")
-    unread = max(tokenizer.unread_share(text) for text in texts)
+    unread = max(map(tokenizer.unread_share, texts, ids))
     return Record(context, encode_response(words, limit), len(words) > limit - 2, unread)
 
 

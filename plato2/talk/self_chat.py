@@ -27,7 +27,7 @@ from plato2.config import DecodeConfig, UserError
 from plato2.data.tokenizer import MOST_UNREAD
 from plato2.files import locked
 from plato2.formats import JSON_BYTES, parse
-from plato2.talk.bot import PlatoBot, as_dict
+from plato2.talk.bot import PlatoBot
 from plato2.talk.rank import Candidate
 
 SPEAKERS = ("A", "B")
@@ -184,17 +184,11 @@ def _turn(
 ) -> dict[str, Any]:
     """A turn as it is written; one that was given has no model."""
     scores = (
-        {"latent": None, "log_prob": None, "coherence": None} if candidate is None else _scores(candidate)
+        {"latent": None, "log_prob": None, "coherence": None}
+        if candidate is None
+        else candidate.to_dict(digits=DIGITS)
     )
     return {"speaker": SPEAKERS[place % 2], "model": model, "text": text} | scores
-
-
-def _scores(candidate: Candidate) -> dict[str, Any]:
-    found = as_dict(candidate)
-    del found["text"]
-    return {
-        name: round(value, DIGITS) if isinstance(value, float) else value for name, value in found.items()
-    }
 
 
 def play(
@@ -238,7 +232,7 @@ def play(
                     dialogue.stuck = True
                     continue
                 if with_candidates:
-                    turn["candidates"] = [{"text": c.text} | _scores(c) for c in reply.candidates]
+                    turn["candidates"] = [c.to_dict(digits=DIGITS) for c in reply.candidates]
                 dialogue.turns.append(turn)
                 said += 1
         if not said:

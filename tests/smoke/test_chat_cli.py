@@ -382,9 +382,10 @@ def test_no_line_breaks_it(bot: PlatoBot, lines: list[str]) -> None:
     for line in lines:
         sitting.take(line.strip())
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", printed.getvalue())
-    turns = sitting.record()["turns"]
+    record = sitting.conversation.to_dict({}, sitting.decode)
+    turns = record["turns"]
     assert [turn["speaker"] for turn in turns] == ["human", "bot"] * (len(turns) // 2)
-    json.dumps(sitting.record())
+    json.dumps(record)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import pytest
 from runs import KNOVER, make_stage
 
 from plato2.config import DecodeConfig, UserError
+from plato2.data.samples import Context
 from plato2.data.tokenizer import Tokenizer
 from plato2.serve.batching import Batcher, Job, QueueFull, Stopped
 from plato2.talk.bot import CONTEXTS_AT_ONCE, PlatoBot, Reply
@@ -31,19 +32,19 @@ class GatedBot(PlatoBot):
         self.batches: list[list[str]] = []
         self.error: BaseException | None = None
 
-    def reply_batch(
+    def reply_to(
         self,
-        contexts: Sequence[Sequence[str]],
+        contexts: Sequence[Context],
         decode: DecodeConfig | None = None,
         seeds: Sequence[int] | None = None,
     ) -> list[Reply]:
-        self.batches.append([context[-1] for context in contexts])
+        self.batches.append([context.turns[-1] for context in contexts])
         self.begun.set()
         assert self.gate.wait(SOON)
         if self.error is not None:
             error, self.error = self.error, None
             raise error
-        return super().reply_batch(contexts, decode, seeds)
+        return super().reply_to(contexts, decode, seeds)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_a_reply_is_what_the_bot_says(bot: PlatoBot) -> None:
     context = ["hello !", "how was your day ?"]
     job = batcher.submit(context, replace(DECODE, seed=5))
     assert result(job) == bot.reply(context, replace(DECODE, seed=5))
-    assert job.context == bot.encode(context)
+    assert job.context.ids == bot.encode(context)
     assert result(batcher.submit(context)) == bot.reply(context)  # the bot's own settings
     assert batcher.close()
 

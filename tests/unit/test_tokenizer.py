@@ -90,6 +90,7 @@ def test_any_text_yields_ordinary_ids_and_decodes(text):
     ids = tokenizer.encode(text)
     assert not {BOS_ID, EOS_ID, tokenizer.mask_id} & set(ids)
     assert tokenizer.encode_batch([text, text]) == [ids, ids]
+    assert tokenizer.is_empty(text) == (not ids)
     assert isinstance(tokenizer.decode(ids), str)
 
 
