@@ -119,7 +119,7 @@ def option(
     help: str,
     ge: float | None = None,
     le: float | None = None,
-    means: Mapping[float | None, str] | None = None,
+    means: Mapping[float, str] | None = None,
     factory: Callable[[], Any] | Any = MISSING,
     default_text: str = "",
 ) -> Any:
@@ -133,7 +133,7 @@ def option(
         help: a sentence or two, without the bounds.
         ge: the least value.
         le: the greatest value.
-        means: what a bound, or None, stands for, such as `{0: "off"}`.
+        means: what a bound stands for, such as `{0: "off"}`.
         factory: makes the default.
         default_text: the default in words, where the value itself says little.
     """
@@ -141,35 +141,36 @@ def option(
     return field(default=default, default_factory=factory, metadata=said)
 
 
-def bounds(option: Field[Any], most: float | None = None) -> list[str]:
-    """What a number must be, in words: its bounds, or as one text the range of one with a fraction.
+def _with_meaning(known: Field[Any], value: float) -> str:
+    means = known.metadata["means"]
+    return f"{value:,} ({means[value]})" if value in means else f"{value:,}"
 
-    Args:
-        option: made by `option`.
-        most: the greatest value in place of its own.
-    """
-    means, least = option.metadata["means"], option.metadata["ge"]
-    most = option.metadata["le"] if most is None else most
 
-    def with_meaning(value: float) -> str:
-        return f"{value:,} ({means[value]})" if value in means else f"{value:,}"
-
-    if least is not None and most is not None and isinstance(option.default, float):
-        return [f"between {with_meaning(least)} and {with_meaning(most)}"]
+def _bounds(known: Field[Any]) -> list[str]:
+    """What a number must be, in words: each of its bounds, or the range of one that may be a fraction."""
+    least, most, means = (known.metadata[key] for key in ("ge", "le", "means"))
+    if least is not None and most is not None and isinstance(known.default, float):
+        return [f"between {_with_meaning(known, least)} and {_with_meaning(known, most)}"]
     said = []
     if least == 0:
-        said.append(f"{with_meaning(0)} or more")
+        said.append(f"{_with_meaning(known, 0)} or more")
     elif least is not None:
         said.append(f"at least {least:,}" + (f" ({least:,} = {means[least]})" if least in means else ""))
-    if most is not None:
-        said.append(f"at most {most:,}")
-    return [*said[:-1], f"{said[-1]}, or None ({means[None]})"] if None in means else said
+    return said if most is None else [*said, f"at most {most:,}"]
 
 
-def explained(option: Field[Any], most: float | None = None) -> str:
-    """What an option is for, with its bounds; `most` as in `bounds`."""
-    said = " and ".join(bounds(option, most))
-    return f"{option.metadata['help']} {said[:1].upper()}{said[1:]}.".removesuffix(" .")
+def explained(known: Field[Any], most: float | None = None) -> str:
+    """What an option is for, with its bounds.
+
+    Args:
+        known: made by `option`.
+        most: the greatest value, where a place has its own.
+    """
+    least, most = known.metadata["ge"], known.metadata["le"] if most is None else most
+    said = " ".join(_bounds(known))
+    if least is not None and most is not None:
+        said = f"{_with_meaning(known, least)} to {_with_meaning(known, most)}"
+    return f"{known.metadata['help']} {said[:1].upper()}{said[1:]}.".removesuffix(" .")
 
 
 def check_options(options: Any) -> None:
@@ -189,7 +190,7 @@ def check_options(options: Any) -> None:
         least, most = known.metadata.get("ge"), known.metadata.get("le")
         is_low = least is not None and not value >= least
         if is_low or (most is not None and not value <= most):
-            told = bounds(known)[0 if is_low else -1]
+            told = _bounds(known)[0 if is_low else -1]
             raise UserError(f"{known.name}={reprlib.repr(value)}: must be {told}")
 
 
@@ -324,23 +325,31 @@ class DecodeConfig:
         le=HOTTEST,
         means={0: "greedy"},
     )
-    max_tokens: int = option(64, help="Longest candidate, the end token included.", ge=1)
+    max_tokens: int = option(
+        64,
+        help="Longest candidate, the end token included; never more than half of the model's positions.",
+        ge=1,
+    )
     min_tokens: int = option(1, help="No end before this many tokens.", ge=0)
     no_repeat_ngram: int = option(
-        0, help="Repeat no n tokens of the context or the reply.", ge=0, means={0: "off"}
+        0,
+        help="No n tokens in a row twice, in the reply or from a turn of the context.",
+        ge=0,
+        means={0: "off"},
     )
     length_penalty: float | None = option(
         None,
-        help="The a in ((5 + n) / 6)^a, by which the log-probability of a candidate of n tokens is divided.",
+        help="The a in ((5 + n) / 6)^a, by which the log-probability of a candidate of n tokens, the end "
+        "included, is divided; None = by n.",
         ge=0,
-        means={0: "the sum", None: "the mean"},
+        means={0: "the sum"},
     )
     n_samples: int = option(1, help="Candidates of each latent.", ge=1, le=MOST_CANDIDATES)
     n_candidates: int = option(
         20, help="Candidates of a stage-1 model, which has no latents.", ge=1, le=MOST_CANDIDATES
     )
     stop: tuple[str, ...] = option((), help="Texts before which a candidate is cut; no part of it.")
-    seed: int = option(11, help="Another seed, other candidates; the same one, the same.")
+    seed: int = option(11, help="The same seed gives the same candidates to the same conversation.")
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""

@@ -33,9 +33,11 @@ class PrepareOptions:
         None, help="Take only the first so many dialogues, to try something out.", ge=1
     )
     tokenizer: str | None = option(
-        None, help="Folder of a tokenizer to use, that of the model to go on from; else one is trained."
+        None, help="Folder of a tokenizer to use: to go on from a model, that model's; else one is trained."
     )
-    vocab_pieces: int = option(8000, help="Pieces of a tokenizer to train.", ge=4)
+    vocab_pieces: int = option(
+        8000, help="Pieces of a tokenizer to train; the paper: 8,000 for English, 30,000 for Chinese.", ge=4
+    )
     character_coverage: float = option(
         0.9995, help="Share of the characters a trained tokenizer knows; 0.9995 also suits Chinese."
     )

@@ -16,12 +16,12 @@ import math
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from html import escape
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from plato2.config import DecodeConfig, Strategy, UserError, install
+from plato2.config import DecodeConfig, Strategy, UserError, explained, install
 from plato2.data.tokenizer import EOS_ID
 from plato2.serve.batching import Batcher, QueueFull, Stopped
 from plato2.talk.bot import PlatoBot, Reply, as_dict
@@ -45,21 +45,17 @@ AT_ONCE = 32
 NOTHING = "(nothing)"
 """Shown for a reply without words."""
 
-SETTINGS: dict[str, tuple[str, str]] = {
-    "top_k": ("top k", "for top_k; 1 = greedy"),
-    "top_p": ("top p", "for top_p; 1 = all, 0 = greedy"),
-    "beam_size": ("beam size", "for beam, of each latent"),
-    "temperature": ("temperature", "0 = greedy, 2 = most variety"),
-    "min_tokens": ("min tokens", "no end before so many"),
-    "max_tokens": ("max tokens", "longest reply"),
-    "no_repeat_ngram": ("no repeated n-gram", "its length; 0 = off"),
-    "n_samples": ("samples", "candidates of each latent"),
-    "n_candidates": ("samples", "candidates in all"),
-    "seed": ("seed", "another, other candidates"),
-}
-"""Fields of `DecodeConfig` on the page, in the order of what `chat` takes: label and hint."""
 MOST = {"beam_size": 20, "n_samples": 20, "n_candidates": 100}
 """What one visitor may ask of the machine at most, or the bot's own setting where that is more."""
+OPTIONS = {option.name: option for option in fields(DecodeConfig)}
+SETTINGS = {
+    name: (name.replace("_", " "), explained(OPTIONS[name], MOST.get(name)))
+    for name in (
+        *("top_k", "top_p", "beam_size", "temperature", "min_tokens", "max_tokens", "no_repeat_ngram"),
+        *("n_samples", "n_candidates", "seed"),
+    )
+}
+"""Fields of `DecodeConfig` on the page, in the order of what `chat` takes: label and hint."""
 
 
 @dataclass(frozen=True)
