@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
 from math import inf, isfinite
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Strategy = Literal["top_k", "top_p", "beam"]
@@ -170,7 +170,7 @@ def explained(known: Field[Any], most: float | None = None) -> str:
     said = " ".join(_bounds(known))
     if least is not None and most is not None:
         said = f"{_with_meaning(known, least)} to {_with_meaning(known, most)}"
-    return f"{known.metadata['help']} {said[:1].upper()}{said[1:]}.".removesuffix(" .")
+    return f"{known.metadata['help']} {said[0].upper()}{said[1:]}." if said else known.metadata["help"]
 
 
 def check_options(options: Any) -> None:
@@ -188,6 +188,8 @@ def check_options(options: Any) -> None:
         if value is None and known.default is None:
             continue
         least, most = known.metadata.get("ge"), known.metadata.get("le")
+        if not (least is most is None or isinstance(value, Real)):
+            raise UserError(f"{known.name}={value!r}: must be a number")
         is_low = least is not None and not value >= least
         if is_low or (most is not None and not value <= most):
             told = _bounds(known)[0 if is_low else -1]
