@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 DEFAULT = DecodeConfig()
 MODELS, DECODING, RANKING, SAFETY = "Models", "Decoding", "Ranking", "Safety"
 """Groups of options in `--help`."""
-WEIGHTS = fields(RankConfig)[0]
+(WEIGHTS,) = (known.metadata for known in fields(RankConfig) if known.name == "weights")
+"""What `RankConfig` says of them, for --rank."""
 
 Generation = Annotated[
     Path,
@@ -47,9 +48,7 @@ Precision = Annotated[
 ]
 Rank = Annotated[
     str | None,
-    typer.Option(
-        help=WEIGHTS.metadata["help"], show_default=WEIGHTS.metadata["default_text"], rich_help_panel=RANKING
-    ),
+    typer.Option(help=WEIGHTS["help"], show_default=WEIGHTS["default_text"], rich_help_panel=RANKING),
 ]
 SafetyRules = Annotated[
     list[str] | None,

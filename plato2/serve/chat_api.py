@@ -200,8 +200,7 @@ OPTIONS = {option.name: option.metadata for option in fields(DecodeConfig)}
 def setting(name: str, le: float | None = None) -> Any:
     """A field that asks for an option of decoding, within its bounds or those of requests."""
     said = OPTIONS[name]
-    most = said["le"] if le is None else le
-    return Field(default=None, description=said["help"], ge=said["ge"], le=most)
+    return Field(default=None, description=said["help"], ge=said["ge"], le=le or said["le"])
 
 
 class Extension(Strict):
