@@ -9,18 +9,19 @@ from __future__ import annotations
 import os
 import re
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
 from math import inf, isfinite
-from numbers import Integral
-from typing import Any, Literal, get_args
+from numbers import Integral, Real
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Strategy = Literal["top_k", "top_p", "beam"]
 Criterion = Literal["coherence", "forward", "backward"]
+"""p(l=1|c,r), log p(r|c,z) and log p(c|r), the last two the mean of a token."""
 Role = Literal["generation", "evaluation", "backward"]
 Schedule = Literal["inverse_sqrt", "linear"]
-COLDEST, HOTTEST = 0.01, 2.0
+COLDEST, HOTTEST = 0.01, 2
 """Temperatures, above which a text is noise and below which the most probable token is taken: logits would
 overflow."""
 MOST_CANDIDATES = 1000
@@ -111,6 +112,89 @@ def expand_path(path: str, key: str) -> str:
         not found.startswith("~"), f"{key}={path}: there is no user of that name; write ./~ for a file's own"
     )
     return found
+
+
+def option(
+    default: Any = MISSING,
+    *,
+    help: str,
+    ge: float | None = None,
+    le: float | None = None,
+    means: Mapping[float, str] | None = None,
+    factory: Callable[[], Any] | Any = MISSING,
+    default_text: str = "",
+) -> Any:
+    """A field of a dataclass of options, with all that the places that offer or check it say of it.
+
+    They are `check_options`, `--help`, the server's API, the web page and the tables in docs/. The choices of
+    a field are those of its type, a `Literal`.
+
+    Args:
+        default: its value when it is not given; none = it must be given.
+        help: a sentence or two, without the bounds.
+        ge: the least value.
+        le: the greatest value.
+        means: what a bound stands for, such as `{0: "off"}`.
+        factory: makes the default.
+        default_text: the default in words, where the value itself says little.
+    """
+    said = {"help": help, "ge": ge, "le": le, "means": means or {}, "default_text": default_text}
+    return field(default=default, default_factory=factory, metadata=said)
+
+
+def _with_meaning(known: Field[Any], value: float) -> str:
+    means = known.metadata["means"]
+    return f"{value:,} ({means[value]})" if value in means else f"{value:,}"
+
+
+def _bounds(known: Field[Any]) -> list[str]:
+    """What a number must be, in words: each of its bounds, or the range of one that may be a fraction."""
+    least, most, means = (known.metadata[key] for key in ("ge", "le", "means"))
+    if least is not None and most is not None and isinstance(known.default, float):
+        return [f"between {_with_meaning(known, least)} and {_with_meaning(known, most)}"]
+    said = []
+    if least == 0:
+        said.append(f"{_with_meaning(known, 0)} or more")
+    elif least is not None:
+        said.append(f"at least {least:,}" + (f" ({least:,} = {means[least]})" if least in means else ""))
+    return said if most is None else [*said, f"at most {most:,}"]
+
+
+def explained(known: Field[Any], most: float | None = None) -> str:
+    """What an option is for, with its bounds.
+
+    Args:
+        known: made by `option`.
+        most: the greatest value, where a place has its own.
+    """
+    least, most = known.metadata["ge"], known.metadata["le"] if most is None else most
+    said = " ".join(_bounds(known))
+    if least is not None and most is not None:
+        said = f"{_with_meaning(known, least)} to {_with_meaning(known, most)}"
+    return f"{known.metadata['help']} {said[0].upper()}{said[1:]}." if said else known.metadata["help"]
+
+
+def check_options(options: Any) -> None:
+    """Refuse what is not among the choices of its field, or not within the bounds.
+
+    Raises:
+        UserError: names the first such field.
+    """
+    types = get_type_hints(type(options))
+    for known in fields(options):
+        value = getattr(options, known.name)
+        if get_origin(types[known.name]) is Literal:
+            choices = get_args(types[known.name])
+            _require(value in choices, f"{known.name}={value}: use one of {', '.join(choices)}")
+        if value is None and known.default is None:
+            continue
+        least, most = known.metadata.get("ge"), known.metadata.get("le")
+        if not (least is most is None or isinstance(value, Real)):
+            raise UserError(f"{known.name}={value!r}: must be a number")
+        is_low = least is not None and not value >= least
+        if is_low or (most is not None and not value <= most):
+            told = _bounds(known)[0 if is_low else -1]
+            raise UserError(f"{known.name}={reprlib.repr(value)}: must be {told}")
 
 
 @dataclass
@@ -233,34 +317,54 @@ class DecodeConfig:
         UserError: a value decoding cannot use.
     """
 
-    strategy: Strategy = "top_k"
-    """Sample among the best `top_k` tokens, or among the most probable that together reach `top_p`; or find
-    the best `beam_size` candidates of each latent by beam search."""
-    top_k: int = 10
-    """Sample among the k most probable tokens; 1 = greedy."""
-    top_p: float = 0.9
-    """Sample among the most probable tokens, as many as it takes to reach this probability; 1 = all, 0 =
-    greedy."""
-    beam_size: int = 10
-    """Hypotheses that beam search follows for each latent; all of them become candidates."""
-    temperature: float = 1.0
-    """Below 1 more probable tokens, above 1 more variety; below 0.01 greedy."""
-    max_tokens: int = 64
-    """Longest candidate, the end token included."""
-    min_tokens: int = 1
-    """No end token before this many tokens."""
-    no_repeat_ngram: int = 0
-    """No n tokens in a row that are in a turn of the context or earlier in the candidate; 0 = off."""
-    length_penalty: float | None = None
-    """What the sum of a candidate's log-probabilities is divided by. None = n, its tokens with the end: the
-    mean; else a in ((5 + n) / 6)^a, so 0 = the sum itself."""
-    n_samples: int = 1
-    """Samples for each latent."""
-    n_candidates: int = 20
-    """Samples of a stage-1 model, which has no latents; other models give `n_samples` for each latent."""
-    stop: tuple[str, ...] = ()
-    """Texts before which a candidate is cut; they are not part of it."""
-    seed: int = 11
+    strategy: Strategy = option("top_k", help="top_k or top_p (sampling), or beam (search).")
+    top_k: int = option(10, help="Sample among the k most probable tokens.", ge=1, means={1: "greedy"})
+    top_p: float = option(
+        0.9,
+        help="For top_p: sample among the likeliest tokens that together reach it.",
+        ge=0,
+        le=1,
+        means={0: "greedy", 1: "all tokens"},
+    )
+    beam_size: int = option(
+        10,
+        help="For beam: hypotheses of each latent; all become candidates.",
+        ge=1,
+        le=MOST_CANDIDATES,
+        means={1: "greedy"},
+    )
+    temperature: float = option(
+        1.0,
+        help="Below 1 more probable tokens, above 1 more variety; below 0.01 greedy.",
+        ge=0,
+        le=HOTTEST,
+        means={0: "greedy"},
+    )
+    max_tokens: int = option(
+        64,
+        help="Longest candidate, the end token included; never more than half of the model's positions.",
+        ge=1,
+    )
+    min_tokens: int = option(1, help="No end before this many tokens.", ge=0)
+    no_repeat_ngram: int = option(
+        0,
+        help="No n tokens in a row twice, in the reply or from a turn of the context.",
+        ge=0,
+        means={0: "off"},
+    )
+    length_penalty: float | None = option(
+        None,
+        help="The a in ((5 + n) / 6)^a, by which the log-probability of a candidate of n tokens, the end "
+        "included, is divided; None = by n.",
+        ge=0,
+        means={0: "the sum"},
+    )
+    n_samples: int = option(1, help="Candidates of each latent.", ge=1, le=MOST_CANDIDATES)
+    n_candidates: int = option(
+        20, help="Candidates of a stage-1 model, which has no latents.", ge=1, le=MOST_CANDIDATES
+    )
+    stop: tuple[str, ...] = option((), help="Texts before which a candidate is cut; no part of it.")
+    seed: int = option(11, help="The same seed gives the same candidates to the same conversation.")
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
@@ -272,47 +376,19 @@ class DecodeConfig:
         self.stop = tuple(given)
         _require(all(self.stop), "stop: a text to stop at is empty")
         _require(isinstance(self.seed, Integral), f"seed={self.seed!r}: must be a whole number")
-        _require(
-            self.strategy in get_args(Strategy),
-            f"strategy={self.strategy}: use one of {', '.join(get_args(Strategy))}",
-        )
-        _require(self.top_k >= 1, f"top_k={self.top_k}: must be at least 1 (1 = greedy)")
-        _require(
-            0 <= self.top_p <= 1,
-            f"top_p={self.top_p}: must be between 0 (greedy) and 1 (all tokens)",
-        )
-        _require(self.beam_size >= 1, f"beam_size={self.beam_size}: must be at least 1 (1 = greedy)")
-        _require(
-            0 <= self.temperature <= HOTTEST,
-            f"temperature={self.temperature}: must be between 0 (greedy) and {HOTTEST:g}",
-        )
+        check_options(self)
         _require(
             self.temperature >= COLDEST or self.strategy != "beam",
             f"temperature={self.temperature}: is greedy, and strategy=beam is not; leave one of them out",
         )
-        _require(self.max_tokens >= 1, f"max_tokens={self.max_tokens}: must be at least 1")
         _require(
-            0 <= self.min_tokens <= self.max_tokens,
+            self.min_tokens <= self.max_tokens,
             f"min_tokens={self.min_tokens}: must be between 0 and max_tokens={self.max_tokens}",
         )
-        _require(
-            self.no_repeat_ngram >= 0, f"no_repeat_ngram={self.no_repeat_ngram}: must be 0 (off) or more"
-        )
-        _require(
-            self.length_penalty is None or self.length_penalty >= 0,
-            f"length_penalty={self.length_penalty}: must be 0 (the sum) or more, or None (the mean)",
-        )
-        _require(self.n_samples >= 1, f"n_samples={self.n_samples}: must be at least 1")
         _require(
             self.n_samples == 1 or self.strategy != "beam",
             f"n_samples={self.n_samples}: a beam search always finds the same; use a larger beam_size",
         )
-        _require(self.n_candidates >= 1, f"n_candidates={self.n_candidates}: must be at least 1")
-        for key in ("n_samples", "n_candidates", "beam_size"):
-            value = getattr(self, key)
-            _require(
-                value <= MOST_CANDIDATES, f"{key}={reprlib.repr(value)}: must be at most {MOST_CANDIDATES:,}"
-            )
 
     @property
     def rows_per_latent(self) -> int:
@@ -328,12 +404,16 @@ class RankConfig:
         UserError: a criterion that there is not.
     """
 
-    weights: Mapping[Criterion, float] | None = None
-    """Of `coherence` p(l=1|c,r), `forward` log p(r|c,z) and `backward` log p(c|r), the last two the mean of a
-    token; None = coherence alone, or forward where there is no evaluation model."""
-    penalties: bool | None = None
-    """Rank candidates that do not end, or repeat three words, behind all others, as Knover does; None =
-    where an evaluation model ranks."""
+    weights: Mapping[Criterion, float] | None = option(
+        None,
+        help="coherence, forward, backward, or a weighted sum: coherence=1,backward=0.5.",
+        default_text="coherence; forward without an evaluation model",
+    )
+    penalties: bool | None = option(
+        None,
+        help="Rank candidates that do not end, or repeat three words, behind all others, as Knover does.",
+        default_text="where an evaluation model ranks",
+    )
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import keyword
 import re
@@ -31,6 +32,8 @@ from typer.testing import CliRunner
 
 import plato2.commands.train as hydra_command
 from plato2.commands import SPECIAL, VERBS, app
+from plato2.config import DecodeConfig
+from plato2.prepare.options import PrepareOptions
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS += [ROOT / folder / "README.md" for folder in ("benchmarks", "experiments")]
@@ -205,6 +208,21 @@ def test_options_named_in_the_text_exist() -> None:
         named = re.findall(r"`(--[a-z-]+)", without_blocks(path))
         unknown = [name for name in named if name not in known | HYDRA_FLAGS | OTHER_PROGRAMS]
         assert not unknown, path
+
+
+@pytest.mark.parametrize(
+    ("document", "name", "kind"), [("talk.md", "reply", DecodeConfig), ("data.md", "prepare", PrepareOptions)]
+)
+def test_tables_of_options_are_those_of_the_code(document: str, name: str, kind: type) -> None:
+    given = {parameter.name: parameter for parameter in verb(name).params}
+    rows = ["| option | default | |", "|---|---|---|"]
+    for field in dataclasses.fields(kind):
+        if field.name in given and given[field.name].param_type_name == "option":
+            default = field.metadata["default_text"] or field.default
+            shown = "" if any(default is none for none in (None, False, dataclasses.MISSING)) else default
+            rows.append(f"| `{'` / `'.join(given[field.name].opts)}` | {shown} | {given[field.name].help} |")
+    table = "\n".join(rows)
+    assert table in (ROOT / "docs" / document).read_text(encoding="utf-8"), f"docs/{document} needs\n{table}"
 
 
 def test_keys_named_in_the_text_exist() -> None:

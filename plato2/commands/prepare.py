@@ -10,14 +10,13 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
+from plato2.commands.options import pair, takes
 from plato2.config import UserError, did_you_mean
-from plato2.prepare.clean import CleanRules, Policy
+from plato2.prepare.clean import CleanRules
 from plato2.prepare.corpora import corpus_names
-from plato2.prepare.options import Background, PrepareOptions
+from plato2.prepare.options import PrepareOptions
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-DEFAULT = PrepareOptions(corpus="", out="")
-RULE_NAMES = [rule.name for rule in dataclasses.fields(CleanRules)]
 
 HELP = f"""Turn a corpus of conversations into shards to train on.
 
@@ -42,83 +41,33 @@ plato2 prepare explain --help: what every cleaning rule says about one message
 """
 
 
+def rule_help(rules: type[CleanRules]) -> str:
+    """The help of --rule."""
+    names = ", ".join(rule.name for rule in dataclasses.fields(rules))
+    return f"RULE=VALUE or RULE=off; may be repeated. Rules: {names}."
+
+
+NoClean = Annotated[bool, typer.Option("--no-clean", help="All cleaning rules off.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
 @app.command(help=HELP)
+@takes(
+    PrepareOptions,
+    leave_out=["clean"],
+    arguments=["corpus", "files"],
+    flags={"lower_case": "--lower-case/--keep-case"},
+)
 def prepare(
-    corpus: Annotated[str, typer.Argument(help="The reader of the corpus.")],
-    out: Annotated[str, typer.Option(help="Folder to write.")],
-    files: Annotated[
-        list[str] | None, typer.Argument(help="Paths or globs, local or remote; chitchat needs none.")
-    ] = None,
-    max_dialogues: Annotated[
-        int | None, typer.Option(help="Take only the first so many dialogues, to try something out.")
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="Folder of a tokenizer; else one is trained on this corpus.")
-    ] = None,
-    vocab_pieces: Annotated[int, typer.Option(help="Pieces of a tokenizer to train.")] = DEFAULT.vocab_pieces,
-    character_coverage: Annotated[
-        float, typer.Option(help="Share of the characters a trained tokenizer knows.")
-    ] = DEFAULT.character_coverage,
-    lower_case: Annotated[
-        bool | None,
-        typer.Option("--lower-case/--keep-case", help="Lower-case all text.", show_default="the tokenizer's"),
-    ] = None,
-    max_context: Annotated[int, typer.Option(help="Ids of a context.")] = DEFAULT.max_context,
-    max_response: Annotated[int, typer.Option(help="Ids of a response.")] = DEFAULT.max_response,
-    cut_turn: Annotated[
-        bool, typer.Option("--cut-turn", help="Cut a context turn that is too long; else the sample is lost.")
-    ] = DEFAULT.cut_turn,
-    background: Annotated[
-        Background, typer.Option(help="context: persona and knowledge open the context.")
-    ] = DEFAULT.background,
-    policy: Annotated[
-        Policy,
-        typer.Option(help="After a turn that fails a rule: a new conversation, nothing, or context only."),
-    ] = DEFAULT.policy,
-    rule: Annotated[
-        list[str] | None,
-        typer.Option(help=f"RULE=VALUE or RULE=off; may be repeated. Rules: {', '.join(RULE_NAMES)}."),
-    ] = None,
-    no_clean: Annotated[bool, typer.Option("--no-clean", help="All cleaning rules off.")] = False,
-    reader: Annotated[list[str] | None, typer.Option(help="OPTION=VALUE of the reader.")] = None,
-    valid_fraction: Annotated[
-        float, typer.Option(help="Share of the dialogues, the latest, for validation.")
-    ] = DEFAULT.valid_fraction,
-    valid_dialogues: Annotated[int | None, typer.Option(help="Their number instead of a share.")] = None,
-    seed: Annotated[int, typer.Option(help="Seeds the order of the samples.")] = DEFAULT.seed,
-    shard_samples: Annotated[int, typer.Option(help="Samples in a shard.")] = DEFAULT.shard_samples,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at the first broken line; else it is counted.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a prepared corpus at --out.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    options: PrepareOptions,
+    rule: Annotated[list[str] | None, typer.Option(help=rule_help(CleanRules))] = None,
+    no_clean: NoClean = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run the verb."""
     from plato2.prepare.dialogues import prepare as run  # after the arguments are known to be sound
 
-    options = PrepareOptions(
-        corpus=corpus,
-        out=out,
-        files=files or [],
-        reader=dict(pair(text, "reader") for text in reader or []),
-        max_dialogues=max_dialogues,
-        tokenizer=tokenizer,
-        vocab_pieces=vocab_pieces,
-        character_coverage=character_coverage,
-        lower_case=lower_case,
-        max_context=max_context,
-        max_response=max_response,
-        cut_turn=cut_turn,
-        background=background,
-        policy=policy,
-        clean=parse_rules(rule or [], CleanRules.off() if no_clean else CleanRules()),
-        valid_fraction=valid_fraction,
-        valid_dialogues=valid_dialogues,
-        seed=seed,
-        strict=strict,
-        force=force,
-        shard_samples=shard_samples,
-    )
+    options.clean = parse_rules(rule or [], CleanRules.off() if no_clean else CleanRules())
     _print_summary(run(options), as_json)
 
 
@@ -182,15 +131,3 @@ def _parse(value: str, kind: str) -> Any:
     if value.lower() == "off":
         return None
     return {"int": int, "float": float, "str": str}[kind](value)
-
-
-def pair(text: str, option: str) -> tuple[str, str]:
-    """The two sides of `NAME=VALUE`.
-
-    Raises:
-        UserError: the text is not of this form.
-    """
-    name, sign, value = text.partition("=")
-    if not sign or not name:
-        raise UserError(f"--{option} {text}: must be NAME=VALUE")
-    return name, value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated
@@ -10,15 +9,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from plato2.commands.prepare import pair, parse_rules
+from plato2.commands.options import takes
+from plato2.commands.prepare import AsJson, NoClean, parse_rules, rule_help
 from plato2.config import UserError, install
-from plato2.prepare.reddit.options import EngineName, OnBroken, RedditOptions
-from plato2.prepare.reddit.rules import LANGUAGES, RedditRules
-from plato2.prepare.reddit.threads import Orphans
+from plato2.prepare.reddit.options import RedditOptions
+from plato2.prepare.reddit.rules import RedditRules
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-DEFAULT = RedditOptions(comments=["?"], out="?")
-RULE_NAMES = [rule.name for rule in dataclasses.fields(RedditRules)]
 
 HELP = """Turn dumps of Reddit into shards to train on: the paper's data (appendix A).
 
@@ -44,115 +41,20 @@ plato2 prepare explain 'see www.example.com' says what each rule thinks of a mes
 
 
 @app.command(help=HELP)
+@takes(RedditOptions, leave_out=["rules"], flags={"spark_master": "--master", "spark_conf": "--conf"})
 def prepare_reddit(
-    comments: Annotated[
-        list[str], typer.Option(help="Dumps of comments: path or glob, local or remote; may be repeated.")
-    ],
-    out: Annotated[str, typer.Option(help="Folder to write.")],
-    submissions: Annotated[
-        list[str] | None,
-        typer.Option(help="Dumps of submissions: their titles open the conversations; may be repeated."),
-    ] = None,
-    language: Annotated[
-        str,
-        typer.Option(help=f"{' or '.join(LANGUAGES)}: the word list and the size of a trained tokenizer."),
-    ] = DEFAULT.language,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="Folder of a tokenizer; else one is trained on a sample.")
-    ] = None,
-    vocab_pieces: Annotated[
-        int | None, typer.Option(help="Pieces of a tokenizer to train.", show_default="the language's")
-    ] = None,
-    character_coverage: Annotated[
-        float, typer.Option(help="Share of the characters a trained tokenizer knows.")
-    ] = DEFAULT.character_coverage,
-    lower_case: Annotated[
-        bool, typer.Option("--lower-case", help="A trained tokenizer lower-cases.")
-    ] = False,
-    tokenizer_messages: Annotated[
-        int, typer.Option(help="Messages to train it on, at most.")
-    ] = DEFAULT.tokenizer_messages,
-    rule: Annotated[
-        list[str] | None,
-        typer.Option(help=f"RULE=VALUE or RULE=off; may be repeated. Rules: {', '.join(RULE_NAMES)}."),
-    ] = None,
-    no_clean: Annotated[bool, typer.Option("--no-clean", help="All cleaning rules off.")] = False,
-    orphans: Annotated[
-        Orphans,
-        typer.Option(help="A comment whose parent is not there: removed with all below it, or a root."),
-    ] = DEFAULT.orphans,
-    max_context: Annotated[int, typer.Option(help="Ids of a context.")] = DEFAULT.max_context,
-    max_response: Annotated[int, typer.Option(help="Ids of a response.")] = DEFAULT.max_response,
-    cut_turn: Annotated[
-        bool, typer.Option("--cut-turn", help="Cut a parent that is too long; else the sample is lost.")
-    ] = DEFAULT.cut_turn,
-    valid_from: Annotated[
-        str | None,
-        typer.Option(help="First day (UTC) of the validation responses.", show_default="the last 2 %"),
-    ] = None,
-    valid_samples: Annotated[
-        int, typer.Option(help="Validation samples drawn from all after that day.")
-    ] = DEFAULT.valid_samples,
-    shard_nodes: Annotated[int, typer.Option(help="Comments that make a shard.")] = DEFAULT.shard_nodes,
-    on_broken: Annotated[
-        OnBroken, typer.Option(help="At a line or file that cannot be read: stop, or skip and count.")
-    ] = DEFAULT.on_broken,
-    engine: Annotated[
-        EngineName, typer.Option(help="local: processes and DuckDB on this machine; spark: a cluster.")
-    ] = DEFAULT.engine,
-    workers: Annotated[
-        int, typer.Option(help="Processes of the local engine.", show_default="the processors")
-    ] = DEFAULT.workers,
-    memory: Annotated[
-        str, typer.Option(help="What DuckDB may take before it goes to disk.")
-    ] = DEFAULT.memory,
-    master: Annotated[
-        str | None, typer.Option(help="Master URL of Spark.", show_default="Spark's own, else local[workers]")
-    ] = None,
-    conf: Annotated[
-        list[str] | None, typer.Option(help="KEY=VALUE for Spark, such as spark.executor.memory=8g.")
-    ] = None,
-    work: Annotated[
-        str | None, typer.Option(help="Folder of the parts in progress.", show_default="OUT.work")
-    ] = None,
-    keep_work: Annotated[bool, typer.Option("--keep-work", help="Keep that folder at the end.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a prepared corpus at --out.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    options: RedditOptions,
+    rule: Annotated[list[str] | None, typer.Option(help=rule_help(RedditRules))] = None,
+    no_clean: NoClean = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run the verb."""
-    options = RedditOptions(
-        comments=comments,
-        out=out,
-        submissions=submissions or [],
-        language=language,
-        rules=parse_rules(rule or [], default_rules(language, no_clean)),
-        tokenizer=tokenizer,
-        vocab_pieces=vocab_pieces,
-        character_coverage=character_coverage,
-        lower_case=lower_case,
-        tokenizer_messages=tokenizer_messages,
-        orphans=orphans,
-        max_context=max_context,
-        max_response=max_response,
-        cut_turn=cut_turn,
-        valid_from=valid_from,
-        valid_samples=valid_samples,
-        shard_nodes=shard_nodes,
-        on_broken=on_broken,
-        engine=engine,
-        workers=workers,
-        memory=memory,
-        spark_master=master,
-        spark_conf=dict(pair(text, "conf") for text in conf or []),
-        work=work,
-        keep_work=keep_work,
-        force=force,
-    )
+    options.rules = parse_rules(rule or [], default_rules(options.language, no_clean))
     try:
         from plato2.prepare.reddit.pipeline import prepare_reddit as run
     except ImportError as error:
         raise UserError(f"{error}: {install('reddit')}") from None
-    _print_summary(run(options), None if tokenizer else options.pieces, as_json)
+    _print_summary(run(options), None if options.tokenizer else options.pieces, as_json)
 
 
 def default_rules(language: str, no_clean: bool = False) -> RedditRules:

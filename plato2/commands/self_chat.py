@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from plato2.commands.fields import takes_fields
+from plato2.commands.options import takes
 from plato2.commands.talking import (
     DECODING,
     DEFAULT,
@@ -98,7 +98,7 @@ class PlayOptions:
 
 @app.command(help=HELP)
 @decodes
-@takes_fields(PlayOptions)
+@takes(PlayOptions)
 def self_chat(
     *,
     options: PlayOptions,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from plato2.commands.fields import takes_fields
+from plato2.commands.options import takes
 from plato2.commands.talking import (
     DECODING,
     DEFAULT,
@@ -214,7 +214,7 @@ class ServerOptions:
 
 @app.command(help=HELP)
 @decodes
-@takes_fields(ServerOptions)
+@takes(ServerOptions)
 def serve(
     *,
     model: Annotated[

@@ -6,14 +6,13 @@ A verb names the options it has, but for those of decoding, which `decodes` give
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
+from plato2.commands.options import takes
 from plato2.config import DecodeConfig, RankConfig, UserError
 
 if TYPE_CHECKING:
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 DEFAULT = DecodeConfig()
 MODELS, DECODING, RANKING, SAFETY = "Models", "Decoding", "Ranking", "Safety"
 """Groups of options in `--help`."""
+(WEIGHTS,) = (known.metadata for known in fields(RankConfig) if known.name == "weights")
+"""What `RankConfig` says of them, for --rank."""
 
 Generation = Annotated[
     Path,
@@ -45,51 +46,9 @@ Device = Annotated[
 Precision = Annotated[
     str, typer.Option(help="float32, or bfloat16, which is faster.", rich_help_panel=MODELS)
 ]
-Decoding = Annotated[
-    str, typer.Option(help="top_k or top_p (sampling), or beam (search).", rich_help_panel=DECODING)
-]
-TopK = Annotated[
-    int, typer.Option(help="Sample among the k most probable tokens; 1 = greedy.", rich_help_panel=DECODING)
-]
-TopP = Annotated[
-    float,
-    typer.Option(
-        help="For top_p: sample among the likeliest tokens that together reach it; 0 = greedy.",
-        rich_help_panel=DECODING,
-    ),
-]
-Temperature = Annotated[
-    float,
-    typer.Option(
-        help="0 to 2: below 1 more probable tokens, above 1 more variety; 0 = greedy.",
-        rich_help_panel=DECODING,
-    ),
-]
-BeamSize = Annotated[
-    int,
-    typer.Option(
-        help="For beam: hypotheses of each latent; all become candidates.", rich_help_panel=DECODING
-    ),
-]
-MinTokens = Annotated[int, typer.Option(help="No end before this many tokens.", rich_help_panel=DECODING)]
-MaxTokens = Annotated[
-    int, typer.Option(help="Longest candidate, the end token included.", rich_help_panel=DECODING)
-]
-NoRepeat = Annotated[
-    int,
-    typer.Option(help="Repeat no n tokens of the context or the reply; 0 = off.", rich_help_panel=DECODING),
-]
-Samples = Annotated[int, typer.Option(help="Candidates for each latent.", rich_help_panel=DECODING)]
-Seed = Annotated[
-    int,
-    typer.Option(help="Another seed, other candidates; the same one, the same.", rich_help_panel=DECODING),
-]
 Rank = Annotated[
     str | None,
-    typer.Option(
-        help="coherence, forward, backward, or a weighted sum: coherence=1,backward=0.5.",
-        rich_help_panel=RANKING,
-    ),
+    typer.Option(help=WEIGHTS["help"], show_default=WEIGHTS["default_text"], rich_help_panel=RANKING),
 ]
 SafetyRules = Annotated[
     list[str] | None,
@@ -107,46 +66,8 @@ SafetyOutput = Annotated[
     str, typer.Option(help="What becomes of a bad candidate: off, warn or block.", rich_help_panel=SAFETY)
 ]
 
-
-DECODE_OPTIONS: dict[str, Any] = {
-    "strategy": Decoding,
-    "top_k": TopK,
-    "top_p": TopP,
-    "temperature": Temperature,
-    "beam_size": BeamSize,
-    "min_tokens": MinTokens,
-    "max_tokens": MaxTokens,
-    "no_repeat_ngram": NoRepeat,
-    "n_samples": Samples,
-    "seed": Seed,
-}
-"""Fields of `DecodeConfig` that are options; their defaults are its."""
-
-
-def decodes(verb: Callable[..., None]) -> Callable[..., None]:
-    """Gives a verb the options of decoding: its argument `decode` gets them as settings, checked.
-
-    An option that the verb has itself, such as a seed of another meaning, stays the verb's.
-    """
-    own = inspect.signature(verb, eval_str=True).parameters
-    added = {name: kind for name, kind in DECODE_OPTIONS.items() if name not in own}
-
-    @functools.wraps(verb)
-    def with_options(**given: Any) -> None:
-        verb(decode=DecodeConfig(**{name: given.pop(name) for name in added}), **given)
-
-    parameters = []
-    for name, parameter in own.items():
-        if name != "decode":
-            parameters.append(parameter)
-            continue
-        for option, kind in added.items():  # in its place, for the order of `--help`
-            default = getattr(DEFAULT, option)
-            parameters.append(inspect.Parameter(option, parameter.kind, default=default, annotation=kind))
-    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    del with_options.__wrapped__  # or its signature would be taken
-    return with_options
+decodes = takes(DecodeConfig, leave_out=("length_penalty", "n_candidates", "stop"), panel=DECODING)
+"""Gives a verb the options of decoding: its argument `decode` gets them as settings, checked."""
 
 
 def load_bot(

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
@@ -30,7 +30,6 @@ from plato2.config import UserError
 from plato2.words import UNSPACED, WordList, ascii_words
 
 Policy = Literal["split", "subtree", "response"]
-POLICIES: tuple[str, ...] = get_args(Policy)
 
 # In scripts without blanks between words a character, not a run of characters, is a word.
 _WORD = re.compile(rf"[^\W{UNSPACED}]+|[{UNSPACED}]")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from plato2.config import UserError, did_you_mean, expand_path
-from plato2.prepare.clean import POLICIES, CleanRules, Policy
+from plato2.config import UserError, check_options, did_you_mean, expand_path, option
+from plato2.prepare.clean import CleanRules, Policy
 
 Background = Literal["ignore", "context"]
 
@@ -21,48 +21,52 @@ class PrepareOptions:
         UserError: a value that cannot be; names the key.
     """
 
-    corpus: str
-    """A reader of `plato2.prepare.corpora`, or the dotted name of a module with a `read` function."""
-    out: str
-    """The folder to write."""
-    files: list[str] = field(default_factory=list)
-    """Paths or globs, local or remote; none for a corpus that comes from a package."""
-    reader: dict[str, Any] = field(default_factory=dict)
-    """Options of the reader, such as `column` of hf_datasets."""
-    max_dialogues: int | None = None
-    """Take only the first so many dialogues, to try something out; None: all."""
-    tokenizer: str | None = None
-    """Folder of a tokenizer to use; None trains one on the training dialogues."""
-    vocab_pieces: int = 8000
-    """Pieces of a tokenizer to train."""
-    character_coverage: float = 0.9995
-    """Share of the characters a trained tokenizer knows; 0.9995 also suits Chinese."""
-    lower_case: bool | None = None
-    """Lower-case all text; None: as the given tokenizer does, else no."""
-    max_context: int = 128
-    """Ids of a context, special ids included."""
-    max_response: int = 128
-    """Ids of a response, special ids included."""
-    cut_turn: bool = False
-    """Cut a last context turn that alone is too long (its end stays) instead of losing the sample."""
-    background: Background = "ignore"
-    """`context`: persona of the responding speaker, then knowledge of the response, open the context."""
-    policy: Policy = "split"
-    """What a failing turn does to its dialogue: split, subtree or response."""
-    clean: CleanRules = field(default_factory=CleanRules)
-    """The cleaning rules."""
-    valid_fraction: float = 0.02
-    """The latest share of the dialogues is for validation."""
-    valid_dialogues: int | None = None
-    """The number of validation dialogues, instead of a share."""
-    seed: int = 11
-    """Seeds the order of the samples."""
-    strict: bool = False
-    """Stop at the first broken record instead of counting it."""
-    force: bool = False
-    """Replace an existing prepared corpus."""
-    shard_samples: int = 16384
-    """Samples in a shard."""
+    corpus: str = option(
+        help="The reader of the corpus, or the dotted name of a module with a read function."
+    )
+    out: str = option(help="Folder to write.")
+    files: list[str] = option(factory=list, help="Paths or globs, local or remote; chitchat needs none.")
+    reader: dict[str, Any] = option(
+        factory=dict, help="Options of the reader, such as the column of hf_datasets."
+    )
+    max_dialogues: int | None = option(
+        None, help="Take only the first so many dialogues, to try something out.", ge=1
+    )
+    tokenizer: str | None = option(
+        None, help="Folder of a tokenizer to use: to go on from a model, that model's; else one is trained."
+    )
+    vocab_pieces: int = option(
+        8000, help="Pieces of a tokenizer to train; the paper: 8,000 for English, 30,000 for Chinese.", ge=4
+    )
+    character_coverage: float = option(
+        0.9995, help="Share of the characters a trained tokenizer knows; 0.9995 also suits Chinese."
+    )
+    lower_case: bool | None = option(None, help="Lower-case all text; when not given, as the tokenizer does.")
+    max_context: int = option(128, help="Ids of a context, special ids included.", ge=3, le=65535)
+    max_response: int = option(128, help="Ids of a response, special ids included.", ge=3)
+    cut_turn: bool = option(
+        False, help="Cut a last context turn that alone is too long (its end stays); else the sample is lost."
+    )
+    background: Background = option(
+        "ignore",
+        help="context: persona of the responding speaker, then knowledge of the response, open the context.",
+    )
+    policy: Policy = option(
+        "split",
+        help="What a turn that fails a rule leaves: a new conversation after it (split), nothing after it "
+        "(subtree), or itself as context (response).",
+    )
+    clean: CleanRules = option(factory=CleanRules, help="The cleaning rules.")
+    valid_fraction: float = option(
+        0.02, help="Share of the dialogues, the latest, for validation; above 0 and below 1."
+    )
+    valid_dialogues: int | None = option(
+        None, help="Number of validation dialogues, instead of a share.", ge=1
+    )
+    seed: int = option(11, help="Seeds the order of the samples.")
+    strict: bool = option(False, help="Stop at the first broken record; else it is counted.")
+    force: bool = option(False, help="Replace a prepared corpus that is there.")
+    shard_samples: int = option(16384, help="Samples in a shard.", ge=1)
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -77,24 +81,11 @@ class PrepareOptions:
             self.tokenizer = expand_path(self.tokenizer, "tokenizer")
         if "://" in self.out:
             raise UserError(f"out={self.out}: prepare writes to a local folder; copy the folder afterwards")
-        if self.policy not in POLICIES:
-            raise UserError(f"policy={self.policy!r}: must be one of {', '.join(POLICIES)}")
-        if self.background not in get_args(Background):
-            raise UserError(f"background={self.background!r}: must be ignore or context")
-        at_least = {"max_context": 3, "max_response": 3, "shard_samples": 1, "vocab_pieces": 4}
-        for key, least in at_least.items():
-            if getattr(self, key) < least:
-                raise UserError(f"{key}={getattr(self, key)}: must be at least {least}")
-        if self.max_context > 65535:
-            raise UserError(f"max_context={self.max_context}: must be at most 65535")
+        check_options(self)
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed={self.seed}: must be at least 0 and below 2**63")
         if not 0 < self.valid_fraction < 1:
             raise UserError(f"valid_fraction={self.valid_fraction}: must be between 0 and 1")
-        for key in ("valid_dialogues", "max_dialogues"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise UserError(f"{key}={value}: must be at least 1")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PrepareOptions:

@@ -1,8 +1,8 @@
 """Every key of `train.py` with a line on what it does, for `--help` and for the nearest key to a typo.
 
-The lines are the code's own: of a dataclass the text below each field, of another class the `Args` of its
-docstring, and for what is passed on to Lightning the comment in conf/. All are read as text and nothing is
-imported, so that `--help` needs no torch.
+The lines are the code's own: of a dataclass the help of each field's `option`, or the text below the field;
+of another class the `Args` of its docstring; for what is passed on to Lightning the comment in conf/. All are
+read as text and nothing is imported, so that `--help` needs no torch.
 """
 
 from __future__ import annotations
@@ -145,6 +145,8 @@ def _fields(node: ast.ClassDef) -> dict[str, str]:
     for field, text in zip(node.body, [*node.body[1:], None], strict=True):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             said = text.value if isinstance(text, ast.Expr) else None
+            if isinstance(field.value, ast.Call):  # of `option`
+                said = next((word.value for word in field.value.keywords if word.arg == "help"), said)
             lines[field.target.id] = _sentence(str(said.value)) if isinstance(said, ast.Constant) else ""
     return {name: line for name, line in lines.items() if not name[0].isupper()}
 

@@ -7,7 +7,7 @@ nothing (docs/serve.md lists them).
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import groupby
 from typing import Annotated, Any, Literal
 
@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from plato2.config import COLDEST, HOTTEST, DecodeConfig, Strategy, UserError
+from plato2.config import COLDEST, DecodeConfig, Strategy, UserError
 
 System = Literal["ignore", "refuse", "context"]
 """What becomes of system messages: left out, with a warning; refused; or read as a turn of their own."""
@@ -194,17 +194,26 @@ class StreamOptions(Strict):
     include_obfuscation: bool | None = None
 
 
+OPTIONS = {option.name: option.metadata for option in fields(DecodeConfig)}
+
+
+def setting(name: str, le: float | None = None) -> Any:
+    """A field that asks for an option of decoding, within its bounds or those of requests."""
+    said = OPTIONS[name]
+    return Field(default=None, description=said["help"], ge=said["ge"], le=le or said["le"])
+
+
 class Extension(Strict):
     """What PLATO-2 has and OpenAI has no field for; settings that are not given are the server's."""
 
     candidates: bool = False
-    strategy: Strategy | None = None
-    top_k: int | None = Field(default=None, ge=1)
-    beam_size: int | None = Field(default=None, ge=1)
-    n_samples: int | None = Field(default=None, ge=1)
-    min_tokens: int | None = Field(default=None, ge=0)
-    no_repeat_ngram: int | None = Field(default=None, ge=0)
-    length_penalty: float | None = Field(default=None, ge=0, le=10)
+    strategy: Strategy | None = setting("strategy")
+    top_k: int | None = setting("top_k")
+    beam_size: int | None = setting("beam_size")
+    n_samples: int | None = setting("n_samples")
+    min_tokens: int | None = setting("min_tokens")
+    no_repeat_ngram: int | None = setting("no_repeat_ngram")
+    length_penalty: float | None = setting("length_penalty", le=10)
 
 
 Stop = Annotated[
@@ -223,10 +232,10 @@ class ChatRequest(Strict):
     stream_options: StreamOptions | None = None
     n: int | None = Field(default=None, ge=1)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    temperature: float | None = Field(default=None, ge=0, le=HOTTEST)
-    top_p: float | None = Field(default=None, ge=0, le=1)
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = setting("temperature")
+    top_p: float | None = setting("top_p")
+    max_tokens: int | None = setting("max_tokens")
+    max_completion_tokens: int | None = setting("max_tokens")
     stop: Stop | None = None
     plato2: Extension | None = None
     # Harmless: nothing that is said depends on them.

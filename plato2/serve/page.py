@@ -15,12 +15,12 @@ import math
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from html import escape
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from plato2.config import DecodeConfig, Strategy, UserError, install
+from plato2.config import DecodeConfig, Strategy, UserError, explained, install
 from plato2.serve.batching import Batcher, QueueFull, Stopped
 from plato2.serve.page_html import candidate_panel, chat_messages, status_line
 from plato2.talk.bot import PlatoBot, Reply
@@ -42,21 +42,17 @@ Answer = Callable[[list[str], DecodeConfig], Reply]
 AT_ONCE = 32
 """Answers that the page waits for at the same time; each has a thread."""
 
-SETTINGS: dict[str, tuple[str, str]] = {
-    "top_k": ("top k", "for top_k; 1 = greedy"),
-    "top_p": ("top p", "for top_p; 1 = all, 0 = greedy"),
-    "beam_size": ("beam size", "for beam, of each latent"),
-    "temperature": ("temperature", "0 = greedy, 2 = most variety"),
-    "min_tokens": ("min tokens", "no end before so many"),
-    "max_tokens": ("max tokens", "longest reply"),
-    "no_repeat_ngram": ("no repeated n-gram", "its length; 0 = off"),
-    "n_samples": ("samples", "candidates of each latent"),
-    "n_candidates": ("samples", "candidates in all"),
-    "seed": ("seed", "another, other candidates"),
-}
-"""Fields of `DecodeConfig` on the page, in the order of what `chat` takes: label and hint."""
 MOST = {"beam_size": 20, "n_samples": 20, "n_candidates": 100}
 """What one visitor may ask of the machine at most, or the bot's own setting where that is more."""
+OPTIONS = {option.name: option for option in fields(DecodeConfig)}
+SETTINGS = {
+    name: (name.replace("_", " "), explained(OPTIONS[name], MOST.get(name)))
+    for name in (
+        *("top_k", "top_p", "beam_size", "temperature", "min_tokens", "max_tokens", "no_repeat_ngram"),
+        *("n_samples", "n_candidates", "seed"),
+    )
+}
+"""Fields of `DecodeConfig` on the page, in the order of what `chat` takes: label and hint."""
 
 
 # ---------------------------------------------------------------------------------------------- application

@@ -40,7 +40,7 @@ WRONG = [
     (["--character-coverage", "0.5"], ["--character-coverage 0.5", "0.98"]),
     (["--tokenizer-messages", "0"], ["--tokenizer-messages 0", "at least 1"]),
     (["--max-context", "2"], ["--max-context 2", "at least 3"]),
-    (["--max-context", "70000"], ["--max-context 70000", "at most 65535"]),
+    (["--max-context", "70000"], ["--max-context 70000", "at most 65,535"]),
     (["--max-response", "2"], ["--max-response 2", "at least 3"]),
     (["--shard-nodes", "0"], ["--shard-nodes 0", "at least 1"]),
     (["--valid-samples", "0"], ["--valid-samples 0", "at least 1"]),

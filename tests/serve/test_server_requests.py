@@ -27,6 +27,7 @@ def test_health_and_the_list_of_fields(url: str) -> None:
     fields = httpx.get(f"{url}/openapi.json").json()["components"]["schemas"]
     assert {"messages", "plato2", "seed"} <= fields["ChatRequest"]["properties"].keys()
     assert fields["Extension"]["properties"].keys() >= {"candidates", "strategy", "top_k"}
+    assert fields["Extension"]["properties"]["top_k"]["anyOf"][0] == {"type": "integer", "minimum": 1}
     for page in ("/docs", "/redoc"):  # they would load scripts from elsewhere
         assert curl(f"{url}{page}")[0] == 404
 

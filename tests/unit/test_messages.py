@@ -100,6 +100,7 @@ def test_a_prepared_corpus_is_replaced_with_the_flag_that_the_verb_has(corpus: P
     ("prepare", "told"),
     [
         ({"valid_dialogues": 0}, "data.prepare.valid_dialogues=0: must be at least 1"),
+        ({"max_context": "long"}, "data.prepare.max_context='long': must be a number"),
         ({"polcy": "split"}, "data.prepare.polcy is not an option; did you mean policy?"),
         ({"clean": {"max_repeats": 0}}, "data.prepare.clean.max_repeats=0: must be"),
         ({"reader": {"tims": 1}}, "data.prepare.reader.tims: jsonl has no such option"),

@@ -250,8 +250,8 @@ def test_disk_shuffle_is_a_permutation(tmp_path_factory, records, bucket_samples
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"policy": "tree"}, "policy='tree': must be one of split, subtree, response"),
-        ({"background": "yes"}, "background='yes'"),
+        ({"policy": "tree"}, "policy=tree: use one of split, subtree, response"),
+        ({"background": "yes"}, "background=yes"),
         ({"max_context": 2}, "max_context=2"),
         ({"valid_fraction": 1.0}, "valid_fraction=1.0"),
         ({"valid_dialogues": 0}, "valid_dialogues=0"),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from plato2.config import UserError, expand_path
+from plato2.config import UserError, check_options, expand_path, option
 from plato2.prepare.reddit.rules import LANGUAGES, RedditRules, check_language
 from plato2.prepare.reddit.threads import Orphans
 
@@ -29,59 +29,62 @@ class RedditOptions:
         UserError: a value that cannot be; names the key.
     """
 
-    comments: list[str]
-    """Paths or globs of the dumps of comments (`RC_*`), local or remote."""
-    out: str
-    """The folder to write."""
-    submissions: list[str] = field(default_factory=list)
-    """Dumps of submissions (`RS_*`): their titles become the roots of the trees, and their flags say which
-    forums are quarantined."""
-    language: str = "en"
-    """`en` or `zh`: rule 8's list and the size of a trained tokenizer."""
-    rules: RedditRules = field(default_factory=RedditRules)
-    """The cleaning rules."""
-    tokenizer: str | None = None
-    """Folder of a tokenizer; None trains one on a sample of the messages."""
-    vocab_pieces: int | None = None
-    """Pieces of a tokenizer to train; None: the language's."""
-    character_coverage: float = 0.9995
-    """Share of the characters a trained tokenizer knows."""
-    lower_case: bool = False
-    """Whether a trained tokenizer lower-cases."""
-    tokenizer_messages: int = 300_000
-    """Messages it is trained on at most."""
-    orphans: Orphans = "drop"
-    """A comment whose parent is not there: removed with its sub-tree, or the root of a tree."""
-    max_context: int = 128
-    """Ids of a context, special ids included."""
-    max_response: int = 128
-    """Ids of a response, special ids included."""
-    cut_turn: bool = False
-    """Keep the end of a parent that alone is too long, instead of losing the sample."""
-    valid_from: str | None = None
-    """First day (UTC, `2019-08-01`) of the responses for validation; None: the last 2 % of the comments."""
-    valid_samples: int = 200_000
-    """Validation samples at most, drawn from all after `valid_from`; the paper: 0.2M."""
-    shard_nodes: int = 32_768
-    """Nodes that make a shard, on average."""
-    on_broken: OnBroken = "stop"
-    """At a line or stream that cannot be read: stop, or skip and count."""
-    engine: EngineName = "local"
-    """Where the work is done."""
-    workers: int = field(default_factory=usable_cores)
-    """Processes of the local engine."""
-    memory: str = "1GB"
-    """What DuckDB may take before it writes to disk."""
-    spark_master: str | None = None
-    """Master URL of Spark; None: as Spark is configured, else `local[workers]`."""
-    spark_conf: dict[str, str] = field(default_factory=dict)
-    """Settings of Spark, such as `spark.executor.memory`."""
-    work: str | None = None
-    """Folder of the parts in progress; None: `<out>.work`."""
-    keep_work: bool = False
-    """Keep that folder at the end."""
-    force: bool = False
-    """Replace an existing prepared corpus."""
+    comments: list[str] = option(help="Dumps of comments (RC_*): paths or globs, local or remote.")
+    out: str = option(help="Folder to write.")
+    submissions: list[str] = option(
+        factory=list,
+        help="Dumps of submissions (RS_*): their titles open the conversations, and their flags say which "
+        "forums are quarantined.",
+    )
+    language: str = option(
+        "en", help=f"{' or '.join(LANGUAGES)}: the word list and the size of a trained tokenizer."
+    )
+    rules: RedditRules = option(factory=RedditRules, help="The cleaning rules.")
+    tokenizer: str | None = option(
+        None, help="Folder of a tokenizer; else one is trained on a sample of the messages."
+    )
+    vocab_pieces: int | None = option(
+        None, help="Pieces of a tokenizer to train.", ge=4, default_text="the language's"
+    )
+    character_coverage: float = option(0.9995, help="Share of the characters a trained tokenizer knows.")
+    lower_case: bool = option(False, help="A trained tokenizer lower-cases.")
+    tokenizer_messages: int = option(300_000, help="Messages to train it on, at most.", ge=1)
+    orphans: Orphans = option(
+        "drop", help="A comment whose parent is not there: removed with all below it, or a root."
+    )
+    max_context: int = option(128, help="Ids of a context, special ids included.", ge=3, le=65535)
+    max_response: int = option(128, help="Ids of a response, special ids included.", ge=3)
+    cut_turn: bool = option(
+        False, help="Cut a parent that alone is too long (its end stays); else the sample is lost."
+    )
+    valid_from: str | None = option(
+        None,
+        help="First day (UTC, 2019-08-01) of the validation responses.",
+        default_text="the last 2 % of the comments",
+    )
+    valid_samples: int = option(
+        200_000, help="Validation samples at most, drawn from all after that day.", ge=1
+    )
+    shard_nodes: int = option(32_768, help="Comments that make a shard, on average.", ge=1)
+    on_broken: OnBroken = option(
+        "stop", help="At a line or file that cannot be read: stop, or skip and count."
+    )
+    engine: EngineName = option(
+        "local", help="local: processes and DuckDB on this machine; spark: a cluster."
+    )
+    workers: int = option(
+        factory=usable_cores, help="Processes of the local engine.", ge=1, default_text="the processors"
+    )
+    memory: str = option("1GB", help="What DuckDB may take before it goes to disk.")
+    spark_master: str | None = option(
+        None, help="Master URL of Spark.", default_text="Spark's own, else local[workers]"
+    )
+    spark_conf: dict[str, str] = option(
+        factory=dict, help="Settings of Spark, such as spark.executor.memory=8g."
+    )
+    work: str | None = option(None, help="Folder of the parts in progress.", default_text="OUT.work")
+    keep_work: bool = option(False, help="Keep that folder at the end.")
+    force: bool = option(False, help="Replace a prepared corpus that is there.")
 
     @property
     def pieces(self) -> int:
@@ -105,19 +108,9 @@ class RedditOptions:
         if not self.comments:
             raise UserError("comments is empty: name the dumps, such as --comments 'dumps/RC_*.zst'")
         check_language(self.language)
-        for key, kind in (("orphans", Orphans), ("on_broken", OnBroken), ("engine", EngineName)):
-            if getattr(self, key) not in get_args(kind):
-                raise UserError(f"{key}={getattr(self, key)!r}: must be one of {', '.join(get_args(kind))}")
-        at_least = {"max_context": 3, "max_response": 3, "shard_nodes": 1, "workers": 1, "valid_samples": 1}
-        at_least |= {"tokenizer_messages": 1, "vocab_pieces": 4}
-        for key, least in at_least.items():
-            value = getattr(self, key)
-            if value is not None and value < least:
-                raise UserError(f"{key}={value}: must be at least {least}")
+        check_options(self)
         if self.engine != "spark" and (self.spark_master or self.spark_conf):
             raise UserError("master and conf are Spark's: add --engine spark, or leave them out")
-        if self.max_context > 65535:
-            raise UserError(f"max_context={self.max_context}: must be at most 65535")
         self.valid_time  # noqa: B018  a wrong day fails here
 
     @property
