@@ -22,9 +22,9 @@ Schedule = Literal["inverse_sqrt", "linear"]
 COLDEST, HOTTEST = 0.01, 2.0
 """Temperatures, above which a text is noise and below which the most probable token is taken: logits would
 overflow."""
-MOST_CANDIDATES = 1000
-"""Samples or beams that may be asked for. Each is a row of the batch for each of 20 latents; more is a slip
-and would not fit in memory."""
+MOST_CANDIDATES = {"n_samples": 1000, "n_candidates": 1000, "beam_size": 100}
+"""What may be asked for; more is a slip. Samples only take time, since they are decoded in parts; the
+hypotheses of a beam are in memory together."""
 LARGEST = {
     "n_layer": 1000,
     "n_head": 1000,
@@ -295,11 +295,9 @@ class DecodeConfig:
             f"n_samples={self.n_samples}: a beam search always finds the same; use a larger beam_size",
         )
         _require(self.n_candidates >= 1, f"n_candidates={self.n_candidates}: must be at least 1")
-        for key in ("n_samples", "n_candidates", "beam_size"):
+        for key, most in MOST_CANDIDATES.items():
             value = getattr(self, key)
-            _require(
-                value <= MOST_CANDIDATES, f"{key}={reprlib.repr(value)}: must be at most {MOST_CANDIDATES:,}"
-            )
+            _require(value <= most, f"{key}={reprlib.repr(value)}: must be at most {most:,}")
 
     @property
     def rows_per_latent(self) -> int:
