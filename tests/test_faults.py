@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import subprocess
@@ -410,6 +411,11 @@ def test_an_early_stop_is_not_a_finished_run(train_here: Train, tmp_path: Path) 
     whole = ["run_id=t", "trainer.max_steps=6", "trainer.val_check_interval=6", "checkpoint_steps=6"]
     done = train_here(*whole, "+trainer.limit_train_batches=3")
     assert "stopped at step 3 of 6; the same command goes on: " in done.stderr
+    anew = train_here(*whole[1:], "+trainer.limit_train_batches=3", "resume=never")
+    told = re.search("; the same command with (resume=auto run_id=.*) goes on: (.*)", anew.stderr)
+    assert told
+    again = train_here(*whole[1:], *told[1].split())
+    assert f"resuming {told[2]} from step 3" in again.stderr
     assert not run.finished
     assert torch.load(run.last, weights_only=True)["global_step"] == 3
     assert "resuming" in train_here(*whole).stderr
