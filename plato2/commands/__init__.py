@@ -162,10 +162,10 @@ def print_error(message: str) -> None:
 
 
 def main() -> None:
-    """The entry point of the `plato2` command."""
-    open_streams()
-    print_any_text()
+    """What the `plato2` command does."""
     try:
+        open_streams()
+        print_any_text()
         try:
             app(prog_name="plato2")
         finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import shlex
@@ -475,13 +476,14 @@ def command_line(conf: Path = CONF) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it finds
     print_any_text()
     try:
-        refuse_unknown_flags(sys.argv[1:], conf)
-        sys.argv[1:] = [in_quotes(as_text(word)) for word in flags_first(sys.argv[1:])]
         with signals_stop_at_once():
+            refuse_unknown_flags(sys.argv[1:], conf)
+            sys.argv[1:] = [in_quotes(as_text(word)) for word in flags_first(sys.argv[1:])]
             hydra.main(version_base="1.3", config_path=str(conf), config_name="train")(main)()
     except UserError as error:
         fail(str(error))
     except Stopped as stop:
+        logging.disable(logging.INFO)  # torch, half imported, would print statistics at its end
         say("stopped: nothing was being trained; the same command starts again, or goes on")
         if stop.number == signal.SIGUSR1 and is_first_process():
             from plato2.runs.folder import requeue
