@@ -211,7 +211,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     with ExitStack() as stack:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(_lock_file(target), target))
+            stack.enter_context(locked(lock_file(target), target))
         except OSError as error:
             raise UserError(f"{target} cannot be written: {error}") from error
         try:
@@ -232,7 +232,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 def is_being_written(target: Path) -> bool:
     """Whether another process is in `new_folder` for this target."""
-    lock = _lock_file(Path(os.path.realpath(target)))
+    lock = lock_file(target)
     if not any(lock.parent.glob(f"{glob.escape(lock.name)}*")):
         return False  # and none is made: who is about to hold it must not find us in the way
     try:
@@ -244,5 +244,7 @@ def is_being_written(target: Path) -> bool:
         return False
 
 
-def _lock_file(target: Path) -> Path:
-    return target.parent / f".{target.name}.lock"
+def lock_file(target: Path) -> Path:
+    """The lock of a file or folder, beside what it links to."""
+    target = Path(os.path.realpath(target))
+    return target.with_name(f".{target.name}.lock")

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from runs import make_run
 
 from plato2.config import UserError
-from plato2.files import check_sha256, file_sha256, locked, read_sha256, write_sha256
+from plato2.files import check_sha256, file_sha256, lock_file, locked, read_sha256, write_sha256
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -90,6 +91,37 @@ def test_a_live_lease_is_kept_and_a_dead_machines_ends(tmp_path: Path) -> None:
     end(process)
     lease.write_text(signed.replace(os.uname().nodename, "another"))
     assert start(tmp_path / "lock", "no-flock").communicate(timeout=60)[0] == "held\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "tokenizer train {tmp}/lines.txt --pieces 30 --out {tmp}/out",
+        "score {tmp}/pairs.tsv --evaluation {model} --device cpu --out {tmp}/out",
+    ],
+)
+def test_a_verb_does_not_write_what_another_process_writes(tmp_path: Path, command: str) -> None:
+    (tmp_path / "lines.txt").write_text("hello you\n" * 9)
+    (tmp_path / "pairs.tsv").write_text("hello\tyou\n")
+    model = make_run(tmp_path / "2_eval", "2_eval")
+    words = command.format(tmp=tmp_path, model=model).split()
+
+    def call() -> subprocess.CompletedProcess[str]:
+        whole = [sys.executable, "-m", "plato2", *words]
+        return subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, timeout=100)
+
+    process = holding(lock_file(tmp_path / "out"))
+    done = call()
+    end(process)
+    assert done.returncode == 2, done.stderr
+    assert (
+        f"error: --out {tmp_path}/out is being written by another process (process {process.pid}"
+        in done.stderr
+    )
+    assert not (tmp_path / "out").exists()
+    assert call().returncode == 0
+    assert (tmp_path / "out").exists()
+    assert not lock_file(tmp_path / "out").exists()
 
 
 def test_other_errors_are_not_a_lock(tmp_path: Path) -> None:
