@@ -25,6 +25,8 @@ NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 """What file systems without locks of the kernel say."""
 LEASE_S = 120.0
 """Where there are none: a holder that has not renewed its lease for so many seconds is dead."""
+SEEN_DEAD_S = 5.0
+"""A holder on this machine is asked whether it lives, which takes a second or two."""
 
 
 @contextmanager
@@ -141,15 +143,16 @@ def locked(lock: Path, target: Path | str, cure: str = "wait for it, or stop it"
                 raise
             lock.unlink(missing_ok=True)
             lock = lock.with_name(f"{lock.name}.lease")
-            held = SoftFileLease(
-                lock, timeout=LEASE_S + 10, lease_duration=LEASE_S, on_compromise=_end, thread_local=False
-            )
+            held = SoftFileLease(lock, lease_duration=LEASE_S, on_compromise=_end, thread_local=False)
             try:
                 held.acquire(timeout=0)
             except Timeout:
-                told = f"{target}: another process holds it, or died; that shows within {LEASE_S + 10:g} s"
-                print(told, file=sys.stderr, flush=True)
-                held.acquire()
+                wait_s = SEEN_DEAD_S
+                if held.owner is None or held.owner.hostname != socket.gethostname():
+                    wait_s = LEASE_S + 10
+                    told = f"{target}: another process holds it, or died: waiting {wait_s:g} s at most"
+                    print(told, file=sys.stderr, flush=True)
+                held.acquire(timeout=wait_s)
     except Timeout:
         raise UserError(f"{target} is being written by another process{_holder(lock)}; {cure}") from None
     try:

@@ -61,6 +61,7 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path, how
     try:
         _, told = start(lock, *how).communicate(timeout=60)
         last = told.splitlines()[-1]
+        assert "waiting" not in told  # it is known to live
         assert f"the thing is being written by another process (process {process.pid}" in last
         assert "name another" in last
         if not how:
@@ -69,7 +70,7 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path, how
                 locked(lock, "it").__enter__()
         process.kill()
         process.wait()
-        assert start(lock, *how).communicate(timeout=60)[0] == "held\n"  # though its worker lives on
+        assert start(lock, *how).communicate(timeout=60) == ("held\n", "")  # though its worker lives on
     finally:
         end(process)
     assert list(tmp_path.iterdir()) == []
@@ -90,7 +91,9 @@ def test_a_live_lease_is_kept_and_a_dead_machines_ends(tmp_path: Path) -> None:
     signed = lease.read_text()
     end(process)
     lease.write_text(signed.replace(os.uname().nodename, "another"))
-    assert start(tmp_path / "lock", "no-flock").communicate(timeout=60)[0] == "held\n"
+    held, told = start(tmp_path / "lock", "no-flock").communicate(timeout=60)
+    assert held == "held\n"
+    assert told == "the thing: another process holds it, or died: waiting 12 s at most\n"
 
 
 @pytest.mark.parametrize(
