@@ -228,7 +228,7 @@ def serve(
         from plato2.serve.app import make_app
         from plato2.serve.guard import is_loopback
         from plato2.serve.metrics import Metrics
-        from plato2.serve.server import listen, make_server, run, url_of
+        from plato2.serve.server import listen, make_server, room_for, run, url_of
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] not in EXTRAS:
             raise
@@ -251,6 +251,11 @@ def serve(
     say_if_unranked(bot)
     bot.reply_to_ids([bot.encode(["hi"])])  # the first reply takes longer than others
     metrics = Metrics()
+    if max_queue > (most := max(1, room_for(max_connections) // 2)):
+        typer.echo(
+            f"--max-queue {max_queue}: {most}, which leaves half of the connections for others", err=True
+        )
+        max_queue = most
     batcher = Batcher(bot, max_batch, max_queue, batch_wait_ms / 1000, metrics.count_batch)
     name = name or model_name(path)
     served = make_app(
