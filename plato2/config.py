@@ -75,6 +75,9 @@ def in_typed_words(message: str, names: Mapping[str, str], sign: str = "=") -> s
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """What to say of a name that is not known: the one it resembles, else all there are."""
     known = list(known)
+    key, colon, value = name.partition(":")
+    if colon and key in known:
+        return f"a blank is missing behind the colon: {key}: {value}"
     near = get_close_matches(name, known, n=1)
     if near:
         return f"did you mean {near[0]}?"

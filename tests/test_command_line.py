@@ -300,3 +300,22 @@ def test_a_name_in_a_file_that_yaml_reads_as_a_number(train_here: Train, tmp_pat
     own.write_text(f"# @package _global_\nrun_id: '{value}'\ntags: [2026-11-28]\n")
     printed = train_here("experiment=own", "--cfg=job", script=tmp_path / "train.py").stdout
     assert yaml.safe_load(printed)["run_id"] == value
+
+
+@pytest.mark.parametrize(
+    ("node", "meant"),
+    [
+        ("optim: {lr:3}", "optim.lr: 3"),
+        ("data: {n_workers:3}", "n_workers: 3"),
+        ("data: {path: NOWHERE, prepare: {corpus:jsonl}}", "corpus: jsonl"),
+    ],
+)
+def test_a_mapping_in_a_file_without_a_blank(
+    train_here: Train, tmp_path: Path, node: str, meant: str
+) -> None:
+    shutil.copy(ROOT / "train.py", tmp_path)
+    shutil.copytree(CONF, tmp_path / "conf")
+    node = node.replace("NOWHERE", str(tmp_path / "no"))
+    (tmp_path / "conf" / "experiment" / "own.yaml").write_text(f"# @package _global_\n{node}\n")
+    done = train_here("experiment=own", "data=shards", expect=2, script=tmp_path / "train.py")
+    assert_one_line(done.stderr, f"a blank is missing behind the colon: {meant}")

@@ -341,6 +341,8 @@ def explain(error: Exception, conf: Path) -> str:
 def meant(key: str, conf: Path) -> str:
     """The nearest key to one that is not known."""
     near = nearest_key(key, conf)
+    if ":" in key:
+        return did_you_mean(key, [key.partition(":")[0]])
     if near == key:
         options = options_with(key, conf)
         return (
@@ -426,8 +428,9 @@ def in_quotes(override: str) -> str:
         return f"{key}={expand_path(value, key)}"
     if not sign or override.startswith("-") or (problem := _unreadable(override)) is None:
         return override
+    name = r"[\w ]+: *(?!//)" if value.startswith("{") else r"[\w ]+: "  # `://` is that of an address
     quoted = re.sub(  # what stands between brackets and commas, after the name in a mapping
-        r'([\w ]+: )?([^][{},"]+)',
+        rf'({name})?([^][{{}},"]+)',
         lambda text: text[0] if _unreadable(f"{key}={text[2]}") is None else f'{text[1] or ""}"{text[2]}"',
         value,
     )
@@ -436,6 +439,11 @@ def in_quotes(override: str) -> str:
     escaped = value.replace('"', '\\"')
     whole = f'{key}="{escaped}"'
     cure = f"if it is one text, write {shlex.quote(whole)}" if _unreadable(whole) is None else "see --help"
+    if value.startswith("{"):
+        cure = (
+            f"a mapping is {key}={{NAME: VALUE, NAME: [VALUE, VALUE]}}, with a blank behind each colon "
+            "and quotes around odd texts"
+        )
     raise UserError(f"{override}: Hydra cannot read this override ({problem}); {cure}")
 
 
