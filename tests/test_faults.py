@@ -411,11 +411,6 @@ def test_an_early_stop_is_not_a_finished_run(train_here: Train, tmp_path: Path) 
     whole = ["run_id=t", "trainer.max_steps=6", "trainer.val_check_interval=6", "checkpoint_steps=6"]
     done = train_here(*whole, "+trainer.limit_train_batches=3")
     assert "stopped at step 3 of 6; the same command goes on: " in done.stderr
-    anew = train_here(*whole[1:], "+trainer.limit_train_batches=3", "resume=never")
-    told = re.search("; the same command with (resume=auto run_id=.*) goes on: (.*)", anew.stderr)
-    assert told
-    again = train_here(*whole[1:], *told[1].split())
-    assert f"resuming {told[2]} from step 3" in again.stderr
     assert not run.finished
     assert torch.load(run.last, weights_only=True)["global_step"] == 3
     assert "resuming" in train_here(*whole).stderr
@@ -423,6 +418,16 @@ def test_an_early_stop_is_not_a_finished_run(train_here: Train, tmp_path: Path) 
     assert [row[0] for row in read_metrics(run.path / "metrics.csv") if row[1] == "train/loss"] == [
         *range(1, 7)
     ]
+
+
+def test_what_goes_on_with_a_run_that_was_started_anew(train_here: Train) -> None:
+    given = ["trainer.max_steps=100000", "+trainer.max_time=00:00:00:01", "sample_replies=0"]
+    done = train_here(*given, "resume=never")
+    told = re.search(
+        "stopped at step .*; the same command with (resume=auto run_id=.*) goes on: (.*)", done.stderr
+    )
+    assert told
+    assert f"resuming {told[2]} from step" in train_here(*given, *told[1].split()).stderr
 
 
 # -------------------------------------------------------------------------------------------- while it trains
