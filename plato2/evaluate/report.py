@@ -22,7 +22,6 @@ from plato2.data.shards import read_index
 from plato2.runs.folder import RunFolder
 from plato2.runs.folder import runs as find_runs
 from plato2.runs.saved import read_metrics
-from plato2.stages import STAGES
 from plato2.talk.bot import PlatoBot, as_dict
 from plato2.talk.rank import coherence, doubt
 from plato2.talk.replies import validation_contexts
@@ -45,6 +44,12 @@ SHOWN = {
     ),
 }
 """The metrics of each stage's best validation that go into the report."""
+MONITORS = {
+    "1_coarse": ("val/loss", "min"),
+    "2_gen": ("val/nll", "min"),
+    "2_eval": ("val/coherence_acc", "max"),
+}
+"""`Stage.monitor` of each, which picks the best: to read the stages would take Lightning, that is seconds."""
 CHOICE_ROWS = {
     "coherence_acc": "accuracy of p(l|c,r)",
     "pair_acc": "pair accuracy",
@@ -141,7 +146,7 @@ def best_validation(run: str | Path, stage: str) -> dict[str, float | int | None
             by_step.setdefault(step, {})[metric] = value
     except FileNotFoundError:
         raise UserError(f"{path}: missing; train with logger=csv (the default) to have a report") from None
-    monitor, direction = STAGES[stage].monitor
+    monitor, direction = MONITORS[stage]
     scores = {
         step: row[monitor] for step, row in by_step.items() if math.isfinite(row.get(monitor, math.nan))
     }

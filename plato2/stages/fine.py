@@ -13,12 +13,12 @@ from torch import Tensor
 
 from plato2.batch import Unit
 from plato2.config import ModelConfig, OptimConfig, UserError
-from plato2.metrics import LatentUsage
 from plato2.model import losses
 from plato2.model.backbone import put_front
 from plato2.model.heads import BagOfWords, Recognition
 from plato2.model.noise import uniform
 from plato2.stages.base import Stage
+from plato2.stages.metrics import LatentUsage
 
 COLLAPSED_BELOW = 1.5
 """Effective latents; fewer over a validation, and all samples have the same z."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,8 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import make_run
+from runs import make_corpus, make_run, write_metrics
 from small import ROOT
+
+from plato2.evaluate.report import MONITORS
+from plato2.stages import STAGES
 
 HEAVY = {"pytorch_lightning", "lightning_fabric", "torch._dynamo", "torchmetrics", "wandb", "hydra"}
 
@@ -44,6 +48,19 @@ def test_reply_from_a_run_folder(tmp_path: Path) -> None:
     names, printed = imported(VERB, "reply", *given, "--json", "hi , how are you ?")
     assert '"reply"' in printed
     assert names == set()
+
+
+def test_a_report_of_run_folders(tmp_path: Path) -> None:
+    data = make_corpus(tmp_path / "data", [([f"question {n} ?"], f"answer {n} .") for n in range(9)])
+    given = []
+    for option, stage in (("coarse", "1_coarse"), ("generation", "2_gen"), ("evaluation", "2_eval")):
+        run = make_run(tmp_path / stage, stage)
+        write_metrics(run, [(1, MONITORS[stage][0], 0.5)])
+        given += [f"--{option}", str(run)]
+    names, printed = imported(VERB, "report", *given, "--data", str(data), "--json", "--latent-contexts", "1")
+    assert json.loads(printed)["contexts"]
+    assert names == set()
+    assert {stage: STAGES[stage].monitor for stage in MONITORS} == MONITORS
 
 
 @pytest.mark.parametrize("arguments", ["--help", "runs --help", "runs {tmp}"])
