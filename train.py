@@ -4,9 +4,12 @@ The configuration is conf/, composed by Hydra (plato2/commands/train.py); an ins
 `plato2 train`.
 """
 
+import signal
 from pathlib import Path
 
-from plato2.commands.train import command_line
-
 if __name__ == "__main__":
+    heard = signal.signal(signal.SIGINT, signal.SIG_DFL)  # while modules are imported, Ctrl-C ends at once
+    from plato2.commands.train import command_line
+
+    signal.signal(signal.SIGINT, heard)
     command_line(Path(__file__).with_name("conf"))

@@ -24,9 +24,9 @@ Schedule = Literal["inverse_sqrt", "linear"]
 COLDEST, HOTTEST = 0.01, 2
 """Temperatures, above which a text is noise and below which the most probable token is taken: logits would
 overflow."""
-MOST_CANDIDATES = 1000
-"""Samples or beams that may be asked for. Each is a row of the batch for each of 20 latents; more is a slip
-and would not fit in memory."""
+MOST_CANDIDATES = {"n_samples": 1000, "n_candidates": 1000, "beam_size": 100}
+"""What may be asked for; more is a slip. Samples only take time, since they are decoded in parts; the
+hypotheses of a beam are in memory together."""
 LARGEST = {
     "n_layer": 1000,
     "n_head": 1000,
@@ -77,6 +77,9 @@ def in_typed_words(message: str, names: Mapping[str, str], sign: str = "=") -> s
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """What to say of a name that is not known: the one it resembles, else all there are."""
     known = list(known)
+    key, colon, value = name.partition(":")
+    if colon and key in known:
+        return f"a blank is missing behind the colon: {key}: {value}"
     near = get_close_matches(name, known, n=1)
     if near:
         return f"did you mean {near[0]}?"
@@ -199,7 +202,7 @@ def check_options(options: Any) -> None:
 
 @dataclass
 class ModelConfig:
-    """The geometry of the backbone (spec section 4); the defaults are the paper's 93M model.
+    """The geometry of the backbone (docs/spec.md, section 4); the defaults are the paper's 93M model.
 
     Raises:
         UserError: a value that no model can have.
@@ -222,7 +225,7 @@ class ModelConfig:
     n_latent: int = 20
     """K, the number of latent speech acts z."""
     dropout: float = 0.1
-    """On embeddings, attention weights and both residual branches (spec section 4)."""
+    """On embeddings, attention weights and both residual branches (docs/spec.md, section 4)."""
     checkpoint_activations: bool = False
     """Recompute each block in the backward pass: about 1.3x the time for a fraction of the memory."""
 
@@ -244,7 +247,7 @@ class ModelConfig:
 
     @property
     def mask_id(self) -> int:
-        """The id of [MASK]: the last row of the word table (spec section 1)."""
+        """The id of [MASK]: the last row of the word table (docs/spec.md, section 1)."""
         return self.vocab_size - 1
 
 
@@ -262,7 +265,7 @@ class Use:
 
 @dataclass
 class OptimConfig:
-    """AdamW with linear warmup and then decay, by default that of Knover (spec section 8).
+    """AdamW with linear warmup and then decay, by default that of Knover (docs/spec.md, section 8).
 
     Raises:
         UserError: a value the optimizer cannot use.
@@ -285,7 +288,7 @@ class OptimConfig:
     eps: float = 1e-8
     """AdamW's, added to the root of the second mean."""
     clip_norm: float = 0.1
-    """Global gradient norm, 0 = no clipping; Knover's value, small on purpose (spec section 8)."""
+    """Global gradient norm, 0 = no clipping; Knover's value, small on purpose (docs/spec.md, section 8)."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
@@ -311,7 +314,7 @@ class OptimConfig:
 
 @dataclass
 class DecodeConfig:
-    """How candidates are found; by default top-k sampling of one for each latent (spec section 9).
+    """How candidates are found; by default top-k sampling of one for each latent (docs/spec.md, section 9).
 
     Raises:
         UserError: a value decoding cannot use.
@@ -330,7 +333,7 @@ class DecodeConfig:
         10,
         help="For beam: hypotheses of each latent; all become candidates.",
         ge=1,
-        le=MOST_CANDIDATES,
+        le=MOST_CANDIDATES["beam_size"],
         means={1: "greedy"},
     )
     temperature: float = option(
@@ -359,9 +362,12 @@ class DecodeConfig:
         ge=0,
         means={0: "the sum"},
     )
-    n_samples: int = option(1, help="Candidates of each latent.", ge=1, le=MOST_CANDIDATES)
+    n_samples: int = option(1, help="Candidates of each latent.", ge=1, le=MOST_CANDIDATES["n_samples"])
     n_candidates: int = option(
-        20, help="Candidates of a stage-1 model, which has no latents.", ge=1, le=MOST_CANDIDATES
+        20,
+        help="Candidates of a stage-1 model, which has no latents.",
+        ge=1,
+        le=MOST_CANDIDATES["n_candidates"],
     )
     stop: tuple[str, ...] = option((), help="Texts before which a candidate is cut; no part of it.")
     seed: int = option(11, help="The same seed gives the same candidates to the same conversation.")
@@ -398,7 +404,8 @@ class DecodeConfig:
 
 @dataclass
 class RankConfig:
-    """What candidates are ranked by: a weighted sum of scores, less Knover's penalties (spec section 9).
+    """What candidates are ranked by: a weighted sum of scores, less Knover's penalties (docs/spec.md,
+    section 9).
 
     Raises:
         UserError: a criterion that there is not.

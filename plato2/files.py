@@ -25,6 +25,8 @@ NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 """What file systems without locks of the kernel say."""
 LEASE_S = 120.0
 """Where there are none: a holder that has not renewed its lease for so many seconds is dead."""
+SEEN_DEAD_S = 5.0
+"""A holder on this machine is asked whether it lives, which takes a second or two."""
 
 
 @contextmanager
@@ -141,15 +143,16 @@ def locked(lock: Path, target: Path | str, cure: str = "wait for it, or stop it"
                 raise
             lock.unlink(missing_ok=True)
             lock = lock.with_name(f"{lock.name}.lease")
-            held = SoftFileLease(
-                lock, timeout=LEASE_S + 10, lease_duration=LEASE_S, on_compromise=_end, thread_local=False
-            )
+            held = SoftFileLease(lock, lease_duration=LEASE_S, on_compromise=_end, thread_local=False)
             try:
                 held.acquire(timeout=0)
             except Timeout:
-                told = f"{target}: another process holds it, or died; that shows within {LEASE_S + 10:g} s"
-                print(told, file=sys.stderr, flush=True)
-                held.acquire()
+                wait_s = SEEN_DEAD_S
+                if held.owner is None or held.owner.hostname != socket.gethostname():
+                    wait_s = LEASE_S + 10
+                    told = f"{target}: another process holds it, or died: waiting {wait_s:g} s at most"
+                    print(told, file=sys.stderr, flush=True)
+                held.acquire(timeout=wait_s)
     except Timeout:
         raise UserError(f"{target} is being written by another process{_holder(lock)}; {cure}") from None
     try:
@@ -211,7 +214,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     with ExitStack() as stack:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(_lock_file(target), target))
+            stack.enter_context(locked(lock_file(target), target))
         except OSError as error:
             raise UserError(f"{target} cannot be written: {error}") from error
         try:
@@ -232,7 +235,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 def is_being_written(target: Path) -> bool:
     """Whether another process is in `new_folder` for this target."""
-    lock = _lock_file(Path(os.path.realpath(target)))
+    lock = lock_file(target)
     if not any(lock.parent.glob(f"{glob.escape(lock.name)}*")):
         return False  # and none is made: who is about to hold it must not find us in the way
     try:
@@ -244,5 +247,7 @@ def is_being_written(target: Path) -> bool:
         return False
 
 
-def _lock_file(target: Path) -> Path:
-    return target.parent / f".{target.name}.lock"
+def lock_file(target: Path) -> Path:
+    """The lock of a file or folder, beside what it links to."""
+    target = Path(os.path.realpath(target))
+    return target.with_name(f".{target.name}.lock")

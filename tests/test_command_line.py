@@ -69,12 +69,17 @@ def test_help_names_all_options_and_nothing_of_the_code() -> None:
     shown = help_text(CONF, 100)
     assert re.search(r"strategy.precision +bf16-mixed where", shown)  # a value as it is typed
     assert ".py" not in shown
+    assert "(docs/spec.md, section 8)" in " ".join(shown.split())
+    assert "spec section" not in " ".join(shown.split())
     assert "order.B" not in shown
 
 
 def test_flags_may_stand_after_overrides() -> None:
     words = ["experiment=smoke", "-m", "optim.lr=1e-3,1e-2", "--config-dir=x"]
-    assert flags_first(words) == ["-m", "experiment=smoke", "optim.lr=1e-3,1e-2", "--config-dir=x"]
+    assert flags_first(words) == ["-m", "--config-dir=x", "experiment=smoke", "optim.lr=1e-3,1e-2"]
+    assert flags_first(["a=1", "--cfg", "job", "b=2"]) == ["--cfg", "job", "a=1", "b=2"]
+    assert flags_first(["a=1", "--info", "defaults", "b=2"]) == ["--info", "defaults", "a=1", "b=2"]
+    assert flags_first(["a=1", "--info", "b=2"]) == ["--info", "a=1", "b=2"]
 
 
 def test_flags_that_exclude_each_other(train_here: Train) -> None:
@@ -280,3 +285,38 @@ def test_own_paths_in_conf_local_lose_against_experiments_only(
     assert printed["tags"] == ["mine"]
     assert printed["optim"]["lr"] == 0.25  # beats the recipe
     assert printed["checkpoint_steps"] == 2  # experiment=smoke
+
+
+@pytest.mark.parametrize("value", ["12e4567", "1e3", "0x10", "1_000", "007", "1:30", "yes"])
+def test_a_name_in_a_file_that_yaml_reads_as_a_number(train_here: Train, tmp_path: Path, value: str) -> None:
+    shutil.copy(ROOT / "train.py", tmp_path)
+    shutil.copytree(CONF, tmp_path / "conf")
+    own = tmp_path / "conf" / "experiment" / "own.yaml"
+    for key, text in (("run_id", value), ("tags", f"[a, {value}]"), ("data", f"{{path: {value}}}")):
+        own.write_text(f"# @package _global_\ndefaults: [smoke]\n{key}: {text}\n")
+        done = train_here("experiment=own", "plan=true", expect=2, script=tmp_path / "train.py")
+        assert_one_line(done.stderr, f"{own}: {key}", "is a text", "in quotes")
+    done = train_here("-m", "experiment=own", "plan=true", expect=2, script=tmp_path / "train.py")
+    assert_one_line(done.stderr, f"{own}: ")
+    own.write_text(f"# @package _global_\nrun_id: '{value}'\ntags: [2026-11-28]\n")
+    printed = train_here("experiment=own", "--cfg=job", script=tmp_path / "train.py").stdout
+    assert yaml.safe_load(printed)["run_id"] == value
+
+
+@pytest.mark.parametrize(
+    ("node", "meant"),
+    [
+        ("optim: {lr:3}", "optim.lr: 3"),
+        ("data: {n_workers:3}", "n_workers: 3"),
+        ("data: {path: NOWHERE, prepare: {corpus:jsonl}}", "corpus: jsonl"),
+    ],
+)
+def test_a_mapping_in_a_file_without_a_blank(
+    train_here: Train, tmp_path: Path, node: str, meant: str
+) -> None:
+    shutil.copy(ROOT / "train.py", tmp_path)
+    shutil.copytree(CONF, tmp_path / "conf")
+    node = node.replace("NOWHERE", str(tmp_path / "no"))
+    (tmp_path / "conf" / "experiment" / "own.yaml").write_text(f"# @package _global_\n{node}\n")
+    done = train_here("experiment=own", "data=shards", expect=2, script=tmp_path / "train.py")
+    assert_one_line(done.stderr, f"a blank is missing behind the colon: {meant}")

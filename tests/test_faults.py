@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import subprocess
@@ -427,6 +428,16 @@ def test_an_early_stop_is_not_a_finished_run(train_here: Train, tmp_path: Path) 
     assert [row[0] for row in read_metrics(run.path / "metrics.csv") if row[1] == "train/loss"] == [
         *range(1, 7)
     ]
+
+
+def test_what_goes_on_with_a_run_that_was_started_anew(train_here: Train) -> None:
+    given = ["trainer.max_steps=100000", "+trainer.max_time=00:00:00:01", "sample_replies=0"]
+    done = train_here(*given, "resume=never")
+    told = re.search(
+        "stopped at step .*; the same command with (resume=auto run_id=.*) goes on: (.*)", done.stderr
+    )
+    assert told
+    assert f"resuming {told[2]} from step" in train_here(*given, *told[1].split()).stderr
 
 
 # -------------------------------------------------------------------------------------------- while it trains

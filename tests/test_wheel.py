@@ -70,8 +70,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model"
 
 
-def run(site: Path, *arguments: object) -> str:
-    """Python in an empty folder, with the wheel's files first."""
+def run(site: Path, *arguments: object, expect: int = 0) -> str:
+    """What Python prints, on stderr if it fails, in an empty folder with the wheel's files first."""
     empty = site.parent / "empty"
     empty.mkdir(exist_ok=True)
     done = subprocess.run(
@@ -82,8 +82,8 @@ def run(site: Path, *arguments: object) -> str:
         text=True,
         timeout=200,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == expect, done.stderr
+    return done.stderr if expect else done.stdout
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
@@ -111,6 +111,9 @@ def test_it_trains(installed: Path, corpus: Path, tmp_path: Path) -> None:
     swept = run(installed, "-m", "plato2", "train", "-m", *given, "seed=1,2", "run_id=s")
     assert "s-0" in swept
     assert "s-1" in swept
+    alone = ["stage=2_gen", f"output_dir={tmp_path}/none"]
+    first = run(installed, "-m", "plato2", "train", *given, *alone, expect=2)
+    assert "run this first: plato2 train experiment=smoke" in first
     assert "Groups (GROUP=OPTION)" in run(installed, "-m", "plato2", "train", "--help")
 
 

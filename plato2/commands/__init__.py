@@ -161,10 +161,10 @@ def print_error(message: str) -> None:
 
 
 def main(command: typer.Typer = app, name: str = "plato2") -> None:
-    """The entry point of the `plato2` command, and of what is started as another."""
-    open_streams()
-    print_any_text()
+    """What the `plato2` command does, and what is started as another."""
     try:
+        open_streams()
+        print_any_text()
         try:
             command(prog_name=name)
         finally:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.progress import track
 from plato2.bounded import read_lines_of
 from plato2.commands.talking import Device
 from plato2.config import Role, UserError
+from plato2.files import lock_file, locked
 
 if TYPE_CHECKING:
     from plato2.data.tokenizer import Tokenizer
@@ -61,7 +63,7 @@ def score(
         n_lines = sum(1 for _ in opened)
     n_errors = n_unread = 0
     console = Console(stderr=True)
-    with file.open("rb") as lines, out.open("w", encoding="utf-8") if out else nullcontext() as target:
+    with file.open("rb") as lines, to_write(out) as target:
         bounded = (line or b"" for line in read_lines_of(lines))
         found = score_lines(bounded, tokenizer, stages[0], stages[1], posterior)  # type: ignore[arg-type]
         for scores in track(
@@ -119,3 +121,24 @@ def load_stages(
             "--generation and --evaluation have different tokenizers; give models of one curriculum"
         )
     return tokenizers[0], stages
+
+
+@contextmanager
+def to_write(out: Path | None) -> Iterator[TextIO | None]:
+    """The file of the scores, which no other process writes; None stands for stdout.
+
+    Raises:
+        UserError: another process writes it, or it cannot be written.
+    """
+    if out is None:
+        yield None
+        return
+    if out.exists() and not out.is_file():  # a pipe, /dev/stdout
+        with out.open("w", encoding="utf-8") as file:
+            yield file
+        return
+    try:
+        with locked(lock_file(out), f"--out {out}"), out.open("w", encoding="utf-8") as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror}); name another file") from None

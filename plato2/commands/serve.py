@@ -298,11 +298,18 @@ def answer_requests(
     from plato2.serve.app import make_app
     from plato2.serve.batching import Batcher
     from plato2.serve.metrics import Metrics
-    from plato2.serve.server import make_server, run
+    from plato2.serve.server import make_server, room_for, run
 
     metrics = Metrics()
+    most = max(1, room_for(options.max_connections) // 2)
+    if options.max_queue > most:
+        typer.echo(
+            f"--max-queue {options.max_queue}: {most}, which leaves half of the connections for others",
+            err=True,
+        )
     wait_s = options.batch_wait_ms / 1000
-    batcher = Batcher(bot, options.max_batch, options.max_queue, wait_s, metrics.count_batch)
+    max_queue = min(options.max_queue, most)
+    batcher = Batcher(bot, options.max_batch, max_queue, wait_s, metrics.count_batch)
     served = make_app(
         bot,
         batcher,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from plato2.config import UserError, expand_path
 from plato2.data.tokenizer import Tokenizer, fewer_pieces, train_tokenizer
+from plato2.files import lock_file, locked
 from plato2.prepare.corpora import ReadReport, corpus_names, endings, read_corpus, read_lines
 
 app = typer.Typer(
@@ -47,22 +49,41 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Replace a tokenizer at --out.")] = False,
 ) -> None:
     """Run the verb."""
-    if (out / "spm.model").exists() and not force:
-        raise UserError(
-            f"out={out} is already a tokenizer: use it, name another folder, or replace it with force=true"
-        )
     sources = [expand_path(source, "SOURCES") for source in sources]
     report = ReadReport()
-    tokenizer = train_tokenizer(
-        messages(sources, report), pieces, character_coverage=character_coverage, lower_case=lower_case
-    )
-    try:
-        tokenizer.save(out)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror}); name another folder") from None
+    with held(out):
+        if (out / "spm.model").exists() and not force:
+            raise UserError(
+                f"out={out} is already a tokenizer: use it, name another folder, or replace it with "
+                "force=true"
+            )
+        tokenizer = train_tokenizer(
+            messages(sources, report), pieces, character_coverage=character_coverage, lower_case=lower_case
+        )
+        with clear_errors(out):
+            tokenizer.save(out)
     typer.echo(f"{out}: {tokenizer.n_pieces:,} pieces, vocab_size {tokenizer.vocab_size:,} with [MASK]")
     for line in filter(None, (fewer_pieces(tokenizer.vocab_size, pieces), report.sentence())):
         typer.echo(line)
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Keeps the folder for this process, from before it is looked at until it is written."""
+    with ExitStack() as stack:
+        with clear_errors(out):
+            lock_file(out).parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(lock_file(out), f"--out {out}"))
+        yield
+
+
+@contextmanager
+def clear_errors(out: Path) -> Iterator[None]:
+    """An error of the disk is one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror}); name another folder") from None
 
 
 @app.command()

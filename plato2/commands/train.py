@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import shlex
@@ -24,6 +25,7 @@ import typer
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
+from hydra.conf import RuntimeConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -63,6 +65,8 @@ TEXT_KEYS = (
     "resume",
     "output_dir",
     "sweep_metric",
+    "name",
+    "model_name",
     "tags",
     "data.path",
     "data.cache_dir",
@@ -81,18 +85,16 @@ def verb(ctx: typer.Context) -> None:
     os.execv(sys.executable, [sys.executable, "-m", __name__, *ctx.args])
 
 
-def explained_keys() -> str:
+def explained_keys(conf: Path) -> str:
     """The keys in `--help`: indented by Hydra's template, with no dollar that it would replace."""
     width = min(shutil.get_terminal_size().columns, 100)
-    return help_text(CONF, width).replace("$", "$$")
-
-
-OmegaConf.register_new_resolver("known_keys", explained_keys, replace=True)
+    return help_text(conf, width).replace("$", "$$")
 
 
 def train_composed(config: DictConfig) -> Trained | None:
     """Trains what Hydra has composed; see `runs.train.train`."""
     refuse_unknown(config)
+    refuse_numbers(hydra_runtime())
     keys: TrainConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     return train(keys, resolved, job(keys))
@@ -113,7 +115,7 @@ def train_overrides(*overrides: str) -> Trained | None:
             )
         return train_composed(config)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error)) from error
+        raise UserError(explain(error, CONF)) from error
     finally:
         HydraConfig.instance().cfg = None
 
@@ -149,10 +151,49 @@ def refuse_unknown(config: DictConfig) -> None:
     for section, schema in {"": TrainConfig, "model": ModelConfig, "optim": OptimConfig}.items():
         node, prefix = (config[section], f"{section}.") if section else (config, "")
         check_keys(node, [field.name for field in fields(schema)], prefix, "the configuration")
-    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    choices = hydra_runtime().choices
     recipe, own = choices.get("recipe"), f"{choices.get('model')}-{choices.get('stage')}"
-    if recipe not in (None, own) and not (CONF / "recipe" / f"{recipe}.yaml").exists():
+    if recipe not in (None, own) and not any(
+        file.parent.name == "recipe" for file in chosen_files(hydra_runtime())
+    ):
         raise UserError(f"recipe={recipe}: no such recipe; choose one of conf/recipe/, none, or leave it out")
+
+
+def refuse_numbers(runtime: Any) -> None:
+    """Refuses what a file gives a name or a path if YAML reads a number there: the text is lost by then.
+
+    Args:
+        runtime: `hydra.runtime`.
+
+    Raises:
+        UserError: names file and key.
+    """
+    for file in chosen_files(runtime):
+        node: Any = OmegaConf.to_container(OmegaConf.load(file))
+        is_global = re.match(r"# *@package +_global_\b", file.read_text(encoding="utf-8"))
+        prefix = "" if is_global or file.name == "train.yaml" else f"{file.parent.name}."
+        for key in (key for key in TEXT_KEYS if key.startswith(prefix)):
+            given = node
+            for name in key.removeprefix(prefix).split("."):
+                given = given.get(name) if isinstance(given, dict) else None
+            for value in given if isinstance(given, list) else [given]:
+                if isinstance(value, bool | int | float):
+                    raise UserError(
+                        f"{file}: {key} is a text, and YAML reads {value} there; put what you wrote in quotes"
+                    )
+
+
+def hydra_runtime() -> Any:
+    """What Hydra knows of the folders and options that it has composed, if it has."""
+    return HydraConfig.get().runtime if HydraConfig.initialized() else RuntimeConf(config_sources=[])
+
+
+def chosen_files(runtime: Any) -> list[Path]:
+    """The files that Hydra has composed: train.yaml, and those of the options."""
+    folders = [Path(source.path) for source in runtime.config_sources if source.schema == "file"]
+    names = ["train", *(f"{group}/{option}" for group, option in runtime.choices.items() if option)]
+    files = (folder / f"{name}.yaml" for name in names for folder in folders)
+    return [file for file in files if file.is_file()]
 
 
 def job_overrides() -> list[str]:
@@ -165,8 +206,15 @@ def first_command(keys: TrainConfig) -> str:
     """The command for the stage 1 that this command's stage starts from: same model, data and strategy."""
     groups = ("experiment", "model", "data", "strategy", "output_dir")
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    program = ["plato2", "train"] if own_conf() == PACKAGE / "conf" else ["python", "train.py"]
     kept = [word for word in given if re.split("[.=]", word.lstrip("+~"))[0] in groups]
-    return shlex.join(["python", "train.py", *(kept or [f"model={keys.model_name}"]), "stage=1_coarse"])
+    return shlex.join([*program, *(kept or [f"model={keys.model_name}"]), "stage=1_coarse"])
+
+
+def own_conf() -> Path:
+    """The folder that Hydra composes from, ours or the one beside train.py."""
+    sources = hydra_runtime().config_sources
+    return next((Path(source.path) for source in sources if source.provider == "main"), CONF)
 
 
 def in_sweep() -> bool:
@@ -182,6 +230,10 @@ class Sweep(Callback):
 
         A finished curriculum (`report=true`) is not trained again: its jobs are skipped, its report is shown.
         """
+        try:
+            refuse_numbers(config.hydra.runtime)
+        except UserError as error:  # Hydra makes a mere warning of a callback's error
+            fail(str(error))
         here, named = Path(config.hydra.sweep.dir), config.run_id or os.environ.get("RUN_ID")
         params: Any = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create({}))
         self.command = command = {"overrides": sorted(config.hydra.overrides.task), "params": params}
@@ -258,8 +310,13 @@ class Sweep(Callback):
         replace_text(self.record, json.dumps(entries, indent=2) + "\n")
 
 
-def explain(error: Exception) -> str:
-    """What Hydra or OmegaConf found, on one line; without the advice to force an unknown key with `+`."""
+def explain(error: Exception, conf: Path) -> str:
+    """What Hydra or OmegaConf found, on one line; without the advice to force an unknown key with `+`.
+
+    Args:
+        error: what was raised.
+        conf: the folder of the configuration.
+    """
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else ""
     lines = f"{error}\n{cause}".split("Config search path:")[0].splitlines()
     left_out = ("To append to", "reference_type", "object_type")
@@ -267,7 +324,7 @@ def explain(error: Exception) -> str:
     where = "(--help lists groups, options and keys, --cfg job prints their values)"
     unknown = re.search(r"Key '[^']*' (?:is )?not in .*full_key: (\S+)", told)
     if unknown:
-        return f"{unknown[1]}: no such key; {meant(unknown[1])} {where}"
+        return f"{unknown[1]}: no such key; {meant(unknown[1], conf)} {where}"
     no_list = re.search(r" is not a ListConfig\b.* full_key: (\S+)", told)
     if no_list:
         return (
@@ -281,11 +338,13 @@ def explain(error: Exception) -> str:
     return f"{told} {where}"
 
 
-def meant(key: str) -> str:
+def meant(key: str, conf: Path) -> str:
     """The nearest key to one that is not known."""
-    near = nearest_key(key, CONF)
+    near = nearest_key(key, conf)
+    if ":" in key:
+        return did_you_mean(key, [key.partition(":")[0]])
     if near == key:
-        options = options_with(key, CONF)
+        options = options_with(key, conf)
         return (
             f"only {key.partition('.')[0]}={' or '.join(options)} has it"
             if options
@@ -300,7 +359,7 @@ def fail(sentence: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def refuse_unknown_flags(words: list[str]) -> None:
+def refuse_unknown_flags(words: list[str], conf: Path) -> None:
     """Refuses what Hydra would answer with a page of usage; keys are given without dashes.
 
     Raises:
@@ -309,7 +368,7 @@ def refuse_unknown_flags(words: list[str]) -> None:
     parser = get_args_parser()
     for flag in (word for word in parser.parse_known_args(words)[1] if word.startswith("-")):
         name, _, value = flag.lstrip("-").replace("-", "_").partition("=")
-        key = nearest_key(name, CONF) or ""
+        key = nearest_key(name, conf) or ""
         flags = [option for action in parser._actions for option in action.option_strings]
         is_key = key.rpartition(".")[2] == name
         near = f"did you mean {key}={value or 'VALUE'}?" if is_key else did_you_mean(flag, flags)
@@ -317,11 +376,22 @@ def refuse_unknown_flags(words: list[str]) -> None:
 
 
 def flags_first(words: list[str]) -> list[str]:
-    """The command line with its flags before its overrides, as Hydra's parser wants them: `a=1 -m b=2`."""
-    alone = {
-        flag for action in get_args_parser()._actions if action.nargs == 0 for flag in action.option_strings
-    }
-    return sorted(words, key=lambda word: word not in alone)
+    """The command line with its flags, and their values, before its overrides, as Hydra's parser wants them:
+    `a=1 -m b=2`, `a=1 --cfg job b=2`.
+    """
+    known = {flag: action for action in get_args_parser()._actions for flag in action.option_strings}
+    flags: list[str] = []
+    overrides: list[str] = []
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        action = known.get(word.partition("=")[0])
+        (overrides if action is None else flags).append(word)
+        if action is None or action.nargs == 0 or "=" in word or not left:
+            continue
+        if action.nargs is None or left[0] in (action.choices or ()):  # `--info` does without a value, too
+            flags.append(left.pop(0))
+    return [*flags, *overrides]
 
 
 def main(config: DictConfig) -> float | None:
@@ -332,7 +402,7 @@ def main(config: DictConfig) -> float | None:
     except UserError as error:
         fail(str(error))
     except OmegaConfBaseException as error:  # a value that is missing, found when it is needed
-        fail(explain(error))
+        fail(explain(error, own_conf()))
     except OSError as error:
         place = error.filename or config.output_dir
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -341,6 +411,7 @@ def main(config: DictConfig) -> float | None:
             raise
         fail(
             f"{place}: {error.strerror}; what was saved is whole: make room and start the same command again"
+            f"{' with resume=auto' * (config.resume == 'never')}"
         )
 
 
@@ -357,8 +428,9 @@ def in_quotes(override: str) -> str:
         return f"{key}={expand_path(value, key)}"
     if not sign or override.startswith("-") or (problem := _unreadable(override)) is None:
         return override
+    name = r"[\w ]+: *(?!//)" if value.startswith("{") else r"[\w ]+: "  # `://` is that of an address
     quoted = re.sub(  # what stands between brackets and commas, after the name in a mapping
-        r'([\w ]+: )?([^][{},"]+)',
+        rf'({name})?([^][{{}},"]+)',
         lambda text: text[0] if _unreadable(f"{key}={text[2]}") is None else f'{text[1] or ""}"{text[2]}"',
         value,
     )
@@ -367,6 +439,11 @@ def in_quotes(override: str) -> str:
     escaped = value.replace('"', '\\"')
     whole = f'{key}="{escaped}"'
     cure = f"if it is one text, write {shlex.quote(whole)}" if _unreadable(whole) is None else "see --help"
+    if value.startswith("{"):
+        cure = (
+            f"a mapping is {key}={{NAME: VALUE, NAME: [VALUE, VALUE]}}, with a blank behind each colon "
+            "and quotes around odd texts"
+        )
     raise UserError(f"{override}: Hydra cannot read this override ({problem}); {cure}")
 
 
@@ -402,18 +479,19 @@ def command_line(conf: Path = CONF) -> None:
     Args:
         conf: the folder of the configuration.
     """
-    global CONF
-    installed, CONF = CONF, conf.absolute()
+    conf = conf.absolute()
+    OmegaConf.register_new_resolver("known_keys", lambda: explained_keys(conf), replace=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it finds
     print_any_text()
     try:
-        refuse_unknown_flags(sys.argv[1:])
-        sys.argv[1:] = [in_quotes(as_text(word)) for word in flags_first(sys.argv[1:])]
         with signals_stop_at_once():
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(main)()
+            refuse_unknown_flags(sys.argv[1:], conf)
+            sys.argv[1:] = [in_quotes(as_text(word)) for word in flags_first(sys.argv[1:])]
+            hydra.main(version_base="1.3", config_path=str(conf), config_name="train")(main)()
     except UserError as error:
         fail(str(error))
     except Stopped as stop:
+        logging.disable(logging.INFO)  # torch, half imported, would print statistics at its end
         say("stopped: nothing was being trained; the same command starts again, or goes on")
         if stop.number == signal.SIGUSR1 and is_first_process():
             from plato2.runs.folder import requeue
@@ -421,22 +499,20 @@ def command_line(conf: Path = CONF) -> None:
             requeue()
         raise
     except (HydraException, OmegaConfBaseException) as error:
-        fail(explain(error))
+        fail(explain(error, conf))
     except ValueError as error:
         if "Only one of --run" in str(error):
             fail(f"{error}; leave out the others")
         if "Config group override" not in str(error):
             raise
         for group, _, value in (word.partition("=") for word in sys.argv[1:]):
-            if (CONF / group).is_dir() and isinstance(yaml.safe_load(value), bool | int | float):
-                options = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+            if (conf / group).is_dir() and isinstance(yaml.safe_load(value), bool | int | float):
+                options = sorted(file.stem for file in (conf / group).glob("*.yaml"))
                 fail(f"{group}={value}: no such option; {did_you_mean(value, options)}")
         raise
     except BrokenPipeError:  # `--help | head`
         leave_stdout()
         sys.exit(1)
-    finally:
-        CONF = installed
 
 
 if __name__ == "__main__":

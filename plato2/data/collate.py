@@ -62,7 +62,7 @@ class GenerationBatch:
     latent_slot: bool = False
     """A front slot before each sample ([MASK] as placeholder, type 0, position 0) for the latent z."""
     keep_eos: bool = False
-    """Keep the record's last id as an input (spec section 5, recognition_sees_eos); it predicts nothing."""
+    """Keep the record's last id as an input (docs/spec.md, section 5); it predicts nothing."""
     roles: bool = False
     positions: Positions = "continuous"
 

@@ -100,10 +100,11 @@ class PrepareOptions:
             values["clean"] = CleanRules(**_known_keys(CleanRules, clean, "data.prepare.clean."))
         elif clean is not None:
             values["clean"] = clean
+        values = _known_keys(cls, values, "data.prepare.")
         for key in ("corpus", "out"):
             if key not in values:
                 raise UserError(f"data.prepare.{key} is missing")
-        return cls(**_known_keys(cls, values, "data.prepare."))
+        return cls(**values)
 
     def plain(self) -> dict[str, Any]:
         """The options that shape the samples, as plain values for the index."""

@@ -25,6 +25,8 @@ from plato2.prepare.json_values import read_values
 
 N_EXAMPLES = 5
 """Broken records whose place and reason are kept for the report; all are counted."""
+OPENING_BYTES = 1000
+"""Of a file, by which its encoding is told."""
 Parse = Callable[[Any, str], Dialogue]
 """A dialogue from a record and its name: its key in a JSON object, else FILE-NUMBER. Raises ValueError."""
 
@@ -154,11 +156,21 @@ def read_lines(files: Sequence[str], report: ReadReport) -> Iterator[tuple[str, 
 
 
 def _refuse_utf16(file: str, opening: bytes) -> None:
-    """What Windows calls Unicode, and some versions of PowerShell write with `>`."""
+    """What Windows calls Unicode, and some versions of PowerShell write with `>`; also without its mark.
+
+    Without it, every second byte of what is ASCII is 0, which in UTF-8 is no character of a text.
+    """
     if opening.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UserError(
             f"{file} is in UTF-16, not UTF-8; save it as UTF-8 (iconv -f UTF-16 -t UTF-8, or in PowerShell "
             "Get-Content FILE | Set-Content -Encoding utf8 NEW)"
+        )
+    zeros = [opening[:OPENING_BYTES][start::2].count(0) for start in (0, 1)]
+    if min(zeros) == 0 and max(zeros) > max(1, len(opening[:OPENING_BYTES]) / 20):
+        form = "UTF-16BE" if zeros[0] else "UTF-16LE"
+        raise UserError(
+            f"{file} is in UTF-16 (without a byte-order mark), not UTF-8; save it as UTF-8 (iconv -f {form} "
+            "-t UTF-8)"
         )
 
 
@@ -189,12 +201,12 @@ def read_json(
     Raises:
         UserError: the file is in UTF-16, or damaged, also by its end missing.
     """
+    with readable(file, again) as start:
+        _refuse_utf16(file, start.read(OPENING_BYTES))
     with readable(file, again) as stream:
         try:
             yield from read_values(stream, enter)
         except ValueError as error:
-            with readable(file, again) as start:
-                _refuse_utf16(file, start.read(2))
             raise UserError(f"{file} is damaged: {error}; {again}") from error
 
 

@@ -150,7 +150,8 @@ class Checkpoints(Checkpoint):
             )
             raise UserError(
                 f"{last}: the checkpoint of step {trainer.global_step} could not be written "
-                f"({error.strerror or error}); {kept}. Make room and start the same command again"
+                f"({error.strerror or error}); {kept}. Make room and start the same command again (without "
+                "resume=never)"
             ) from error
         trainer.strategy.barrier("checkpoint")
         self.due, self.saved_step, self.saved_at = False, trainer.global_step, time.monotonic()

@@ -7,6 +7,7 @@ Hydra stays outside: what a job of a sweep has to know of it is a `Job`.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -159,7 +160,7 @@ def train_run(
             say("\n".join(filter(None, (length.sentence(), length.warning()))))
         if trainer.num_devices > 1:
             os.environ["RUN_ID"] = run.path.name  # for the processes that Lightning starts beside this one
-        return fit(trainer, stage, data, run, checkpoint, keys.sweep_metric)
+        return fit(trainer, stage, data, run, checkpoint, keys)
 
 
 def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModule]:
@@ -286,7 +287,7 @@ def fit(
     data: DialogueDataModule,
     run: RunFolder,
     checkpoint: Path | None,
-    sweep_metric: str | None,
+    keys: TrainConfig,
 ) -> Trained:
     """Runs the Trainer to `max_steps` and closes the run."""
     import torch
@@ -313,7 +314,7 @@ def fit(
     except SystemExit:  # how Lightning ends after a signal or Ctrl-C
         number = checkpoints.stop_signal or signal.SIGINT
         saved = f"step {checkpoints.saved_step} is saved" if run.last.exists() else "nothing is saved yet"
-        say(f"stopped: {saved}; the same command goes on with {run.path}")
+        say(f"stopped: {saved}; {same_command(keys, run)} goes on with {run.path}")
         if number == signal.SIGUSR1 and is_first_process():
             requeue()
         raise SystemExit(128 + number) from None
@@ -331,17 +332,26 @@ def fit(
     metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
     if trainer.global_step < trainer.max_steps:  # max_time and its like
         done = f"{trainer.global_step} of {trainer.max_steps}"
-        say(f"stopped at step {done}; the same command goes on: {run.path}")
+        say(f"stopped at step {done}; {same_command(keys, run)} goes on: {run.path}")
     elif trainer.is_global_zero:
         run.write_lineage(status="finished", step=trainer.global_step, metrics=metrics)
     if trainer.is_global_zero:
         console = Console()
         console.print(f"{stage.name} after {trainer.global_step:,} steps: {run.path}", soft_wrap=True)
         console.print(metrics_table(metrics))
+    sweep_metric = keys.sweep_metric
     if sweep_metric is not None and sweep_metric not in metrics:
         raise UserError(f"sweep_metric={sweep_metric}: not logged; choose one of {', '.join(metrics)}")
     value = checkpoints.best_value if sweep_metric is None else metrics[sweep_metric]
     return Trained(run.path, run.best, value, metrics)
+
+
+def same_command(keys: TrainConfig, run: RunFolder) -> str:
+    """What goes on with a run that was stopped."""
+    if keys.resume != "never":
+        return "the same command"
+    name = keys.run_id or os.environ.get("RUN_ID") or run.path.name  # a sweep's own, not its job's
+    return f"the same command with resume=auto {shlex.quote(f'run_id={name}')}"
 
 
 def build_trainer(

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from plato2.batch import Unit
 from plato2.config import ModelConfig, OptimConfig, Use
-from plato2.metrics import TermMeans
 from plato2.model.backbone import Backbone, initialize
+from plato2.stages.metrics import TermMeans
 from plato2.stages.optim import adamw, schedule
 from plato2.stages.sharding import shard_fully
 

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from plato2.batch import Unit, record_numbers
 from plato2.config import ModelConfig, OptimConfig, Use, UserError
-from plato2.metrics import Calibration
 from plato2.model import losses
 from plato2.model.backbone import read_slots
 from plato2.model.heads import DualCoherence, Head, coherence_head
 from plato2.stages.base import Stage
+from plato2.stages.metrics import Calibration
 
 
 class CoherenceEstimation(Stage):

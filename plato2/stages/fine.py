@@ -13,12 +13,12 @@ from torch import Tensor
 
 from plato2.batch import Unit
 from plato2.config import ModelConfig, OptimConfig, Use, UserError
-from plato2.metrics import LatentUsage
 from plato2.model import losses
 from plato2.model.backbone import put_front
 from plato2.model.heads import BagOfWords, Recognition
 from plato2.model.noise import uniform
 from plato2.stages.base import Stage
+from plato2.stages.metrics import LatentUsage
 
 COLLAPSED_BELOW = 1.5
 """Effective latents; fewer over a validation, and all samples have the same z."""
@@ -30,7 +30,7 @@ class FineGeneration(Stage):
     """L = L_NLL + L_BOW (equation 6).
 
     Args:
-        tau: Gumbel-softmax temperature, fixed (spec section 5).
+        tau: Gumbel-softmax temperature, fixed (docs/spec.md, section 5).
         validation_noise: `fixed` = the same Gumbel noise for a sample in every validation; `none` = no noise.
             Knover draws new noise each time, so that its validation losses are stochastic.
         recognition_head: `tied` = Knover's, the classifier is the latent table; `linear` = the paper's text.

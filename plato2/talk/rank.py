@@ -3,10 +3,10 @@
 The other scores are the candidate's own log-probability, forward log p(r|c,z), and how well it tells what was
 said before, backward log p(c|r) of a `backward` model (maximum mutual information); a weighted sum of them
 may rank too. Knover's penalties put candidates that do not end, or that repeat three words, behind all others
-(spec section 9). All candidates of a batch are scored in one pass over packed rows.
+(spec section 9). The candidates of a batch are scored in one pass over packed rows.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from plato2.model import losses
 from plato2.model.backbone import Backbone
 from plato2.model.heads import DualCoherence
 from plato2.model.networks import Evaluator, Generator
-from plato2.talk.decode import Hypothesis
+from plato2.talk.decode import ROWS_AT_ONCE, Hypothesis
 
 PENALTY = 1000.0
 """Taken off the score: more than any two scores differ by."""
@@ -113,8 +113,9 @@ def rank(
         for hypothesis in found
     ]
     unknown: list[None] = [None] * len(pairs)
-    coherences = unknown if evaluation is None else coherence(evaluation, pairs)
-    backwards = backward_log_probs(backward, pairs) if backward and weights.get("backward") else unknown
+    coherences = unknown if evaluation is None else _in_parts(coherence, evaluation, pairs)
+    reads = backward is not None and weights.get("backward")
+    backwards = _in_parts(backward_log_probs, backward, pairs) if reads else unknown
     values = zip(coherences, backwards, strict=True)
     ranked = []
     for said, found in zip(turns, hypotheses, strict=True):
@@ -149,6 +150,12 @@ def _candidate(
         weighted - penalty,
         hypothesis.has_end,
     )
+
+
+def _in_parts(score: Callable[[Any, Pairs], list[float]], model: object, pairs: Pairs) -> list[float]:
+    """The scores of all pairs, as many at once as are decoded at once: they take as much memory."""
+    parts = (pairs[first : first + ROWS_AT_ONCE] for first in range(0, len(pairs), ROWS_AT_ONCE))
+    return [found for part in parts for found in score(model, part)]
 
 
 def score_weights(

@@ -1,20 +1,24 @@
 """What a stage that is still being trained says: replies, and their variety, beside its validation."""
 
+from __future__ import annotations
+
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, cast
-
-from pytorch_lightning import LightningModule
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from plato2.config import DecodeConfig, UserError
 from plato2.data.examples import Example, read_examples
 from plato2.data.tokenizer import Tokenizer
 from plato2.model.networks import Generator
-from plato2.stages import Stage
 from plato2.talk.bot import PlatoBot
 from plato2.talk.variety import variety
+
+if TYPE_CHECKING:  # a report needs no Lightning
+    from pytorch_lightning import LightningModule
+
+    from plato2.stages import Stage
 
 
 class PreparedData(Protocol):
@@ -43,6 +47,8 @@ class ValidationReplies:
 
     def __call__(self, stage: LightningModule) -> list[dict[str, Any]]:
         """See `sample_replies`."""
+        from plato2.stages import Stage
+
         assert isinstance(stage, Stage)
         if self.tokenizer is None:
             self.tokenizer = tokenizer_of(self.data)

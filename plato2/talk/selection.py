@@ -10,12 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningModule
-from pytorch_lightning.utilities import rank_zero_warn
 
 from plato2.config import DecodeConfig, UserError
 from plato2.data.selection import CANDIDATES, Selection, TooFewResponses, read_selection
@@ -24,6 +22,9 @@ from plato2.model.networks import Evaluator, Generator
 from plato2.talk.decode import decode
 from plato2.talk.rank import coherence_of_records
 from plato2.weights.folder import load_generation
+
+if TYPE_CHECKING:  # a report needs no Lightning
+    from pytorch_lightning import LightningModule
 
 CONTEXTS_AT_ONCE = 16
 """Contexts that are answered in one batch."""
@@ -159,6 +160,8 @@ class ValidationFigures:
         try:
             return read_selection(self.data.path, n, cache_dir=self.data.cache_dir)
         except TooFewResponses as error:
+            from pytorch_lightning.utilities import rank_zero_warn
+
             rank_zero_warn(str(error))
             return None
 
@@ -173,6 +176,8 @@ class ValidationFigures:
         try:
             generation = load_generation(self.parent).to(self.device)
         except UserError as error:
+            from pytorch_lightning.utilities import rank_zero_warn
+
             rank_zero_warn(f"human_rank={self.n_human}: nothing to rank among ({error})")
             return []
         return written_candidates(generation, self.selection.contexts[: self.n_human])

@@ -25,7 +25,7 @@ from torch import nn
 from plato2.bounded import TEXT_BYTES, read_file
 from plato2.config import DecodeConfig, UserError
 from plato2.data.tokenizer import MOST_UNREAD
-from plato2.files import locked
+from plato2.files import lock_file, locked
 from plato2.formats import JSON_BYTES, parse
 from plato2.talk.bot import PlatoBot
 from plato2.talk.rank import Candidate
@@ -312,7 +312,7 @@ def resumed(out: Path, about: Mapping[str, Any], total: int, batch: int) -> Iter
     """
     meta = meta_file(out)
     try:
-        with out.open("a+b") as file, locked(out.with_name(f".{out.name}.lock"), f"--out {out}"):
+        with out.open("a+b") as file, locked(lock_file(out), f"--out {out}"):
             if out.stat().st_size > 0:
                 _same_settings(out, about)
             else:

@@ -198,10 +198,10 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     file = path / "config.json"
     data = read_file(file, JSON_BYTES, CURE)
+    check_sha256(file, f"{CURE}, or remove {file.name}.sha256 if you edited it on purpose")
     found = parse(ModelFolderConfig, data, str(file), CURE)
     if found.format != FORMAT or not (found.generation or found.evaluation):
         raise UserError(f"{path}: not a model folder of plato2 (config.json says otherwise)")
-    check_sha256(file, f"{CURE}, or remove {file.name}.sha256 if you edited it on purpose")
     config: dict[str, Any] = json.loads(data)
     return {key: value for key, value in config.items() if value is not None}
 

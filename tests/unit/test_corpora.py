@@ -193,6 +193,22 @@ def test_utf_16_is_named(tmp_path: Path, name: str, encoding: str) -> None:
         list(read_json(str(tmp_path / name), lambda depth, _: depth == 0))
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.tsv", "a.json"])
+@pytest.mark.parametrize("form", ["LE", "BE"])
+def test_utf_16_without_a_mark_is_named(tmp_path: Path, name: str, form: str) -> None:
+    text = '{"turns": ["你好", "是的 你呢"]}\n' * 3
+    (tmp_path / name).write_bytes(text.encode(f"utf-16-{form}"))
+    cure = (
+        rf"is in UTF-16 \(without a byte-order mark\), not UTF-8; save it as UTF-8 \(iconv -f UTF-16{form} "
+    )
+    with pytest.raises(UserError, match=cure):
+        read("tsv" if name == "a.tsv" else "jsonl", tmp_path / name)
+    with pytest.raises(UserError, match=cure):
+        list(read_json(str(tmp_path / name), lambda depth, _: depth == 0))
+    (tmp_path / name).write_bytes(b'["a\0b", "c"]\n')  # one that is odd, in UTF-8
+    read("tsv" if name == "a.tsv" else "jsonl", tmp_path / name)
+
+
 def test_labels_that_pandas_wrote(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_text("label\tsrc\ttgt\n1.0\thi\thello\n0.0\thi\tno\nyes\thi\tno\n")

@@ -365,6 +365,27 @@ def test_some_of_the_latents_give_what_they_give_among_all(config: DecodeConfig)
         assert [h.log_prob for h in found] == pytest.approx([h.log_prob for h in expected], abs=1e-5)
 
 
+@pytest.mark.parametrize("stage_class", [CoarseGeneration, FineGeneration])
+@pytest.mark.parametrize(
+    "config", [replace(DECODE, n_samples=3, n_candidates=12), BEAM], ids=["top_k", "beam"]
+)
+@pytest.mark.parametrize("most", [1, 9, 26])
+def test_parts_of_the_candidates_change_nothing(
+    stage_class: type[Stage], config: DecodeConfig, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = made(stage_class)
+    whole = decode(stage, CONTEXTS, config)
+    monkeypatch.setattr("plato2.talk.decode.ROWS_AT_ONCE", most)
+    rows: list[int] = []
+    stage.backbone.final_norm.register_forward_hook(lambda module, given, h: rows.append(len(h)))
+    parts = decode(stage, CONTEXTS, config)
+    least = len(CONTEXTS) * (config.beam_size if config.strategy == "beam" else 1)
+    assert max(rows) <= max(most, least)
+    for some, all_ in zip(parts, whole, strict=True):
+        assert [(h.token_ids, h.latent) for h in some] == [(h.token_ids, h.latent) for h in all_]
+        assert [h.log_prob for h in some] == pytest.approx([h.log_prob for h in all_], abs=1e-5)
+
+
 def test_samples_of_one_latent_draw_as_the_candidates_of_all() -> None:
     """Sample i of a latent has the random numbers of candidate i, whatever z: what differs is z's doing."""
     stage, config = made(FineGeneration), replace(DECODE, n_samples=4)
@@ -466,7 +487,7 @@ def test_what_cannot_be_decoded_is_refused() -> None:
         ({"n_samples": 0}, "n_samples=0: must be at least 1"),
         ({"n_samples": 1001}, "n_samples=1001: must be at most 1,000"),
         ({"n_candidates": 10**6}, "n_candidates=1000000: must be at most 1,000"),
-        ({"beam_size": 1001, "strategy": "beam"}, "beam_size=1001: must be at most 1,000"),
+        ({"beam_size": 101, "strategy": "beam"}, "beam_size=101: must be at most 100"),
         ({"n_samples": 2, "strategy": "beam"}, "n_samples=2: a beam search always finds the same"),
     ],
 )

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from runs import make_run
 
 from plato2.config import UserError
-from plato2.files import check_sha256, file_sha256, locked, read_sha256, write_sha256
+from plato2.files import check_sha256, file_sha256, lock_file, locked, read_sha256, write_sha256
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -60,6 +61,7 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path, how
     try:
         _, told = start(lock, *how).communicate(timeout=60)
         last = told.splitlines()[-1]
+        assert "waiting" not in told  # it is known to live
         assert f"the thing is being written by another process (process {process.pid}" in last
         assert "name another" in last
         if not how:
@@ -68,7 +70,7 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path, how
                 locked(lock, "it").__enter__()
         process.kill()
         process.wait()
-        assert start(lock, *how).communicate(timeout=60)[0] == "held\n"  # though its worker lives on
+        assert start(lock, *how).communicate(timeout=60) == ("held\n", "")  # though its worker lives on
     finally:
         end(process)
     assert list(tmp_path.iterdir()) == []
@@ -89,7 +91,40 @@ def test_a_live_lease_is_kept_and_a_dead_machines_ends(tmp_path: Path) -> None:
     signed = lease.read_text()
     end(process)
     lease.write_text(signed.replace(os.uname().nodename, "another"))
-    assert start(tmp_path / "lock", "no-flock").communicate(timeout=60)[0] == "held\n"
+    held, told = start(tmp_path / "lock", "no-flock").communicate(timeout=60)
+    assert held == "held\n"
+    assert told == "the thing: another process holds it, or died: waiting 12 s at most\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "tokenizer train {tmp}/lines.txt --pieces 30 --out {tmp}/out",
+        "score {tmp}/pairs.tsv --evaluation {model} --device cpu --out {tmp}/out",
+    ],
+)
+def test_a_verb_does_not_write_what_another_process_writes(tmp_path: Path, command: str) -> None:
+    (tmp_path / "lines.txt").write_text("hello you\n" * 9)
+    (tmp_path / "pairs.tsv").write_text("hello\tyou\n")
+    model = make_run(tmp_path / "2_eval", "2_eval")
+    words = command.format(tmp=tmp_path, model=model).split()
+
+    def call() -> subprocess.CompletedProcess[str]:
+        whole = [sys.executable, "-m", "plato2", *words]
+        return subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, timeout=100)
+
+    process = holding(lock_file(tmp_path / "out"))
+    done = call()
+    end(process)
+    assert done.returncode == 2, done.stderr
+    assert (
+        f"error: --out {tmp_path}/out is being written by another process (process {process.pid}"
+        in done.stderr
+    )
+    assert not (tmp_path / "out").exists()
+    assert call().returncode == 0
+    assert (tmp_path / "out").exists()
+    assert not lock_file(tmp_path / "out").exists()
 
 
 def test_other_errors_are_not_a_lock(tmp_path: Path) -> None:

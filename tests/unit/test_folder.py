@@ -172,3 +172,16 @@ def test_an_error_is_recorded_and_a_stop_is_not(tmp_path: Path) -> None:
         with pytest.raises(type(error)), failure_recorded(run):
             raise error
         assert run.lineage()["status"] == status
+
+
+def test_a_flipped_key_of_a_model_folder_is_damage(tmp_path: Path) -> None:
+    """And not what another version of plato2 may have written."""
+    export_to_huggingface(tmp_path / "model", make_run(tmp_path / "run", "2_gen"), None)
+    file = tmp_path / "model" / "config.json"
+    for name in (b'"stage"', b'"arguments"', b'"n_layer"', b'"format"'):
+        whole = file.read_bytes()
+        assert name in whole
+        file.write_bytes(whole.replace(name, name.replace(b"a", b"q").replace(b"n", b"m"), 1))
+        with pytest.raises(UserError, match=f"{file}: damaged: its bytes are not those that were saved"):
+            load_stage(tmp_path / "model")
+        file.write_bytes(whole)

@@ -16,16 +16,8 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor
 from units import make_stage
 
-from plato2.metrics import (
-    IN_USE,
-    Calibration,
-    LatentUsage,
-    TermMeans,
-    choice,
-    distinct_n,
-    fit_logistic,
-    wilson,
-)
+from plato2.metrics import choice, distinct_n, wilson
+from plato2.stages.metrics import IN_USE, Calibration, LatentUsage, TermMeans, fit_logistic
 
 
 def usage_of(*units: Tensor) -> LatentUsage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from runs import KNOVER, make_stage
@@ -57,6 +58,22 @@ def test_a_response_beyond_the_positions_is_cut() -> None:
     evaluation = make_stage("2_eval", max_position=20)
     long = [(CONTEXTS[0], [40] * 99), (CONTEXTS[0], [40] * 13)]  # 6 + [CLS] + 13 fill the 20 positions
     assert coherence(evaluation, long)[0] == pytest.approx(coherence(evaluation, long)[1])
+
+
+def test_candidates_ranked_in_parts_keep_their_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluation, backward = make_stage("2_eval"), make_stage("backward")
+    hypotheses = [[Hypothesis((*r, 2), z, -1.0) for z, r in enumerate(RESPONSES)] for _ in CONTEXTS]
+
+    def scores() -> list[list[float]]:
+        weights = RankConfig({"coherence": 1.0, "backward": 0.1})
+        ranked = rank(TOKENIZER, CONTEXTS, hypotheses, evaluation, None, weights, backward)
+        return [[candidate.score for candidate in found] for found in ranked]
+
+    whole, passes = scores(), []
+    monkeypatch.setattr("plato2.talk.rank.ROWS_AT_ONCE", 3)
+    evaluation.coherence.register_forward_hook(lambda module, given, logits: passes.append(len(logits)))
+    assert np.allclose(scores(), whole, atol=1e-6)
+    assert passes == [3, 3, 2]
 
 
 def test_best_first() -> None:

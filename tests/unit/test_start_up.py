@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from runs import make_run
+from runs import make_corpus, make_run, write_metrics
 from small import ROOT
+
+from plato2.evaluate.report import MONITORS
+from plato2.stages import STAGES
 
 HEAVY = {"pytorch_lightning", "lightning_fabric", "torch._dynamo", "torchmetrics", "wandb", "hydra"}
 
@@ -45,6 +50,19 @@ def test_reply_from_a_run_folder(tmp_path: Path) -> None:
     assert names == set()
 
 
+def test_a_report_of_run_folders(tmp_path: Path) -> None:
+    data = make_corpus(tmp_path / "data", [([f"question {n} ?"], f"answer {n} .") for n in range(9)])
+    given = []
+    for option, stage in (("coarse", "1_coarse"), ("generation", "2_gen"), ("evaluation", "2_eval")):
+        run = make_run(tmp_path / stage, stage)
+        write_metrics(run, [(1, MONITORS[stage][0], 0.5)])
+        given += [f"--{option}", str(run)]
+    names, printed = imported(VERB, "report", *given, "--data", str(data), "--json", "--latent-contexts", "1")
+    assert json.loads(printed)["contexts"]
+    assert names == set()
+    assert {stage: STAGES[stage].monitor for stage in MONITORS} == MONITORS
+
+
 @pytest.mark.parametrize("arguments", ["--help", "runs --help", "runs {tmp}"])
 def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path, arguments: str) -> None:
     for name in ("1_coarse", "2_gen"):
@@ -59,3 +77,38 @@ def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path, arguments: str) -
 def test_what_reads_runs_does_without_lightning_and_torch(module: str) -> None:
     program = f"import {module}, sys\nassert 'torch' not in sys.modules"
     assert imported(program)[0] == set()
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "number", "codes"),
+    [
+        (["-m", "plato2", "chat", "--generation", "x"], "typer.colors", signal.SIGINT, {-2, 130}),
+        (["-m", "plato2", "chat", "--generation", "x"], "torch.version", signal.SIGINT, {130}),
+        (["train.py", "experiment=smoke"], "omegaconf.errors", signal.SIGINT, {-2, 130}),
+        (["train.py", "experiment=smoke"], "torch._subclasses.fake_tensor", signal.SIGTERM, {143}),
+    ],
+)
+def test_a_signal_while_modules_are_imported_is_quiet(
+    command: list[str], module: str, number: int, codes: set[int], tmp_path: Path
+) -> None:
+    """Sent when that module has been imported, which `-X importtime` tells."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    place = [str(ROOT / word) if word == "train.py" else word for word in command]
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-X", "importtime", *place],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr
+    for line in process.stderr:
+        if line.rpartition("|")[2].strip() == module:
+            break
+    process.send_signal(number)
+    printed, errors = process.communicate(timeout=100)
+    told = [line for line in errors.splitlines() if not line.startswith("import time:")]
+    assert printed == ""
+    assert [line for line in told if not line.startswith("stopped: nothing was being trained")] == []
+    assert process.returncode in codes
