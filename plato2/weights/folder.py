@@ -132,11 +132,12 @@ def _use(stored: dict[str, Any]) -> Use:
 
 
 def _wanted(accept: Collection[str] | None, role: Role | None) -> str:
-    """The stages that will do; those of a role are known once Lightning is imported, the latest first."""
+    """The stages that will do; of a role those of plato2, the latest first."""
     if accept is None:
-        from plato2.stages import known_stages
+        from plato2.stages import known_stages  # imports Lightning: only for the message
 
-        accept = sorted((name for name, s in known_stages().items() if s.use.role == role), reverse=True)
+        own = {name: s for name, s in known_stages().items() if s.__module__.startswith("plato2.")}
+        accept = sorted((name for name, stage in own.items() if stage.use.role == role), reverse=True)
     return " or ".join(accept)
 
 
