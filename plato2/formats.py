@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from plato2 import __version__
-from plato2.config import ModelConfig, OptimConfig, UserError
+from plato2.config import ModelConfig, OptimConfig, Use, UserError
 
 Schema = TypeVar("Schema")
 Count = Annotated[int, Field(ge=0, le=2**53)]
@@ -36,7 +36,7 @@ class Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", **_STRICT)
 
 
-for closed in (ModelConfig, OptimConfig):
+for closed in (ModelConfig, OptimConfig, Use):
     with_config(Closed.model_config)(closed)
 
 

@@ -162,6 +162,10 @@ def arguments(out: Path, comments: list[Any], **options: Any) -> list[str]:
     return texts
 
 
+STARTING = r"Traceback [^\n]*\n(?:  [^\n]*\n)*?[^\n]*spawn_main\n(?:  [^\n]*\n)*EOFError: [^\n]*\n"
+"""What Python says in a worker whose parent is killed while it starts, before any code of ours is in it."""
+
+
 class Run:
     """`plato2 prepare reddit`, started; its workers can be found by a mark in their environment."""
 
@@ -222,6 +226,8 @@ class Run:
             file.seek(0)
         stdout, stderr = (file.read() for file in self._outputs)
         assert code == expect, f"exit code {code}\n{stdout}\n{stderr}"
+        if expect == -signal.SIGKILL:
+            stderr = re.sub(STARTING, "", stderr)
         assert "Traceback" not in stderr, stderr
         return Done(code, stdout, stderr)
 

@@ -6,8 +6,8 @@ import re
 import sys
 from pathlib import Path
 
-import clients  # noqa: F401  it skips where the packages of the server are missing
 import pytest
+from clients import httpx
 from serving import end, start
 from small import ROOT
 from typer.testing import CliRunner
@@ -123,3 +123,15 @@ def test_only_the_server_and_its_page_need_its_packages() -> None:
     for path in (ROOT / "plato2").rglob("*.py"):
         found = re.findall(rf"^\s*(?:import|from) (?:{web})\b", path.read_text(encoding="utf-8"), re.M)
         assert not found or path.parent.name == "serve", path
+
+
+@pytest.mark.slow
+def test_the_page_is_named_and_guarded_by_the_key(runs: dict[str, Path]) -> None:
+    pytest.importorskip("gradio", reason="the page needs pip install '.[ui]'")
+    running = start(runs["2_gen"], "--ui", "--ui-login", PLATO2_API_KEY="k3y")
+    assert running.process.stdout is not None
+    assert running.process.stdout.readline() == f"{running.url}/ is the page to talk on\n"
+    assert httpx.get(f"{running.url}/").status_code == 401
+    assert httpx.get(f"{running.url}/", auth=("anyone", "another")).status_code == 401
+    assert httpx.get(f"{running.url}/", auth=("anyone", "k3y")).status_code == 200
+    assert end(running)[0] == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,10 @@ from plato2.config import UserError
 from plato2.data.tokenizer import Tokenizer, train_tokenizer
 from plato2.runs.folder import RunFolder, failure_recorded
 from plato2.stages import FineGeneration, known_stages
+from plato2.talk.bot import PlatoBot
 from plato2.weights.export import export_to_huggingface
-from plato2.weights.folder import load_stage, saved_tokenizer
+from plato2.weights.folder import load_generation, load_stage, saved_tokenizer
+from plato2.weights.model_folder import weight_files
 
 STAGES = known_stages()
 
@@ -172,6 +176,24 @@ def test_an_error_is_recorded_and_a_stop_is_not(tmp_path: Path) -> None:
         with pytest.raises(type(error)), failure_recorded(run):
             raise error
         assert run.lineage()["status"] == status
+
+
+def test_flipped_bits_of_a_model_folder_are_never_loaded(tmp_path: Path) -> None:
+    export_to_huggingface(tmp_path / "model", make_run(tmp_path / "run", "2_gen"), None)
+    (file,) = weight_files(tmp_path / "model")
+    whole, rng = file.read_bytes(), random.Random(3)
+    for place in (len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(20))):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << rng.randrange(8)]) + whole[place + 1 :])
+        for load in (load_stage, load_generation):
+            with pytest.raises(UserError, match=f"{file}: damaged: its bytes are not those that were saved"):
+                load(tmp_path / "model")
+
+
+def test_a_run_without_its_tokenizer(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "2_gen")
+    shutil.rmtree(run / "tokenizer")
+    with pytest.raises(UserError, match=r"^[^\n]*run/tokenizer[^\n]*$"):
+        PlatoBot.load(run)
 
 
 def test_a_flipped_key_of_a_model_folder_is_damage(tmp_path: Path) -> None:
