@@ -64,7 +64,7 @@ Part = Literal["coarse", "generation", "evaluation"]
 """What a model is in a curriculum, and the option that it is given to."""
 PARTS: dict[Part, str] = {
     "coarse": "a generation model without latents",
-    "generation": "a generation model",
+    "generation": "a generation model with latents",
     "evaluation": "an evaluation model",
 }
 
@@ -127,14 +127,15 @@ def best_validation(run: str | Path, part: Part) -> dict[str, Any]:
         UserError: not a model that can be this part, no `metrics.csv`, or no validation in it.
     """
     lineage = RunFolder(Path(run)).lineage()
-    if "stage" not in lineage:
-        saved = read_saved(run, option=f"--{part}")  # says what else may be wrong with it
-        stage, use, step = saved.stage, asdict(saved.use), None
-    else:
+    is_run = "use" in lineage
+    if is_run:
         stage, use = lineage["stage"], lineage["use"]
-    if part != (found := _part_of(use)) and (part, found) != ("generation", "coarse"):
+    else:
+        saved = read_saved(run, option=f"--{part}")  # says what else may be wrong with it
+        stage, use = saved.stage, asdict(saved.use)
+    if part != _part_of(use):
         raise UserError(f"--{part} {run}: this is a {stage} model; give {PARTS[part]}")
-    if not lineage:
+    if not is_run:
         return {"run": str(run), "stage": stage, "step": None}
     path = Path(run) / "metrics.csv"
     by_step: dict[int, dict[str, float]] = {}

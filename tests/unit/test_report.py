@@ -7,12 +7,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from knover import apart
 from rich.console import Console
 from runs import make_corpus, make_run, small_tokenizer_texts, write_metrics
 
 from plato2.config import UserError
 from plato2.data.tokenizer import train_tokenizer
 from plato2.evaluate.report import best_validation, curriculum_report, print_report, report_sweep
+from plato2.evaluate.runs import compare, find_runs
 from plato2.runs.folder import RunFolder
 from plato2.weights.folder import checkpoint_file
 
@@ -162,6 +165,8 @@ def test_runs_that_do_not_fit_are_named(runs: dict[str, Path], data: Path, tmp_p
         UserError, match=r"--coarse .*: this is a 2_gen model; give a generation model without latents"
     ):
         best_validation(runs["generation"], "coarse")
+    with pytest.raises(UserError, match=r"--generation .*: this is a 1_coarse model; give .* with latents"):
+        best_validation(runs["coarse"], "generation")
     with pytest.raises(UserError, match="there is no checkpoint in it"):
         best_validation(tmp_path, "coarse")
     run = make_run(tmp_path / "run", "2_gen")
@@ -173,3 +178,21 @@ def test_runs_that_do_not_fit_are_named(runs: dict[str, Path], data: Path, tmp_p
     (run / "metrics.csv").write_text("step,metric,value\n1,val/nll,x\n")
     with pytest.raises(UserError, match="not rows of step,metric,value"):
         best_validation(run, "generation")
+
+
+def test_a_run_of_an_older_plato2_is_one_line(tmp_path: Path) -> None:
+    """Its record does not say what it is for, and its weights have query, key and value apart."""
+    run = make_run(tmp_path / "run", "2_gen")
+    record = json.loads((run / "lineage.json").read_text())
+    (run / "lineage.json").write_text(
+        json.dumps({k: v for k, v in record.items() if k not in ("use", "monitor")})
+    )
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["state_dict"] = apart(checkpoint["state_dict"])
+    torch.save(checkpoint, run / "checkpoints" / "last.ckpt")
+    write_metrics(run, [(2, "val/nll", 4.5)])
+    with pytest.raises(UserError, match=r"three parameters; export it with the plato2 that wrote it"):
+        best_validation(run, "generation")
+    assert find_runs([run]) == [run]
+    (found,) = compare([run], None)
+    assert (found.stage, found.monitor) == ("2_gen", "val/loss")
