@@ -1,6 +1,6 @@
 """A stage of one's own: stage 1 with label smoothing. It needs no change of plato2.
 
-    python train.py --config-dir examples/conf stage=smoothed
+    python train.py --config-dir examples/conf stage=smoothed init_from=scratch
 
 trains it (examples/conf/stage/smoothed.yaml names this class), and the run is used like any other:
 
