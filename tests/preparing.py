@@ -195,19 +195,19 @@ class Run:
                 continue
         return found
 
-    def wait_for(self, ready: Callable[[], object]) -> None:
+    def wait_for(self, ready: Callable[[], object], every: float = 0.002) -> None:
         until = time.monotonic() + 120
         while not ready():
             assert self.process.poll() is None, f"over too early: {self.finish(self.process.returncode)}"
             assert time.monotonic() < until
-            time.sleep(0.002)
+            time.sleep(every)
 
     def wait_for_parts(self, pattern: str, n: int) -> None:
         """Wait until the work folder has `n` files of this kind."""
         self.wait_for(lambda: len([*self.work.glob(pattern)]) >= n)
 
     def wait_for_workers(self, n: int = 1) -> list[int]:
-        self.wait_for(lambda: len(self.family("spawn_main")) >= n)
+        self.wait_for(lambda: len(self.family("spawn_main")) >= n, every=0.1)  # /proc takes long to read
         return self.family("spawn_main")
 
     def signal(self, number: int, group: bool = False) -> None:

@@ -18,25 +18,6 @@ from benchmarks.reddit_dumps import DumpFacts
 
 
 @pytest.mark.slow
-def test_killed_twice_and_started_again(dumps: DumpFacts, whole: Path, tmp_path: Path) -> None:
-    given = {"workers": 2, "keep_work": True}
-    before: dict[str, tuple[int, int]] = {}
-    for pattern, n in ((NODES, 2), (SHARDS, 2)):
-        run = Run(tmp_path / "out", dumps.comments, **given)
-        run.wait_for_parts(pattern, n)
-        run.signal(signal.SIGKILL)
-        run.finish(-signal.SIGKILL)
-        assert_kept(before, run.work)
-        before = finished(run.work)
-    assert not (tmp_path / "out").exists()
-    run = Run(tmp_path / "out", dumps.comments, **given)
-    run.finish()
-    assert_kept(before, run.work)
-    assert outcome(tmp_path / "out") == outcome(whole)
-    assert not [*run.work.rglob("*.part")]
-
-
-@pytest.mark.slow
 def test_killed_again_and_again(dumps: DumpFacts, whole: Path, tmp_path: Path) -> None:
     """At every stage, always the same work folder until it is done."""
     given = {"workers": 2, "keep_work": True}
@@ -62,7 +43,7 @@ def test_killed_again_and_again(dumps: DumpFacts, whole: Path, tmp_path: Path) -
     Run(out, dumps.comments, **given).finish()
     assert_kept(before, run.work)
     assert outcome(out) == outcome(whole)
-    assert not (tmp_path / ".out.preparing").exists()
+    assert not [*run.work.rglob("*.part"), *tmp_path.glob(".out.preparing")]
 
 
 @pytest.mark.slow
@@ -161,23 +142,15 @@ def test_sigterm_ends_all_processes(dumps: DumpFacts, whole: Path, tmp_path: Pat
     assert outcome(tmp_path / "out") == outcome(whole)
 
 
-def test_a_worker_that_dies_is_one_line(dumps: DumpFacts, tokenizer: str, tmp_path: Path) -> None:
-    run = Run(tmp_path / "out", dumps.comments, tokenizer=tokenizer, workers=2)
-    worker = run.wait_for_workers(2)[0]
-    os.kill(worker, signal.SIGKILL)
-    done = run.finish(2)
-    assert_one_line(done.stderr, "a worker process died", "run the command again", "--workers 1")
-
-
 @pytest.mark.slow
-def test_a_worker_that_dies_in_the_middle(dumps: DumpFacts, whole: Path, tmp_path: Path) -> None:
+def test_a_worker_that_dies_is_one_line(dumps: DumpFacts, whole: Path, tmp_path: Path) -> None:
     big = [fatten(path, tmp_path / path.name) for path in dumps.comments]
     before: dict[str, tuple[int, int]] = {}
     for n in (1, 4, 8):
         run = Run(tmp_path / "out", big, workers=2, keep_work=True)
         run.wait_for_parts(NODES, n)
         os.kill(run.family("spawn_main")[-1], signal.SIGKILL)
-        assert_one_line(run.finish(2).stderr, "a worker process died")
+        assert_one_line(run.finish(2).stderr, "a worker process died", "run the command again", "--workers 1")
         assert_kept(before, run.work)
         before = finished(run.work)
     Run(tmp_path / "out", big, workers=2, keep_work=True).finish()
