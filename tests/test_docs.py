@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tomllib
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
-from small import ROOT, SMALL, command, environment, write_dialogues
+from small import ROOT, SMALL, Train, command, environment, write_dialogues
 from test_imports import ALLOWED
 from typer.testing import CliRunner
 
@@ -417,9 +417,7 @@ def test_the_citation_and_the_package_have_one_version() -> None:
 
 
 def test_own_data_as_the_readme_says(
-    tmp_path: Path,
-    run_train: Callable[..., subprocess.CompletedProcess[str]],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prepare and train with the README's commands, on a small corpus and a small model."""
     own = [line for line in README_COMMANDS if "data/mine" in line and " -m stage" not in line]
@@ -427,12 +425,12 @@ def test_own_data_as_the_readme_says(
         "python -m plato2 prepare jsonl chats.jsonl --out data/mine",
         "python train.py data=shards data.path=data/mine",
     ]
-    monkeypatch.chdir(tmp_path)  # where `run_train` starts its command, too
+    monkeypatch.chdir(tmp_path)
     write_dialogues(tmp_path / "chats.jsonl")
     small = ["--vocab-pieces", "300", "--max-context", "32", "--max-response", "32"]
     prepared = CliRunner().invoke(app, [*shlex.split(own[0])[3:], *small])
     assert prepared.exit_code == 0, prepared.output
-    done = run_train(*shlex.split(own[1])[2:], "run_id=first")
+    done = train_here(*shlex.split(own[1])[2:], "run_id=first")
     assert "1_coarse after 6 steps" in done.stdout
     run = tmp_path / "outputs" / "tiny-1_coarse" / "first"
     described = (ROOT / "docs" / "train.md").read_text(encoding="utf-8").split("## The run folder")[1]

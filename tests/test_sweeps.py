@@ -49,8 +49,11 @@ def test_the_curriculum_is_one_command(train_here: Train, tmp_path: Path) -> Non
     assert not (tmp_path / ".hydra").exists()
     assert not (tmp_path / "multirun").exists()
 
-    train_here(*CURRICULUM)  # a finished sweep is not gone on with
-    assert len(sweeps(outputs)) == 2
+
+def test_a_finished_sweep_is_not_gone_on_with(train_here: Train, tmp_path: Path) -> None:
+    for _ in range(2):
+        train_here("-m", "seed=1", "trainer.max_steps=1")
+    assert len(sweeps(tmp_path / "outputs")) == 2
 
 
 @pytest.mark.slow
