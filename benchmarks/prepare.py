@@ -239,15 +239,19 @@ def bench_prepare(
             "all_of_reddit": _all_of_reddit(bench),
         },
         "machine": measured_on,
-        "settings": {
-            "comments": sizes,
-            "engines": list(engines),
-            "months": MONTHS,
-            "seed": SEED,
-            "sample_s": SAMPLE_S,
-            "versions": _versions(),
-        },
+        "settings": _settings(sizes, engines),
         "wall_s": round(time.monotonic() - begin, 1),
+    }
+
+
+def _settings(sizes: list[int], engines: Sequence[str]) -> dict[str, Any]:
+    return {
+        "comments": sizes,
+        "engines": list(engines),
+        "months": MONTHS,
+        "seed": SEED,
+        "sample_s": SAMPLE_S,
+        "versions": _versions(),
     }
 
 

@@ -408,14 +408,10 @@ def _plant(
     def without_parents(picked: np.ndarray) -> np.ndarray:
         return picked[~np.isin(parent[picked], picked)]
 
-    in_cycle = np.zeros(n, dtype=bool)
     breakable = thread != threads.chain_thread if n_threads > 1 else np.ones(n, dtype=bool)
-    lower = without_parents(pick(shares.cycles, np.flatnonzero((parent >= 0) & breakable)))
-    lower = lower[np.unique(parent[lower], return_index=True)[1]]
-    upper = parent[lower]
-    parent[upper] = lower
-    in_cycle[lower] = in_cycle[upper] = True
-
+    in_cycle = _close_cycles(
+        parent, without_parents(pick(shares.cycles, np.flatnonzero((parent >= 0) & breakable)))
+    )
     parent[pick(shares.missing_parents, np.flatnonzero((parent >= 0) & breakable & ~in_cycle))] = _MISSING
 
     rows = np.arange(n)
@@ -423,15 +419,7 @@ def _plant(
     moved = np.zeros(n, dtype=bool)
     moved[without_parents(pick(shares.out_of_order, np.flatnonzero(near)))] = True
 
-    kind = np.zeros(n, dtype=np.int8)
-    free = rng.permutation(n)
-    for planted in _Kind:
-        if planted in (_Kind.PLAIN, _Kind.QUOTES):
-            continue
-        share = getattr(shares, planted.name.lower())
-        count = max(1, round(share * n)) if share else 0
-        kind[free[:count]] = planted
-        free = free[count:]
+    kind = _kinds(rng, n, shares)
     wanted = rng.lognormal(np.log(_CHARACTERS[0]), _CHARACTERS[1], n)
     wanted[kind != _Kind.PLAIN] = np.minimum(wanted[kind != _Kind.PLAIN], 300)  # only plain texts are long
     start, end, length = _runs(rng, wanted)
@@ -466,6 +454,30 @@ def _plant(
         moved=moved,
         no_link=no_link,
     )
+
+
+def _close_cycles(parent: np.ndarray, lower: np.ndarray) -> np.ndarray:
+    """Make the parents of some comments answer them in turn, one of each parent's; (n) who is in a cycle."""
+    lower = lower[np.unique(parent[lower], return_index=True)[1]]
+    upper = parent[lower]
+    parent[upper] = lower
+    in_cycle = np.zeros(len(parent), dtype=bool)
+    in_cycle[lower] = in_cycle[upper] = True
+    return in_cycle
+
+
+def _kinds(rng: np.random.Generator, n: int, shares: Shares) -> np.ndarray:
+    """(n) what is wrong with each comment, if anything; those that quote are chosen when texts are known."""
+    kind = np.zeros(n, dtype=np.int8)
+    free = rng.permutation(n)
+    for planted in _Kind:
+        if planted in (_Kind.PLAIN, _Kind.QUOTES):
+            continue
+        share = getattr(shares, planted.name.lower())
+        count = max(1, round(share * n)) if share else 0
+        kind[free[:count]] = planted
+        free = free[count:]
+    return kind
 
 
 def _month_rows(rng: np.random.Generator, dump: _Dump, duplicates: float) -> Iterator[np.ndarray]:

@@ -460,7 +460,8 @@ class RunConfig:
     """Seeds the weights, the order of the samples, dropout, masks, negatives and Gumbel noise."""
     init_from: str = "auto"
     """Start weights: a run folder, a checkpoint, a model folder, `scratch` (random), or `auto`: random for
-    stage 1, and for the others the newest finished stage-1 run of the same geometry and tokenizer."""
+    stage 1, and for the others the newest finished run of the stage that they start from (of ours stage 1),
+    with the same geometry and tokenizer."""
     resume: str = "auto"
     """`auto` goes on with an unfinished run of the same config, `never` starts anew, or a run folder."""
     run_id: str | None = None

@@ -328,11 +328,10 @@ def test_recipes_have_the_values_of_the_table() -> None:
     rows = {name: values for name, values in rows.items() if re.match(r"[\w.]+-\d_\w+$", name)}
     assert len(rows) == 12
     for name, values in rows.items():
-        recipe = yaml.safe_load((ROOT / "conf" / "recipe" / f"{name}.yaml").read_text(encoding="utf-8"))
-        optim = recipe["optim"]
+        config = composed([f"recipe={name}"])
+        optim = config.optim
         stated = [float(value.replace(",", "")) for value in values]
-        keys = optim["lr"], optim["warmup_steps"], optim["batch_tokens"], recipe["trainer"]["max_steps"]
-        assert [float(value) for value in keys] == stated, name
+        assert [optim.lr, optim.warmup_steps, optim.batch_tokens, config.trainer.max_steps] == stated, name
 
 
 def test_batches_of_the_training_page_are_those_of_the_recipes() -> None:

@@ -14,7 +14,7 @@ from small import ROOT, Train, assert_one_line, stopped_at, train_in_process, wr
 
 from plato2.config import UserError
 from plato2.runs.folder import RunFolder
-from plato2.runs.start import GEOMETRY, OwnSweep, needs_parent, newest_parent
+from plato2.runs.start import GEOMETRY, OwnSweep, newest_parent, parent_stage
 from plato2.stages import known_stages
 
 STAGES = known_stages()
@@ -174,20 +174,21 @@ def test_jobs_side_by_side_wait_for_the_parent_of_their_sweep(
     record("s-0", "s", "seed=1", status="running")
     timer = Timer(0.3, later)
     timer.start()
-    found = newest_parent(tmp_path, "tiny", model, None, "s", "first", sweep)
+    found = newest_parent(tmp_path, "1_coarse", "tiny", model, None, "s", "first", sweep)
     timer.join()
     assert found.path.name == "s-0"
 
     monkeypatch.setattr("plato2.runs.start.WAIT_S", 0.0)
     record("s-0", "s", "seed=1", status="running")
     with pytest.raises(UserError, match="no finished 1_coarse run of model=tiny of the curriculum s"):
-        newest_parent(tmp_path, "tiny", model, None, "s", "first", sweep)
+        newest_parent(tmp_path, "1_coarse", "tiny", model, None, "s", "first", sweep)
 
 
 def test_which_stages_need_a_parent() -> None:
-    needing = {name for name, stage in STAGES.items() if needs_parent(name, stage.warm_starts_from)}
-    assert needing == set(STAGES) - {"1_coarse"}
-    assert not needs_parent("own", ("own",))
+    parents = {name: parent_stage(name, stage.warm_starts_from) for name, stage in STAGES.items()}
+    assert parents == {**dict.fromkeys(STAGES, "1_coarse"), "1_coarse": None}
+    assert parent_stage("own", ("own",)) is None
+    assert parent_stage("own", ("own", "2_gen", "1_coarse")) == "2_gen"
 
 
 def test_a_record_without_a_configuration_is_no_other_geometry(tmp_path: Path) -> None:
@@ -198,11 +199,11 @@ def test_a_record_without_a_configuration_is_no_other_geometry(tmp_path: Path) -
     run.checkpoints.mkdir(parents=True)
     run.last.touch()
     run.write_lineage(status="finished")
-    assert newest_parent(tmp_path, "tiny", model, None, None, "first") == run
+    assert newest_parent(tmp_path, "1_coarse", "tiny", model, None, None, "first") == run
     for config, fits in (({}, True), ({"model": model}, True), ({"model": {**model, "n_type": 3}}, False)):
         run.write_lineage(config=config)
         if fits:
-            assert newest_parent(tmp_path, "tiny", model, None, None, "first") == run
+            assert newest_parent(tmp_path, "1_coarse", "tiny", model, None, None, "first") == run
         else:
             with pytest.raises(UserError, match=r"model\.n_type=3, not 2; run this first: first"):
-                newest_parent(tmp_path, "tiny", model, None, None, "first")
+                newest_parent(tmp_path, "1_coarse", "tiny", model, None, None, "first")

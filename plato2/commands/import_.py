@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:  # --help needs no torch
+    from plato2.weights.knover import Imported
 
 app = typer.Typer(
     add_completion=False,
@@ -73,18 +76,35 @@ def knover(
     with console.status("reading") as status:
         found = import_knover(path, out, tokenizer, n_head, dtype, lower_case, status.update)
     if as_json:
-        summary = {
-            "out": str(out),
-            "stages": found.stages,
-            "models": {part: vars(model) for part, model in found.models.items()},
-            "absent": {part: list(names) for part, names in found.absent.items()},
-            "left_alone": found.left_alone,
-            "heads_from": found.heads_from,
-            "tokenizer_from": found.tokenizer_from,
-            "sha256": found.sha256,
-        }
-        typer.echo(json.dumps(summary))
+        typer.echo(json.dumps(_summary(found, out)))
         return
+    out_console = Console(highlight=False)
+    out_console.print(_table(found))
+    out_console.print(f"heads from {found.heads_from}; tokenizer from {found.tokenizer_from}", soft_wrap=True)
+    if found.left_alone:
+        out_console.print(f"not weights, left alone: {', '.join(found.left_alone)}", soft_wrap=True)
+    generation = f" --generation {out}" if "generation" in found.models else ""
+    evaluation = f" --evaluation {out}" if "evaluation" in found.models else ""
+    out_console.print(f"wrote {out}", soft_wrap=True)
+    if generation:
+        out_console.print(f"Next: plato2 chat{generation}{evaluation}", soft_wrap=True)
+
+
+def _summary(found: Imported, out: Path) -> dict[str, Any]:
+    return {
+        "out": str(out),
+        "stages": found.stages,
+        "models": {part: vars(model) for part, model in found.models.items()},
+        "absent": {part: list(names) for part, names in found.absent.items()},
+        "left_alone": found.left_alone,
+        "heads_from": found.heads_from,
+        "tokenizer_from": found.tokenizer_from,
+        "sha256": found.sha256,
+    }
+
+
+def _table(found: Imported) -> Table:
+    """A row a model: its geometry, and the modules whose weights the files lack."""
     table = Table()
     for column in ("part", "stage", "layers", "heads", "hidden", "vocabulary", "K", "absent"):
         table.add_column(column, justify="left" if column in ("part", "stage", "absent") else "right")
@@ -95,13 +115,4 @@ def knover(
             name.split(".")[0 if not name.startswith("backbone.") else 1] for name in found.absent[part]
         }
         table.add_row(part, found.stages[part], *map(str, numbers), k, ", ".join(sorted(lacking)))
-    out_console = Console(highlight=False)
-    out_console.print(table)
-    out_console.print(f"heads from {found.heads_from}; tokenizer from {found.tokenizer_from}", soft_wrap=True)
-    if found.left_alone:
-        out_console.print(f"not weights, left alone: {', '.join(found.left_alone)}", soft_wrap=True)
-    generation = f" --generation {out}" if "generation" in found.models else ""
-    evaluation = f" --evaluation {out}" if "evaluation" in found.models else ""
-    out_console.print(f"wrote {out}", soft_wrap=True)
-    if generation:
-        out_console.print(f"Next: plato2 chat{generation}{evaluation}", soft_wrap=True)
+    return table

@@ -57,8 +57,8 @@ CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if 
 """The configuration of an installed plato2, or of its source."""
 ConfigStore.instance().store(name="schema", node=TrainConfig)
 OmegaConf.register_new_resolver("path", lambda path: expand_path(path, "output_dir"), replace=True)
-TRAINS_STAGE_1 = "PLATO2_SWEEP_TRAINS_STAGE_1"
-"""Environment variable of the jobs of a sweep that has a stage 1 for its other stages."""
+SWEEP_STAGES = "PLATO2_SWEEP_STAGES"
+"""Environment variable of the jobs of a sweep: its stages, with commas between them."""
 TEXT_KEYS = (
     "run_id",
     "init_from",
@@ -134,12 +134,12 @@ def composed(*overrides: str) -> DictConfig:
 def job(keys: TrainConfig) -> Job:
     """What Hydra knows of the job."""
     if not in_sweep():
-        return Job(first=first_command(keys))
+        return Job(command=command_but_for_stage(keys))
     side_by_side = not str(HydraConfig.get().launcher._target_).endswith(".BasicLauncher")
     hydra_job = HydraConfig.get().job
     number = 0 if OmegaConf.is_missing(hydra_job, "num") else hydra_job.num  # it is when nothing is started
-    own = TRAINS_STAGE_1 in os.environ
-    return Job(number, tuple(job_overrides()), own, side_by_side, first_command(keys))
+    stages = tuple(os.environ.get(SWEEP_STAGES, "").split(","))
+    return Job(number, tuple(job_overrides()), stages, side_by_side, command_but_for_stage(keys))
 
 
 def refuse_unknown(config: DictConfig) -> None:
@@ -202,13 +202,13 @@ def job_overrides() -> list[str]:
     return [word for word in given if not word.startswith("stage=")]
 
 
-def first_command(keys: TrainConfig) -> str:
-    """The command for the stage 1 that this command's stage starts from: same model, data and strategy."""
+def command_but_for_stage(keys: TrainConfig) -> str:
+    """The command for another stage of the same model, data and strategy; `stage=` is still to be added."""
     groups = ("experiment", "model", "data", "strategy", "output_dir")
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     program = ["plato2", "train"] if own_conf() == PACKAGE / "conf" else ["python", "train.py"]
     kept = [word for word in given if re.split("[.=]", word.lstrip("+~"))[0] in groups]
-    return shlex.join([*program, *(kept or [f"model={keys.model_name}"]), "stage=1_coarse"])
+    return shlex.join([*program, *(kept or [f"model={keys.model_name}"])])
 
 
 def own_conf() -> Path:
@@ -257,17 +257,16 @@ class Sweep(Callback):
             self.record = self._new(here) / "sweep.json"
             self.name = named or self.record.parent.name
         os.environ["RUN_ID"] = self.name
-        os.environ.pop(TRAINS_STAGE_1, None)
         swept = [word.partition("=") for word in command["overrides"]]
         stages = [params.get("stage", ""), *(value for key, _, value in swept if key == "stage")]
-        if "1_coarse" in (stage.strip() for value in stages for stage in str(value).split(",")):
-            os.environ[TRAINS_STAGE_1] = "1"
+        names = (stage.strip() for value in stages for stage in str(value).split(","))
+        os.environ[SWEEP_STAGES] = ",".join(filter(None, names))
         self._write(command=command, name=self.name, finished=False)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Closes the sweep's record; prints its runs, the best first, or with `report=true` the report."""
         self._write(command=self.command, name=self.name, finished=True)
-        for variable in ("RUN_ID", TRAINS_STAGE_1):
+        for variable in ("RUN_ID", SWEEP_STAGES):
             os.environ.pop(variable, None)
         if config.plan:
             return

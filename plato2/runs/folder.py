@@ -259,17 +259,7 @@ def choose_run(
     if not is_first_process():
         resume = "auto"  # the first process may just have begun this run
     if named:
-        is_utf8 = named.encode("utf-8", "replace").decode() == named
-        if Path(named).name != named or named == ".." or not is_utf8:
-            raise UserError(
-                f"run_id={ascii(named)[1:-1]}: is the name of one folder, in UTF-8; leave out slashes and "
-                "dots alone"
-            )
-        if len(os.fsencode(named)) > LONGEST_NAME:
-            raise UserError(
-                f"run_id={named[:20]}...: {len(os.fsencode(named))} bytes long; a folder's name has at most "
-                f"{LONGEST_NAME}"
-            )
+        _check_name(named)
         run = RunFolder(folder / named)
         if resume == "never" and _has_begun(run):
             raise UserError(
@@ -283,14 +273,34 @@ def choose_run(
                 return run, not several
             if resume == "auto" and not _conflict(run, config):
                 return run, False
-    if resume == "auto":
-        mark = fingerprint(config)
-        for run in runs(output_dir, f"{name}/*"):
-            lineage = run.lineage()
-            going_on = run.kept or (run.path / "lock").exists()
-            if lineage.get("status") != "finished" and lineage.get("fingerprint") == mark and going_on:
-                return run, False
+    if resume == "auto" and (unfinished := _newest_unfinished(runs(output_dir, f"{name}/*"), config)):
+        return unfinished, False
     return RunFolder(folder / now().strftime("%Y%m%d-%H%M%S")), True
+
+
+def _check_name(run_id: str) -> None:
+    is_utf8 = run_id.encode("utf-8", "replace").decode() == run_id
+    if Path(run_id).name != run_id or run_id == ".." or not is_utf8:
+        raise UserError(
+            f"run_id={ascii(run_id)[1:-1]}: is the name of one folder, in UTF-8; leave out slashes and "
+            "dots alone"
+        )
+    if len(os.fsencode(run_id)) > LONGEST_NAME:
+        raise UserError(
+            f"run_id={run_id[:20]}...: {len(os.fsencode(run_id))} bytes long; a folder's name has at most "
+            f"{LONGEST_NAME}"
+        )
+
+
+def _newest_unfinished(newest_first: list[RunFolder], config: Mapping[str, Any]) -> RunFolder | None:
+    """The run of the same configuration that was stopped, or is being trained."""
+    mark = fingerprint(config)
+    for run in newest_first:
+        lineage = run.lineage()
+        going_on = run.kept or (run.path / "lock").exists()
+        if lineage.get("status") != "finished" and lineage.get("fingerprint") == mark and going_on:
+            return run
+    return None
 
 
 def go_on(run: RunFolder, config: Mapping[str, Any]) -> tuple[Path | None, str]:

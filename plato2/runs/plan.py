@@ -15,8 +15,9 @@ import torch
 from plato2.config import ModelConfig
 from plato2.runs.length import RunLength, duration, in_words
 
-BF16_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "V100": 125e12, "L40": 181e12, "A10": 125e12}
-"""Dense bf16 (V100: fp16) FLOP/s of data-centre GPUs, from NVIDIA's data sheets."""
+BF16_PEAK = {"H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12}
+BF16_PEAK |= {"V100": 125e12, "L40S": 362e12, "L40": 181e12, "A10": 125e12}
+"""Dense bf16 (V100: fp16) FLOP/s of data-centre GPUs, from NVIDIA's data sheets; the first name that fits."""
 ASSUMED_MFU = 0.4
 """For the time a plan states; typical of dense transformers in bf16."""
 

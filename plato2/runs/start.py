@@ -1,8 +1,8 @@
 """Where the first weights of a run come from: `init_from`.
 
-`auto`, the default, is the newest finished stage-1 run of the same geometry and tokenizer; in a sweep that
-trains stage 1 it is that one, which is waited for. Only its record is read here, so that what is missing is
-said before any data are prepared and before a model is built.
+`auto`, the default, is the newest finished run of the parent stage (for all of ours stage 1) with the same
+geometry and tokenizer; in a sweep that trains the parent, too, it is that one, which is waited for. Only its
+record is read here, so that what is missing is said before any data are prepared and before a model is built.
 """
 
 from __future__ import annotations
@@ -23,17 +23,15 @@ from plato2.runs.saved import best_value
 if TYPE_CHECKING:  # choosing needs no torch
     from torch import nn
 
-COARSE = "1_coarse"
-"""The stage that the others start from."""
 GEOMETRY = ("n_layer", "n_head", "hidden_size", "vocab_size", "max_position", "n_type", "n_role")
-"""Keys of the model that stage 1 shares with the stages after it; experiments change them under one name."""
+"""Keys of the model that a stage shares with its parent; experiments change them under one name."""
 WAIT_S, POLL_S = 3600.0, 2.0
-"""How long a job waits for a stage 1 that writes nothing, and how often it looks, in seconds."""
+"""How long a job waits for a parent that writes nothing, and how often it looks, in seconds."""
 
 
 @dataclass(frozen=True)
 class OwnSweep:
-    """What a job of a sweep that trains stage 1 knows of it."""
+    """What a job of a sweep that trains its parent, too, knows of it."""
 
     overrides: frozenset[str]
     """What the job differs in, but for the stage: its parent has the same."""
@@ -41,13 +39,14 @@ class OwnSweep:
     """Whether jobs run at the same time, so that the parent may still be training."""
 
 
-def needs_parent(stage: str, accepted: tuple[str, ...]) -> bool:
-    """Whether a stage starts from stage 1: all that accept its weights, but stage 1 itself."""
-    return stage != COARSE and COARSE in accepted
+def parent_stage(stage: str, accepted: tuple[str, ...]) -> str | None:
+    """The stage that another one starts from: the first whose weights it accepts, but itself."""
+    return next((name for name in accepted if name != stage), None)
 
 
 def newest_parent(
     output_dir: Path,
+    stage: str,
     model_name: str,
     model: Mapping[str, Any],
     tokenizer_sha256: str | None,
@@ -55,25 +54,26 @@ def newest_parent(
     first: str,
     sweep: OwnSweep | None = None,
 ) -> RunFolder:
-    """The run that `init_from=auto` means: the newest finished stage 1 that fits.
+    """The run that `init_from=auto` means: the newest finished one of the parent stage that fits.
 
     Args:
         output_dir: the folder of all runs.
+        stage: the parent stage.
         model_name: name of the geometry.
         model: its keys; a run with other values of `GEOMETRY` is passed over, whatever its name.
         tokenizer_sha256: of the data; None = they are not prepared yet, and any tokenizer will do.
-        family: name of the sweep or curriculum; if it has a stage 1 of its own, only that one will do.
-        first: the command that trains a stage 1 that fits.
-        sweep: given where the sweep trains stage 1: no other run will do, and it is waited for.
+        family: name of the sweep or curriculum; if it has a parent of its own, only that one will do.
+        first: the command that trains a parent that fits.
+        sweep: given where the sweep trains the parent: no other run will do, and it is waited for.
 
     Raises:
         UserError: there is none; names the command to run first.
     """
-    found, own = _found(output_dir, family)
+    found, own = _found(output_dir, stage, family)
     if sweep:
-        own = _awaited(output_dir, family, sweep) if sweep.side_by_side else _same(own, sweep)
+        own = _awaited(output_dir, stage, family, sweep) if sweep.side_by_side else _same(own, sweep)
     finished = [run for run in (own if own or sweep else found) if run.finished and run.best.exists()]
-    fitting = [run for run in finished if not _other_geometry(run, model_name, model)]
+    fitting = [run for run in finished if not _other_geometry(run, stage, model_name, model)]
     chosen = [run for run in fitting if tokenizer_sha256 in (None, run.lineage().get("tokenizer_sha256"))]
     damaged = None
     for run in chosen:
@@ -91,18 +91,18 @@ def newest_parent(
         reason = f"; {fitting[0].path} has another (plato2 prepare --tokenizer {fitting[0].tokenizer})"
     elif finished:
         sought = " with this geometry"
-        reason = f"; {finished[0].path} has {_other_geometry(finished[0], model_name, model)}"
+        reason = f"; {finished[0].path} has {_other_geometry(finished[0], stage, model_name, model)}"
     curriculum = f" of the curriculum {family}" if own or sweep else ""
     raise UserError(
-        f"init_from=auto: no finished {COARSE} run of model={model_name}{sought}{curriculum} under "
+        f"init_from=auto: no finished {stage} run of model={model_name}{sought}{curriculum} under "
         f"{output_dir}{reason}; run this first: {first} (or give init_from=RUN; init_from=scratch insists on "
         "random weights)"
     )
 
 
-def _found(output_dir: Path, family: str | None) -> tuple[list[RunFolder], list[RunFolder]]:
-    """All stage-1 runs, newest first, and those of the curriculum."""
-    found = runs(output_dir, f"*-{COARSE}/*")
+def _found(output_dir: Path, stage: str, family: str | None) -> tuple[list[RunFolder], list[RunFolder]]:
+    """All runs of the parent stage, newest first, and those of the curriculum."""
+    found = runs(output_dir, f"*-{stage}/*")
     return found, [run for run in found if family and run.lineage().get("curriculum") == family]
 
 
@@ -112,35 +112,35 @@ def _same(own: list[RunFolder], sweep: OwnSweep) -> list[RunFolder]:
     return same or own
 
 
-def _awaited(output_dir: Path, family: str | None, sweep: OwnSweep) -> list[RunFolder]:
+def _awaited(output_dir: Path, stage: str, family: str | None, sweep: OwnSweep) -> list[RunFolder]:
     """The parent, when it is finished; as it is where it has written nothing for an hour."""
     began, said = time.time(), False
     while True:
-        own = _same(_found(output_dir, family)[1], sweep)
+        own = _same(_found(output_dir, stage, family)[1], sweep)
         if own and own[0].finished:
             return own
         written = [path.stat().st_mtime for run in own[:1] for path in run.path.glob("*")]
         if time.time() - max([began, *written]) > WAIT_S:
             return own
         if not said:
-            say(f"init_from=auto: waiting for stage {COARSE} of the sweep {family} to be finished")
+            say(f"init_from=auto: waiting for stage {stage} of the sweep {family} to be finished")
             said = True
         time.sleep(POLL_S)
 
 
-def _other_geometry(run: RunFolder, model_name: str, model: Mapping[str, Any]) -> str:
+def _other_geometry(run: RunFolder, stage: str, model_name: str, model: Mapping[str, Any]) -> str:
     """What of a run's model differs, e.g. `model.n_layer=2, not 4`; empty where it is the same."""
     config = run.lineage().get("config")
     theirs = config.get("model") if isinstance(config, dict) else None
     if not isinstance(theirs, dict):
-        name = run.path.parent.name.removesuffix(f"-{COARSE}")
+        name = run.path.parent.name.removesuffix(f"-{stage}")
         return "" if name == model_name else f"model={name}"  # shapes are compared when they are loaded
     differing = [key for key in GEOMETRY if theirs.get(key, model[key]) != model[key]]
     return ", ".join(f"model.{key}={theirs[key]}, not {model[key]}" for key in differing)
 
 
 def described(run: RunFolder) -> str:
-    """A stage-1 run in a few words: its folder, its steps and its best validation.
+    """A run in a few words: its folder, its steps and its best validation.
 
     Raises:
         UserError: its checkpoint cannot be read.

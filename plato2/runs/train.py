@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # heavy imports wait until something is trained: --help and t
     import pytorch_lightning as pl
 
     from plato2.data.module import DialogueDataModule
+    from plato2.runs.checkpoint import Checkpoints
     from plato2.runs.corpus import CorpusOfRun
     from plato2.runs.folder import RunFolder
     from plato2.runs.length import RunLength
@@ -46,12 +47,12 @@ class Job:
     """In a sweep; None = it is no part of one."""
     overrides: tuple[str, ...] = ()
     """What a job of a sweep differs in from the others, but for the stage."""
-    trains_stage_1: bool = False
-    """Whether the sweep has a stage 1 for its other stages."""
+    sweep_stages: tuple[str, ...] = ()
+    """The stages of the sweep, this one's among them, where it says them."""
     side_by_side: bool = False
     """Whether the jobs of the sweep run at the same time."""
-    first: str = "python train.py stage=1_coarse"
-    """The command for the stage 1 that this one starts from: same model, data and strategy."""
+    command: str = "python train.py"
+    """The command for another stage of the same model, data and strategy, but for `stage=`."""
 
     @property
     def in_sweep(self) -> bool:
@@ -117,19 +118,11 @@ def train_run(
     checkpoint, sentence = go_on(run, resolved)
     if checkpoint and checkpoint_step(checkpoint) >= keys.trainer["max_steps"]:
         return nothing_left(keys, run, checkpoint, job)
-    start: Path | None = None
-    told, unprepared = "", corpus.will_be_made
-    if checkpoint is None:  # what is missing is said now, not after an hour of preparing
-        start, told = find_start(keys, stage, None if unprepared else data.tokenizer_sha256, job)
-    corpus.make_or_wait()
-    data.check_model(keys.model.vocab_size, keys.model.max_position)
-    data.check_tokenizer()
-    tokenizer, accepted = data.tokenizer_sha256, stage.warm_starts_from
-    if start and unprepared:
-        start, told = find_start(keys, stage, tokenizer, job)
+    start, told = make_ready(keys, stage, corpus, data, job, is_new=checkpoint is None)
+    accepted = stage.warm_starts_from
     stage = build_stage(keys, "cpu")
     if start:
-        sentence += f"{told}\n{warm_start(stage, start, accepted, tokenizer)}"
+        sentence += f"{told}\n{warm_start(stage, start, accepted, data.tokenizer_sha256)}"
     family = curriculum(run, start)
     about: dict[str, Any] = {
         "name": keys.name,
@@ -223,6 +216,26 @@ def build_stage(keys: TrainConfig, device: str) -> Stage:
         return build(keys.stage, "stage", model=keys.model, optim=keys.optim, seed=keys.seed)
 
 
+def make_ready(
+    keys: TrainConfig, stage: Stage, corpus: CorpusOfRun, data: DialogueDataModule, job: Job, is_new: bool
+) -> tuple[Path | None, str]:
+    """Finds what a new run starts from, and makes the corpus where there is none; see `find_start`.
+
+    Raises:
+        UserError: there is nothing to start from, or the corpus cannot be made or does not fit the model.
+    """
+    start: Path | None = None
+    told, unprepared = "", corpus.will_be_made
+    if is_new:  # what is missing is said now, not after an hour of preparing
+        start, told = find_start(keys, stage, None if unprepared else data.tokenizer_sha256, job)
+    corpus.make_or_wait()
+    data.check_model(keys.model.vocab_size, keys.model.max_position)
+    data.check_tokenizer()
+    if start and unprepared:
+        start, told = find_start(keys, stage, data.tokenizer_sha256, job)
+    return start, told
+
+
 def find_start(keys: TrainConfig, stage: Stage, tokenizer: str | None, job: Job) -> tuple[Path | None, str]:
     """What `init_from` means: a checkpoint or a model folder, and a further line on what `auto` took.
 
@@ -238,18 +251,18 @@ def find_start(keys: TrainConfig, stage: Stage, tokenizer: str | None, job: Job)
     Raises:
         UserError: nothing to start from; names what to run first.
     """
-    from plato2.runs.start import OwnSweep, described, named_start, needs_parent, newest_parent
+    from plato2.runs.start import OwnSweep, described, named_start, newest_parent, parent_stage
 
-    accepted = stage.warm_starts_from
-    if keys.init_from == "scratch" or (keys.init_from == "auto" and not needs_parent(stage.name, accepted)):
+    parent = parent_stage(stage.name, stage.warm_starts_from)
+    if keys.init_from not in ("auto", "scratch"):
+        return named_start(keys.init_from, stage.name, stage.warm_starts_from), ""
+    if keys.init_from == "scratch" or parent is None:
         return None, ""
-    if keys.init_from == "auto":
-        family, model = os.environ.get("RUN_ID") or keys.run_id, asdict(keys.model)
-        sweep = OwnSweep(frozenset(job.overrides), job.side_by_side) if job.trains_stage_1 else None
-        output_dir = Path(keys.output_dir)
-        run = newest_parent(output_dir, keys.model_name, model, tokenizer, family, job.first, sweep)
-        return run.best, f"\ninit_from=auto: {described(run)}"
-    return named_start(keys.init_from, stage.name, accepted), ""
+    family, model = os.environ.get("RUN_ID") or keys.run_id, asdict(keys.model)
+    sweep = OwnSweep(frozenset(job.overrides), job.side_by_side) if parent in job.sweep_stages else None
+    output_dir, first = Path(keys.output_dir), f"{job.command} stage={parent}"
+    run = newest_parent(output_dir, parent, keys.model_name, model, tokenizer, family, first, sweep)
+    return run.best, f"\ninit_from=auto: {described(run)}"
 
 
 def run_length(data: DialogueDataModule, max_steps: int, done_steps: int) -> RunLength:
@@ -289,15 +302,17 @@ def fit(
     checkpoint: Path | None,
     keys: TrainConfig,
 ) -> Trained:
-    """Runs the Trainer to `max_steps` and closes the run."""
+    """Runs the Trainer to `max_steps` and closes the run.
+
+    Raises:
+        UserError: a loss that is not finite, hardware that is not there, a checkpoint that does not fit.
+        SystemExit: it was told to stop.
+    """
     import torch
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
-    from rich.console import Console
 
-    from plato2.runs.callbacks import metrics_table
     from plato2.runs.checkpoint import Checkpoints
     from plato2.runs.folder import requeue
-    from plato2.runs.loggers import close_loggers
     from plato2.stages.base import NonFiniteLoss
 
     checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
@@ -328,6 +343,22 @@ def fit(
             f"{checkpoint}: cannot be gone on with ({reason}); restore it, or start another run "
             "with run_id=NAME"
         ) from error
+    return close(trainer, stage, run, checkpoints, keys)
+
+
+def close(
+    trainer: pl.Trainer, stage: Stage, run: RunFolder, checkpoints: Checkpoints, keys: TrainConfig
+) -> Trained:
+    """Closes the logs of a run that the Trainer has left, records that it is finished and prints its metrics.
+
+    Raises:
+        UserError: `sweep_metric` is not logged.
+    """
+    from rich.console import Console
+
+    from plato2.runs.callbacks import metrics_table
+    from plato2.runs.loggers import close_loggers
+
     close_loggers(trainer)
     metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
     if trainer.global_step < trainer.max_steps:  # max_time and its like
@@ -370,44 +401,8 @@ def build_trainer(
     """
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-    from plato2.runs.callbacks import Figures, LatentHistogram, RunProgress, SampleReplies, Throughput
-    from plato2.runs.checkpoint import BetweenSteps, Checkpoints
-    from plato2.runs.length import TimeLeft
-    from plato2.runs.parallel import best_precision, n_ranks
-    from plato2.talk.replies import ValidationReplies, ValidationVariety
-    from plato2.talk.selection import ValidationFigures
-
-    strategy = dict(keys.strategy)
-    if job.in_sweep and strategy.get("devices") != 1 and "LOCAL_RANK" not in os.environ:
-        raise UserError(
-            f"strategy.devices={strategy.get('devices')} in a sweep: every process would start it again; "
-            "start it with torchrun or srun, use a Hydra launcher (hydra/launcher=...), or devices=1"
-        )
-    if strategy.get("precision") == "auto":
-        strategy["precision"] = best_precision(str(strategy["accelerator"]))
-    extra = {"tokenizer_sha256": data.tokenizer_sha256}
-    checkpoints = Checkpoints(
-        run.checkpoints, keys.checkpoint_steps, keys.checkpoint_minutes, stage.monitor, extra
-    )
-    callbacks: list[Any] = [
-        BetweenSteps(checkpoints),
-        checkpoints,
-        Throughput(keys.model, stage.passes, keys.trainer["log_every_n_steps"]),
-        RunProgress(f"{keys.model_name} {stage.name}"),
-        TimeLeft(data.batching.unit_tokens, data.units_per_step),
-        LatentHistogram(),
-    ]
-    sharded = isinstance(strategy.get("strategy"), dict)
-    if sharded:  # Lightning's own "auto" is the number of machines
-        ranks = n_ranks(strategy["devices"], strategy.get("num_nodes", 1))
-        strategy["strategy"] = {**strategy["strategy"], "data_parallel_size": ranks}
-    if keys.sample_replies and stage.use.role == "generation" and not sharded:
-        replies = ValidationReplies(data, keys.sample_replies)
-        callbacks.append(SampleReplies(run.path / "replies.jsonl", replies))
-    if (keys.selection or keys.human_rank) and stage.use.role == "evaluation" and not sharded:
-        callbacks.append(Figures(ValidationFigures(data, keys.selection, keys.human_rank, parent)))
-    if keys.latent_contexts and getattr(stage, "recognition", None) is not None and not sharded:
-        callbacks.append(Figures(ValidationVariety(data, keys.latent_contexts)))
+    strategy = strategy_arguments(keys, job)
+    callbacks = build_callbacks(keys, stage, data, run, parent)
     quiet_lightning()
     fixed = {
         "max_epochs": -1,  # a run is one endless epoch; the data's epochs are the stream's
@@ -426,6 +421,70 @@ def build_trainer(
         raise UserError(f"trainer and strategy: {told}{cure}") from error
 
 
+def strategy_arguments(keys: TrainConfig, job: Job) -> dict[str, Any]:
+    """The group `strategy` as the Trainer takes it.
+
+    Raises:
+        UserError: a sweep that each of several processes would start again.
+    """
+    from plato2.runs.parallel import best_precision, n_ranks
+
+    strategy = dict(keys.strategy)
+    if job.in_sweep and strategy.get("devices") != 1 and "LOCAL_RANK" not in os.environ:
+        raise UserError(
+            f"strategy.devices={strategy.get('devices')} in a sweep: every process would start it again; "
+            "start it with torchrun or srun, use a Hydra launcher (hydra/launcher=...), or devices=1"
+        )
+    if strategy.get("precision") == "auto":
+        strategy["precision"] = best_precision(str(strategy["accelerator"]))
+    if is_sharded(keys):  # Lightning's own "auto" is the number of machines
+        ranks = n_ranks(strategy["devices"], strategy.get("num_nodes", 1))
+        strategy["strategy"] = {**strategy["strategy"], "data_parallel_size": ranks}
+    return strategy
+
+
+def build_callbacks(
+    keys: TrainConfig, stage: Stage, data: DialogueDataModule, run: RunFolder, parent: Path | None
+) -> list[pl.Callback]:
+    """Checkpoints, progress and speed of a run, and the replies and figures beside its validations.
+
+    Decoding and ranking beside a validation need the whole model on a rank: sharded runs go without them.
+    """
+    from plato2.runs.callbacks import Figures, LatentHistogram, RunProgress, SampleReplies, Throughput
+    from plato2.runs.checkpoint import BetweenSteps, Checkpoints
+    from plato2.runs.length import TimeLeft
+    from plato2.talk.replies import ValidationReplies, ValidationVariety
+    from plato2.talk.selection import ValidationFigures
+
+    extra = {"tokenizer_sha256": data.tokenizer_sha256}
+    checkpoints = Checkpoints(
+        run.checkpoints, keys.checkpoint_steps, keys.checkpoint_minutes, stage.monitor, extra
+    )
+    callbacks: list[pl.Callback] = [
+        BetweenSteps(checkpoints),
+        checkpoints,
+        Throughput(keys.model, stage.passes, keys.trainer["log_every_n_steps"]),
+        RunProgress(f"{keys.model_name} {stage.name}"),
+        TimeLeft(data.batching.unit_tokens, data.units_per_step),
+        LatentHistogram(),
+    ]
+    if is_sharded(keys):
+        return callbacks
+    if keys.sample_replies and stage.use.role == "generation":
+        replies = ValidationReplies(data, keys.sample_replies)
+        callbacks.append(SampleReplies(run.path / "replies.jsonl", replies))
+    if (keys.selection or keys.human_rank) and stage.use.role == "evaluation":
+        callbacks.append(Figures(ValidationFigures(data, keys.selection, keys.human_rank, parent)))
+    if keys.latent_contexts and getattr(stage, "recognition", None) is not None:
+        callbacks.append(Figures(ValidationVariety(data, keys.latent_contexts)))
+    return callbacks
+
+
+def is_sharded(keys: TrainConfig) -> bool:
+    """Whether ranks share weights and optimizer state out: FSDP2, whose strategy is a node of its own."""
+    return isinstance(keys.strategy.get("strategy"), dict)
+
+
 def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule) -> None:
     """Prints what a run will need; nothing is prepared or trained."""
     from rich.console import Console
@@ -442,8 +501,8 @@ def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule) -> Non
         parameters=sum(parameter.numel() for parameter in stage.parameters()),
         passes=stage.passes,
         ranks=ranks,
-        sharded=isinstance(strategy.get("strategy"), dict),
-        half=strategy.get("precision") != "32-true" or isinstance(strategy.get("strategy"), dict),
+        sharded=is_sharded(keys),
+        half=strategy.get("precision") != "32-true" or is_sharded(keys),
         unit_tokens=data.batching.unit_tokens,
         batch_tokens=data.batch_tokens,
         steps=keys.trainer["max_steps"],

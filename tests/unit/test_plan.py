@@ -109,3 +109,23 @@ def test_the_peak_of_a_cpu_is_taken_over_the_time_that_its_threads_have_had(
     peak = plan_module.peak_flops(torch.device("cpu"), "32-true")
     plan_module.peak_flops.cache_clear()
     assert peak == pytest.approx(2 * 2048**3 / (0.5 / 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L40", 181e12),
+    ],
+)
+def test_the_peak_of_a_gpu_is_that_of_its_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, peak: float
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    plan_module.peak_flops.cache_clear()
+    assert plan_module.peak_flops(torch.device("cuda"), "bf16-mixed") == peak
+    plan_module.peak_flops.cache_clear()

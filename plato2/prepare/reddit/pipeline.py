@@ -324,9 +324,6 @@ class _Run:
         n_candidates = sum(part.n_candidates for part in shards)
         _check_splits(options, valid_from, len(valid), statistics["train"].n_samples)
         valid_info = write_shard(target, "valid-00000.parquet", valid, tokenizer.vocab_size)
-        digests = [part.digest for part in shards]
-        digests.append(samples_digest(valid.token_ids, valid.offsets, valid.context_len))
-        digest = hashlib.sha256("\n".join(digests).encode()).hexdigest()
         nll = unigram_nll(statistics["train"].targets, statistics["valid"].targets)
         facts = FunnelFacts.of(
             comments=nodes.counts,
@@ -337,7 +334,6 @@ class _Run:
             n_candidates=n_candidates,
             n_valid=len(valid),
         )
-        reports = [*(titles.reports if titles else []), *nodes.reports]
         index = ShardIndex(
             tokenizer_sha256=tokenizer.sha256,
             vocab_size=tokenizer.vocab_size,
@@ -346,19 +342,23 @@ class _Run:
             splits={"train": SplitIndex(tuple(train)), "valid": SplitIndex((valid_info,))},
             unigram={"nll": nll, "ppl": exp(nll)},
             prepare=options.plain(),
-            source={
-                "corpus": "reddit",
-                "files": [dataclasses.asdict(report) for report in reports],
-                "prepared": datetime.now(UTC).isoformat(timespec="seconds"),
-                "plato2": __version__,
-                "engine": self.engine.settings,
-                "versions": self.engine.versions,
-                "valid_from": datetime.fromtimestamp(valid_from, UTC).isoformat(),
-            },
-            extra={"digest": digest, "facts": facts.plain()},
+            source=self.source([*(titles.reports if titles else []), *nodes.reports], valid_from),
+            extra={"digest": _digest(shards, valid), "facts": facts.plain()},
         )
         write_card(target, index, facts, statistics)
         write_index(target, index)
+
+    def source(self, reports: list[Any], valid_from: int) -> dict[str, Any]:
+        """What the corpus was made of, when and by what."""
+        return {
+            "corpus": "reddit",
+            "files": [dataclasses.asdict(report) for report in reports],
+            "prepared": datetime.now(UTC).isoformat(timespec="seconds"),
+            "plato2": __version__,
+            "engine": self.engine.settings,
+            "versions": self.engine.versions,
+            "valid_from": datetime.fromtimestamp(valid_from, UTC).isoformat(),
+        }
 
 
 @dataclass(frozen=True)
@@ -424,6 +424,13 @@ def _choose_valid(folder: Path, most: int) -> Samples:
     return Samples(
         token_ids, offsets, np.array([n for _, _, n in chosen], dtype=np.int64), np.arange(len(chosen))
     )
+
+
+def _digest(shards: list[ShardPart], valid: Samples) -> str:
+    """One hash of all samples; the same whatever the engine and its workers."""
+    digests = [part.digest for part in shards]
+    digests.append(samples_digest(valid.token_ids, valid.offsets, valid.context_len))
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _link(source: Path, target: Path) -> None:
