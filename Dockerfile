@@ -2,11 +2,12 @@
 FROM python:3.11-slim
 
 WORKDIR /app
-COPY pyproject.toml requirements.txt README.md LICENSE ./
+COPY pyproject.toml requirements.txt requirements-dev.txt README.md LICENSE ./
 # The CPU build of the pinned torch; the one on PyPI brings gigabytes of CUDA.
 RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu "$(grep '^torch==' requirements.txt)"
 COPY plato2 plato2
-RUN pip install --no-cache-dir ".[serve]"
+COPY conf conf
+RUN pip install --no-cache-dir -r requirements.txt -c requirements-dev.txt ".[serve]"
 
 RUN useradd --create-home plato2
 USER plato2

@@ -15,12 +15,14 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 import yaml
+from architecture import FILE, ROOMS, X, arrows, half, picture, row
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -372,10 +374,25 @@ def test_the_import_table_is_the_one_that_is_held() -> None:
     text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").split("## Who may import whom")[1]
     rows = dict(re.findall(r"^\| `([\w.]+)` \| (.*) \|$", text.split("\n## ")[0], re.M))
     packages = ["words", "files", "metrics", "model", "stages", "data", "prepare", "runs", "weights"]
+    packages += ["runs.folder", "runs.saved"]
     for package in [*packages, "talk", "serve", "evaluate", "train.py"]:
         key = package.removesuffix(".py") if package == "train.py" else f"plato2.{package}"
         named = {f"plato2.{name}" for name in re.findall(r"`([\w.]+)`", rows[package].split(";")[0])}
         assert named == set(ALLOWED[key]), package
+
+
+def test_the_architecture_is_drawn_from_the_import_table() -> None:
+    assert FILE.read_text(encoding="utf-8") == picture(), "stale: python tests/architecture.py"
+    assert ROOMS.keys() == X.keys()
+    for one, other in combinations(X, 2):
+        apart = abs(X[one] - X[other]) >= half(one) + half(other) + 8
+        assert row(one) != row(other) or apart, f"{one} lies on {other}"
+    for room, name in arrows():
+        for other in X:
+            if row(name) < row(other) < row(room):  # an arrow passes beside the boxes between its ends
+                share = (row(room) - row(other)) / (row(room) - row(name))
+                passes = X[room] + share * (X[name] - X[room])
+                assert abs(passes - X[other]) > half(other) + 8, f"{room} -> {name} crosses {other}"
 
 
 def test_every_section_of_the_spec_that_the_code_cites_is_there() -> None:

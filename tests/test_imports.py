@@ -40,6 +40,23 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "plato2.files",
         "plato2.config",
     ),
+    "plato2.runs.console": (),
+    "plato2.runs.saved": (
+        "plato2.weights.names",
+        "plato2.formats",
+        "plato2.bounded",
+        "plato2.files",
+        "plato2.config",
+    ),
+    "plato2.runs.folder": (
+        "plato2.runs.saved",
+        "plato2.runs.console",
+        "plato2.stages",
+        "plato2.formats",
+        "plato2.bounded",
+        "plato2.files",
+        "plato2.config",
+    ),
     "plato2.stages": ("plato2.model", "plato2.batch", "plato2.config"),
     "plato2.data": (
         "plato2.batch",
@@ -69,6 +86,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "plato2.files",
         "plato2.config",
     ),
+    "plato2.weights.names": ("plato2.config",),
     "plato2.talk": (
         "plato2.weights",
         "plato2.stages",

@@ -49,7 +49,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (source / "conf" / "local").mkdir()
     (source / "conf" / "local" / "default.yaml").write_text("output_dir: /home/somebody\n")
-    for name in ("pyproject.toml", "README.md", "LICENSE", "requirements.txt"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     pip("wheel", "--no-deps", "-w", folder, source)
     return next(folder.glob("*.whl"))
