@@ -18,20 +18,30 @@ from plato2.stages import stage_class
 HEAVY = {"pytorch_lightning", "lightning_fabric", "torch._dynamo", "torchmetrics", "wandb", "hydra"}
 
 
-def imported(program: str, *arguments: str) -> tuple[set[str], str]:
-    """Which of HEAVY a program has imported at its end, and what it printed before."""
+def imported(program: str, *arguments: object, is_server: bool = False) -> tuple[set[str], str]:
+    """Which of HEAVY a program has imported at its end, and what it printed before.
+
+    A server is ended when it has printed that it is ready.
+    """
     told = f"{program}\nimport sys\nprint('IMPORTED', *({HEAVY} & sys.modules.keys()))"
-    done = subprocess.run(
-        [sys.executable, "-c", told, *arguments],
+    process = subprocess.Popen(
+        [sys.executable, "-c", told, *map(str, arguments)],
         cwd=ROOT,
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
     )
-    assert done.returncode == 0, done.stderr
-    printed, _, names = done.stdout.rpartition("IMPORTED")
-    return set(names.split()), printed
+    ready = ""
+    if is_server:
+        assert process.stdout
+        ready = process.stdout.readline()
+        process.terminate()
+    printed, errors = process.communicate("hi there .\n", timeout=300)
+    assert process.returncode == 0, errors
+    printed, _, names = printed.rpartition("IMPORTED")
+    return set(names.split()), ready + printed
 
 
 VERB = """
@@ -46,6 +56,25 @@ def test_reply_from_a_run_folder(tmp_path: Path) -> None:
     given = [word for option, stage in models for word in (option, str(make_run(tmp_path / stage, stage)))]
     names, printed = imported(VERB, "reply", *given, "--json", "hi , how are you ?")
     assert '"reply"' in printed
+    assert names == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("chat --max-tokens 8", "\nbot "),
+        ("score {lines}", '"coherence"'),
+        ("self-chat --starts {lines} --out {lines}.jsonl --utterances 2 --json", '"dialogues": 1'),
+        ("serve --port 0", "/v1 serves "),
+    ],
+)
+def test_what_else_loads_a_run_folder(tmp_path: Path, arguments: str, words: str) -> None:
+    lines = tmp_path / "lines.tsv"
+    lines.write_text("hi there .\tyes .\n")
+    given = [*arguments.format(lines=lines).split(), "--generation", make_run(tmp_path / "gen", "2_gen")]
+    given += ["--evaluation", make_run(tmp_path / "eval", "2_eval")]
+    names, printed = imported(VERB, *given, is_server=arguments.startswith("serve"))
+    assert words in printed
     assert names == set()
 
 
