@@ -57,7 +57,7 @@ def score(
 
     tokenizer, generator, evaluator = load_models(generation, evaluation, device)
     with file.open("rb") as opened:
-        n_lines = sum(1 for _ in opened)
+        n_lines = sum(1 for _ in read_lines_of(opened))
     n_errors = n_unread = 0
     console = Console(stderr=True)
     with file.open("rb") as lines, to_write(out) as target:
@@ -86,7 +86,8 @@ def check_files(file: Path, out: Path | None) -> None:
         UserError: it cannot.
     """
     if not file.is_file():
-        raise UserError(f"{file}: no such file")
+        reason = "not a regular file; write its lines to one" if file.exists() else "no such file"
+        raise UserError(f"{file}: {reason}")
     if out and not out.parent.is_dir():
         raise UserError(f"--out {out}: {out.parent} is no folder")
     if out and (out.is_dir() or (out.exists() and out.samefile(file))):
