@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import make_corpus, make_run, write_metrics
+from runs import KNOVER, make_corpus, make_run, write_metrics
 from small import ROOT
 
 from plato2.stages import stage_class
@@ -98,6 +98,26 @@ def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path, arguments: str) -
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (1, "error: stdout: No space left on device; make room there\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "runs {run}",
+        "tokenizer show {tokenizer} hi",
+        "score {run}/pairs.tsv --generation {run}",
+        "serve {run}/no",
+    ],
+)
+def test_closed_streams_are_no_traceback(tmp_path: Path, arguments: str) -> None:
+    run = make_run(tmp_path / "run", "2_gen")
+    (run / "pairs.tsv").write_text("hi\tyes\n")
+    command = f"{sys.executable} -m plato2 {arguments.format(run=run, tokenizer=KNOVER)} <&- >&-"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    is_mistake = arguments.startswith("serve")
+    assert (done.returncode, done.stderr.count("\n")) == (2 * is_mistake, is_mistake), done.stderr
+    silent = subprocess.run(["sh", "-c", f"{command} 2>&-"], cwd=ROOT, timeout=300)
+    assert silent.returncode == done.returncode
 
 
 @pytest.mark.parametrize("module", ["plato2.runs.folder", "plato2.runs.saved", "plato2.runs.start"])
