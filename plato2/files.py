@@ -73,6 +73,10 @@ def _sha256(path: Path, *state: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+HASH_FILE_CHARS = 4096
+"""More than two lines of a hash and a name have."""
+
+
 def sha256_file(path: Path) -> Path:
     """The file beside `path` that has its hash, as `sha256sum` writes it."""
     return path.with_name(f"{path.name}.sha256")
@@ -92,7 +96,8 @@ def read_sha256(path: Path) -> list[str]:
     beside = sha256_file(path)
     if not beside.is_file():  # a pipe would hang
         return []
-    lines = beside.read_text(encoding="utf-8", errors="replace").splitlines()
+    with beside.open(encoding="utf-8", errors="replace") as file:
+        lines = file.read(HASH_FILE_CHARS).splitlines()
     return [line.split()[0] for line in lines if line.strip()]
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import subprocess
 import sys
 import tarfile
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +23,22 @@ from small import ROOT, environment
 
 sys.path.insert(0, str(ROOT / "tests" / "unit"))
 from runs import KNOVER, checkpoint_of, make_corpus, make_run, make_stage
+from test_fuzz import CORPORA
 
 from plato2.data.tokenizer import Tokenizer
+from plato2.prepare.corpora import corpus_names
 from plato2.weights.export import export_to_huggingface
 
 READ = """
-import json, resource, sys
+import contextlib, io, json, resource, sys
 from pathlib import Path
+from plato2.commands import app, score
 from plato2.config import UserError
-from plato2.prepare.corpora import ReadReport, read_corpus
+from plato2.prepare.corpora import ReadReport, corpus_names, read_corpus
+from plato2.prepare.reddit.dumps import DumpReader, find_dumps
 from plato2.data.shards import read_index, read_shard
+from plato2.talk.self_chat import read_starts
+from plato2.words import read_names, read_words
 from plato2.runs.folder import RunFolder
 from plato2.weights.folder import load_generation, load_stage
 from plato2.weights.knover import import_knover
@@ -45,8 +55,20 @@ def shard(folder):
         for info in split.shards:
             read_shard(folder, info)
 
+def dump(path):
+    for block in DumpReader(*find_dumps([str(path)], "comments")).blocks():
+        pass
+
+def scored(path):
+    score.check_files(path, None)
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        app(["score", str(path), "--generation", sys.argv[2]], standalone_mode=False)
+    raise UserError(told.getvalue().strip())
+
 KINDS = {
-    "jsonl": corpus("jsonl"), "lccc": corpus("lccc"), "hf": corpus("hf_datasets"), "shard": shard,
+    **{name: corpus(name) for name in corpus_names()}, "shard": shard, "dump": dump, "scored": scored,
+    "words": lambda path: read_words(str(path), "words"), "names": lambda path: read_names(str(path), "bots"),
+    "starts": read_starts,
     "model": load_generation, "stage": load_stage, "lineage": lambda path: RunFolder(path).lineage(),
     "release": lambda path: import_knover(path, path.parent / "imported"),
 }
@@ -87,11 +109,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("runs") / "run", "2_gen")
 
 
-def write_gzip_of(path: Path, *parts: tuple[bytes, int]) -> None:
+Compress = Callable[[bytes], bytes]
+
+
+def write_in_parts(path: Path, *parts: tuple[bytes, int], compress: Compress = gzip.compress) -> None:
     """Each part so many times over; a gzip file may have many members, so that this takes no time."""
     with path.open("wb") as file:
         for part, times in parts:
-            file.write(gzip.compress(part) * times)
+            file.write(compress(part) * times)
 
 
 def test_bombs(tmp_path: Path, run: Path) -> None:
@@ -100,34 +125,62 @@ def test_bombs(tmp_path: Path, run: Path) -> None:
 
     line = tmp_path / "line.jsonl.gz"  # a line of 1 GiB
     whole = b'{"turns": ["hi", "yes"]}\n'
-    write_gzip_of(line, (whole, 1), (b'{"turns": ["', 1), (block, 16), (b'"]}\n', 1), (whole, 1))
+    write_in_parts(line, (whole, 1), (b'{"turns": ["', 1), (block, 16), (b'"]}\n', 1), (whole, 1))
     files["jsonl", line] = f"2 dialogues; ['{line}:2: longer than 16 MiB']"
     value = tmp_path / "value.json.gz"
-    write_gzip_of(value, (b'[["', 1), (block[: 1 << 24], 64))
+    write_in_parts(value, (b'[["', 1), (block[: 1 << 24], 64))
     files["lccc", value] = "value.json.gz is damaged"
 
     tar = tmp_path / "model.tar.gz"  # a file of 1 GiB, and a name of 1 GiB
     header = tarfile.TarInfo("Plato/word_embedding")
     header.size = 1 << 30
-    write_gzip_of(tar, (header.tobuf(), 1), (bytes(1 << 26), 16), (bytes(1024), 1))
+    write_in_parts(tar, (header.tobuf(), 1), (bytes(1 << 26), 16), (bytes(1024), 1))
     files["release", tar] = "unpacks to more than 20 times its size"
     name = tmp_path / "name.tar.gz"
     header = tarfile.TarInfo("PaxHeaders/x")
     header.type, header.size = tarfile.XHDTYPE, 1 << 30
-    write_gzip_of(name, (header.tobuf(), 1), (bytes(1 << 26), 16), (bytes(1024), 1))
+    write_in_parts(name, (header.tobuf(), 1), (bytes(1 << 26), 16), (bytes(1024), 1))
     files["release", name] = "neither a folder, a tar nor"
     many = tmp_path / "many.tar.gz"
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as archive:
         archive.addfile(tarfile.TarInfo("Plato/a"))
-    write_gzip_of(many, (content.getvalue()[:512] * 4096, 64), (bytes(1024), 1))
+    write_in_parts(many, (content.getvalue()[:512] * 4096, 64), (bytes(1024), 1))
     files["release", many] = "not a model of Knover"
 
     nulls = tmp_path / "nulls.arrow"
     table = pa.table({"messages": pa.nulls(10**9)})
     with pa.ipc.new_stream(str(nulls), table.schema) as writer:
         writer.write_table(table)
-    files["hf", nulls] = "column messages is of type null"
+    files["hf_datasets", nulls] = "column messages is of type null"
+    read_with_little_memory(files, run)
+
+
+@pytest.mark.slow
+def test_bombs_of_every_compression_and_reader(tmp_path: Path, run: Path) -> None:
+    files: dict[tuple[str, Path], str] = {}
+    block, whole = b"a" * (1 << 26), b'{"turns": ["hi", "yes"]}\n'
+    others: dict[str, Compress] = {"bz2": bz2.compress, "xz": lambda data: lzma.compress(data, preset=0)}
+    others["zst"] = lambda data: pa.compress(data, "zstd", asbytes=True)
+    for ending, compress in others.items():
+        path = tmp_path / f"line.jsonl.{ending}"
+        write_in_parts(path, (whole, 1), (block, 9), (b"\n", 1), (whole, 1), compress=compress)
+        files["jsonl", path] = f"2 dialogues; ['{path}:2: longer than 16 MiB']"
+        path = tmp_path / f"RC.{ending}"
+        path.write_bytes(compress(bytes(1 << 29)) * 2)  # all that a piece of the file unpacks to is no block
+        files["dump", path] = "no line ends within"
+    zipped = tmp_path / "line.jsonl.zip"
+    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("a", (whole + block * 9))
+    files["jsonl", zipped] = f"1 dialogues; ['{zipped}:2: longer than 16 MiB']"
+    for reader, (name, _) in CORPORA.items():
+        path = tmp_path / f"{reader}-{name}.zst"
+        is_json = name.endswith(".json")
+        opening = b'[["' if is_json else b""
+        write_in_parts(path, (opening, 1), (block, 9), compress=others["zst"])
+        files[reader, path] = (
+            f"{path} is damaged" if is_json or reader == "lccc" else f"['{path}:1: longer than 16 MiB']"
+        )
     read_with_little_memory(files, run)
 
 
@@ -162,6 +215,11 @@ def test_sizes_that_are_lies(tmp_path: Path, run: Path) -> None:
     with (tmp_path / "run" / "lineage.json").open("wb") as file:
         file.truncate(1 << 40)  # a file with a hole
     files["lineage", tmp_path / "run"] = "larger than 16,777,216 bytes"
+    lines = tmp_path / "lines"
+    with lines.open("wb") as file:
+        file.truncate(1 << 30)
+    files["words", lines] = files["names", lines] = files["starts", lines] = "larger than 67,108,864 bytes"
+    files["scored", lines] = '{"error": "line 1: '
     read_with_little_memory(files, run)
 
 
@@ -178,6 +236,14 @@ def test_pipes_are_not_waited_for(tmp_path: Path, run: Path) -> None:
         os.mkfifo(path)
     files["stage", other] = "last.ckpt: not a readable checkpoint"
     files["lineage", other] = "lineage.json: not a regular file"
+    os.mkfifo(tmp_path / "a.jsonl")
+    for reader in corpus_names():
+        files[reader, tmp_path / "a.jsonl"] = "a.jsonl': "
+    files["jsonl", tmp_path / "a.jsonl"] += "a pipe or device; write what comes out of it to a file"
+    files["dump", tmp_path / "a.jsonl"] = files["jsonl", tmp_path / "a.jsonl"]
+    files["jsonl", Path("/dev/zero")] = "files='/dev/zero': a pipe or device"
+    for kind in ("words", "names", "starts", "scored"):
+        files[kind, tmp_path / "a.jsonl"] = "a.jsonl: not a regular file"
     os.mkfifo(tmp_path / "a.pdparams")
     files["release", tmp_path / "a.pdparams"] = "neither a folder, a tar nor"
     read_with_little_memory(files, run)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small import ROOT, assert_one_line, environment
+from small import ROOT, environment
 
 from plato2.runs.saved import read_metrics
 from plato2.weights.folder import load_generation, read_saved
@@ -69,8 +69,12 @@ def test_a_stage_of_ones_own(
     weights = load_generation(run).state_dict()
     assert all(tensor.equal(exported[name]) for name, tensor in weights.items())
     assert json.loads(python("-m", "plato2", "runs", run, "--json"))[0]["monitor"] == "val/nll"
-    error = python("-m", "plato2", "score", "README.md", "--generation", run, expect=2)
-    assert_one_line(error, "stage 'smoothed' is unknown here", "import the module that defines it")
+    (tmp_path / "pairs.tsv").write_text("ba de gi\tba\n")
+    scores = json.loads(python("-m", "plato2", "score", tmp_path / "pairs.tsv", "--generation", run))
+    assert scores.keys() == {"n_tokens", "nll"}
+    error = python("-c", LOADED.replace("from examples", "# from examples"), run, expect=1)
+    assert "stage 'smoothed' is unknown here" in error
+    assert "import the module that defines it" in error
 
 
 def test_its_loss_is_the_cross_entropy_with_smoothed_targets() -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from plato2.commands import app
 from plato2.config import UserError, expand_path
+from plato2.data.module import DialogueDataModule
 from plato2.data.tokenizer import Tokenizer
 from plato2.prepare.options import PrepareOptions
 from plato2.prepare.reddit.options import RedditOptions
@@ -92,6 +94,9 @@ def test_prepare_and_the_tokenizer_on_the_command_line(home: Path) -> None:
         "report --data=x --coarse=~/nowhere",
         "export hf --generation=~/nowhere --out=x",
         "import knover ~/nowhere --out=x",
+        "runs ~/nowhere",
+        "self-chat --starts=x --generation=x --out=~/nowhere/x",
+        "score $TALK/talk.jsonl --generation=x --out=~/nowhere/x",
     ],
 )
 def test_every_verb_takes_them(home: Path, arguments: str) -> None:
@@ -108,6 +113,12 @@ def test_options_from_a_file(home: Path) -> None:
     assert options.reader == {"wiki": f"{home}/w"}
     reddit = RedditOptions(comments="~/RC", out="~/x", work="$TALK/w")  # type: ignore[arg-type]
     assert (reddit.comments, reddit.out, reddit.work) == ([f"{home}/RC"], f"{home}/x", f"{home}/talk/w")
+
+
+def test_copies_of_remote_shards(home: Path) -> None:
+    batch: Any = None
+    data = DialogueDataModule(str(home), batch, 8192, cache_dir="$TALK/copies")
+    assert data.cache_dir == f"{home}/talk/copies"
 
 
 def test_train_writes_home(home: Path, train_here: Train, tmp_path: Path) -> None:
@@ -206,6 +217,13 @@ def test_text_that_an_encoding_lacks_is_escaped(home: Path, encoding: str) -> No
     )
     failed = plato2("tokenizer", "show", "/数据", "hi", PYTHONIOENCODING=encoding, expect=2)
     assert_one_line(failed.stderr, "no tokenizer at /\\u6570\\u636e")
+
+
+def test_a_locale_that_is_not_utf_8() -> None:
+    ascii = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    assert "\\u2581hi" in plato2("tokenizer", "show", str(KNOVER), "hi", **ascii).stdout
+    failed = plato2("tokenizer", "show", "/é", "hi", **ascii, expect=2)
+    assert_one_line(failed.stderr, "FOLDER '/\\udcc3\\udca9': its name is not UTF-8")  # its two bytes
 
 
 def test_train_says_any_path_in_any_encoding(run_train, tmp_path: Path) -> None:

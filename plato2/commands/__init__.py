@@ -104,8 +104,10 @@ def with_paths_expanded(command: Any) -> Any:
         @functools.wraps(run)
         def run_expanded(**given: Any) -> Any:
             for name, value in given.items():
-                if isinstance(value, Path):
-                    given[name] = Path(expand_path(str(value), options[name]))
+                paths = value if isinstance(value, list) else [value]
+                if all(isinstance(path, Path) for path in paths):
+                    expanded = [Path(expand_path(str(path), options[name])) for path in paths]
+                    given[name] = expanded if isinstance(value, list) else expanded[0]
             return run(**given)
 
         command.callback = run_expanded

@@ -14,12 +14,12 @@ from rich.progress import track
 
 from plato2.bounded import read_lines_of
 from plato2.commands.talking import Device
-from plato2.config import Role, UserError
+from plato2.config import UserError
 from plato2.files import lock_file, locked
 
 if TYPE_CHECKING:
     from plato2.data.tokenizer import Tokenizer
-    from plato2.stages import Stage
+    from plato2.model.networks import EvaluationNetwork, GenerationNetwork
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -49,23 +49,20 @@ def score(
     device: Device = "auto",
 ) -> None:
     """Run the verb."""
-    from plato2.talk.score import score_lines
-    from plato2.weights.folder import has_recognition
-
     if generation is None and evaluation is None:
         raise UserError("give --generation, --evaluation or both: there is nothing to score with")
     check_files(file, out)
-    tokenizer, stages = load_stages(generation, evaluation, device)
-    posterior = generation is None or has_recognition(generation)
-    if not posterior:
-        typer.echo(f"--generation {generation}: no recognition head in it, so no posterior", err=True)
+    # After the options are checked: importing torch takes seconds.
+    from plato2.talk.score import score_lines
+
+    tokenizer, generator, evaluator = load_models(generation, evaluation, device)
     with file.open("rb") as opened:
-        n_lines = sum(1 for _ in opened)
+        n_lines = sum(1 for _ in read_lines_of(opened))
     n_errors = n_unread = 0
     console = Console(stderr=True)
     with file.open("rb") as lines, to_write(out) as target:
         bounded = (line or b"" for line in read_lines_of(lines))
-        found = score_lines(bounded, tokenizer, stages[0], stages[1], posterior)  # type: ignore[arg-type]
+        found = score_lines(bounded, tokenizer, generator, evaluator)
         for scores in track(
             found, "scoring", n_lines, console=console, transient=True, disable=not console.is_terminal
         ):
@@ -89,7 +86,8 @@ def check_files(file: Path, out: Path | None) -> None:
         UserError: it cannot.
     """
     if not file.is_file():
-        raise UserError(f"{file}: no such file")
+        reason = "not a regular file; write its lines to one" if file.exists() else "no such file"
+        raise UserError(f"{file}: {reason}")
     if out and not out.parent.is_dir():
         raise UserError(f"--out {out}: {out.parent} is no folder")
     if out and (out.is_dir() or (out.exists() and out.samefile(file))):
@@ -98,29 +96,32 @@ def check_files(file: Path, out: Path | None) -> None:
         )
 
 
-def load_stages(
+def load_models(
     generation: Path | None, evaluation: Path | None, device: str
-) -> tuple[Tokenizer, list[Stage | None]]:
-    """The models that were given, and their tokenizer.
+) -> tuple[Tokenizer, GenerationNetwork | None, EvaluationNetwork | None]:
+    """The tokenizer of the models that were given, and each of them.
 
     Raises:
         UserError: a model or device that does not fit, or two tokenizers.
     """
     from plato2.talk.bot import pick_device
-    from plato2.weights.folder import load_stage, saved_tokenizer
+    from plato2.weights.folder import has_recognition, load_evaluation, load_generation, saved_tokenizer
 
     where = pick_device(device)
-    stages: list[Stage | None] = []
-    tokenizers = []
-    models: dict[Role, Path | None] = {"generation": generation, "evaluation": evaluation}
-    for role, path in models.items():
-        stages.append(load_stage(path, option=f"--{role}", role=role).to(where) if path else None)
-        tokenizers += [saved_tokenizer(path)] if path else []
+    generator = evaluator = None
+    if generation:
+        with_recognition = has_recognition(generation)
+        generator = load_generation(generation, "--generation", with_recognition).to(where)
+        if not with_recognition:
+            typer.echo(f"--generation {generation}: no recognition head in it, so no posterior", err=True)
+    if evaluation:
+        evaluator = load_evaluation(evaluation, "--evaluation").to(where)
+    tokenizers = [saved_tokenizer(path) for path in (generation, evaluation) if path]
     if len({tokenizer.sha256 for tokenizer in tokenizers}) > 1:
         raise UserError(
             "--generation and --evaluation have different tokenizers; give models of one curriculum"
         )
-    return tokenizers[0], stages
+    return tokenizers[0], generator, evaluator
 
 
 @contextmanager

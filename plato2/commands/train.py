@@ -46,7 +46,7 @@ from plato2.config import (
     expand_path,
 )
 from plato2.files import replace_text
-from plato2.formats import JSON_BYTES
+from plato2.formats import JSON_BYTES, Closed, parse
 from plato2.runs.build import check_keys
 from plato2.runs.console import Stopped, is_first_process, print_any_text, say, signals_stop_at_once
 from plato2.runs.keys import help_text, nearest_key, options_with
@@ -222,6 +222,24 @@ def in_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
+class SweepRecord(Closed):
+    """sweep.json."""
+
+    command: dict[str, Any]
+    name: str
+    finished: bool
+
+
+def read_sweep(path: Path) -> SweepRecord:
+    """The record of a sweep.
+
+    Raises:
+        UserError: it is none.
+    """
+    cure = "restore it, or move it away"
+    return parse(SweepRecord, read_file(path, JSON_BYTES, cure), "not the record of a sweep", cure)
+
+
 class Sweep(Callback):
     """Gives the jobs of a sweep one name, goes on with an interrupted one, prints what came of it."""
 
@@ -239,12 +257,12 @@ class Sweep(Callback):
         self.command = command = {"overrides": sorted(config.hydra.overrides.task), "params": params}
         for record in sorted(here.parent.glob("*/sweep.json"), reverse=True):
             try:
-                earlier = json.loads(read_file(record, JSON_BYTES, "move it away"))
-                again, name = bool(earlier["finished"]), str(earlier["name"])
-                same = earlier["command"] == command and (not again or config.report)
-            except (OSError, RecursionError, ValueError, KeyError, TypeError, UserError) as error:
-                say(f"warning: {record} is passed over: not the record of a sweep ({error})")
+                earlier = read_sweep(record)
+            except (OSError, UserError) as error:
+                say(f"warning: {record} is passed over: {error}")
                 continue
+            again, name = earlier.finished, earlier.name
+            same = earlier.command == command and (not again or config.report)
             if same and (name == named if named else config.resume == "auto"):
                 self.record, self.name = record, name
                 say(

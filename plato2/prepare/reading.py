@@ -9,6 +9,7 @@ import codecs
 import io
 import json
 import lzma
+import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -76,7 +77,7 @@ def expand(files: Sequence[str], key: str = "files") -> list[str]:
     `key` is what the user gave them by, for messages.
 
     Raises:
-        UserError: no file given, or none found under a name.
+        UserError: no file given, none found under a name, or what is found is a pipe or device.
     """
     import fsspec
 
@@ -88,6 +89,11 @@ def expand(files: Sequence[str], key: str = "files") -> list[str]:
             filesystem, path = fsspec.core.url_to_fs(pattern)
             is_glob = any(char in path for char in "*?[") and not filesystem.exists(path)
             matches = sorted(filesystem.glob(path)) if is_glob else [path] * filesystem.exists(path)
+            for name in matches if "file" in filesystem.protocol else []:
+                if not os.path.isfile(name) and not os.path.isdir(name):  # files are read more than once
+                    raise UserError(
+                        f"{key}={name!r}: a pipe or device; write what comes out of it to a file first"
+                    )
         except ImportError as error:
             raise UserError(f"{key}={pattern!r}: {error}") from error
         if not matches:

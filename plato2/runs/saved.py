@@ -145,7 +145,7 @@ def read_metrics(path: Path) -> list[tuple[int, str, float]]:
     try:
         header, *rows = list(csv.reader(io.StringIO(data.decode("utf-8"), newline=""))) or [list(HEADER)]
         if tuple(header) != tuple(HEADER):
-            raise ValueError(f"it begins with {','.join(header)!s:.80}")
+            raise ValueError(f"it begins with {','.join(header)[:80]!r}")
         return [(int(step), name, float(value)) for step, name, value in rows]
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path}: not rows of step,metric,value ({error}); {cure}") from None

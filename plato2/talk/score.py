@@ -1,11 +1,15 @@
-"""Probabilities of given responses: p(r|c), p(z|c,r), p(r|c,z), p(l=1|c,r), by the stages' own equations."""
+"""Probabilities of given responses: p(r|c), p(z|c,r), p(r|c,z), p(l=1|c,r).
+
+The equations are those of the stages (a test holds them to the losses of training), the models networks
+without Lightning.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,7 +19,10 @@ from plato2.config import UserError
 from plato2.data.samples import encode_context, encode_response
 from plato2.data.tokenizer import MOST_UNREAD, Tokenizer
 from plato2.data.units import pack
-from plato2.stages import CoarseGeneration, CoherenceEstimation, FineGeneration, Stage
+from plato2.model import losses
+from plato2.model.backbone import put_front
+from plato2.model.heads import Recognition
+from plato2.model.networks import Evaluator, Generator
 from plato2.talk.rank import coherence_of_records
 
 SEPARATOR = "[SEP]"
@@ -45,27 +52,25 @@ class Record:
 def score_lines(
     lines: Iterable[bytes],
     tokenizer: Tokenizer,
-    generation: Stage | None = None,
-    evaluation: CoherenceEstimation | None = None,
-    posterior: bool = True,
+    generation: Generator | None = None,
+    evaluation: Evaluator | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Scores `turn [SEP] turn TAB response` lines, in their order.
 
     Args:
         lines: of a file, with or without line ends.
         tokenizer: of the models.
-        generation: a `1_coarse` or `2_gen` stage in evaluation mode.
-        evaluation: a `2_eval` stage in evaluation mode.
-        posterior: whether stage 2.1 gives it; it means nothing where the recognition head is not trained.
+        generation: a `1_coarse` or `2_gen` network or stage in evaluation mode.
+        evaluation: a `2_eval` network or stage in evaluation mode.
 
     Yields:
         One dict a line: of stage 1 `nll` (summed, nats) and `n_tokens`; of stage 2.1 `n_tokens`, `posterior`
-        (K,) and `nll_by_latent` (K,); of stage 2.2 `coherence`; with
+        (K,), unless it has no recognition head, and `nll_by_latent` (K,); of stage 2.2 `coherence`; with
         `response_cut` where the response was too long and `unread_share` where most of a text is unreadable;
         or `error` alone.
     """
-    stages = [stage for stage in (generation, evaluation) if stage is not None]
-    limit = min(stage.model_config.max_position for stage in stages) // 2
+    models = [model for model in (generation, evaluation) if model is not None]
+    limit = min(model.model_config.max_position for model in models) // 2
     numbered = enumerate(lines, start=1)
     while chunk := list(islice(numbered, LINES_AT_ONCE)):
         found: list[dict[str, Any]] = []
@@ -80,8 +85,8 @@ def score_lines(
         for start in range(0, len(order), BATCH):
             places = order[start : start + BATCH]
             batch = [records[place] for place in places]
-            for stage in stages:
-                for place, scores in zip(places, score(stage, batch, posterior), strict=True):
+            for model in models:
+                for place, scores in zip(places, score(model, batch), strict=True):
                     found[place] |= scores
         yield from found
 
@@ -111,40 +116,40 @@ def read_line(line: bytes, tokenizer: Tokenizer, limit: int) -> Record:
 
 
 @torch.no_grad()
-def score(stage: Stage, records: Sequence[Record], posterior: bool = True) -> list[dict[str, Any]]:
+def score(model: Generator | Evaluator, records: Sequence[Record]) -> list[dict[str, Any]]:
     """The scores of a batch (see `score_lines`)."""
-    if stage.training:
-        raise ValueError("score needs the stage in evaluation mode: stage.eval()")
+    if model.training:
+        raise ValueError("score needs the model in evaluation mode: stage.eval()")
     pairs = [(record.context, record.response) for record in records]
-    if isinstance(stage, CoherenceEstimation):
-        return [{"coherence": value} for value in coherence_of_records(stage, pairs)]
-    device = stage.backbone.word.weight.device
-    is_fine = isinstance(stage, FineGeneration)
-    unit, order = pack(
-        pairs,
-        drop_last=True,
-        latent_slot=stage.model_config.mask_id if is_fine else None,
-        roles=stage.backbone.role is not None,
-    )
-    unit = on_device(unit, device)
-    record_of = order.to(device)[unit["target_sample"]]
+    if hasattr(model, "coherence"):
+        return [{"coherence": value} for value in coherence_of_records(cast(Evaluator, model), pairs)]
+    backbone, latents = model.backbone, model.recognition
+    device, mask_id = backbone.word.weight.device, model.model_config.mask_id
+    slot = None if latents is None else mask_id
+    unit, order = pack(pairs, drop_last=True, latent_slot=slot, roles=backbone.role is not None)
+    unit, order = on_device(unit, device), order.to(device)
+    front, record_of = unit["sample_index"], order[unit["target_sample"]]
 
-    def summed(nll: Tensor) -> Tensor:
-        """Of each record, in double: (M,) -> (N,)."""
-        return nll.new_zeros(len(records), dtype=torch.float64).index_add(0, record_of, nll.double())
+    def summed_nll(x: Tensor) -> list[float]:
+        """-log p(r|..) of each record, in double: rows (B, T, H) -> N numbers."""
+        mask = backbone.mask(unit["segment_ids"], unit["type_ids"])
+        h = backbone.encode(x, mask, read=unit["target_index"])  # (M, H)
+        nll = losses.nll(backbone.lm_logits(h), unit["target_ids"]).double()  # (M,)
+        return nll.new_zeros(len(records)).index_add(0, record_of, nll).tolist()
 
     found: list[dict[str, Any]] = [{"n_tokens": len(record.response) - 1} for record in records]
     with torch.autocast(device.type, enabled=False):
-        if isinstance(stage, CoarseGeneration):
-            nll = summed(stage.losses(unit)["nll"]).tolist()
-            return [count | {"nll": value} for count, value in zip(found, nll, strict=True)]
-        assert isinstance(stage, FineGeneration)
-        x, k = stage.backbone.embed_unit(unit), stage.model_config.n_latent
-        if posterior:
-            p_z = stage.posterior(unit, x).float().softmax(dim=-1)  # (N, K)
+        x = backbone.embed_unit(unit)  # (B, T, H)
+        if latents is None:
+            return [count | {"nll": nll} for count, nll in zip(found, summed_nll(x), strict=True)]
+        if isinstance(
+            latents, Recognition
+        ):  # equation 3: all of a record visible to [MASK] in its front slot
+            masked = put_front(x, front, backbone.word.weight[mask_id].expand(len(front), -1))
+            h = backbone.encode(masked, backbone.mask(unit["segment_ids"]), read=front)  # (N, H)
+            p_z = latents(h).float().softmax(dim=-1)  # (N, K)
             for number, p in zip(order.tolist(), p_z.tolist(), strict=True):
                 found[number]["posterior"] = p
-        one_hot = torch.eye(k, device=device, dtype=x.dtype)
-        given = [stage.given_latent(unit, x, one_hot[z].expand(len(records), k))["nll"] for z in range(k)]
-        by_latent = torch.stack([summed(nll) for nll in given], dim=1).tolist()  # (N, K)
-        return [count | {"nll_by_latent": nll} for count, nll in zip(found, by_latent, strict=True)]
+        table = latents.latent(torch.eye(model.model_config.n_latent, device=device))  # (K, H)
+        given = [summed_nll(put_front(x, front, z.expand(len(front), -1))) for z in table]  # equation 2
+        return [count | {"nll_by_latent": list(nll)} for count, *nll in zip(found, *given, strict=True)]

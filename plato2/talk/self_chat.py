@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b, sha256
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
 from torch import nn
 
@@ -26,7 +26,7 @@ from plato2.bounded import TEXT_BYTES, read_file
 from plato2.config import DecodeConfig, UserError
 from plato2.data.tokenizer import MOST_UNREAD
 from plato2.files import lock_file, locked
-from plato2.formats import JSON_BYTES, parse
+from plato2.formats import JSON_BYTES, Open, parse
 from plato2.talk.bot import PlatoBot
 from plato2.talk.rank import Candidate
 
@@ -85,8 +85,8 @@ def read_starts(path: str | Path) -> list[Start]:
     """The starts in a file, by its suffix: `.jsonl`, `.tsv`, or anything else for text.
 
     A line of text is a start of one turn. A line of JSON is `{"turns": [...]}` with texts or `{"text": ...}`,
-    as in a corpus or a saved chat. The first column of a TSV file is turns joined by [SEP], as in Knover's
-    files. Empty lines do not count.
+    as in a corpus or a saved chat; texts of one `speaker` in a row are one turn. The first column of a TSV
+    file is turns joined by [SEP], as in Knover's files. Empty lines do not count.
 
     Raises:
         UserError: no such file, not UTF-8, a line of another form, or no start in it.
@@ -121,9 +121,17 @@ def _json_turns(line: str) -> list[str]:
         turns = json.loads(line)["turns"]
         if not isinstance(turns, list):  # the letters of a text are no turns
             raise wrong
-        texts = [turn if isinstance(turn, str) else turn["text"] for turn in turns]
+        said = [
+            (None, turn) if isinstance(turn, str) else (turn.get("speaker"), turn["text"]) for turn in turns
+        ]
+        texts: list[str] = []
+        for place, (speaker, text) in enumerate(said):
+            if speaker is not None and place > 0 and said[place - 1][0] == speaker:
+                texts[-1] += f" {text}"
+            else:
+                texts.append(text)
         " ".join(texts).encode()  # half of a surrogate pair is no text
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise wrong from None
     if not texts:
         raise wrong
@@ -356,8 +364,8 @@ def _same_settings(out: Path, about: Mapping[str, Any]) -> None:
     for key in [*after, *(before.keys() - {"begun"})]:
         if before.get(key) != after.get(key):
             raise UserError(
-                f"--out {out}: was begun with {key}={before.get(key)}, not {after.get(key)}; give the same, "
-                f"or {anew}"
+                f"--out {out}: was begun with {key}={before.get(key)!s:.200}, not {after.get(key)}; give the "
+                f"same, or {anew}"
             )
 
 
@@ -379,6 +387,23 @@ def _id(line: bytes) -> object:
 # ------------------------------------------------------------------------------------------------ ParlAI
 
 
+class _PlayedTurn(Open):
+    speaker: Literal["A", "B"]
+    text: str
+
+
+class _Speakers(Open):
+    A: str
+    B: str
+
+
+class _Played(Open):
+    """A line of the file, as far as ParlAI wants it."""
+
+    speakers: _Speakers
+    turns: list[_PlayedTurn]
+
+
 def write_parlai(out: Path) -> Path:
     """Writes finished dialogues beside `out` as ParlAI's self-chat logs them and ACUTE-Eval reads them.
 
@@ -389,19 +414,20 @@ def write_parlai(out: Path) -> Path:
     (parlai/crowdsourcing/tasks/acute_eval/fast_eval.py) takes such a file as a model's `log_path`; with
     `is_selfchat` it names the two by their place in the pair.
     """
-    lines = out.with_name(f"{out.stem}.parlai.jsonl")
+    lines, meta = out.with_name(f"{out.stem}.parlai.jsonl"), meta_file(out)
+    anew = f"remove the file and {meta.name} to begin anew"
     metadata = lines.with_suffix(".metadata")  # where ParlAI looks for it
     speakers: dict[str, None] = {}
     part = lines.with_name(f"{lines.name}.part")
     try:
         with out.open("rb") as file, part.open("wb") as target:
-            for line in file:
-                record = json.loads(line)
-                models = record["speakers"]
+            for number, line in enumerate(file, start=1):
+                record = parse(_Played, line, f"--out {out}: line {number}", anew)
+                models: dict[str, str] = {"A": record.speakers.A, "B": record.speakers.B}
                 ids = {name: f"{model}_{n}" for n, (name, model) in enumerate(models.items(), start=1)}
-                acts = [
-                    {"id": ids[turn["speaker"]], "episode_done": False, "text": turn["text"]}
-                    for turn in record["turns"]
+                acts: list[dict[str, Any]] = [
+                    {"id": ids[turn.speaker], "episode_done": False, "text": turn.text}
+                    for turn in record.turns
                 ]
                 speakers |= dict.fromkeys(act["id"] for act in acts)
                 pairs = [acts[n : n + 2] for n in range(0, len(acts), 2)]
@@ -409,8 +435,8 @@ def write_parlai(out: Path) -> Path:
                 # ASCII, as ParlAI's own: it splits lines at every character that Unicode calls a line's end
                 target.write(json.dumps(episode).encode() + b"\n")
         part.replace(lines)
-        made = json.loads(meta_file(out).read_text(encoding="utf-8"))
-        about = {"date": made.pop("begun"), "opt": made, "self_chat": True, "speakers": [*speakers]}
+        made = parse(dict[str, Any], read_file(meta, JSON_BYTES, anew), str(meta), anew)
+        about = {"date": made.pop("begun", None), "opt": made, "self_chat": True, "speakers": [*speakers]}
         metadata.write_text(json.dumps(about | {"version": "0.1"}) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{lines}: {error.strerror}; mend that and give the same command again") from None

@@ -4,8 +4,8 @@ A run folder is what `train.py` writes (runs/folder.py), a model folder what `pl
 write (weights/model_folder.py). A checkpoint names its stage and holds the primitives of the stage's
 constructor, so it can be read back by itself, with `weights_only=True`: it cannot run code.
 
-A model to talk to is loaded as a network (model/networks.py), without Lightning; a model to train or to score
-with as its stage.
+A model to talk to or to score with is loaded as a network (model/networks.py), without Lightning; a model to
+train as its stage.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from plato2.config import ModelConfig, Role, Use, UserError
 from plato2.data.tokenizer import Tokenizer
 from plato2.formats import StageArguments, check
 from plato2.model.backbone import initialize_parameter
+from plato2.model.heads import Recognition
 from plato2.model.networks import EvaluationNetwork, GenerationNetwork
 from plato2.runs.folder import RunFolder
 from plato2.runs.saved import read_checkpoint
@@ -194,8 +195,10 @@ def load_stage(
     return stage.eval()
 
 
-def load_generation(path: str | Path, option: str = "") -> GenerationNetwork:
+def load_generation(path: str | Path, option: str = "", with_recognition: bool = False) -> GenerationNetwork:
     """The generation model at `path`, in evaluation mode, float32, on the CPU.
+
+    `with_recognition`: with the head that estimates p(z|c,r), where the model has latents.
 
     Raises:
         UserError: as `load_stage`.
@@ -203,6 +206,9 @@ def load_generation(path: str | Path, option: str = "") -> GenerationNetwork:
     saved = read_saved(path, option=option, role="generation")
     with torch.device("meta"):
         network = GenerationNetwork(saved.model_config, saved.use.has_latents)
+        if with_recognition and saved.use.has_latents:
+            head = saved.arguments.get("recognition_head", "tied")
+            network.recognition = Recognition(saved.model_config, head)
     _fill(network, saved, only_shared=True)
     return network.eval()
 

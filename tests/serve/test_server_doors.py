@@ -177,7 +177,7 @@ def test_a_thousand_idle_connections_beside_two_hundred_clients(runs: dict[str, 
 
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard != resource.RLIM_INFINITY and hard < 1500:
-        pytest.skip("needs 1,500 open files")
+        pytest.skip(f"needs 1,500 open files, the system allows {hard:,}: ulimit -Hn")
     limit = ["prlimit", "--nofile=1024:1024"] if shutil.which("prlimit") else pytest.skip("needs prlimit")
     running = start(runs["2_gen"], "--max-tokens", 4, before=limit)
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -70,10 +70,12 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_what_was_imported_is_exported_byte_for_byte(release: Path, imported: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "disk")  # a link is followed
     assert export_to_knover(tmp_path / "out", imported, None) == {"Plato": 51, "NSP": 46}
-    assert files_of(tmp_path / "out") == files_of(release)
+    assert files_of(tmp_path / "disk") == files_of(release)
     assert len(files_of(release)) == 97
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "out"]
+    assert (tmp_path / "out").is_symlink()
 
 
 def test_the_files_are_those_knover_wrote(imported: Path, tmp_path: Path) -> None:

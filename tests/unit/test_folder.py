@@ -15,6 +15,7 @@ from runs import KNOVER, checkpoint_of, make_run, make_stage, small_tokenizer_te
 
 from plato2.config import UserError
 from plato2.data.tokenizer import Tokenizer, train_tokenizer
+from plato2.files import write_sha256
 from plato2.runs.folder import RunFolder, failure_recorded
 from plato2.stages import FineGeneration, known_stages
 from plato2.talk.bot import PlatoBot
@@ -187,6 +188,18 @@ def test_flipped_bits_of_a_model_folder_are_never_loaded(tmp_path: Path) -> None
         for load in (load_stage, load_generation):
             with pytest.raises(UserError, match=f"{file}: damaged: its bytes are not those that were saved"):
                 load(tmp_path / "model")
+
+
+def test_a_flipped_bit_of_an_index_of_weights(tmp_path: Path) -> None:
+    export_to_huggingface(tmp_path / "model", make_run(tmp_path / "run", "2_gen"), None)
+    part = (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "model-1-of-1.safetensors")
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": part.name}}))
+    write_sha256(index)
+    load_generation(tmp_path / "model")
+    index.write_bytes(index.read_bytes().replace(b'"a"', b'"c"'))
+    with pytest.raises(UserError, match=f"{index}: damaged: its bytes are not those that were saved"):
+        load_generation(tmp_path / "model")
 
 
 def test_a_run_without_its_tokenizer(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import pickle
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +24,27 @@ import pytest
 import torch
 from runs import KNOVER, checkpoint_of, make_corpus, make_run, make_stage
 
+from plato2.bounded import read_lines_of
+from plato2.commands.train import read_sweep
 from plato2.config import UserError
-from plato2.data.shards import INDEX_FILE, read_index, read_shard
+from plato2.data.shards import INDEX_FILE, ShardInfo, read_index, read_shard
 from plato2.data.tokenizer import Tokenizer
+from plato2.files import check_sha256
 from plato2.prepare.corpora import ReadReport, corpus_names, read_corpus
+from plato2.prepare.reddit.node_parts import DumpReport
+from plato2.prepare.reddit.shard_parts import ShardPart, read_part
+from plato2.prepare.reddit.work import read_record
 from plato2.runs.folder import FORMAT, RunFolder, choose_run, runs
-from plato2.runs.saved import best_value, checkpoint_step
+from plato2.runs.saved import best_value, checkpoint_step, read_metrics
 from plato2.runs.start import described
+from plato2.talk.score import read_line
+from plato2.talk.self_chat import read_starts, resumed, to_line, write_parlai
 from plato2.weights.export import export_to_huggingface
 from plato2.weights.folder import load_generation, load_stage, read_saved
 from plato2.weights.knover import _unpacked, find_sources
 from plato2.weights.model_folder import weight_files
 from plato2.weights.paddle import open_parameter, read_pdparams, write_parameter
+from plato2.words import read_names, read_words
 
 N = [pytest.param(200), pytest.param(2000, marks=pytest.mark.slow)]
 ODD: list[Any] = [
@@ -454,6 +465,64 @@ CORPORA: dict[str, tuple[str, Any]] = {
     "weibo": ("a.tsv", ["a b\tc d", "e\tf"]),
 }
 """Reader -> a file of its format, and what is in it."""
+
+
+def score_lines_of(path: Path) -> None:
+    with path.open("rb") as file:
+        for line in read_lines_of(file):
+            read_line(line or b"", TOKENIZER, 64)
+
+
+TOKENIZER = Tokenizer.load(KNOVER)
+DUMP = DumpReport("RC_2011-01.zst", "comments", 9, "ab" * 32, 3, 1, None)
+PART = ShardPart(0, ShardInfo("a.parquet", 1, 2, 3, "ab" * 32, 9), "ab", 1, {"2011": 3}, {}, {}, {"a": [1]})
+SWEEP = {"command": {"overrides": ["seed=1,2"], "params": {"stage": "2_gen"}}, "name": "a", "finished": True}
+STARTS = [{"turns": ["hi", {"text": "yes", "speaker": "a"}, {"text": "so", "speaker": "a"}]}] * 2
+SMALL_FILES: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "metrics.csv": ("step,metric,value\n1,val/loss,2.5\n2,val/loss,2.0\n", read_metrics),
+    "sweep.json": (json.dumps(SWEEP), read_sweep),
+    "a.sha256": (f"{'ab' * 32}  a\n", lambda path: check_sha256(path.with_suffix(""), "again")),
+    "starts.jsonl": ("\n".join(map(json.dumps, STARTS)), read_starts),
+    "starts.tsv": ("hi [SEP] yes\tx\nwell\ty\n", read_starts),
+    "starts.txt": ("hi there\nwell\n", read_starts),
+    "pairs.tsv": ("hi [SEP] yes\tx\nwell\ty\n", score_lines_of),
+    "words.txt": ("# bad\nheck\nwhat the\n", lambda path: read_words(str(path), "words")),
+    "names.txt": ("u/bot\nr/news\n", lambda path: read_names(str(path), "bots")),
+    "done.json": (json.dumps(asdict(DUMP)), partial(read_record, DumpReport)),
+    "00000.json": (json.dumps(asdict(PART)), read_part),
+}
+"""What else of a user's is read, or of ours may be damaged: name -> its text, and how it is read."""
+
+
+@pytest.mark.parametrize("name", SMALL_FILES)
+@pytest.mark.parametrize("n", N)
+def test_small_file(tmp_path: Path, name: str, n: int) -> None:
+    text, read = SMALL_FILES[name]
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    (tmp_path / "a").touch()  # what the hash is of
+    mutation = mutate_json if name.endswith(".json") else mutate
+    fuzz(n, of_file(path, mutation), lambda: read(path), is_noticed=name not in ("words.txt", "names.txt"))
+
+
+@pytest.mark.parametrize("name", ["chats.jsonl", "chats.jsonl.meta.json"])
+@pytest.mark.parametrize("n", N)
+def test_dialogues_of_self_chat(tmp_path: Path, name: str, n: int) -> None:
+    """Going on with a file, and writing it for ParlAI."""
+    out, about = tmp_path / "chats.jsonl", {"settings": {"seed": 11}, "rank": None}
+    turns = [{"speaker": "A", "model": None, "text": "hi"}, {"speaker": "B", "model": "m", "text": "yes"}]
+    lines = [{"id": i, "start": ["hi"], "speakers": {"A": "m", "B": "m"}, "turns": turns} for i in range(2)]
+    whole = b"".join(map(to_line, lines))
+    with resumed(out, about, 2, 1) as (file, _):
+        file.write(whole)
+
+    def read() -> None:
+        with resumed(out, about, 2, 1):
+            pass
+        write_parlai(out)
+
+    change = of_file(tmp_path / name, mutate_json if name.endswith(".meta.json") else mutate)
+    fuzz(n, lambda number: (out.write_bytes(whole), change(number)), read)
 
 
 def test_every_reader_is_fuzzed() -> None:

@@ -276,7 +276,10 @@ def test_lines_that_the_tokenizer_cannot_read_are_counted(model: Path, tmp_path:
 
 def test_out_writes_the_same_to_a_file(model: Path, pairs: Path, tmp_path: Path) -> None:
     printed = run(pairs, "--evaluation", model, "--device", "cpu")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "scores.jsonl").symlink_to(tmp_path / "disk" / "scores")  # a link is followed
     written = run(pairs, "--evaluation", model, "--device", "cpu", "--out", tmp_path / "scores.jsonl")
+    assert (tmp_path / "scores.jsonl").is_symlink()
     assert written.stdout == ""
     assert written.exit_code == 0
     assert (tmp_path / "scores.jsonl").read_text(encoding="utf-8") == printed.stdout

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import KNOVER, make_run, make_stage, small_tokenizer_texts
+from typer.testing import CliRunner
 
+from plato2.commands import app
 from plato2.config import DecodeConfig, UserError
 from plato2.data.tokenizer import Tokenizer, train_tokenizer
 from plato2.talk import self_chat
@@ -34,6 +36,9 @@ from plato2.talk.self_chat import (
 
 TOKENIZER = Tokenizer.load(KNOVER)
 DECODE = DecodeConfig(max_tokens=6)
+SAID = [{"text": "hi", "speaker": "a"}, {"text": "so", "speaker": "a"}, {"text": "ho", "speaker": "b"}]
+IN_A_ROW = json.dumps({"turns": SAID})
+"""Two messages of one person are one turn."""
 QUESTIONS = ["what is love ?", "how old are you ?", "is the sky blue ?", "what is love ?", "hello !"]
 
 
@@ -66,6 +71,19 @@ def played(
     for first in range(0, len(dialogues), batch):
         list(play(dialogues[first : first + batch], players, DECODE, utterances, **options))
     return dialogues
+
+
+def test_the_verb_warns_of_what_cannot_be_read_and_follows_a_link(tmp_path: Path) -> None:
+    (tmp_path / "starts.txt").write_text("hi there\n你好\n", encoding="utf-8")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "chats.jsonl").symlink_to(tmp_path / "disk" / "chats")
+    given = ["--generation", str(make_run(tmp_path / "run", "2_gen")), "--max-tokens", "4"]
+    given += ["--starts", f"{tmp_path}/starts.txt", "--out", f"{tmp_path}/chats.jsonl", "--utterances", "2"]
+    done = CliRunner().invoke(app, ["self-chat", *given])
+    assert done.exit_code == 0
+    assert f"warning: a model cannot read 1 of 2 starts, the first: {tmp_path}/starts.txt:2" in done.stderr
+    assert (tmp_path / "disk" / "chats").read_bytes().count(b"\n") == 2
+    assert (tmp_path / "chats.jsonl").is_symlink()
 
 
 # ------------------------------------------------------------------------------------------- who says what
@@ -185,6 +203,8 @@ def test_starts_that_cannot_be_played(one: Player, turns: tuple[str, ...], messa
         ("s.txt", '\ufeffhi\n{"turns": 1}', [("hi",), ('{"turns": 1}',)]),
         ("s", "你好\u2028吗\nhi\nhi", [("你好 吗",), ("hi",), ("hi",)]),
         ("s.jsonl", '{"turns": ["hi", {"text": "ho", "speaker": "a"}]}\n\n', [("hi", "ho")]),
+        ("s.jsonl", IN_A_ROW, [("hi so", "ho")]),
+        ("s.jsonl", IN_A_ROW.replace("speaker", "x"), [("hi", "so", "ho")]),
         ("s.tsv", "hi [SEP] ho\tyes\nwho ?\n", [("hi", "ho"), ("who ?",)]),
     ],
 )

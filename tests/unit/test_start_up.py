@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import make_corpus, make_run, write_metrics
+from runs import KNOVER, make_corpus, make_run, write_metrics
 from small import ROOT
 
 from plato2.stages import stage_class
@@ -18,20 +18,30 @@ from plato2.stages import stage_class
 HEAVY = {"pytorch_lightning", "lightning_fabric", "torch._dynamo", "torchmetrics", "wandb", "hydra"}
 
 
-def imported(program: str, *arguments: str) -> tuple[set[str], str]:
-    """Which of HEAVY a program has imported at its end, and what it printed before."""
+def imported(program: str, *arguments: object, is_server: bool = False) -> tuple[set[str], str]:
+    """Which of HEAVY a program has imported at its end, and what it printed before.
+
+    A server is ended when it has printed that it is ready.
+    """
     told = f"{program}\nimport sys\nprint('IMPORTED', *({HEAVY} & sys.modules.keys()))"
-    done = subprocess.run(
-        [sys.executable, "-c", told, *arguments],
+    process = subprocess.Popen(
+        [sys.executable, "-c", told, *map(str, arguments)],
         cwd=ROOT,
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
     )
-    assert done.returncode == 0, done.stderr
-    printed, _, names = done.stdout.rpartition("IMPORTED")
-    return set(names.split()), printed
+    ready = ""
+    if is_server:
+        assert process.stdout
+        ready = process.stdout.readline()
+        process.terminate()
+    printed, errors = process.communicate("hi there .\n", timeout=300)
+    assert process.returncode == 0, errors
+    printed, _, names = printed.rpartition("IMPORTED")
+    return set(names.split()), ready + printed
 
 
 VERB = """
@@ -46,6 +56,25 @@ def test_reply_from_a_run_folder(tmp_path: Path) -> None:
     given = [word for option, stage in models for word in (option, str(make_run(tmp_path / stage, stage)))]
     names, printed = imported(VERB, "reply", *given, "--json", "hi , how are you ?")
     assert '"reply"' in printed
+    assert names == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("chat --max-tokens 8", "\nbot "),
+        ("score {lines}", '"coherence"'),
+        ("self-chat --starts {lines} --out {lines}.jsonl --utterances 2 --json", '"dialogues": 1'),
+        ("serve --port 0", "/v1 serves "),
+    ],
+)
+def test_what_else_loads_a_run_folder(tmp_path: Path, arguments: str, words: str) -> None:
+    lines = tmp_path / "lines.tsv"
+    lines.write_text("hi there .\tyes .\n")
+    given = [*arguments.format(lines=lines).split(), "--generation", make_run(tmp_path / "gen", "2_gen")]
+    given += ["--evaluation", make_run(tmp_path / "eval", "2_eval")]
+    names, printed = imported(VERB, *given, is_server=arguments.startswith("serve"))
+    assert words in printed
     assert names == set()
 
 
@@ -69,6 +98,26 @@ def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path, arguments: str) -
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (1, "error: stdout: No space left on device; make room there\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "runs {run}",
+        "tokenizer show {tokenizer} hi",
+        "score {run}/pairs.tsv --generation {run}",
+        "serve {run}/no",
+    ],
+)
+def test_closed_streams_are_no_traceback(tmp_path: Path, arguments: str) -> None:
+    run = make_run(tmp_path / "run", "2_gen")
+    (run / "pairs.tsv").write_text("hi\tyes\n")
+    command = f"{sys.executable} -m plato2 {arguments.format(run=run, tokenizer=KNOVER)} <&- >&-"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    is_mistake = arguments.startswith("serve")
+    assert (done.returncode, done.stderr.count("\n")) == (2 * is_mistake, is_mistake), done.stderr
+    silent = subprocess.run(["sh", "-c", f"{command} 2>&-"], cwd=ROOT, timeout=300)
+    assert silent.returncode == done.returncode
 
 
 @pytest.mark.parametrize("module", ["plato2.runs.folder", "plato2.runs.saved", "plato2.runs.start"])

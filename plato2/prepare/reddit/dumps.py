@@ -23,7 +23,10 @@ from plato2.prepare.reading import expand
 BLOCK_BYTES = 32 << 20
 """Uncompressed bytes of a block, the unit of work: some ten thousand comments."""
 _READ_BYTES = 1 << 18
-_PIECE_BYTES = 1 << 14
+_PIECE_BYTES = 1 << 10
+"""Compressed bytes at a time: 32 MiB at most in Zstandard, 1 MiB in gzip; in bz2 and xz without bounds."""
+_MOST_BYTES = 1 << 25
+"""Uncompressed bytes at a time."""
 _LONGEST_LINE = 64 << 20
 _MAX_WINDOW = 2**31
 """Bytes: what `zstd --long=31` needs."""
@@ -61,13 +64,15 @@ class BrokenStream(Exception):
     """The compressed stream ends too early or is damaged; the message says which, and after which line."""
 
 
-class _Gzip:
-    """zlib's object with the names that those of bz2, lzma and zstandard have."""
+class _Whole:
+    """zlib's or zstandard's object with the names of those of bz2 and lzma; gives all that a piece has."""
 
-    def __init__(self) -> None:
-        self._object = zlib.decompressobj(wbits=31)
+    needs_input = True
 
-    def decompress(self, data: bytes) -> bytes:
+    def __init__(self, decompressor: Any) -> None:
+        self._object = decompressor
+
+    def decompress(self, data: bytes, most: int) -> bytes:
         return self._object.decompress(data)
 
     @property
@@ -190,7 +195,10 @@ class DumpReader:
                     if current.eof:  # several streams one after the other are one file
                         current = new()
                     try:
-                        text = current.decompress(data)
+                        text = current.decompress(data, _MOST_BYTES)
+                        while not (current.eof or current.needs_input):
+                            yield text
+                            text = current.decompress(b"", _MOST_BYTES)
                     except Exception as error:  # each library has its own kinds
                         raise BrokenStream(f"damaged ({error})") from None
                     if text:
@@ -220,5 +228,7 @@ def _decompressor(path: str) -> Any:
     if ending == "zst":
         import zstandard
 
-        return lambda: zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).decompressobj()
-    return {"bz2": bz2.BZ2Decompressor, "xz": lzma.LZMADecompressor, "gz": _Gzip}.get(ending)
+        return lambda: _Whole(zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).decompressobj())
+    if ending == "gz":
+        return lambda: _Whole(zlib.decompressobj(wbits=31))
+    return {"bz2": bz2.BZ2Decompressor, "xz": lzma.LZMADecompressor}.get(ending)

@@ -17,7 +17,7 @@ from plato2.prepare.reddit.dumps import BLOCK_BYTES, Block, Dump, DumpReader
 from plato2.prepare.reddit.messages import parse_comment
 from plato2.prepare.reddit.nodes import Counts, NodeMaker, load_line
 from plato2.prepare.reddit.rules import Judge, RedditRules
-from plato2.prepare.reddit.work import part_metadata, write_part, write_text
+from plato2.prepare.reddit.work import part_metadata, read_record, write_part, write_text
 
 Advance = Callable[[int], None]
 """Told how much more is done: bytes of stored dumps, or nodes."""
@@ -109,7 +109,7 @@ def read_reports(job: NodeJob, dumps: Iterable[Dump]) -> tuple[list[DumpReport],
     """(what was read of each dump, all parts, all counts), in the order of the dumps and their blocks."""
     reports, parts, counts = [], [], Counts()
     for dump in dumps:
-        report = DumpReport(**json.loads((job.parts(dump) / "done.json").read_text(encoding="utf-8")))
+        report = read_record(DumpReport, job.parts(dump) / "done.json")
         reports.append(report)
         for part in [job.part(dump, number) for number in range(report.n_blocks)]:
             counts.add(Counts.from_json(part_metadata(part)["counts"]))

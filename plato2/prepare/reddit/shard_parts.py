@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from plato2.data.shards import Samples, ShardInfo, write_shard
 from plato2.prepare.reddit.threads import ThreadSamples, TreeOptions, build_threads
-from plato2.prepare.reddit.work import write_part, write_text
+from plato2.prepare.reddit.work import read_record, write_part, write_text
 from plato2.prepare.statistics import SplitStatistics
 
 
@@ -87,10 +87,12 @@ def write_samples(job: ShardJob, number: int, nodes: pa.Table) -> ShardPart:
 
 
 def read_part(path: Path) -> ShardPart:
-    """What `write_samples` left in `NNNNN.json`."""
-    values = json.loads(path.read_text(encoding="utf-8"))
-    train = values.pop("train")
-    return ShardPart(train=ShardInfo(**train) if train else None, **values)
+    """What `write_samples` left in `NNNNN.json`.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    return read_record(ShardPart, path)
 
 
 def samples_digest(token_ids: np.ndarray, offsets: np.ndarray, context_len: np.ndarray) -> str:

@@ -20,8 +20,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from plato2.bounded import read_file
 from plato2.config import UserError
 from plato2.files import locked, replaced
+from plato2.formats import JSON_BYTES, Schema, parse
 
 _UNFINISHED = ".part"
 
@@ -82,6 +84,16 @@ def stage_folder(work: Path, name: str, settings: Any) -> Path:
 def _new(path: Path) -> AbstractContextManager[Path]:
     """`files.replaced` under a name that `open_work` removes where a killed process left it."""
     return replaced(path, f".{uuid.uuid4().hex}{_UNFINISHED}")
+
+
+def read_record(schema: type[Schema], path: Path) -> Schema:
+    """What `write_text` left of a part.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    cure = "remove it, and the same command makes it again"
+    return parse(schema, read_file(path, JSON_BYTES, cure), str(path), cure)
 
 
 def write_text(path: Path, text: str) -> None:
