@@ -5,6 +5,7 @@ Weights, optimizer, position in the data, best checkpoint, metrics, replies and 
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from forks import Forks
 from small import ROOT, command, environment
 
 from plato2.files import check_sha256
+from plato2.runs.checkpoint import put_in_place
 from plato2.runs.folder import RunFolder
 from plato2.runs.saved import read_metrics
 
@@ -171,6 +173,35 @@ def test_a_sharded_checkpoint_is_whole_at_any_moment(forks: Forks, tmp_path: Pat
         assert save(3)[0] == 0
         assert newest() == 3
         assert not run.last.with_suffix(".old").exists()
+
+
+@pytest.mark.parametrize("inside", ["", "/meta.pt"], ids=["file", "folder"])
+def test_a_checkpoint_is_on_the_disk_before_it_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str
+) -> None:
+    """What a power cut may undo: whatever was not synced."""
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        fsync(descriptor)
+        done.append(os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), tmp_path))
+
+    def replaced(old: Path, new: Path) -> None:
+        replace(old, new)
+        done.append(f"{old.name} -> {new.name}")
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    for _ in range(2):
+        new = Path(f"{tmp_path}/new.ckpt{inside}")
+        new.parent.mkdir(exist_ok=True)
+        new.write_bytes(b"weights")
+        done.clear()
+        put_in_place(tmp_path / "new.ckpt", tmp_path / "last.ckpt", "0" * 64)
+        here, hashed = done.index("new.ckpt -> last.ckpt"), done.index("last.ckpt.sha256.tmp")
+        assert set(done[:hashed]) == {f"new.ckpt{inside}", "new.ckpt"}
+        assert done[here + 1] == done[-1] == "."  # the new names, too
 
 
 def test_what_is_compared_tells_runs_apart() -> None:
