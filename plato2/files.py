@@ -14,10 +14,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from plato2.config import UserError
+
+if TYPE_CHECKING:
+    from filelock import LeaseCompromise
 
 UNCHECKED = "PLATO2_CHECK_HASHES"
 """Environment variable: 0 = hashes are not checked, which saves the time that it takes to read huge files."""
@@ -169,7 +173,9 @@ def locked(lock: Path, target: Path | str, cure: str = "wait for it, or stop it"
                 raise
             lock.unlink(missing_ok=True)
             lock = lock.with_name(f"{lock.name}.lease")
-            held = SoftFileLease(lock, lease_duration=LEASE_S, on_compromise=_end, thread_local=False)
+            held = SoftFileLease(
+                lock, lease_duration=LEASE_S, on_compromise=partial(_end, target), thread_local=False
+            )
             try:
                 held.acquire(timeout=0)
             except Timeout:
@@ -214,9 +220,10 @@ def _holder(lock: Path) -> str:
         return f" (process {pid})" if pid else ""
 
 
-def _end(loss: object) -> None:
+def _end(target: Path | str, loss: LeaseCompromise) -> None:
     """Ends this process at once: another one took its lease over while it hung. What it saved is whole."""
-    print(f"error: {loss}: another process has taken over; stopped", file=sys.stderr, flush=True)
+    told = f"another process has taken it over while this one hung ({loss.reason}); stopped"
+    print(f"error: {target}: {told}", file=sys.stderr, flush=True)
     os._exit(1)
 
 

@@ -11,7 +11,9 @@ import pickle
 import re
 import resource
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -20,6 +22,7 @@ from typing import Any
 
 import pytest
 import torch
+from forks import Forks
 from knover import apart
 from pytorch_lightning import Trainer
 from small import (
@@ -560,6 +563,26 @@ def test_a_run_that_is_being_trained_is_refused(train_here: Train, coarse: Path,
         train_here(*config, "run_id=d")  # the cure
     train_here(*config, "run_id=c")
     assert not (run.path / "lock").exists()
+
+
+def test_two_commands_at_once(train_here: Train, forks: Forks, corpus: Path, tmp_path: Path) -> None:
+    """The second is refused while the first one trains, and the first one's run is as if alone."""
+    given = ["run_id=r", "checkpoint_steps=100000"]
+    given += ["trainer.max_steps=100000", "trainer.val_check_interval=100000"]
+    run = RunFolder(tmp_path / "outputs" / "tiny-1_coarse" / "r")
+    forks.begin(ROOT / "train.py", *command(corpus, tmp_path / "outputs", *given)[2:], folder=tmp_path)
+    until = time.monotonic() + 100
+    while not (run.path / "metrics.csv").exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    pid = json.loads((run.path / "lock").read_text())["pid"]
+    done = train_here(*given, expect=2)
+    assert_one_line(done.stderr, "tiny-1_coarse/r is being written by", f"(process {pid} on ", "run_id=NAME")
+    os.kill(pid, signal.SIGTERM)
+    code, _, output = forks.end()
+    assert code == 128 + signal.SIGTERM, output
+    steps = [step for step, name, _ in read_metrics(run.path / "metrics.csv") if name == "train/loss"]
+    assert steps == [*range(1, len(steps) + 1)]
 
 
 def test_a_run_where_the_file_system_has_no_locks(

@@ -8,14 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from forks import Forks
-from small import ROOT, command, environment
+from small import ROOT, command
 
 from plato2.files import check_sha256
 from plato2.runs.checkpoint import put_in_place
@@ -31,15 +30,6 @@ STEPS = [
     "run_id=k",
 ]
 """Saves: step 1 alone, step 2 with the first best, step 3 with another best and the end."""
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    dropped = ("RUN_ID", "SLURM_JOB_ID")
-    assert not [name for name in dropped if name in environment()]
-    server = Forks(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", WANDB_MODE="offline")
-    yield server
-    server.close()
 
 
 def outcome(run: RunFolder) -> dict[str, Any]:
@@ -115,7 +105,7 @@ STAGES = [
     ["stage=2_gen", "init_from=scratch"],
     ["stage=2_eval", "init_from=scratch"],
     ["stage=2_eval_dual", "init_from=scratch"],
-    ["stage=backward", "init_from=scratch"],
+    ["stage=backward", "init_from=scratch", "data.n_workers=1"],
 ]
 
 
