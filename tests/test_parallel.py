@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from small import Train, assert_one_line, command, environment
 
 from plato2.runs.saved import read_metrics
@@ -155,6 +156,7 @@ def test_a_process_does_not_wait_for_ever_for_one_that_failed(
         begin(*given, **named | {"timeout": timedelta(seconds=1)})
 
     monkeypatch.setattr(torch.distributed, "init_process_group", soon)
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # Lightning does, and the tests after this one are rank 0
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and nobody listens
         second = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
