@@ -101,8 +101,9 @@ def expand_path(path: str, key: str) -> str:
         key: what the user gave it by, for messages.
 
     Raises:
-        UserError: no such user or environment variable.
+        UserError: no such user or environment variable, or a number that YAML has read.
     """
+    _require(isinstance(path, str), f"{key}={path}: a path, which YAML reads as a number; put it in quotes")
     _require(
         path.encode("utf-8", "replace").decode() == path,
         f"{key}={path!a}: its name is not UTF-8, so it cannot be recorded; rename it, or link to it",

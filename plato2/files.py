@@ -14,15 +14,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from plato2.config import UserError
+
+if TYPE_CHECKING:
+    from filelock import LeaseCompromise
 
 UNCHECKED = "PLATO2_CHECK_HASHES"
 """Environment variable: 0 = hashes are not checked, which saves the time that it takes to read huge files."""
 NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 """What file systems without locks of the kernel say."""
+NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
+"""What file systems say that write folders when they like, such as those of other machines."""
 LEASE_S = 120.0
 """Where there are none: a holder that has not renewed its lease for so many seconds is dead."""
 SEEN_DEAD_S = 5.0
@@ -40,12 +46,31 @@ def replaced(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
     temporary = path.with_name(f"{path.name}{suffix}")
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         os.replace(temporary, path)
+        sync(path.parent, inside=False)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def sync(path: Path, inside: bool = True) -> None:
+    """Waits until a file, or a folder and what is in it, is on the disk: a power cut does not undo it.
+
+    Args:
+        path: of the file or folder.
+        inside: whether the files of a folder are waited for, or its names alone.
+    """
+    for child in path.iterdir() if inside and path.is_dir() else ():
+        sync(child)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -148,7 +173,9 @@ def locked(lock: Path, target: Path | str, cure: str = "wait for it, or stop it"
                 raise
             lock.unlink(missing_ok=True)
             lock = lock.with_name(f"{lock.name}.lease")
-            held = SoftFileLease(lock, lease_duration=LEASE_S, on_compromise=_end, thread_local=False)
+            held = SoftFileLease(
+                lock, lease_duration=LEASE_S, on_compromise=partial(_end, target), thread_local=False
+            )
             try:
                 held.acquire(timeout=0)
             except Timeout:
@@ -193,9 +220,10 @@ def _holder(lock: Path) -> str:
         return f" (process {pid})" if pid else ""
 
 
-def _end(loss: object) -> None:
+def _end(target: Path | str, loss: LeaseCompromise) -> None:
     """Ends this process at once: another one took its lease over while it hung. What it saved is whole."""
-    print(f"error: {loss}: another process has taken over; stopped", file=sys.stderr, flush=True)
+    told = f"another process has taken it over while this one hung ({loss.reason}); stopped"
+    print(f"error: {target}: {told}", file=sys.stderr, flush=True)
     os._exit(1)
 
 

@@ -7,10 +7,11 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: more threads only slow small tensors down
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from forks import Forks
 from small import ROOT, Done, Train, command, environment, train_in_process, write_dialogues
 
 
@@ -33,6 +34,16 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     prepare(options)
     return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Starts processes in no time."""
+    assert not {"RUN_ID", "SLURM_JOB_ID"} & set(environment())
+    path = f"{ROOT}:{ROOT / 'tests' / 'plugins'}"
+    server = Forks(PYTHONPATH=path, OMP_NUM_THREADS="1", WANDB_MODE="offline")
+    yield server
+    server.close()
 
 
 @pytest.fixture

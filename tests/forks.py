@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import runpy
+import select
 import signal
 import subprocess
 import sys
@@ -33,21 +34,27 @@ class Forks:
             command, env=os.environ | variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def run(
-        self, script: Path, *arguments: str, folder: Path, kill_at: int = 0, cut: bool = False
-    ) -> tuple[int, list[list[str]], str]:
-        """Runs a job in `folder`.
+    def begin(self, script: Path, *arguments: str, folder: Path, kill_at: int = 0, cut: bool = False) -> None:
+        """Starts a job in `folder`, the leader of a group of its own; one at a time."""
+        job = {"script": str(script), "arguments": arguments, "folder": str(folder), "kill_at": kill_at}
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(job | {"cut": cut}) + "\n")
+        self.process.stdin.flush()
+
+    def end(self) -> tuple[int, list[list[str]], str]:
+        """Waits for the job.
 
         Returns:
             Its exit code, negative for a signal; the changes it was about to make (event, path); its output.
         """
-        job = {"script": str(script), "arguments": arguments, "folder": str(folder), "kill_at": kill_at}
-        assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(job | {"cut": cut}) + "\n")
-        self.process.stdin.flush()
         code, changes, output = json.loads(self.process.stdout.readline())
         return code, changes, output
+
+    def run(self, script: Path, *arguments: str, **given: Any) -> tuple[int, list[list[str]], str]:
+        """Begins a job and waits for its end."""
+        self.begin(script, *arguments, **given)
+        return self.end()
 
     def close(self) -> None:
         """Ends it."""
@@ -70,16 +77,31 @@ def serve() -> None:
             os.close(said)
             work(job, told)
         os.close(told)
-        with os.fdopen(said, errors="replace") as pipe:
-            lines = pipe.read().splitlines()
+        code, printed = ended(child, said)
+        lines = printed.decode(errors="replace").splitlines()
         changes = [json.loads(line[1:]) for line in lines if line.startswith("\0")]
         output = "\n".join(line for line in lines if not line.startswith("\0"))
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         print(json.dumps([code, changes, output]), flush=True)
+
+
+def ended(child: int, said: int) -> tuple[int, bytes]:
+    """Exit code of a child and what it has written; its worker processes may live a little longer."""
+    printed, status, alive = b"", 0, True
+    while alive or select.select([said], [], [], 0)[0]:
+        if select.select([said], [], [], 0.01)[0] and (part := os.read(said, 1 << 16)):
+            printed += part
+        elif alive:
+            pid, status = os.waitpid(child, os.WNOHANG)
+            alive = pid == 0
+        else:
+            break
+    os.close(said)
+    return os.waitstatus_to_exitcode(status), printed
 
 
 def work(job: dict[str, Any], told: int) -> None:
     """The job, in a process of its own."""
+    os.setsid()
     for stream in (1, 2):
         os.dup2(told, stream)
     sys.stdout, sys.stderr = (os.fdopen(stream, "w", closefd=False) for stream in (1, 2))  # pipes, not files

@@ -238,23 +238,32 @@ def test_wrong_values_of_stage_2(train_here: Train, override: str) -> None:
 
 
 TYPOS_IN_FILES = {
-    "train.yaml": ("name: ", "seeed: 3\nname: ", "seeed"),
-    "model/tiny.yaml": ("n_layer:", "n_layr:", "n_layr"),
-    "optim/adamw.yaml": ("clip_norm:", "clip_nrom:", "clip_nrom"),
-    "stage/1_coarse.yaml": ("batch:", "taux: 1\nbatch:", "taux"),
-    "stage/1_coarse.yaml ": ("roles:", "rolez:", "rolez"),
-    "data/shards.yaml": (
-        "row_length:",
-        "row_lenght:",
-        "row_length",
-    ),  # SMALL sets the right name: unknown then
-    "data/shards.yaml ": ("n_workers:", "n_worker:", "n_worker"),
-    "trainer/default.yaml": ("log_every_n_steps:", "log_every_n_stepz:", "log_every_n_step"),
-    "strategy/cpu.yaml": ("devices:", "devicez:", "devicez"),
-    "logger/csv.yaml": ("csv:\n", "csv:\n  foldr: x\n", "foldr"),
-    "recipe/tiny-1_coarse.yaml": ("warmup_steps:", "warmup_step:", "warmup_step"),
-    "experiment/smoke.yaml": ("checkpoint_steps:", "checkpoint_step:", "checkpoint_step"),
-    "experiment/smoke.yaml ": ("n_layer:", "n_layr:", "n_layr"),
+    "train.yaml": ("name: ", "seeed: 3\nname: ", "seeed: no such key; did you mean seed?"),
+    "model/tiny.yaml": ("n_layer:", "n_layr:", "model.n_layr: no such key; did you mean model.n_layer?"),
+    "optim/adamw.yaml": ("clip_norm:", "clip_nrom:", "did you mean optim.clip_norm?"),
+    "stage/1_coarse.yaml": ("batch:", "taux: 1\nbatch:", "stage.taux: CoarseGeneration has no such option"),
+    "stage/1_coarse.yaml ": (
+        "roles:",
+        "rolez:",
+        "stage.batch.rolez: GenerationBatch has no such option; did",
+    ),
+    # SMALL sets the right name: unknown then
+    "data/shards.yaml": ("row_length:", "row_lenght:", "data.row_length: no such key"),
+    "data/shards.yaml ": ("n_workers:", "n_worker:", "did you mean n_workers?"),
+    "trainer/default.yaml": ("log_every_n_steps:", "log_every_n_stepz:", "did you mean log_every_n_steps?"),
+    "strategy/cpu.yaml": (
+        "devices:",
+        "devicez:",
+        "strategy.devicez: Trainer has no such option; did you mean",
+    ),
+    "logger/csv.yaml": (
+        "csv:\n",
+        "csv:\n  foldr: x\n",
+        "logger.csv.foldr: MetricsCsv has no such option; did",
+    ),
+    "recipe/tiny-1_coarse.yaml": ("warmup_steps:", "warmup_step:", "did you mean optim.warmup_steps?"),
+    "experiment/smoke.yaml": ("checkpoint_steps:", "checkpoint_step:", "did you mean checkpoint_steps?"),
+    "experiment/smoke.yaml ": ("n_layer:", "n_layr:", "did you mean model.n_layer?"),
 }
 
 
@@ -265,12 +274,12 @@ QUICK_FILES = ["train.yaml", "model/tiny.yaml", "stage/1_coarse.yaml ", "recipe/
 def test_typos_in_files(train_here: Train, tmp_path: Path, file: str) -> None:
     shutil.copy(ROOT / "train.py", tmp_path)
     shutil.copytree(CONF, tmp_path / "conf")
-    right, wrong, key = TYPOS_IN_FILES[file]
+    right, wrong, told = TYPOS_IN_FILES[file]
     path = tmp_path / "conf" / file.strip()
     text = path.read_text(encoding="utf-8")
     assert right in text
     path.write_text(text.replace(right, wrong, 1), encoding="utf-8")
-    assert_one_line(train_here(expect=2, script=tmp_path / "train.py").stderr, key)
+    assert_one_line(train_here(expect=2, script=tmp_path / "train.py").stderr, told)
 
 
 def test_own_paths_in_conf_local_lose_against_experiments_only(

@@ -461,3 +461,10 @@ def test_help_is_a_page(corpus: Path, tmp_path: Path) -> None:
     assert done.returncode == 0
     for group in ["model", "stage", "data", "strategy", "logger", "recipe", "experiment", "sweep"]:
         assert re.search(rf"^ +{group} ", done.stdout, re.M), group
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
+def test_what_the_documents_make_is_not_under_version_control() -> None:
+    made = ("models/24L", "outputs/tiny-1_coarse", "data/chitchat", "wandb/run", "conf/local/default.yaml")
+    done = subprocess.run(["git", "check-ignore", *made], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines() == list(made)

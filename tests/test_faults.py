@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import pickle
 import re
 import resource
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from forks import Forks
 from knover import apart
 from pytorch_lightning import Trainer
 from small import (
@@ -32,6 +37,7 @@ from small import (
 )
 
 from plato2.config import UserError
+from plato2.data.tokenizer import train_tokenizer
 from plato2.files import write_sha256
 from plato2.runs.checkpoint import Checkpoints
 from plato2.runs.folder import RunFolder, held
@@ -559,6 +565,43 @@ def test_a_run_that_is_being_trained_is_refused(train_here: Train, coarse: Path,
     assert not (run.path / "lock").exists()
 
 
+def test_two_commands_at_once(train_here: Train, forks: Forks, corpus: Path, tmp_path: Path) -> None:
+    """The second is refused while the first one trains, and the first one's run is as if alone."""
+    given = ["run_id=r", "checkpoint_steps=100000"]
+    given += ["trainer.max_steps=100000", "trainer.val_check_interval=100000"]
+    run = RunFolder(tmp_path / "outputs" / "tiny-1_coarse" / "r")
+    forks.begin(ROOT / "train.py", *command(corpus, tmp_path / "outputs", *given)[2:], folder=tmp_path)
+    until = time.monotonic() + 100
+    while not (run.path / "metrics.csv").exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    pid = json.loads((run.path / "lock").read_text())["pid"]
+    done = train_here(*given, expect=2)
+    assert_one_line(done.stderr, "tiny-1_coarse/r is being written by", f"(process {pid} on ", "run_id=NAME")
+    os.kill(pid, signal.SIGTERM)
+    code, _, output = forks.end()
+    assert code == 128 + signal.SIGTERM, output
+    steps = [step for step, name, _ in read_metrics(run.path / "metrics.csv") if name == "train/loss"]
+    assert steps == [*range(1, len(steps) + 1)]
+
+
+def test_a_run_where_the_file_system_has_no_locks(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*given: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    train_here("run_id=r", "trainer.max_steps=2")
+    run = RunFolder(tmp_path / "outputs" / "tiny-1_coarse" / "r")
+    monkeypatch.setattr("plato2.files.SEEN_DEAD_S", 0.1)
+    with held(run, False):
+        done = train_here("run_id=r", expect=2)
+        assert_one_line(done.stderr, "is being written by another process", f"process {os.getpid()}")
+    assert "resuming" in train_here("run_id=r", "trainer.max_steps=3").stderr
+    assert not list(run.path.glob("lock*"))
+
+
 def test_an_unnamed_run_that_is_being_trained_is_not_started_twice(train_here: Train, tmp_path: Path) -> None:
     given = ["trainer.max_steps=2", "trainer.val_check_interval=2"]
     train_here(*given)
@@ -597,11 +640,29 @@ def test_a_start_that_fails_leaves_no_folder(train_here: Train, tmp_path: Path) 
 
 def test_names_are_text(train_here: Train, tmp_path: Path) -> None:
     given = ["trainer.max_steps=1", "trainer.val_check_interval=1"]
-    train_here("run_id=12e4567", "tags=[1e3,true,x]", *given)
-    run = RunFolder(tmp_path / "outputs" / "tiny-1_coarse" / "12e4567")
+    places = ["output_dir=2e3", "name=4e3", "logger=tensorboard", "logger.tensorboard.name=5e3"]
+    train_here("run_id=12e4567", "tags=[1e3,true,x]", *places, *given)
+    run = RunFolder(tmp_path / "2e3" / "4e3" / "12e4567")
     assert run.lineage()["config"]["tags"] == ["1e3", "true", "x"]
-    train_here("-m", "run_id=1e3", "seed=1,2", *given)
-    assert (run.path.parent / "1e3-1").is_dir()
+    assert (run.path / "5e3" / "tensorboard").is_dir()
+    train_here("-m", "run_id=1e3", "hydra.sweep.dir=3e3", "seed=1,2", *given)
+    assert (tmp_path / "outputs" / "tiny-1_coarse" / "1e3-1").is_dir()
+    assert (tmp_path / "3e3" / "sweep.json").exists()
+    for key, where in {"init_from": "init_from=6e3", "resume": "resume=6e3", "data.path": "in 6e3"}.items():
+        assert_one_line(train_here(f"{key}=6e3", "stage=2_gen", expect=2).stderr, where)
+
+
+def test_paths_of_a_corpus_are_text(train_here: Train, tmp_path: Path) -> None:
+    made = f"data.path={tmp_path}/made"
+    for name in ("2024", "1e3"):
+        write_dialogues(tmp_path / name, n_dialogues=150)
+        done = train_here(f"+data.prepare={{corpus: jsonl, files: [{name}]}}", made, expect=2)
+        assert_one_line(done.stderr, "data.prepare.files=", "in quotes")
+    given = ["+data.prepare.corpus=jsonl", "+data.prepare.files=[2024,1e3]", made]
+    done = train_here(*given, "+data.prepare.tokenizer=1e4", expect=2)
+    assert_one_line(done.stderr, "no tokenizer at 1e4")
+    small = [f"+data.prepare.{limit}" for limit in ("vocab_pieces=300", "max_context=32", "max_response=32")]
+    train_here(*given, *small, "trainer.max_steps=1")
 
 
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "a\udcff"])
@@ -659,6 +720,11 @@ def test_a_checkpoint_every_few_minutes(train_here: Train, monkeypatch: pytest.M
     train_here(*given, "run_id=slow")
     train_here(*given, "run_id=quick", "checkpoint_minutes=1e-9")
     assert saved == [4, 1, 2, 3, 4]
+    saved.clear()
+    clock = iter(range(0, 100_000, 250))  # what `Checkpoints` alone looks at: a step takes 250 s
+    monkeypatch.setattr("plato2.runs.checkpoint.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    train_here(*given, "trainer.max_steps=9", "trainer.val_check_interval=9", "run_id=default")
+    assert saved == [3, 6, 9]
     assert_one_line(train_here("checkpoint_minutes=0", expect=2).stderr, "checkpoint_minutes=0")
 
 
@@ -686,6 +752,21 @@ def test_a_damaged_tokenizer_of_the_data(train_here: Train, shards: Path, tmp_pa
         done = train_here(f"data.path={shards}", expect=2)
         assert_one_line(done.stderr, f"{shards}/tokenizer")
         assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("address", ["", "file://"], ids=["folder", "address"])
+def test_another_tokenizer_in_the_data(train_here: Train, shards: Path, tmp_path: Path, address: str) -> None:
+    """A whole one, of the same size: only its hash tells."""
+    texts = write_dialogues(tmp_path / "other.jsonl", seed=1).read_text().splitlines()
+    other = train_tokenizer(texts, n_pieces=300)
+    assert other.vocab_size == 301
+    path = f"data.path={address}{shards}"
+    train_here(path, "run_id=r", "trainer.max_steps=1")
+    other.save(shards / "tokenizer")
+    for run_id in ("r", "new"):
+        done = train_here(path, f"run_id={run_id}", expect=2)
+        assert_one_line(done.stderr, f"{shards}/tokenizer: not the tokenizer that the shards were made with")
+    assert not (tmp_path / "outputs" / "tiny-1_coarse" / "new").exists()
 
 
 def test_a_run_folder_that_is_read_only(corpus: Path, coarse: Path, tmp_path: Path) -> None:

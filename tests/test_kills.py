@@ -5,18 +5,19 @@ Weights, optimizer, position in the data, best checkpoint, metrics, replies and 
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from forks import Forks
-from small import ROOT, command, environment
+from small import ROOT, command
 
 from plato2.files import check_sha256
+from plato2.runs.checkpoint import put_in_place
 from plato2.runs.folder import RunFolder
 from plato2.runs.saved import read_metrics
 
@@ -29,15 +30,6 @@ STEPS = [
     "run_id=k",
 ]
 """Saves: step 1 alone, step 2 with the first best, step 3 with another best and the end."""
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    dropped = ("RUN_ID", "SLURM_JOB_ID")
-    assert not [name for name in dropped if name in environment()]
-    server = Forks(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", WANDB_MODE="offline")
-    yield server
-    server.close()
 
 
 def outcome(run: RunFolder) -> dict[str, Any]:
@@ -113,7 +105,7 @@ STAGES = [
     ["stage=2_gen", "init_from=scratch"],
     ["stage=2_eval", "init_from=scratch"],
     ["stage=2_eval_dual", "init_from=scratch"],
-    ["stage=backward", "init_from=scratch"],
+    ["stage=backward", "init_from=scratch", "data.n_workers=1"],
 ]
 
 
@@ -171,6 +163,35 @@ def test_a_sharded_checkpoint_is_whole_at_any_moment(forks: Forks, tmp_path: Pat
         assert save(3)[0] == 0
         assert newest() == 3
         assert not run.last.with_suffix(".old").exists()
+
+
+@pytest.mark.parametrize("inside", ["", "/meta.pt"], ids=["file", "folder"])
+def test_a_checkpoint_is_on_the_disk_before_it_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str
+) -> None:
+    """What a power cut may undo: whatever was not synced."""
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        fsync(descriptor)
+        done.append(os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), tmp_path))
+
+    def replaced(old: Path, new: Path) -> None:
+        replace(old, new)
+        done.append(f"{old.name} -> {new.name}")
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    for _ in range(2):
+        new = Path(f"{tmp_path}/new.ckpt{inside}")
+        new.parent.mkdir(exist_ok=True)
+        new.write_bytes(b"weights")
+        done.clear()
+        put_in_place(tmp_path / "new.ckpt", tmp_path / "last.ckpt", "0" * 64)
+        here, hashed = done.index("new.ckpt -> last.ckpt"), done.index("last.ckpt.sha256.tmp")
+        assert set(done[:hashed]) == {f"new.ckpt{inside}", "new.ckpt"}
+        assert done[here + 1] == done[-1] == "."  # the new names, too
 
 
 def test_what_is_compared_tells_runs_apart() -> None:

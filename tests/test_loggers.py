@@ -20,6 +20,7 @@ from plato2.runs.folder import RunFolder
 from plato2.runs.loggers import shortened
 from plato2.runs.metrics import MetricsCsv
 from plato2.runs.saved import last_metrics, read_metrics
+from plato2.stages import Stage
 
 FINE = ["stage=2_gen", "init_from=scratch", "sample_replies=2", "run_id=r", "model.n_latent=5"]
 RUN = Path("outputs/tiny-2_gen/r")
@@ -147,6 +148,29 @@ def test_tensorboard_has_numbers_replies_and_latents(train_here: Train) -> None:
     (text,) = [event for event in events.Tensors("replies/text_summary") if event.step == 6]
     last = json.loads((RUN / "replies.jsonl").read_text().splitlines()[-1])
     assert last["reference"] in text.tensor_proto.string_val[0].decode()
+
+
+def test_tensorboard_forgets_what_a_killed_run_logged_after_its_checkpoint(
+    train_here: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train_step = Stage.training_step
+
+    def dies_at_step_6(stage: Stage, *given: Any) -> None:
+        if stage.global_step == 5:
+            raise KeyError("as if killed")
+        train_step(stage, *given)
+
+    given = ["logger=tensorboard", "run_id=r", "trainer.val_check_interval=3", "checkpoint_steps=3"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "training_step", dies_at_step_6)
+        with pytest.raises(KeyError):
+            train_here(*given)
+    assert "from step 3" in train_here(*given).stderr
+    events = EventAccumulator("outputs/tiny-1_coarse/r/tensorboard").Reload()
+    for tag, steps in (("train/loss", [1, 2, 3, 4, 5, 6]), ("val/loss", [3, 6])):
+        assert [event.step for event in events.Scalars(tag)] == steps
 
 
 # ----------------------------------------------------------------------------------------------- W&B

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from small import Train, assert_one_line, command, environment
 
 from plato2.runs.saved import read_metrics
@@ -140,3 +144,36 @@ def test_processes_that_the_strategy_does_not_have(
     started = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
     done = train_here(*overrides, "run_id=r", expect=2, **started)
     assert_one_line(done.stderr, cure)
+
+
+def test_a_process_does_not_wait_for_ever_for_one_that_failed(
+    train_here: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under srun, which leaves the others alone; PyTorch's limit is half an hour."""
+    begin = torch.distributed.init_process_group
+
+    def soon(*given: Any, **named: Any) -> None:
+        begin(*given, **named | {"timeout": timedelta(seconds=1)})
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", soon)
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # Lightning does, and the tests after this one are rank 0
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        second = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
+        second |= {"RANK": "1", "LOCAL_RANK": "1", "GROUP_RANK": "0"}
+        second |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        done = train_here(*DDP, "run_id=r", expect=2, **second)
+    assert_one_line(done.stderr, "strategy: 2 processes were to begin", "rank 0) says why it failed")
+
+
+@pytest.mark.slow
+def test_torchruns_report_closes_with_our_line(corpus: Path, tmp_path: Path) -> None:
+    """Which stands above torchrun's own lines once, not once a process."""
+    arguments = command(corpus, tmp_path / "outputs", "run_id=r")[1:]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, *arguments], env=environment(), capture_output=True, text=True, timeout=200
+    )
+    *_, last, _ = done.stderr.splitlines()
+    assert "traceback : error: strategy.devices=1 on 1 machine(s): " in last, done.stderr
+    assert done.stderr.count("\nerror: ") + done.stderr.startswith("error: ") <= 1

@@ -6,14 +6,16 @@ import os
 import signal
 import subprocess
 import time
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small import command, environment
+from small import Train, command, environment
 
 from plato2.runs.saved import read_metrics
+from plato2.stages import Stage
 
 STEPS = 12
 
@@ -154,6 +156,33 @@ def test_a_signal_to_all_processes_saves_the_step_at_hand(
     )
     finish(start(corpus, tmp_path / "whole", *more, RUN_ID="a"))
     assert_same(tmp_path / "whole" / "tiny-1_coarse" / "a", run)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "saved"), [([signal.SIGTERM], 3), ([signal.SIGINT], 3), ([signal.SIGINT] * 2, 1)], ids=str
+)
+def test_a_signal_to_a_step_and_its_workers(
+    train_here: Train, monkeypatch: pytest.MonkeyPatch, numbers: list[signal.Signals], saved: int
+) -> None:
+    """One lets the step be finished and saved; a second Ctrl-C stops at once."""
+    trained = Stage.training_step
+
+    def training_step(stage: Stage, *given: Any) -> None:
+        for number in numbers if stage.global_step == 2 else ():
+            for process in (*(child.pid for child in active_children()), os.getpid()):
+                os.kill(int(process or 0), number)
+        trained(stage, *given)
+
+    given = ["run_id=r", "data.n_workers=2", "checkpoint_steps=100", "trainer.val_check_interval=1"]
+    train_here(*given, "trainer.max_steps=1")
+    given[-1] = "trainer.val_check_interval=6"
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "training_step", training_step)
+        done = train_here(*given, expect=128 + numbers[0])
+    assert done.stderr.splitlines()[-1].startswith(
+        f"stopped: step {saved} is saved; the same command goes on"
+    )
+    assert f"from step {saved}" in train_here(*given).stderr
 
 
 @pytest.mark.slow

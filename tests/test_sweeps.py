@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import Train, assert_one_line, command, environment
+from forks import Forks
+from small import ROOT, Train, assert_one_line, command, environment
 
 from plato2.runs.folder import RunFolder
 
@@ -75,6 +76,21 @@ def test_an_interrupted_sweep_warm_starts_from_its_own_stage_1(train_here: Train
     assert done.stderr.count("is finished: skipped") == 2
     assert Path(judge.lineage()["parent"]["run"]).name == f"{sweep['name']}-0"
     assert [record["finished"] for record in sweeps(outputs)] == [True]
+
+
+@pytest.mark.slow
+def test_jobs_that_run_side_by_side_wait_for_their_parent(forks: Forks, corpus: Path, tmp_path: Path) -> None:
+    """And take no older run, though one is there. Stage 2 is the first job: in turn it would fail."""
+    steps = ["trainer.max_steps=2", "trainer.val_check_interval=2"]
+    sweep = ["-m", "stage=2_gen,1_coarse", "hydra/launcher=side_by_side", "run_id=s"]
+    for given in (["run_id=older"], sweep):
+        arguments = command(corpus, tmp_path / "outputs", *steps, *given)[2:]
+        code, _, output = forks.run(ROOT / "train.py", *arguments, folder=tmp_path)
+        assert code == 0, output
+    assert "init_from=auto: waiting for stage 1_coarse of the sweep s to be finished" in output
+    run = RunFolder(tmp_path / "outputs" / "tiny-2_gen" / "s-0")
+    assert run.finished
+    assert Path(run.lineage()["parent"]["run"]).name == "s-1"
 
 
 def test_damaged_records_of_other_sweeps_are_passed_over(train_here: Train, tmp_path: Path) -> None:

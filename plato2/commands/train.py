@@ -15,6 +15,7 @@ import shlex
 import shutil
 import signal
 import sys
+import time
 from dataclasses import fields
 from itertools import count
 from pathlib import Path
@@ -70,6 +71,11 @@ TEXT_KEYS = (
     "tags",
     "data.path",
     "data.cache_dir",
+    "data.prepare.files",
+    "data.prepare.tokenizer",
+    "logger.wandb.project",
+    "logger.tensorboard.name",
+    "hydra.sweep.dir",
 )
 """Keys whose values are names, paths or words, whatever they look like."""
 
@@ -161,6 +167,9 @@ def refuse_unknown(config: DictConfig) -> None:
 
 def refuse_numbers(runtime: Any) -> None:
     """Refuses what a file gives a name or a path if YAML reads a number there: the text is lost by then.
+
+    To take it as text, each file would have to be read again without numbers, and Hydra's own order of files
+    be repeated to know which one has the last word.
 
     Args:
         runtime: `hydra.runtime`.
@@ -371,8 +380,16 @@ def meant(key: str, conf: Path) -> str:
 
 
 def fail(sentence: str) -> NoReturn:
-    """Ends with one line for the person at the terminal."""
-    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    """Ends with one line for the person at the terminal.
+
+    Under torchrun only the first process prints it; all leave theirs for the report that torchrun ends with.
+    """
+    report = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if report:
+        about = {"message": f"error: {sentence}", "extraInfo": {"timestamp": int(time.time())}}
+        Path(report).write_text(json.dumps({"message": about}), encoding="utf-8")
+    if is_first_process() or not report:
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
     raise SystemExit(2)
 
 

@@ -18,7 +18,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from plato2.config import UserError
-from plato2.files import file_sha256, read_sha256, write_sha256
+from plato2.files import file_sha256, read_sha256, sync, write_sha256
 from plato2.runs.console import STOP_SIGNALS
 
 
@@ -211,8 +211,10 @@ def _validates_at(trainer: pl.Trainer, step: int) -> bool:
 def put_in_place(new: Path, path: Path, sha256: str) -> None:
     """Puts `new` and its hash in the place of `path`; both are files, or both folders (sharded checkpoints).
 
-    A kill at any moment leaves a whole one whose hash is known: at `path`, or a folder with `.old` beside it.
+    A kill, or a power cut, at any moment leaves a whole one whose hash is known: at `path`, or a folder with
+    `.old` beside it.
     """
+    sync(new)
     known = read_sha256(path) or ([file_sha256(path)] if path.exists() else [])
     write_sha256(path, *known, sha256)
     if new.is_dir() and path.exists():
@@ -220,9 +222,11 @@ def put_in_place(new: Path, path: Path, sha256: str) -> None:
         _remove(old)
         os.replace(path, old)
         os.replace(new, path)
+        sync(path.parent, inside=False)
         _remove(old)
     else:
         os.replace(new, path)
+        sync(path.parent, inside=False)
         _remove(path.with_suffix(".old"))
     write_sha256(path, sha256)
 

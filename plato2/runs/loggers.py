@@ -46,9 +46,11 @@ def build_loggers(
     Raises:
         UserError: an unknown key of a logger, or what W&B refuses.
     """
+    step = checkpoint_step(checkpoint) if checkpoint else None
+    later = {} if step is None else {"purge_step": step + 1}  # TensorBoard hides what it had of these steps
     of_the_run: dict[str, dict[str, Any]] = {
-        "csv": {"folder": run.path, "resumed_step": checkpoint_step(checkpoint) if checkpoint else None},
-        "tensorboard": {"save_dir": run.path},
+        "csv": {"folder": run.path, "resumed_step": step},
+        "tensorboard": {"save_dir": run.path, **later},
         "wandb": {
             "save_dir": run.path,
             "name": shortened(f"{name}/{run.path.name}"),

@@ -335,6 +335,13 @@ def fit(
         raise SystemExit(128 + number) from None
     except MisconfigurationException as error:
         raise UserError(f"trainer and strategy: {str(error).splitlines()[0]}") from error
+    except torch.distributed.DistError as error:
+        if checkpoints.has_started:
+            raise
+        raise UserError(
+            f"strategy: {trainer.world_size} processes were to begin together, and some did not come "
+            f"({str(error).splitlines()[0]}); the first one (rank 0) says why it failed or does not run"
+        ) from error
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if checkpoint is None or checkpoints.has_started or isinstance(error, torch.OutOfMemoryError):
             raise

@@ -628,3 +628,31 @@ except UserError as error:
     assert codes == {"one": 0, "two": 2}
     assert (out / "file").read_text() == "one"
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == ["out"]
+
+
+@pytest.mark.slow
+def test_two_export_commands_at_once(tmp_path: Path) -> None:
+    """One delivers its own model whole, the other one says why it does not."""
+    out, started = tmp_path / "out", {}
+    for stage in ("1_coarse", "2_gen"):
+        model = make_run(tmp_path / stage, stage)
+        command = [
+            sys.executable,
+            "-m",
+            "plato2",
+            "export",
+            "hf",
+            "--generation",
+            str(model),
+            "--out",
+            str(out),
+        ]
+        started[stage] = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment()
+        )
+    told = {stage: process.communicate(timeout=200)[1] for stage, process in started.items()}
+    codes = {process.returncode: stage for stage, process in started.items()}
+    assert set(codes) == {0, 2}, told
+    assert f"error: --out {out}" in told[codes[2]]
+    assert read_saved(out, role="generation").use.has_latents == (codes[0] == "2_gen")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(("out", "."))] == ["out"]

@@ -96,6 +96,23 @@ def test_a_live_lease_is_kept_and_a_dead_machines_ends(tmp_path: Path) -> None:
     assert told == "the thing: another process holds it, or died: waiting 12 s at most\n"
 
 
+def test_a_holder_that_hung_ends_when_another_has_taken_over(tmp_path: Path) -> None:
+    """As one on another machine that was asleep: of two that write the first to know stops."""
+    process = holding(tmp_path / "lock", "no-flock")
+    process.send_signal(signal.SIGSTOP)
+    lease = tmp_path / "lock.lease"
+    lease.write_text(lease.read_text().replace(os.uname().nodename, "another"))
+    second = holding(tmp_path / "lock", "no-flock")
+    process.send_signal(signal.SIGCONT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 1
+    taken = "error: the thing: another process has taken it over while this one hung (owner-changed); stopped"
+    assert told == f"{taken}\n"
+    assert second.poll() is None
+    assert lease.exists()
+    end(second)
+
+
 @pytest.mark.parametrize(
     "command",
     [

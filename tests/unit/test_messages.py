@@ -75,6 +75,7 @@ def dialogues(folder: Path, n: int) -> Path:
             ["prepare", "reddit", "--comments", "RC", "--out", "OUT", "--valid-from", "x"],
             "--valid-from 'x': ",
         ),
+        (["prepare", "jsonl", "CHATS", "--vocab-pices", "9"], "--vocab-pieces"),
         (["tokenizer", "train", "CHATS", "--out", "OUT", "--pieces", "2"], "--pieces 2: at least 4"),
         (["reply", "--generation", "NONE", "--top-k", "0", "hi"], "--top-k 0: must be at least 1"),
         (["chat", "--generation", "NONE", "--max-tokens", "0"], "--max-tokens 0: must be at least 1"),
