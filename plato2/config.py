@@ -203,7 +203,7 @@ def check_options(options: Any) -> None:
 
 @dataclass
 class ModelConfig:
-    """The geometry of the backbone (docs/spec.md, section 4); the defaults are the paper's 93M model.
+    """The geometry of the backbone (docs/spec.md, Backbone); the defaults are the paper's 93M model.
 
     Raises:
         UserError: a value that no model can have.
@@ -226,7 +226,7 @@ class ModelConfig:
     n_latent: int = 20
     """K, the number of latent speech acts z."""
     dropout: float = 0.1
-    """On embeddings, attention weights and both residual branches (docs/spec.md, section 4)."""
+    """On embeddings, attention weights and both residual branches (docs/spec.md, Backbone)."""
     checkpoint_activations: bool = False
     """Recompute each block in the backward pass: about 1.3x the time for a fraction of the memory."""
 
@@ -248,7 +248,7 @@ class ModelConfig:
 
     @property
     def mask_id(self) -> int:
-        """The id of [MASK]: the last row of the word table (docs/spec.md, section 1)."""
+        """The id of [MASK]: the last row of the word table (docs/spec.md, Ids and text)."""
         return self.vocab_size - 1
 
 
@@ -266,7 +266,7 @@ class Use:
 
 @dataclass
 class OptimConfig:
-    """AdamW with linear warmup and then decay, by default that of Knover (docs/spec.md, section 8).
+    """AdamW with linear warmup and then decay, by default that of Knover (docs/spec.md, Optimizer).
 
     Raises:
         UserError: a value the optimizer cannot use.
@@ -289,7 +289,7 @@ class OptimConfig:
     eps: float = 1e-8
     """AdamW's, added to the root of the second mean."""
     clip_norm: float = 0.1
-    """Global gradient norm, 0 = no clipping; Knover's value, small on purpose (docs/spec.md, section 8)."""
+    """Global gradient norm, 0 = no clipping; Knover's value, small on purpose (docs/spec.md, Optimizer)."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
@@ -315,7 +315,7 @@ class OptimConfig:
 
 @dataclass
 class DecodeConfig:
-    """How candidates are found; by default top-k sampling of one for each latent (docs/spec.md, section 9).
+    """How candidates are found; by default top-k sampling of one for each latent (docs/spec.md, Decoding).
 
     Raises:
         UserError: a value decoding cannot use.
@@ -406,7 +406,7 @@ class DecodeConfig:
 @dataclass
 class RankConfig:
     """What candidates are ranked by: a weighted sum of scores, less Knover's penalties (docs/spec.md,
-    section 9).
+    Decoding).
 
     Raises:
         UserError: a criterion that there is not.

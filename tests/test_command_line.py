@@ -69,7 +69,7 @@ def test_help_names_all_options_and_nothing_of_the_code() -> None:
     shown = help_text(CONF, 100)
     assert re.search(r"strategy.precision +bf16-mixed where", shown)  # a value as it is typed
     assert ".py" not in shown
-    assert "(docs/spec.md, section 8)" in " ".join(shown.split())
+    assert "(docs/spec.md, Optimizer)" in " ".join(shown.split())
     assert "spec section" not in " ".join(shown.split())
     assert "order.B" not in shown
 

@@ -178,7 +178,7 @@ def test_quickstart_is_the_curriculum_without_m(compose: Compose) -> None:
 
 # ------------------------------------------------------------------------------------------------ the numbers
 
-# spec section 10: stage 1, stage 2.1 with its heads (what the paper counts), stage 2.2
+# docs/spec.md, Parameters: stage 1, stage 2.1 with its heads (what the paper counts), stage 2.2
 COUNTS = {
     "93m": (91_999_041, 93_205_142, 92_591_171),
     "314m": (311_828_289, 313_958_038, 312_879_939),
@@ -202,12 +202,12 @@ def test_the_chinese_model_is_314m_with_a_larger_vocabulary(compose: Compose) ->
 
 
 # lr, warmup_steps, batch_tokens, max_steps, unit_tokens
-PAPER = {  # table 6; units: spec section 8, tokens of one of 64 GPUs
+PAPER = {  # table 6; units: docs/spec.md, Optimizer, tokens of one of 64 GPUs
     "1_coarse": (5e-4, 3125, 524_288, 200_000, 8192),
     "2_gen": (1e-5, 3125, 65_536, 100_000, 1024),
     "2_eval": (5e-5, 3125, 524_288, 100_000, 8192),
 }
-KNOVER = {  # spec section 8, the 24L confs
+KNOVER = {  # docs/spec.md, Optimizer, the 24L confs
     "1_coarse": (1e-3, 4000, 524_288, 200_000, 8192),
     "2_gen": (4e-5, 4000, 262_144, 100_000, 4096),
     "2_eval": (1e-4, 4000, 524_288, 100_000, 8192),

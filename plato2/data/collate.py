@@ -1,8 +1,8 @@
 """Batch makers: what the items of a window are, and one unit of them as the tensors a stage reads.
 
-A stage's configuration names its batch maker: `GenerationBatch` for stages 1 and 2.1 (spec sections 3, 5),
-`CoherenceBatch` for stage 2.2 (section 6), `BackwardBatch` for the extra stage p(c|r), whose records begin
-with the response. What a unit holds: plato2/batch.py; how it is laid out: units.py.
+A stage's configuration names its batch maker: `GenerationBatch` for stages 1 and 2.1, `CoherenceBatch` for
+stage 2.2, `BackwardBatch` for the extra stage p(c|r), whose records begin with the response (docs/spec.md,
+Inputs). What a unit holds: plato2/batch.py; how it is laid out: units.py.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class GenerationBatch:
     latent_slot: bool = False
     """A front slot before each sample ([MASK] as placeholder, type 0, position 0) for the latent z."""
     keep_eos: bool = False
-    """Keep the record's last id as an input (docs/spec.md, section 5); it predicts nothing."""
+    """Keep the record's last id as an input (docs/spec.md, Stage 2.1); it predicts nothing."""
     roles: bool = False
     positions: Positions = "continuous"
 

@@ -1,4 +1,4 @@
-"""Dialogue turns to the ids of one sample (spec section 2).
+"""Dialogue turns to the ids of one sample (docs/spec.md, Records).
 
 context   c = [CLS] turn [SEP] turn [SEP] ...     type 0, whole turns kept from the right, <= max_context ids
 response  r = [CLS] ids [SEP]                     type 1, cut on the right to max_response ids

@@ -1,4 +1,4 @@
-"""Text to ids and back: SentencePiece behind Knover's text path (spec section 1).
+"""Text to ids and back: SentencePiece behind Knover's text path (docs/spec.md, Ids and text).
 
 A tokenizer is a folder with two files, the same two that Knover publishes:
 
@@ -82,7 +82,7 @@ _CLEAN = _CleanTable()
 
 
 def preprocess(text: str, lower_case: bool = False) -> str:
-    """White space collapsed, NFKD, combining marks dropped, optionally lower case (spec section 1)."""
+    """White space collapsed, NFKD, combining marks dropped, optionally lower case."""
     text = " ".join(text.split())
     if not text.isascii():
         text = unicodedata.normalize("NFKD", text).translate(_MARKS)
@@ -98,7 +98,7 @@ def normalize(text: str, lower_case: bool = False) -> str:
 
 
 class Tokenizer:
-    """A SentencePiece model with the special ids of spec section 1.
+    """A SentencePiece model with the special ids of docs/spec.md, Ids and text.
 
     `vocab_size` counts the rows a model's word table needs: every piece and [MASK] (8,000 + 1).
     """

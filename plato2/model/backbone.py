@@ -1,9 +1,9 @@
 """The transformer all stages share: one network, which masks turn into a prefix language model or an encoder.
 
 Top to bottom: cache, self-attention, block, backbone (embeddings, blocks, final norm, tied LM head). The
-exact model is Knover's (spec section 4): pre-norm blocks, erf GELU, no layer norm after the embeddings, and a
-front slot (latent or [MASK]) that has neither a type nor a position. There are no stage branches here: stages
-differ by masks, heads, losses and batch.
+exact model is Knover's (docs/spec.md, Backbone): pre-norm blocks, erf GELU, no norm after the embeddings, and
+a front slot (latent or [MASK]) that has neither a type nor a position. There are no stage branches here:
+stages differ by masks, heads, losses and batch.
 """
 
 import torch
@@ -136,7 +136,7 @@ class SelfAttention(nn.Module):
         return self.output(context if read is None else read_slots(context, read))
 
     def _context(self, qkv: Tensor, mask: Mask, cache: KeyValueCache | None) -> Tensor:
-        """softmax(q k^T / sqrt(d) + mask) v of all heads (spec section 4): (B, Q, 3 H) -> (B, Q, H)."""
+        """softmax(q k^T / sqrt(d) + mask) v of all heads: (B, Q, 3 H) -> (B, Q, H)."""
         dropout = self.dropout if self.training else 0.0
         if isinstance(mask, cpu.SampleBlocks):
             return cpu.block_attention(qkv, mask, dropout)
@@ -167,7 +167,9 @@ class Block(nn.Module):
         """(B, Q, H) and a dense mask (B, 1, Q, K) or blocks -> (B, Q, H), or (M, H) of the slots `read`."""
         attended = self.attention(self.attention_norm(x), mask, cache, read)
         x = (x if read is None else read_slots(x, read)) + self.dropout(attended)
-        inner = F.gelu(self.feed_forward_in(self.feed_forward_norm(x)))  # erf, not tanh (spec section 4)
+        inner = F.gelu(
+            self.feed_forward_in(self.feed_forward_norm(x))
+        )  # erf, not tanh (docs/spec.md, Backbone)
         return x + self.dropout(self.feed_forward_out(inner))
 
 
@@ -185,7 +187,7 @@ class TokenTransform(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Embeddings, blocks, final norm and the LM head, which is tied to the word table (spec section 4)."""
+    """Embeddings, blocks, final norm and the LM head, which is tied to the word table."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -31,7 +31,8 @@ class Recognition(Latents):
     """The latents and their recognition p(z|c,r) from the [MASK] slot (equation 3).
 
     `head="tied"` is Knover: logits = tanh(h W + b) Z + b_z, where the classifier Z is the latent table itself
-    (spec section 5). `head="linear"` is the paper's text: logits = W1 h + b1, with a latent table of its own.
+    (docs/spec.md, Stage 2.1). `head="linear"` is the paper's text: logits = W1 h + b1, with a latent table of
+    its own.
     """
 
     def __init__(self, config: ModelConfig, head: Literal["tied", "linear"] = "tied") -> None:

@@ -32,7 +32,7 @@ def bag_of_words(logits: Tensor, target_ids: Tensor, target_sample: Tensor) -> T
 
     Args:
         logits: (N, V), one row per sample.
-        target_ids: (M,) the words of all responses, the final [SEP] included (spec section 3).
+        target_ids: (M,) the words of all responses, the final [SEP] included (docs/spec.md, Inputs).
         target_sample: (M,) which of the N samples each belongs to.
 
     Returns:
@@ -63,7 +63,7 @@ def contrast(scores: Tensor, texts: Tensor) -> Tensor:
 
 
 def gumbel_softmax(logits: Tensor, uniform: Tensor | None, tau: float) -> Tensor:
-    """The relaxed sample of z: softmax((logits + g) / tau), soft (spec section 5).
+    """The relaxed sample of z: softmax((logits + g) / tau), soft (docs/spec.md, Stage 2.1).
 
     Args:
         logits: (N, K) posterior logits.

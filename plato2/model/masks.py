@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def same_sample(segment_ids: Tensor) -> Tensor:
-    """Slots of one sample see each other: the recognition pass and the evaluation model (spec section 3).
+    """Slots of one sample see each other: the recognition pass and the evaluation model.
 
     Args:
         segment_ids: (B, T), 0 = padding.
@@ -26,7 +26,7 @@ def prefix_lm(segment_ids: Tensor, type_ids: Tensor) -> Tensor:
     """Context (and latent) is seen by all of its sample, a response slot only from itself onwards.
 
     The latent slot counts as context: latent and context see each other and never the response; response
-    slots see latent, context and the response so far (spec section 3, generation_mask).
+    slots see latent, context and the response so far (docs/spec.md, Inputs, generation_mask).
 
     Args:
         segment_ids: (B, T), 0 = padding.

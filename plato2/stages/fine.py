@@ -30,7 +30,7 @@ class FineGeneration(Stage):
     """L = L_NLL + L_BOW (equation 6).
 
     Args:
-        tau: Gumbel-softmax temperature, fixed (docs/spec.md, section 5).
+        tau: Gumbel-softmax temperature, fixed (docs/spec.md, Stage 2.1).
         validation_noise: `fixed` = the same Gumbel noise for a sample in every validation; `none` = no noise.
             Knover draws new noise each time, so that its validation losses are stochastic.
         recognition_head: `tied` = Knover's, the classifier is the latent table; `linear` = the paper's text.

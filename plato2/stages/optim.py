@@ -1,4 +1,4 @@
-"""AdamW and its learning rate (spec section 8)."""
+"""AdamW and its learning rate (docs/spec.md, Optimizer)."""
 
 from torch import nn
 from torch.optim import AdamW, Optimizer

@@ -132,7 +132,9 @@ class PlatoBot:
                     f"the {name} model has {judge.model_config.max_position} positions, the generation "
                     f"model {config.max_position}: it cannot read all candidates; give one with as many"
                 )
-        self.max_context = config.max_position // 2  # the other half is the response's (spec section 2)
+        self.max_context = (
+            config.max_position // 2
+        )  # the other half is the response's (docs/spec.md, Records)
         self.max_tokens = config.max_position - self.max_context
         self.decode_config = self.fitting(decode or DecodeConfig())
 

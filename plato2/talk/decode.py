@@ -1,4 +1,4 @@
-"""Contexts to candidates: replies for each latent z, up to 320 rows at once (section 2.2, spec section 9).
+"""Contexts to candidates: replies for each latent z, up to 320 rows at once (docs/spec.md, Decoding).
 
 1. The prefix of every row, [z] context [CLS], is encoded once into a key/value cache. Context attends to the
    latent, so a stage-2.1 model has a prefix for each (context, latent); several samples of one latent, or of
@@ -128,9 +128,9 @@ def decode(
     They are n = K * `n_samples`, candidate i with latent i % K (stage 2.1), or n = `n_candidates` samples
     (stage 1); of a beam search K * `beam_size`, or `beam_size`, the best of a latent first.
 
-    The token probabilities are those of spec section 9: softmax of logits / temperature without [UNK] and
-    [MASK], without [SEP] before `min_tokens` and without what would repeat an n-gram. A sampled token is
-    drawn from the `top_k` best (ties kept) or from the `top_p` nucleus, and scored in the full softmax.
+    The token probabilities are Knover's: softmax of logits / temperature without [UNK] and [MASK], without
+    [SEP] before `min_tokens` and without what would repeat an n-gram. A sampled token is drawn from the
+    `top_k` best (ties kept) or from the `top_p` nucleus, and scored in the full softmax.
 
     Args:
         generator: a generation network, or a `1_coarse` or `2_gen` stage, in evaluation mode.

@@ -3,7 +3,7 @@
 The other scores are the candidate's own log-probability, forward log p(r|c,z), and how well it tells what was
 said before, backward log p(c|r) of a `backward` model (maximum mutual information); a weighted sum of them
 may rank too. Knover's penalties put candidates that do not end, or that repeat three words, behind all others
-(spec section 9). The candidates of a batch are scored in one pass over packed rows.
+(docs/spec.md, Decoding). The candidates of a batch are scored in one pass over packed rows.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence

@@ -92,8 +92,8 @@ def score_lines(
 
 
 def read_line(line: bytes, tokenizer: Tokenizer, limit: int) -> Record:
-    """One line as ids, cut as training data is (spec section 2): turns that do not fit are dropped from the
-    oldest on, a response loses its end.
+    """One line as ids, cut as training data is (docs/spec.md, Records): turns that do not fit are dropped,
+    the oldest first, a response loses its end.
 
     Raises:
         UserError: not UTF-8, not two columns, or a last turn longer than the model can read.

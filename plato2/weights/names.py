@@ -1,4 +1,4 @@
-"""Names of parameters: ours, Knover's and PaddleNLP's, one table read in all directions (spec section 10).
+"""Names of parameters: ours, Knover's and PaddleNLP's, one table for all (docs/spec.md, Parameters).
 
 Ours are those of a stage's `state_dict`: `backbone.blocks.0.attention.output.weight`. Knover names a file
 after each parameter; PaddleNLP's re-release holds generation and evaluation model in one dict and has no

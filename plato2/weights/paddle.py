@@ -1,8 +1,8 @@
 """Paddle's files, read and written without Paddle.
 
-- One binary file a parameter (spec section 10): u32 0 | u64 levels of detail, then for each u64 bytes and
-  data | u32 0 | i32 n | n bytes of a TensorDesc protobuf (field 1 dtype, field 2 dimensions) | the values,
-  little-endian.
+- One binary file for each parameter (docs/spec.md, Parameters): u32 0 | u64 levels of detail, then for each
+  u64 bytes and data | u32 0 | i32 n | n bytes of a TensorDesc protobuf (field 1 dtype, field 2 dimensions) |
+  the values, little-endian.
 - `.pdparams`: a pickle of a dict of arrays. What such a pickle calls is replaced by stand-ins that can do
   nothing but build arrays; a pickle that names anything else is refused before it runs.
 """

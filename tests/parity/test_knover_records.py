@@ -1,4 +1,4 @@
-"""Turns -> record equals Knover's under each of its options (spec section 2, records.json)."""
+"""Turns -> record equals Knover's under each of its options (docs/spec.md, Records, records.json)."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`plato2 score` gives the probabilities that Knover printed (spec sections 2, 3, 5, 6)."""
+"""`plato2 score` gives the probabilities that Knover printed."""
 
 from __future__ import annotations
 

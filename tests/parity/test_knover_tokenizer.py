@@ -1,4 +1,4 @@
-"""Text -> ids -> text equals Knover's, case by case (spec section 1, tokenizer.json)."""
+"""Text -> ids -> text equals Knover's, case by case (docs/spec.md, Ids and text, tokenizer.json)."""
 
 import json
 from pathlib import Path

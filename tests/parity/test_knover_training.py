@@ -1,8 +1,8 @@
-"""Three optimizer steps of each stage are Knover's: losses, gradients, rates, parameters (spec sections 2-8).
+"""Three optimizer steps of each stage are Knover's: losses, gradients, rates, parameters.
 
 The steps are those of `Stage.training_step`, run by Lightning's Trainer on Knover's batches a, c, a. Its
-files were recorded with the Adam of Paddle 1.8, not the one we train with (spec section 8): for these
-steps it is written out below. The one we train with is compared with Paddle 2.6 on given gradients.
+files were recorded with the Adam of Paddle 1.8, not the one we train with (docs/spec.md, Optimizer): for
+these steps it is written out below. The one we train with is compared with Paddle 2.6 on given gradients.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class SlowPlato:
     def __init__(self, weights: dict[str, Array], n_layer: int, n_head: int) -> None:
         self.weights, self.n_layer, self.n_head = weights, n_layer, n_head
 
-    # ------------------------------------------------------------------------------ backbone, spec section 4
+    # ---------------------------------------------------------------------------- docs/spec.md, Backbone
 
     def linear(self, name: str, x: Array) -> Array:
         return x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]

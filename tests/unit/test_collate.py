@@ -36,7 +36,7 @@ def units(
     return [(batch.unit(held, items, layout.unit(u)), layout.unit(u)) for u in range(len(layout))]
 
 
-# ------------------------------------------------------------------------ slow loops (spec sections 2, 3, 6)
+# ------------------------------------------------------------------- slow loops (docs/spec.md, Inputs)
 
 
 def slow_positions(n_context: int, length: int, style: str, max_response: int) -> list[int]:

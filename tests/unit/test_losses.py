@@ -268,7 +268,7 @@ def test_bag_of_words_takes_each_word_from_its_samples_row() -> None:
 @settings(max_examples=50, deadline=None)
 @given(arrays(np.float32, 7, elements=st.floats(-500, 500, width=32)))
 def test_entropy_is_finite_where_probabilities_underflow(logits: np.ndarray) -> None:
-    """Knover's is NaN there (spec section 5, issue #104)."""
+    """Knover's is NaN there (docs/spec.md, Stage 2.1, issue #104)."""
     value = float(losses.entropy(torch.tensor(logits)[None]))
     assert value == pytest.approx(entropy(logits), abs=1e-5)
     assert -1e-6 <= value <= math.log(7) + 1e-6

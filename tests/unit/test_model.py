@@ -58,7 +58,7 @@ def test_parameter_counts_are_the_specs(size: str) -> None:
 
 
 def test_the_chinese_model_has_its_larger_vocabulary() -> None:
-    """30K words instead of 8K: the paper's +22.5M is 22,000 x 1,024 (spec section 10), plus the biases."""
+    """30K words instead of 8K: the paper's +22.5M is 22,000 x 1,024, plus the biases."""
     model, n_words = geometry("336m_zh"), 30_000 - 8_000
     assert model.vocab_size == LANGUAGES["zh"] + 1  # [MASK], as in the tokenizers that plato2 prepare makes
     assert geometry("314m").vocab_size == LANGUAGES["en"] + 1
@@ -92,7 +92,7 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
 
 
 def test_initial_weights_are_knovers() -> None:
-    """Normal(0, 0.02) cut at two sigma (so std 0.0176); biases 0; norms 1 and 0 (spec section 4)."""
+    """Normal(0, 0.02) cut at two sigma (so std 0.0176); biases 0; norms 1 and 0 (docs/spec.md, Backbone)."""
     model = replace(MODEL, hidden_size=64, vocab_size=2001, n_role=2)
     for name in STAGES:
         for key, tensor in STAGES[name](model).named_parameters():

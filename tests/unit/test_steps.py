@@ -1,4 +1,4 @@
-"""One optimizer step is the same step for any split into units and ranks; and it is spec section 8's step."""
+"""One optimizer step is the same step for any split into units and ranks; and it is Knover's step."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_updates_are_adamw_at_the_rate_of_the_schedule(corpus: Path) -> None:
 
 
 def not_excluded(knovers_name: str) -> bool:
-    """Knover's rule for weight decay, by its own names (spec section 8)."""
+    """Knover's rule for weight decay, by its own names (docs/spec.md, Optimizer)."""
     return ".b_" not in knovers_name and "layer_norm" not in knovers_name
 
 
