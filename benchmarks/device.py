@@ -330,7 +330,7 @@ class Watch(pl.Callback):
 
 
 def measure(config: DictConfig, device: torch.device, seconds: float) -> dict[str, Any]:
-    """Trains a stage from random weights for so many seconds, with nothing but its steps.
+    """Trains a stage from random weights for this many seconds, with nothing but its steps.
 
     Args:
         config: what train.py would be given.

@@ -152,7 +152,7 @@ def _is_ready(port: int) -> bool:
 
 
 def ask(port: int, load: Load, n_clients: int, n_requests: int) -> Answers:
-    """Sends requests from so many clients at once; each waits for its answer before it sends the next."""
+    """Sends requests from this many clients at once; each waits for its answer before it sends the next."""
     answers, numbers, lock = Answers(), iter(range(n_requests)), threading.Lock()
 
     def client() -> None:

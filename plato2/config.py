@@ -409,7 +409,7 @@ class RankConfig:
     Decoding).
 
     Raises:
-        UserError: a criterion that there is not.
+        UserError: an unknown criterion.
     """
 
     weights: Mapping[Criterion, float] | None = option(

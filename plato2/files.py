@@ -30,7 +30,7 @@ NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 """What file systems say that write folders when they like, such as those of other machines."""
 LEASE_S = 120.0
-"""Where there are none: a holder that has not renewed its lease for so many seconds is dead."""
+"""Where there are none: a holder that has not renewed its lease for this many seconds is dead."""
 SEEN_DEAD_S = 5.0
 """A holder on this machine is asked whether it lives, which takes a second or two."""
 

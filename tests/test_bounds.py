@@ -113,7 +113,7 @@ Compress = Callable[[bytes], bytes]
 
 
 def write_in_parts(path: Path, *parts: tuple[bytes, int], compress: Compress = gzip.compress) -> None:
-    """Each part so many times over; a gzip file may have many members, so that this takes no time."""
+    """Each part this many times over; a gzip file may have many members, so that this takes no time."""
     with path.open("wb") as file:
         for part, times in parts:
             file.write(compress(part) * times)

@@ -91,7 +91,7 @@ def load_safety(rules: list[str] | None, input: str = "block", output: str = "bl
     """The filter of these options; none without a rule.
 
     Raises:
-        UserError: a rule that cannot be read, or a mode that there is not.
+        UserError: a rule that cannot be read, or an unknown mode.
     """
     from plato2.talk.safety import Mode, Safety, read_rule
 

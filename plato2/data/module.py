@@ -37,7 +37,7 @@ class DialogueDataModule(pl.LightningDataModule):
             length.
         unit_tokens: what one rank computes at once; accumulation follows from it and `batch_tokens`.
         row_length: slots of a packed row.
-        pool_samples: rows are filled from so many samples at a time.
+        pool_samples: rows are filled from this many samples at a time.
         window_samples: samples in memory.
         n_workers: worker processes of the train loader; 0 = none. Changes nothing but speed.
         valid_units: units of one validation pass over all ranks; the whole split when not given.
@@ -249,7 +249,7 @@ class DialogueDataModule(pl.LightningDataModule):
         """Refuse a corpus that the ranks cannot share out."""
         unit, corpus = self.batching.unit_tokens, self._corpus("train")
         if corpus.shards.tokens >= n_ranks * unit:
-            return  # at least so many units, whatever the layout
+            return  # at least this many units, whatever the layout
         windows = enumerate(corpus.windows(self.seed, 0, shuffle=True))
         found = sum(len(corpus.load(w, self.seed, Position(0, i), True).layout) for i, w in windows)
         if found < n_ranks:

@@ -49,9 +49,9 @@ class Batching:
     row_length: int = 512
     """Slots of a packed row; the other modes ignore it."""
     pool_samples: int = 4096
-    """Rows are filled from so many samples at a time: more means less padding and longer planning."""
+    """Rows are filled from this many samples at a time: more means less padding and longer planning."""
     window_samples: int = 65536
-    """At least so many samples are in memory and shuffled together; also the pool of negatives."""
+    """At least this many samples are in memory and shuffled together; also the pool of negatives."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be."""
@@ -95,10 +95,10 @@ def lay_out(slots: np.ndarray, batching: Batching, key: int, shuffle: bool) -> L
     """
     items = permutation(len(slots), draw_key(Draw.ITEMS, key)) if shuffle else np.arange(len(slots))
     pools = np.array_split(items, -(-len(items) // batching.pool_samples))
-    rank = draw(draw_key(Draw.ROWS, key), np.arange(len(items)))
+    keys = draw(draw_key(Draw.ROWS, key), np.arange(len(items)))
     if batching.mode == "packed":
-        return packed(slots, pools, batching.row_length, batching.rows_per_unit, rank)
-    return grouped(slots, pools, batching.unit_tokens, rank, sort=batching.mode == "buckets")
+        return packed(slots, pools, batching.row_length, batching.rows_per_unit, keys)
+    return grouped(slots, pools, batching.unit_tokens, keys, sort=batching.mode == "buckets")
 
 
 # ------------------------------------------------------------------------------------------------ windows

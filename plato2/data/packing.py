@@ -95,7 +95,7 @@ def best_fit_rows(lengths: np.ndarray, row_length: int) -> np.ndarray:
 
 
 def packed(
-    lengths: np.ndarray, pools: list[np.ndarray], row_length: int, rows_per_unit: int, row_rank: np.ndarray
+    lengths: np.ndarray, pools: list[np.ndarray], row_length: int, rows_per_unit: int, row_keys: np.ndarray
 ) -> Layout:
     """Several items a row; the rows of all pools are shuffled together before they form units.
 
@@ -104,7 +104,7 @@ def packed(
         pools: item numbers of each pool; rows are filled from one pool at a time.
         row_length: slots of a row.
         rows_per_unit: rows of every unit; the last unit is filled up with empty rows.
-        row_rank: (n,) sort keys; row i of the window takes its place in the order of `row_rank[i]`.
+        row_keys: (n,) sort keys; row i of the window takes its place in the order of `row_keys[i]`.
     """
     row_of = np.empty(len(lengths), dtype=np.int64)
     n_rows = 0
@@ -113,7 +113,7 @@ def packed(
         row_of[pool] = rows + n_rows
         n_rows += int(rows.max()) + 1
     place = np.empty(n_rows, dtype=np.int64)
-    place[np.argsort(row_rank[:n_rows], kind="stable")] = np.arange(n_rows)
+    place[np.argsort(row_keys[:n_rows], kind="stable")] = np.arange(n_rows)
     items = np.concatenate(pools)
     items = items[np.argsort(place[row_of[items]], kind="stable")]
     row = place[row_of[items]]
@@ -125,7 +125,7 @@ def packed(
 
 
 def grouped(
-    lengths: np.ndarray, pools: list[np.ndarray], unit_tokens: int, unit_rank: np.ndarray, sort: bool
+    lengths: np.ndarray, pools: list[np.ndarray], unit_tokens: int, unit_keys: np.ndarray, sort: bool
 ) -> Layout:
     """One item a row; rows are added while rows x longest <= `unit_tokens`; the order of units is shuffled.
 
@@ -133,14 +133,14 @@ def grouped(
         lengths: (n,) slots of each item, each at most `unit_tokens`.
         pools: item numbers of each pool; units are formed inside one pool.
         unit_tokens: slots of a unit, padding included.
-        unit_rank: (n,) sort keys; unit i of the window takes its place in the order of `unit_rank[i]`.
+        unit_keys: (n,) sort keys; unit i of the window takes its place in the order of `unit_keys[i]`.
         sort: sort each pool by length first, so that the rows of a unit are about equally long.
     """
     units = []
     for pool in pools:
         ordered = pool[np.argsort(lengths[pool], kind="stable")] if sort else pool
         units += [ordered[part] for part in _budget_groups(lengths[ordered], unit_tokens)]
-    units = [units[i] for i in np.argsort(unit_rank[: len(units)], kind="stable")]
+    units = [units[i] for i in np.argsort(unit_keys[: len(units)], kind="stable")]
     sizes = np.array([len(unit) for unit in units])
     starts = np.concatenate([[0], np.cumsum(sizes)])
     items = np.concatenate(units)

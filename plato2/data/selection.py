@@ -20,9 +20,9 @@ from plato2.random import permutation
 CANDIDATES = 10
 """Responses in a group: a context's own and nine others."""
 MOST_SAMPLES = 65_536
-"""A selection is made from so many samples of its split, or a shard's more."""
+"""A selection is made from this many samples of its split, or a shard's more."""
 COUNTED_SAMPLES = 20_000
-"""Words are counted in the responses of so many training samples, or a shard's more."""
+"""Words are counted in the responses of this many training samples, or a shard's more."""
 
 
 class TooFewResponses(UserError):

@@ -191,7 +191,7 @@ class ValidStream(IterableDataset[Step]):
 
     Args:
         corpus: what is read.
-        max_units: stop after so many units over all ranks; all when not given.
+        max_units: stop after this many units over all ranks; all when not given.
         rank: of this process.
         world_size: number of ranks.
     """

@@ -46,7 +46,7 @@ def find_runs(places: Iterable[Path]) -> list[Path]:
     """The run folders among some folders and below them, newest first.
 
     Raises:
-        UserError: a folder that is not there, or no run in any of them.
+        UserError: a folder does not exist, or none of them holds a run.
     """
     created: dict[Path, str] = {}
     places = list(places)
@@ -197,7 +197,7 @@ def draw(runs: Sequence[Run], file: Path) -> None:
     figure.tight_layout()
     try:
         figure.savefig(file)
-    except (OSError, ValueError) as error:  # a format that there is not
+    except (OSError, ValueError) as error:  # no such format
         raise UserError(f"{file}: cannot be written ({error}); give a file such as runs.png") from None
     finally:
         pyplot.close(figure)

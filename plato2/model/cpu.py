@@ -259,7 +259,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
 # ------------------------------------------------------------------------------------- cross entropy by rows
 
 ROWS_AT_ONCE = 32
-"""Rows of logits taken to float32 together: 8,001 words of so many fit into a core's cache."""
+"""Rows of logits taken to float32 at a time: with 8,001 words, this many fit into a core's cache."""
 
 
 class _RowwiseNll(torch.autograd.Function):

@@ -210,7 +210,7 @@ class _Message:
 
 
 def length_rules(rules: CleanRules) -> dict[str, Callable[[int], bool]]:
-    """Rule 1 as name -> whether a message of so many BPE tokens breaks it."""
+    """Rule 1 as name -> whether a message of this many BPE tokens breaks it."""
     checks: dict[str, Callable[[int], bool]] = {}
     if (fewest := rules.min_tokens) is not None:
         checks[f"1. fewer than {fewest} tokens"] = lambda n_tokens: n_tokens < fewest

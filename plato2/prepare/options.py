@@ -30,7 +30,7 @@ class PrepareOptions:
         factory=dict, help="Options of the reader, such as the column of hf_datasets."
     )
     max_dialogues: int | None = option(
-        None, help="Take only the first so many dialogues, to try something out.", ge=1
+        None, help="Take only this many dialogues, the first ones, to try something out.", ge=1
     )
     tokenizer: str | None = option(
         None, help="Folder of a tokenizer to use: to go on from a model, that model's; else one is trained."

@@ -286,7 +286,7 @@ def json_value(text: str) -> Any:
     """The JSON value of a line.
 
     Raises:
-        ValueError: it is none, or one with endless nesting or digits; says where.
+        ValueError: it is not JSON, or its nesting or digits never end; says where.
     """
     try:
         return json.loads(text)

@@ -20,7 +20,7 @@ MANY_EPOCHS = 100
 MANY_DAYS = 30
 """More are warned of: the paper's largest model took three weeks."""
 WARM_UP_UNITS, WARM_UP_S = 3, 10.0
-"""So many units are not timed, fewer where they take longer, but at least one: memory is allocated, kernels
+"""This many units are not timed, fewer where they take longer, but at least one: memory is allocated, kernels
 are chosen, processes meet."""
 TIMED_STEPS, TIMED_S = 20, 30.0
 """Steps after which the time is told; seconds, where steps are long."""
@@ -64,12 +64,12 @@ class RunLength:
         return f"{before}{left:,} steps x {tokens}: {self.of_the_corpus()}"
 
     def warning(self) -> str:
-        """What to do about too many epochs; empty where there are not."""
+        """What to do about too many epochs; empty where they are few."""
         if self.epochs <= MANY_EPOCHS:
             return ""
         steps = self.done_steps + max(1, round(10 * self.epoch_tokens / self.batch_tokens))
         return (
-            f"warning: about {rounded(self.epochs)} epochs: the corpus is learned by heart long before; set "
+            f"warning: about {rounded(self.epochs)} epochs: the corpus is memorized long before; set "
             f"trainer.max_steps={steps} (10 epochs; mind optim.warmup_steps), or model=tiny, whose recipe is "
             "for small corpora, or take more data (data=shards data.path=DIR)"
         )
@@ -113,7 +113,7 @@ class TimeLeft(Callback):
             self.tell(trainer, seconds / self.timed)
 
     def tell(self, trainer: pl.Trainer, unit_s: float) -> None:
-        """Says how long the units that are left will take, at so many seconds each."""
+        """Says how long the units that are left will take, at this many seconds each."""
         self.told = True
         left_s = (self.all_units - self.units) * unit_s
         speed = trainer.world_size * self.unit_tokens / unit_s

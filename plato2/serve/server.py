@@ -35,7 +35,7 @@ OWN_FILES = 128 + 8 * TAKEN_AT_ONCE
 """Files for which the process keeps room beside its connections: its own, and those taken before a connection
 that was given up is closed, some turns later."""
 LOG_CHARACTERS, LOG_SECONDS = 100_000, 60.0
-"""What is written to stderr at most, in so many seconds."""
+"""What is written to stderr at most, in this many seconds."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -70,7 +70,7 @@ def url_of(listener: socket.socket) -> str:
 
 
 def room_for(connections: int) -> int:
-    """So many connections, or as many as the system lets the process have, whose limit is raised for that.
+    """This many connections, or as many as the system lets the process have, whose limit is raised for that.
 
     Raises:
         UserError: there is room for none.

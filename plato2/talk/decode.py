@@ -198,7 +198,7 @@ def _hypotheses(
 
 
 def _parts(n: int, n_latents: int, rows: int) -> Iterator[range]:
-    """The candidates 0 .. n - 1, of which each takes so many rows, in parts that are decoded at once.
+    """The candidates 0 .. n - 1, of which each takes this many rows, in parts that are decoded at once.
 
     A part has no latent twice, or all of them equally often: those of one latent share its prefix.
     """

@@ -27,7 +27,7 @@ from plato2.talk.decode import ROWS_AT_ONCE, Hypothesis
 PENALTY = 1000.0
 """Taken off the score: more than any two scores differ by."""
 N_GRAM = 3
-"""So many words in a row must not come twice."""
+"""This many words in a row must not come twice."""
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def _wanted(accept: Collection[str] | None, role: Role | None) -> str:
 
 
 def _numbers(figures: Any) -> dict[str, float]:
-    """The numbers of a record; what is none is passed over, since nothing depends on it."""
+    """The numbers of a record; anything else is passed over, since nothing depends on it."""
     if not isinstance(figures, dict):
         return {}
     return {str(name): value for name, value in figures.items() if isinstance(value, float)}

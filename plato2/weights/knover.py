@@ -62,7 +62,7 @@ STANDARD_HEAD = 64
 _OPTIMIZER = ("_moment1_0", "_moment2_0", "_beta1_pow_acc_0", "_beta2_pow_acc_0")
 _CURE = "download it again"
 UNPACKED_SHARE = 20
-"""A tar unpacks to at most so many times its own size; weights hardly shrink when they are compressed."""
+"""A tar unpacks to at most this many times its own size; weights hardly shrink when they are compressed."""
 _SMALL = 1 << 26
 """Bytes that a tar may unpack to in any case."""
 _MAX_MEMBERS = 100_000

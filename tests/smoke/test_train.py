@@ -1,4 +1,4 @@
-"""Every stage through `plato2.train`, and a model that learns by heart."""
+"""Every stage through `plato2.train`, and a model that memorizes."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_plan_trains_nothing(trains: Trains, tmp_path: Path, capsys: pytest.Ca
 
 @pytest.fixture(scope="module")
 def four_dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Conversations to be learned by heart; the last one is for validation."""
+    """Conversations to be memorized; the last one is for validation."""
     folder = tmp_path_factory.mktemp("four")
     turns = [
         ["do you like tea ?", "no , coffee .", "why is that ?", "it keeps me awake at night ."],
@@ -123,7 +123,7 @@ def four_dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("stage", "term", "ends_below"), [("1_coarse", "nll", 0.1), ("2_gen", "nll", 0.3)])
-def test_a_model_learns_a_few_samples_by_heart(
+def test_a_model_memorizes_a_few_samples(
     trains: Trains, four_dialogues: Path, tmp_path: Path, stage: str, term: str, ends_below: float
 ) -> None:
     """The experiment `overfit` itself, on a smaller corpus and model."""

@@ -36,7 +36,7 @@ def read(
         files: folders or files.
         report: counts dialogues of another form.
         knowledge: `results` gives a SYSTEM turn what its service calls found; `none` nothing.
-        max_results: at most so many results of one call, the first ones.
+        max_results: at most this many results of one call, the first ones.
     """
     most = _at_least_one("max_results", max_results) if with_results(knowledge) else 0
     names = in_folders(files, "dialogues_*.json")
@@ -97,7 +97,7 @@ def _at_least_one(option: str, value: object) -> int:
     """A reader's option that must be a whole number of at least 1; a text from the command line is fine.
 
     Raises:
-        UserError: it is none.
+        UserError: anything else.
     """
     try:
         number = int(str(value))

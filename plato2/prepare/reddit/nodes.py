@@ -202,7 +202,7 @@ class NodeMaker:
 
 
 def parse_lines(dump: Dump, block: Block, on_broken: str, counts: Counts) -> Iterator[Message]:
-    """The messages of a block; a line that is none stops the run or is counted.
+    """The messages of a block; a line that holds none stops the run or is counted.
 
     Raises:
         UserError: such a line, when `on_broken` is `stop`.
