@@ -204,7 +204,7 @@ class Run:
 
     def wait_for_parts(self, pattern: str, n: int) -> None:
         """Wait until the work folder has `n` files of this kind."""
-        self.wait_for(lambda: len([*self.work.glob(pattern)]) >= n)
+        self.wait_for(lambda: len([*self.work.glob(pattern)]) >= n, every=0.01)
 
     def wait_for_workers(self, n: int = 1) -> list[int]:
         self.wait_for(lambda: len(self.family("spawn_main")) >= n, every=0.1)  # /proc takes long to read
