@@ -332,7 +332,7 @@ class DecodeConfig:
     )
     beam_size: int = option(
         10,
-        help="For beam: hypotheses of each latent; all become candidates.",
+        help="For beam: hypotheses per latent; all become candidates.",
         ge=1,
         le=MOST_CANDIDATES["beam_size"],
         means={1: "greedy"},
@@ -363,7 +363,7 @@ class DecodeConfig:
         ge=0,
         means={0: "the sum"},
     )
-    n_samples: int = option(1, help="Candidates of each latent.", ge=1, le=MOST_CANDIDATES["n_samples"])
+    n_samples: int = option(1, help="Candidates per latent.", ge=1, le=MOST_CANDIDATES["n_samples"])
     n_candidates: int = option(
         20,
         help="Candidates of a stage-1 model, which has no latents.",
