@@ -119,6 +119,7 @@ def write_in_parts(path: Path, *parts: tuple[bytes, int], compress: Compress = g
             file.write(compress(part) * times)
 
 
+@pytest.mark.slow
 def test_bombs(tmp_path: Path, run: Path) -> None:
     files: dict[tuple[str, Path], str] = {}
     block = b"a" * (1 << 26)

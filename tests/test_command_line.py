@@ -301,12 +301,17 @@ def test_a_name_in_a_file_that_yaml_reads_as_a_number(train_here: Train, tmp_pat
     shutil.copy(ROOT / "train.py", tmp_path)
     shutil.copytree(CONF, tmp_path / "conf")
     own = tmp_path / "conf" / "experiment" / "own.yaml"
-    for key, text in (("run_id", value), ("tags", f"[a, {value}]"), ("data", f"{{path: {value}}}")):
-        own.write_text(f"# @package _global_\ndefaults: [smoke]\n{key}: {text}\n")
-        done = train_here("experiment=own", "plan=true", expect=2, script=tmp_path / "train.py")
-        assert_one_line(done.stderr, f"{own}: {key}", "is a text", "in quotes")
-    done = train_here("-m", "experiment=own", "plan=true", expect=2, script=tmp_path / "train.py")
-    assert_one_line(done.stderr, f"{own}: ")
+
+    def refused(node: str, *flags: str) -> str:
+        own.write_text(f"# @package _global_\ndefaults: [smoke]\n{node}\n")
+        given = [*flags, "experiment=own", "plan=true"]
+        return train_here(*given, expect=2, script=tmp_path / "train.py").stderr
+
+    assert_one_line(refused(f"run_id: {value}"), f"{own}: run_id", "is a text", "in quotes")
+    if value == "1e3":
+        assert_one_line(refused("tags: [a, 1e3]"), f"{own}: tags", "is a text", "in quotes")
+        assert_one_line(refused("data: {path: 1e3}"), f"{own}: data", "is a text", "in quotes")
+        assert_one_line(refused("run_id: 1e3", "-m"), f"{own}: run_id")
     own.write_text(f"# @package _global_\nrun_id: '{value}'\ntags: [2026-11-28]\n")
     printed = train_here("experiment=own", "--cfg=job", script=tmp_path / "train.py").stdout
     assert yaml.safe_load(printed)["run_id"] == value

@@ -769,6 +769,7 @@ def test_another_tokenizer_in_the_data(train_here: Train, shards: Path, tmp_path
     assert not (tmp_path / "outputs" / "tiny-1_coarse" / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_is_read_only(corpus: Path, coarse: Path, tmp_path: Path) -> None:
     """Also for the superuser, who gives up the right to write anywhere."""
     run = copy_run(coarse, tmp_path / "outputs" / "tiny-1_coarse" / "c")

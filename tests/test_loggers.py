@@ -235,6 +235,7 @@ def test_what_wandb_refuses_is_one_line(train_here: Train, override: str, told: 
     assert_one_line(done.stderr, "logger=wandb", told, "logger.wandb.project")
 
 
+@pytest.mark.slow
 def test_wandb_without_a_key_and_a_terminal_is_one_line(
     run_train: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:

@@ -226,6 +226,7 @@ def test_a_locale_that_is_not_utf_8() -> None:
     assert_one_line(failed.stderr, "FOLDER '/\\udcc3\\udca9': its name is not UTF-8")  # its two bytes
 
 
+@pytest.mark.slow
 def test_train_says_any_path_in_any_encoding(run_train, tmp_path: Path) -> None:
     done = run_train(f"data.path={tmp_path}/数据", expect=2, PYTHONIOENCODING="cp1252")
     assert_one_line(done.stderr, "\\u6570\\u636e")

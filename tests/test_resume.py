@@ -159,7 +159,13 @@ def test_a_signal_to_all_processes_saves_the_step_at_hand(
 
 
 @pytest.mark.parametrize(
-    ("numbers", "saved"), [([signal.SIGTERM], 3), ([signal.SIGINT], 3), ([signal.SIGINT] * 2, 1)], ids=str
+    ("numbers", "saved"),
+    [
+        ([signal.SIGTERM], 3),
+        pytest.param([signal.SIGINT], 3, marks=pytest.mark.slow),
+        ([signal.SIGINT] * 2, 1),
+    ],
+    ids=str,
 )
 def test_a_signal_to_a_step_and_its_workers(
     train_here: Train, monkeypatch: pytest.MonkeyPatch, numbers: list[signal.Signals], saved: int

@@ -434,7 +434,9 @@ def test_a_killed_run_leaves_no_corpus_and_the_next_one_clears_up(corpus, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "talk.jsonl"]
 
 
-@pytest.mark.parametrize("error", ["ENOSYS", "ENOTSUP", "ENOLCK"])
+@pytest.mark.parametrize(
+    "error", ["ENOSYS", *(pytest.param(e, marks=pytest.mark.slow) for e in ("ENOTSUP", "ENOLCK"))]
+)
 def test_a_file_system_without_locks(corpus, tmp_path, error):
     program = (
         "import errno, fcntl, sys\n"

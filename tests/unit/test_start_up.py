@@ -104,9 +104,9 @@ def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path, arguments: str) -
     "arguments",
     [
         "runs {run}",
-        "tokenizer show {tokenizer} hi",
-        "score {run}/pairs.tsv --generation {run}",
-        "serve {run}/no",
+        pytest.param("tokenizer show {tokenizer} hi", marks=pytest.mark.slow),
+        pytest.param("score {run}/pairs.tsv --generation {run}", marks=pytest.mark.slow),
+        pytest.param("serve {run}/no", marks=pytest.mark.slow),
     ],
 )
 def test_closed_streams_are_no_traceback(tmp_path: Path, arguments: str) -> None:
