@@ -79,7 +79,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     known = list(known)
     key, colon, value = name.partition(":")
     if colon and key in known:
-        return f"a blank is missing behind the colon: {key}: {value}"
+        return f"a space is missing after the colon: {key}: {value}"
     near = get_close_matches(name, known, n=1)
     if near:
         return f"did you mean {near[0]}?"
@@ -113,7 +113,8 @@ def expand_path(path: str, key: str) -> str:
         _require(name in os.environ, f"{key}={path}: there is no environment variable {name}; set it first")
     found = os.path.expanduser(os.path.expandvars(path))
     _require(
-        not found.startswith("~"), f"{key}={path}: there is no user of that name; write ./~ for a file's own"
+        not found.startswith("~"),
+        f"{key}={path}: there is no user of that name; write ./~ if a file has that name",
     )
     return found
 
@@ -339,7 +340,7 @@ class DecodeConfig:
     )
     temperature: float = option(
         1.0,
-        help="Below 1 more probable tokens, above 1 more variety; below 0.01 greedy.",
+        help="Below 1: more probable tokens; above 1: more variety; below 0.01: greedy.",
         ge=0,
         le=HOTTEST,
         means={0: "greedy"},
@@ -352,7 +353,7 @@ class DecodeConfig:
     min_tokens: int = option(1, help="No end before this many tokens.", ge=0)
     no_repeat_ngram: int = option(
         0,
-        help="No n tokens in a row twice, in the reply or from a turn of the context.",
+        help="Never repeat n tokens in a row, of the reply or of a turn of the context.",
         ge=0,
         means={0: "off"},
     )
@@ -370,7 +371,7 @@ class DecodeConfig:
         ge=1,
         le=MOST_CANDIDATES["n_candidates"],
     )
-    stop: tuple[str, ...] = option((), help="Texts before which a candidate is cut; no part of it.")
+    stop: tuple[str, ...] = option((), help="Texts before which a candidate is cut; they are not part of it.")
     seed: int = option(11, help="The same seed gives the same candidates to the same conversation.")
 
     def __post_init__(self) -> None:
@@ -386,7 +387,7 @@ class DecodeConfig:
         check_options(self)
         _require(
             self.temperature >= COLDEST or self.strategy != "beam",
-            f"temperature={self.temperature}: is greedy, and strategy=beam is not; leave one of them out",
+            f"temperature={self.temperature}: is greedy, and strategy=beam is not; leave one out",
         )
         _require(
             self.min_tokens <= self.max_tokens,
@@ -419,7 +420,7 @@ class RankConfig:
     )
     penalties: bool | None = option(
         None,
-        help="Rank candidates that do not end, or repeat three words, behind all others, as Knover does.",
+        help="Rank candidates that do not end, or repeat three words, after all others, as Knover does.",
         default_text="where an evaluation model ranks",
     )
 
@@ -460,13 +461,13 @@ class RunConfig:
     seed: int = 11
     """Seeds the weights, the order of the samples, dropout, masks, negatives and Gumbel noise."""
     init_from: str = "auto"
-    """Start weights: a run folder, a checkpoint, a model folder, `scratch` (random), or `auto`: random for
-    stage 1, and for the others the newest finished run of the stage that they start from (of ours stage 1),
+    """Initial weights: a run folder, a checkpoint, a model folder, `scratch` (random), or `auto`: random for
+    stage 1, and for the others the newest finished run of the stage that they start from (stage 1, for ours),
     with the same geometry and tokenizer."""
     resume: str = "auto"
-    """`auto` goes on with an unfinished run of the same config, `never` starts anew, or a run folder."""
+    """`auto` resumes an unfinished run of the same config, `never` starts a new one; or a run folder."""
     run_id: str | None = None
-    """Name of the run folder; else RUN_ID, else SLURM_JOB_ID, else the time."""
+    """Name of the run folder; default: RUN_ID, else SLURM_JOB_ID, else the time."""
     output_dir: str = "outputs"
     """Runs are written to `<output_dir>/<name>/<run_id>/`."""
     name: str = "run"
@@ -476,7 +477,7 @@ class RunConfig:
     checkpoint_steps: int = 1000
     """Steps between checkpoints; each validation and the last step write one too."""
     checkpoint_minutes: float = 10.0
-    """Minutes after which there is a checkpoint, however few the steps."""
+    """Minutes after which a checkpoint is written, however few the steps."""
     sample_replies: int = 3
     """Validation contexts the model answers at each validation; 0 = none."""
     selection: int = 100
@@ -493,7 +494,7 @@ class RunConfig:
     sweep_metric: str | None = None
     """Metric returned to a Hydra sweeper; the best value of the stage's own monitor when not given."""
     tags: list[str] = field(default_factory=list)
-    """Free words stored with the run and sent to W&B."""
+    """Free-form words stored with the run and sent to W&B."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""

@@ -27,7 +27,7 @@ from plato2.runs.console import print_any_text
 VERBS = {
     "train": "Train a stage, or sweep; what train.py does (plato2 train --help).",
     "prepare": "Turn a corpus of conversations into shards to train on.",
-    "tokenizer": "Train a tokenizer, or look at how one cuts a text.",
+    "tokenizer": "Train a tokenizer, or see how one splits a text.",
     "reply": "Answer a message or a conversation, with all candidates.",
     "chat": "Talk to a model in the terminal.",
     "serve": "Serve a model over HTTP, as OpenAI's chat API; also a web page.",
@@ -179,7 +179,7 @@ def main(command: typer.Typer = app, name: str = "plato2") -> None:
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        print_error(f"{error.filename or 'stdout'}: {error.strerror}; make room there")
+        print_error(f"{error.filename or 'stdout'}: {error.strerror}; free some space there")
         leave_stdout()
         sys.exit(1)
 

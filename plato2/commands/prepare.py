@@ -47,7 +47,7 @@ def rule_help(rules: type[CleanRules]) -> str:
     return f"RULE=VALUE or RULE=off; may be repeated. Rules: {names}."
 
 
-NoClean = Annotated[bool, typer.Option("--no-clean", help="All cleaning rules off.")]
+NoClean = Annotated[bool, typer.Option("--no-clean", help="Turn all cleaning rules off.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 

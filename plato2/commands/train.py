@@ -275,9 +275,9 @@ class Sweep(Callback):
             if same and (name == named if named else config.resume == "auto"):
                 self.record, self.name = record, name
                 say(
-                    f"the sweep {self.name} is finished: its report again (resume=never trains it anew)"
+                    f"the sweep {self.name} is finished: showing its report (resume=never trains it again)"
                     if again
-                    else f"going on with the unfinished sweep {self.name}"
+                    else f"resuming the unfinished sweep {self.name}"
                 )
                 break
         else:
@@ -376,7 +376,7 @@ def meant(key: str, conf: Path) -> str:
             if options
             else f"write +{key}=VALUE"
         )
-    return f"did you mean {near}?" if near else "there is none like it"
+    return f"did you mean {near}?" if near else "no key is similar"
 
 
 def fail(sentence: str) -> NoReturn:
@@ -444,7 +444,8 @@ def main(config: DictConfig) -> float | None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         fail(
-            f"{place}: {error.strerror}; what was saved is whole: make room and start the same command again"
+            f"{place}: {error.strerror}; what was saved is intact: free some space and start the same "
+            "command again"
             f"{' with resume=auto' * (config.resume == 'never')}"
         )
 
@@ -475,7 +476,7 @@ def in_quotes(override: str) -> str:
     cure = f"if it is one text, write {shlex.quote(whole)}" if _unreadable(whole) is None else "see --help"
     if value.startswith("{"):
         cure = (
-            f"a mapping is {key}={{NAME: VALUE, NAME: [VALUE, VALUE]}}, with a blank behind each colon "
+            f"a mapping is {key}={{NAME: VALUE, NAME: [VALUE, VALUE]}}, with a space after each colon "
             "and quotes around odd texts"
         )
     raise UserError(f"{override}: Hydra cannot read this override ({problem}); {cure}")
@@ -526,7 +527,7 @@ def command_line(conf: Path = CONF) -> None:
         fail(str(error))
     except Stopped as stop:
         logging.disable(logging.INFO)  # torch, half imported, would print statistics at its end
-        say("stopped: nothing was being trained; the same command starts again, or goes on")
+        say("stopped: nothing was being trained; the same command starts again, or resumes")
         if stop.number == signal.SIGUSR1 and is_first_process():
             from plato2.runs.folder import requeue
 

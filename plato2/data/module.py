@@ -33,7 +33,7 @@ class DialogueDataModule(pl.LightningDataModule):
         batch: the stage's batch maker.
         batch_tokens: tokens of one optimizer step over all ranks, padding included.
         seed: of order, masks, negatives and noise (validation has its own, fixed one).
-        mode: `packed`: several samples a row; `buckets`: one, rows alike in length; `padded`: one, any
+        mode: `packed`: several samples per row; `buckets`: one, rows of similar length; `padded`: one, any
             length.
         unit_tokens: what one rank computes at once; accumulation follows from it and `batch_tokens`.
         row_length: slots of a packed row.

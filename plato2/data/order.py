@@ -43,7 +43,8 @@ class Batching:
     """
 
     mode: Literal["packed", "buckets", "padded"] = "packed"
-    """`packed`: several samples a row; `buckets`: one, rows alike in length; `padded`: one, any length."""
+    """`packed`: several samples per row; `buckets`: one, rows of similar length; `padded`: one, any
+    length."""
     unit_tokens: int = 8192
     """Slots of a unit, padding included: what one rank computes at once."""
     row_length: int = 512

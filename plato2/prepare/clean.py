@@ -56,7 +56,7 @@ class CleanRules:
     max_tokens: int | None = 128
     """Rule 1: more BPE tokens."""
     max_word_chars: int | None = 30
-    """Rule 2: a longer word (scripts without blanks have none)."""
+    """Rule 2: a longer word (scripts without spaces have none)."""
     max_chars: int | None = 1024
     """Rule 2: a longer message."""
     min_letters: float | None = 0.7
@@ -67,11 +67,11 @@ class CleanRules:
     special_strings: bool = True
     """Rule 5: r/ or u/ at the beginning of a word, or an HTML entity such as &amp; (the paper: "such as")."""
     max_overlap: float | None = 0.8
-    """Rule 6: a larger share of the message's words stands in the previous turn."""
+    """Rule 6: a larger share of the message's words is in the previous turn."""
     max_repeats: int | None = 100
     """Rule 7: the same message occurs more often in the whole corpus."""
     offensive_words: str | None = None
-    """Rule 8: the shipped list `en` or `zh`, or a file with one word or phrase a line; none by default."""
+    """Rule 8: the shipped list `en` or `zh`, or a file with one word or phrase per line; none by default."""
 
     def __post_init__(self) -> None:
         """Check the thresholds."""

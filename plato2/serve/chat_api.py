@@ -28,7 +28,7 @@ from pydantic_core import PydanticCustomError
 from plato2.config import COLDEST, DecodeConfig, Strategy, UserError
 
 System = Literal["ignore", "refuse", "context"]
-"""What becomes of system messages: left out, with a warning; refused; or read as a turn of their own."""
+"""What to do with system messages: left out, with a warning; refused; or read as a turn of their own."""
 MOST = 20
 """Samples or beams of each latent that a request may ask for, or the server's own setting if that is more."""
 

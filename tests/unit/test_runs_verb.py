@@ -122,7 +122,7 @@ def test_an_empty_record_is_told_of(outputs: Path) -> None:
 
 
 def test_help_says_where_it_looks() -> None:
-    assert "when left out, outputs" in " ".join(run("--help")[0].split())
+    assert "default: outputs" in " ".join(run("--help")[0].split())
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,11 @@ def test_help_says_where_it_looks() -> None:
     [
         (["nowhere"], "nowhere: no such folder; give run folders"),
         (["{outputs}/sweeps"], "there is no run; python train.py experiment=quickstart"),
-        (["{outputs}", "--stage", "1_corse"], "--stage 1_corse: no run of it there; did you mean 1_coarse?"),
-        (["{outputs}", "--stage", "2_gen"], "--stage 2_gen: no run of it there"),
+        (
+            ["{outputs}", "--stage", "1_corse"],
+            "--stage 1_corse: no run of that stage there; did you mean 1_coarse?",
+        ),
+        (["{outputs}", "--stage", "2_gen"], "--stage 2_gen: no run of that stage there"),
         (["{outputs}", "--metric", "val/los", "--draw", "{outputs}/x.png"], "did you mean val/loss?"),
         (["{outputs}", "--metric", "val/los"], "val/los: no run has logged it; did you mean val/loss?"),
         (["{outputs}", "--draw", "{outputs}/x.wav"], "x.wav: cannot be written"),

@@ -35,7 +35,7 @@ class RedditRules(CleanRules):
     max_repeats: int | None = 100
     """Rule 7: the same message occurs more often among those that pass the rules before."""
     offensive_words: str | None = "en"
-    """Rule 8: the shipped list `en` or `zh`, or a file with one word or phrase a line."""
+    """Rule 8: the shipped list `en` or `zh`, or a file with one word or phrase per line."""
     quarantined: str | None = "quarantined"
     """Rule 9: the shipped list, or a file with one subreddit a line. Flags in the dumps count as well."""
     bots: str | None = "bots"
