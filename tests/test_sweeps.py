@@ -105,7 +105,7 @@ def test_damaged_records_of_other_sweeps_are_passed_over(train_here: Train, tmp_
     (outputs / "tiny-1_coarse" / "t-9" / "lineage.json").write_bytes(b"")
     done = train_here("-m", "stage=1_coarse,2_gen", "trainer.max_steps=1", "run_id=t", "report=true")
     for name in damaged:
-        assert f"warning: {outputs}/sweeps/{name}/sweep.json is passed over" in done.stderr
+        assert f"warning: {outputs}/sweeps/{name}/sweep.json is skipped" in done.stderr
     assert "unigram baseline" in done.stdout
 
 

@@ -98,7 +98,7 @@ def chat(
     bot = load_bot(generation, evaluation, decode, device, precision, backward, rank, checks)
     say_if_unranked(bot)
     if isinstance(sys.stdin, io.TextIOWrapper) and isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="ignore")  # bytes that are no text
+        sys.stdin.reconfigure(errors="ignore")  # bytes that are not text
         sys.stdout.reconfigure(errors="replace")  # text that the terminal's encoding lacks
     if evaluation is None and bot.evaluation is not None:
         evaluation = generation  # a model folder with both
@@ -131,14 +131,14 @@ class Chat:
                     self.take(line)
             except (EOFError, KeyboardInterrupt):
                 if self.interactive:
-                    self.console.show_cursor(True)  # should Ctrl-C have hit the spinner
+                    self.console.show_cursor(True)  # in case Ctrl-C hit the spinner
                     self.console.print()
 
     def read(self, prompt: str) -> str:
         """The next line.
 
         Raises:
-            EOFError: there is none.
+            EOFError: no more lines.
             UserError: the input cannot be read.
         """
         try:
@@ -167,7 +167,7 @@ class Chat:
             try:
                 reply = self.bot.reply([*turns, message], self.decode)
             except (IndexError, MemoryError, OverflowError, RuntimeError) as error:
-                reason = str(error).split("\n")[0]  # too much for the memory, or numbers without end
+                reason = str(error).split("\n")[0]  # out of memory, or not finite
                 raise UserError(f"no reply with these settings ({reason}); /set shows them") from error
         self.show(reply)
         if not any((flag.side, flag.action) == ("input", "block") for flag in reply.flags):
@@ -231,7 +231,7 @@ class Chat:
                 self.note(f"safety: candidate {number} breaks {candidate.flag}")
 
     def choose(self, number: str) -> None:
-        """Goes on from another candidate of the last reply, by its rank."""
+        """Continues from another candidate of the last reply, by its rank."""
         candidates = self.last("/choose").reply.candidates
         if not number.isdecimal() or not 1 <= int(number) <= len(candidates):
             raise UserError(f"/choose {number}: give a rank that /candidates shows, 1 to {len(candidates)}")
@@ -284,7 +284,7 @@ class Chat:
             return ""
         if self.console.color_system is None or self.console.no_color or "readline" not in sys.modules:
             return "you  "
-        return "\x01\x1b[1;32m\x02you  \x01\x1b[0m\x02"  # 1 and 2: what has no width
+        return "\x01\x1b[1;32m\x02you  \x01\x1b[0m\x02"  # 1 and 2 enclose what has no width
 
 
 @contextmanager

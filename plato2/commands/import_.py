@@ -106,7 +106,7 @@ def _summary(found: Imported, out: Path) -> dict[str, Any]:
 
 
 def _table(found: Imported) -> Table:
-    """A row a model: its geometry, and the modules whose weights the files lack."""
+    """A row per model: its geometry, and the modules whose weights the files lack."""
     table = Table()
     for column in ("part", "stage", "layers", "heads", "hidden", "vocabulary", "K", "absent"):
         table.add_column(column, justify="left" if column in ("part", "stage", "absent") else "right")

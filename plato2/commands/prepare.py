@@ -65,7 +65,7 @@ def prepare(
     as_json: AsJson = False,
 ) -> None:
     """Run the verb."""
-    from plato2.prepare.dialogues import prepare as run  # after the arguments are known to be sound
+    from plato2.prepare.dialogues import prepare as run  # after the arguments are known to be valid
 
     options.clean = parse_rules(rule or [], CleanRules.off() if no_clean else CleanRules())
     _print_summary(run(options), as_json)

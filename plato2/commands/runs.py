@@ -1,4 +1,4 @@
-"""`plato2 runs`: the runs that there are, side by side."""
+"""`plato2 runs`: runs side by side."""
 
 from __future__ import annotations
 

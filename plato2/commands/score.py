@@ -85,7 +85,7 @@ def check_files(file: Path, out: Path | None) -> None:
     """Whether one can be read and the other be written.
 
     Raises:
-        UserError: it cannot.
+        UserError: if not.
     """
     if not file.is_file():
         reason = "not a regular file; write its lines to one" if file.exists() else "no such file"

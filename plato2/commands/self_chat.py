@@ -83,7 +83,7 @@ class PlayOptions:
         """Checks values and files.
 
         Raises:
-            UserError: a value that cannot be, or a file that cannot be written.
+            UserError: an impossible value, or a file that cannot be written.
         """
         if self.format not in FORMATS:
             raise UserError(f"--format {self.format}: use {' or '.join(FORMATS)}")

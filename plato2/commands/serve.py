@@ -130,8 +130,7 @@ class ServerOptions:
         typer.Option(
             envvar="PLATO2_API_KEY",
             help="The key that requests to /v1 must send as Authorization: Bearer KEY. Better to set the "
-            "variable: "
-            "others on the machine can see command lines.",
+            "variable: others on the machine can see command lines.",
             rich_help_panel=ACCESS,
         ),
     ] = None
@@ -177,7 +176,7 @@ class ServerOptions:
         """Checks values and fills in the key of the environment.
 
         Raises:
-            UserError: a value that cannot be.
+            UserError: an impossible value.
         """
         for name, (least, most) in LIMITS.items():
             value = getattr(self, name)
@@ -194,7 +193,7 @@ class ServerOptions:
                 raise UserError(f"--cors-origin {given}: give scheme and name, such as https://example.org")
         if self.system not in ("ignore", "refuse", "context"):
             raise UserError(f"--system {self.system}: use ignore, refuse or context")
-        if self.api_key is None:  # an empty variable is none to Typer
+        if self.api_key is None:  # Typer takes an empty variable for none
             self.api_key = os.environ.get("PLATO2_API_KEY")
         self._check_key()
 
@@ -353,7 +352,7 @@ def answer_requests(
 
 
 def say_if_open(listener: socket, options: ServerOptions) -> None:
-    """Who may use the server, on stderr, where that is everybody."""
+    """Warns on stderr when anyone may use the server."""
     from plato2.serve.guard import is_loopback
 
     if is_loopback(listener.getsockname()[0]):

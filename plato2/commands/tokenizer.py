@@ -69,7 +69,7 @@ def train(
 
 @contextmanager
 def held(out: Path) -> Iterator[None]:
-    """Keeps the folder for this process, from before it is looked at until it is written."""
+    """Locks the folder for this process, from before the first look until it is written."""
     with ExitStack() as stack:
         with clear_errors(out):
             lock_file(out).parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def held(out: Path) -> Iterator[None]:
 
 @contextmanager
 def clear_errors(out: Path) -> Iterator[None]:
-    """An error of the disk is one line."""
+    """Turns a disk error into one line."""
     try:
         yield
     except OSError as error:

@@ -3,7 +3,7 @@
 A rule judges one message; None or False switches it off. Each rule counts every message it hits, also one
 that another rule has hit before. Rules 9 and 10 (quarantined forums, bots) are about Reddit.
 
-A dialogue with a failing turn goes on by one of three policies:
+One of three policies decides what becomes of a dialogue with a failing turn:
 
 - `subtree`: the failing turn and everything after it is removed, as the paper prunes its comment trees;
 - `split`: the failing turn is removed and a new conversation starts after it: right for long linear chats;
@@ -148,7 +148,7 @@ class Cleaner:
 
 
 def conversations(passing: Sequence[bool], policy: str) -> list[range]:
-    """The parts of a dialogue that go on as conversations, as ranges of turns.
+    """The parts of a dialogue that remain as conversations, as ranges of turns.
 
     Under `response` the whole dialogue stays; only passing turns may then be responses.
     """

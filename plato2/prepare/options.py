@@ -18,7 +18,7 @@ class PrepareOptions:
     """All that decides what `prepare` writes.
 
     Raises:
-        UserError: a value that cannot be; names the key.
+        UserError: an impossible value; names the key.
     """
 
     corpus: str = option(

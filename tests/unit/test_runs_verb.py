@@ -91,7 +91,7 @@ def test_a_damaged_run_does_not_hide_the_others(outputs: Path) -> None:
     (outputs / "tiny-1_coarse" / "first" / "lineage.json").write_text("")
     found, told = run(outputs, "--json")
     assert len(json.loads(found)) == 2
-    assert "passed over" in told
+    assert "skipped" in told
     assert "first" in told
 
 
@@ -109,7 +109,7 @@ def test_damaged_metrics_do_not_hide_the_others(outputs: Path, damage: bytes | N
         file.write_bytes(damage)
     found, told = run(outputs, "--json")
     assert len(json.loads(found)) == 2
-    assert f"warning: passed over: {file}: not " in told
+    assert f"warning: skipped: {file}: not " in told
     _, told = run(file.parent, code=2)
     assert "nothing is compared" in told
 
@@ -118,7 +118,7 @@ def test_an_empty_record_is_told_of(outputs: Path) -> None:
     (outputs / "tiny-1_coarse" / "first" / "lineage.json").write_text("{}")
     found, told = run(outputs, "--json")
     assert len(json.loads(found)) == 2
-    assert "first/lineage.json: no record of a run" in told
+    assert "first/lineage.json: not the record of a run" in told
 
 
 def test_help_says_where_it_looks() -> None:
@@ -129,7 +129,7 @@ def test_help_says_where_it_looks() -> None:
     ("arguments", "told"),
     [
         (["nowhere"], "nowhere: no such folder; give run folders"),
-        (["{outputs}/sweeps"], "there is no run; python train.py experiment=quickstart"),
+        (["{outputs}/sweeps"], "there are no runs; python train.py experiment=quickstart"),
         (
             ["{outputs}", "--stage", "1_corse"],
             "--stage 1_corse: no run of that stage there; did you mean 1_coarse?",

@@ -26,7 +26,7 @@ class RedditOptions:
     """All that decides what is written, and where and how it is made.
 
     Raises:
-        UserError: a value that cannot be; names the key.
+        UserError: an impossible value; names the key.
     """
 
     comments: list[str] = option(help="Dumps of comments (RC_*): paths or globs, local or remote.")
