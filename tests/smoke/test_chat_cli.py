@@ -110,7 +110,7 @@ def test_undo_takes_an_exchange_back(models: list[object]) -> None:
     said = replies(chat(models, "hello !", "what ?", "/undo", "and you ?"))
     assert said[2] == ranked(models, "hello !", said[0], "and you ?")[0]
     done = chat(models, "/undo", "hello !", "/undo", "/undo", "/candidates", "hello !")
-    assert done.stdout.count("nothing was said yet") == 3
+    assert done.stdout.count("nothing has been said yet") == 3
     assert len(set(replies(done))) == 1
 
 
@@ -477,7 +477,7 @@ def test_a_sitting_at_a_terminal(models: list[object], tmp_path: Path) -> None:
         screen.type("/set max_tokens 8\n")
         screen.wait_for("must be between")
         screen.type("/undo\n/undo\n")  # there was one exchange, not two
-        screen.wait_for("nothing was said yet")
+        screen.wait_for("nothing has been said yet")
         screen.wait_for(PROMPT)
         screen.type("\x04")
         assert screen.exit_code() == 0
