@@ -56,8 +56,8 @@ class CorpusOfRun:
                 seen = time.monotonic()
             elif time.monotonic() - seen > PATIENCE_S:
                 raise UserError(
-                    f"data.path={self.path}: no corpus there, and no process has been preparing one for "
-                    "{PATIENCE_S:g} s; the first process (rank 0) says why it failed or does not run"
+                    f"data.path={self.path}: no corpus there, and for {PATIENCE_S:g} s no process has been "
+                    "preparing one; the first process (rank 0) says why it failed or does not run"
                 )
             time.sleep(1.0)
 
