@@ -35,7 +35,7 @@ def train(*overrides: str) -> Trained | None:
         The run's folder, its best checkpoint, the value of its monitor and its metrics; None for `plan=true`.
 
     Raises:
-        UserError: anything a user can mend.
+        UserError: anything a user can fix.
     """
     from plato2.commands.train import train_overrides
 

@@ -1,4 +1,4 @@
-"""A user's files, read within bounds: what is no regular file is never waited for, nor a huge one held."""
+"""A user's files, read within bounds: irregular files are never waited for, huge ones never held."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def read_file(path: str | Path, most: int, cure: str, option: str = "") -> bytes
 
     Args:
         path: the file.
-        most: bytes that such a file has at most.
+        most: the most bytes that such a file has.
         cure: for the message.
-        option: what was given it by, as `--starts `, for the message.
+        option: the option that it was given by, as `--starts `, for the message.
 
     Raises:
         UserError: a folder, pipe or device, more than `most` bytes, or not readable.
-        FileNotFoundError: there is none; `NotADirectoryError` where a file stands in the place of a folder.
+        FileNotFoundError: no such file; `NotADirectoryError` where a file is in the place of a folder.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer does not hang
@@ -41,12 +41,12 @@ def read_file(path: str | Path, most: int, cure: str, option: str = "") -> bytes
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{option}{path}: cannot be read ({reason}); {cure}") from None
     if data is None or len(data) > most:
-        raise UserError(f"{option}{path}: larger than {most:,} bytes, which no such file is; {cure}")
+        raise UserError(f"{option}{path}: larger than {most:,} bytes, too large for such a file; {cure}")
     return data
 
 
 def read_lines_of(stream: IO[bytes], most: int = LINE_BYTES) -> Iterator[bytes | None]:
-    """The lines of a stream with their ends; None for one of more than `most` bytes, which is passed over."""
+    """The lines of a stream with their ends; None for one of more than `most` bytes, which is skipped."""
     while line := stream.readline(most + 1):
         if len(line) <= most or line.endswith(b"\n"):
             yield line

@@ -18,15 +18,15 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Strategy = Literal["top_k", "top_p", "beam"]
 Criterion = Literal["coherence", "forward", "backward"]
-"""p(l=1|c,r), log p(r|c,z) and log p(c|r), the last two the mean of a token."""
+"""p(l=1|c,r), log p(r|c,z) and log p(c|r), the last two as means per token."""
 Role = Literal["generation", "evaluation", "backward"]
 Schedule = Literal["inverse_sqrt", "linear"]
 COLDEST, HOTTEST = 0.01, 2
 """Temperatures, above which a text is noise and below which the most probable token is taken: logits would
 overflow."""
 MOST_CANDIDATES = {"n_samples": 1000, "n_candidates": 1000, "beam_size": 100}
-"""What may be asked for; more is a slip. Samples only take time, since they are decoded in parts; the
-hypotheses of a beam are in memory together."""
+"""The most that may be asked for; more is a slip. Samples only take time, since they are decoded in parts;
+the hypotheses of a beam are in memory together."""
 LARGEST = {
     "n_layer": 1000,
     "n_head": 1000,
@@ -36,11 +36,11 @@ LARGEST = {
     "n_type": 1000,
     "n_latent": 65_536,
 }
-"""Far above any model there is: what is larger is a slip or a damaged file, and would not fit in memory."""
+"""Far above any existing model: anything larger is a slip or a damaged file, and would not fit in memory."""
 
 
 class UserError(Exception):
-    """Something the user can mend: the message names the file or key, the value and the cure.
+    """Something the user can fix: the message names the file or key, the value and the cure.
 
     `train.py` and the `plato2` command print it as one line, without a traceback. What both of them can call
     names an option as its field, `max_context=2`; `in_typed_words` puts the name there that was typed.
@@ -55,12 +55,12 @@ def install(extra: str) -> str:
 def in_typed_words(message: str, names: Mapping[str, str], sign: str = "=") -> str:
     """A message in which options have the names that the user typed, as `--max-context 2`.
 
-    An option is told from a word by what stands behind it, as in `force=true`, or by a `_` in it.
+    An option is told from a word by what follows it, as in `force=true`, or by a `_` in it.
 
     Args:
         message: of a `UserError`.
         names: what was typed for a field, e.g. `--max-context`; for `reader.`, what its options begin with.
-        sign: between an option and its value; with a blank `force=true` becomes a flag.
+        sign: between an option and its value; with a space `force=true` becomes a flag.
     """
 
     def typed(found: re.Match[str]) -> str:
@@ -75,11 +75,11 @@ def in_typed_words(message: str, names: Mapping[str, str], sign: str = "=") -> s
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """What to say of a name that is not known: the one it resembles, else all there are."""
+    """What to say about an unknown name: the one it resembles, else all known ones."""
     known = list(known)
     key, colon, value = name.partition(":")
     if colon and key in known:
-        return f"a blank is missing behind the colon: {key}: {value}"
+        return f"a space is missing after the colon: {key}: {value}"
     near = get_close_matches(name, known, n=1)
     if near:
         return f"did you mean {near[0]}?"
@@ -113,7 +113,8 @@ def expand_path(path: str, key: str) -> str:
         _require(name in os.environ, f"{key}={path}: there is no environment variable {name}; set it first")
     found = os.path.expanduser(os.path.expandvars(path))
     _require(
-        not found.startswith("~"), f"{key}={path}: there is no user of that name; write ./~ for a file's own"
+        not found.startswith("~"),
+        f"{key}={path}: there is no user of that name; write ./~ if a file has that name",
     )
     return found
 
@@ -128,7 +129,7 @@ def option(
     factory: Callable[[], Any] | Any = MISSING,
     default_text: str = "",
 ) -> Any:
-    """A field of a dataclass of options, with all that the places that offer or check it say of it.
+    """A field of a dataclass of options, with all that is shown or checked of it.
 
     They are `check_options`, `--help`, the server's API, the web page and the tables in docs/. The choices of
     a field are those of its type, a `Literal`.
@@ -179,7 +180,7 @@ def explained(known: Field[Any], most: float | None = None) -> str:
 
 
 def check_options(options: Any) -> None:
-    """Refuse what is not among the choices of its field, or not within the bounds.
+    """Refuse values that are not among a field's choices or within its bounds.
 
     Raises:
         UserError: names the first such field.
@@ -231,7 +232,7 @@ class ModelConfig:
     """Recompute each block in the backward pass: about 1.3x the time for a fraction of the memory."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Refuse impossible values."""
         for key, largest in LARGEST.items():
             value = getattr(self, key)
             _require(value >= 1, f"model.{key}={value}: must be at least 1")
@@ -259,7 +260,7 @@ class Use:
     role: Role
     """`generation` writes candidates, p(r|c) or p(r|c,z); the others rank them, by p(l|c,r) or by p(c|r)."""
     has_latents: bool = False
-    """Of a generation model: a candidate for each z."""
+    """For a generation model: whether it has a candidate for each z."""
     training_only: tuple[str, ...] = ()
     """Beginnings of the names of parameters that only its losses need; a released model may lack them."""
 
@@ -292,7 +293,7 @@ class OptimConfig:
     """Global gradient norm, 0 = no clipping; Knover's value, small on purpose (docs/spec.md, Optimizer)."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Refuse impossible values."""
         self.betas = tuple(map(float, self.betas))  # type: ignore[assignment]
         _require(
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
@@ -315,7 +316,7 @@ class OptimConfig:
 
 @dataclass
 class DecodeConfig:
-    """How candidates are found; by default top-k sampling of one for each latent (docs/spec.md, Decoding).
+    """How candidates are found; by default top-k sampling, one for each latent (docs/spec.md, Decoding).
 
     Raises:
         UserError: a value decoding cannot use.
@@ -339,7 +340,7 @@ class DecodeConfig:
     )
     temperature: float = option(
         1.0,
-        help="Below 1 more probable tokens, above 1 more variety; below 0.01 greedy.",
+        help="Below 1: more probable tokens; above 1: more variety; below 0.01: greedy.",
         ge=0,
         le=HOTTEST,
         means={0: "greedy"},
@@ -352,7 +353,7 @@ class DecodeConfig:
     min_tokens: int = option(1, help="No end before this many tokens.", ge=0)
     no_repeat_ngram: int = option(
         0,
-        help="No n tokens in a row twice, in the reply or from a turn of the context.",
+        help="Never repeat n tokens in a row, of the reply or of a turn of the context.",
         ge=0,
         means={0: "off"},
     )
@@ -370,11 +371,11 @@ class DecodeConfig:
         ge=1,
         le=MOST_CANDIDATES["n_candidates"],
     )
-    stop: tuple[str, ...] = option((), help="Texts before which a candidate is cut; no part of it.")
+    stop: tuple[str, ...] = option((), help="Texts before which a candidate is cut; they are not part of it.")
     seed: int = option(11, help="The same seed gives the same candidates to the same conversation.")
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Refuse impossible values."""
         given = (self.stop,) if isinstance(self.stop, str) else () if self.stop is None else self.stop
         _require(
             isinstance(given, Sequence | set) and all(isinstance(text, str) for text in given),
@@ -386,7 +387,7 @@ class DecodeConfig:
         check_options(self)
         _require(
             self.temperature >= COLDEST or self.strategy != "beam",
-            f"temperature={self.temperature}: is greedy, and strategy=beam is not; leave one of them out",
+            f"temperature={self.temperature}: is greedy, and strategy=beam is not; leave one out",
         )
         _require(
             self.min_tokens <= self.max_tokens,
@@ -419,12 +420,12 @@ class RankConfig:
     )
     penalties: bool | None = option(
         None,
-        help="Rank candidates that do not end, or repeat three words, behind all others, as Knover does.",
+        help="Rank candidates that do not end, or repeat three words, after all others, as Knover does.",
         default_text="where an evaluation model ranks",
     )
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Refuse impossible values."""
         known = get_args(Criterion)
         for name, weight in (self.weights or {}).items():
             _require(name in known, f"rank={name}: no such score; {did_you_mean(name, known)}")
@@ -455,18 +456,18 @@ class RankConfig:
 
 @dataclass
 class RunConfig:
-    """Run-level keys of `train.py` (they stand at the top level of the command line)."""
+    """Run-level keys of `train.py` (at the top level of the command line)."""
 
     seed: int = 11
     """Seeds the weights, the order of the samples, dropout, masks, negatives and Gumbel noise."""
     init_from: str = "auto"
-    """Start weights: a run folder, a checkpoint, a model folder, `scratch` (random), or `auto`: random for
-    stage 1, and for the others the newest finished run of the stage that they start from (of ours stage 1),
+    """Initial weights: a run folder, a checkpoint, a model folder, `scratch` (random), or `auto`: random for
+    stage 1, and for the others the newest finished run of the stage that they start from (stage 1, for ours),
     with the same geometry and tokenizer."""
     resume: str = "auto"
-    """`auto` goes on with an unfinished run of the same config, `never` starts anew, or a run folder."""
+    """`auto` resumes an unfinished run of the same config, `never` starts a new one; or a run folder."""
     run_id: str | None = None
-    """Name of the run folder; else RUN_ID, else SLURM_JOB_ID, else the time."""
+    """Name of the run folder; default: RUN_ID, else SLURM_JOB_ID, else the time."""
     output_dir: str = "outputs"
     """Runs are written to `<output_dir>/<name>/<run_id>/`."""
     name: str = "run"
@@ -476,7 +477,7 @@ class RunConfig:
     checkpoint_steps: int = 1000
     """Steps between checkpoints; each validation and the last step write one too."""
     checkpoint_minutes: float = 10.0
-    """Minutes after which there is a checkpoint, however few the steps."""
+    """Minutes after which a checkpoint is written, however few the steps."""
     sample_replies: int = 3
     """Validation contexts the model answers at each validation; 0 = none."""
     selection: int = 100
@@ -493,10 +494,10 @@ class RunConfig:
     sweep_metric: str | None = None
     """Metric returned to a Hydra sweeper; the best value of the stage's own monitor when not given."""
     tags: list[str] = field(default_factory=list)
-    """Free words stored with the run and sent to W&B."""
+    """Free-form words stored with the run and sent to W&B."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Refuse impossible values."""
         for key in ("output_dir", "init_from", "resume"):
             setattr(self, key, expand_path(getattr(self, key), key))
         _require(self.seed >= 0, f"seed={self.seed}: must be 0 or more")

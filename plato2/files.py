@@ -37,7 +37,7 @@ SEEN_DEAD_S = 5.0
 
 @contextmanager
 def replaced(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
-    """Yields a name beside `path`, under which a file is written that then takes its place: never half there.
+    """Yields a name beside `path`, for a file that takes its place once written: never incomplete.
 
     Args:
         path: of the file.
@@ -74,7 +74,7 @@ def sync(path: Path, inside: bool = True) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a text file that is at no time half there."""
+    """Writes a text file that is never incomplete."""
     with replaced(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -160,7 +160,7 @@ def locked(lock: Path, target: Path | str, cure: str = "wait for it, or stop it"
         UserError: another process holds it.
         OSError: the file cannot be made.
     """
-    from filelock import FileLock, SoftFileLease, Timeout  # here, since whoever only reads locks nothing
+    from filelock import FileLock, SoftFileLease, Timeout  # here, since readers lock nothing
 
     held: FileLock | SoftFileLease = FileLock(
         lock, timeout=0, fallback_to_soft=False, on_acquired=_sign, thread_local=False
@@ -203,7 +203,7 @@ def _sign(file: int) -> None:
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
     }
-    with suppress(OSError):  # a full disk: the lock is held all the same
+    with suppress(OSError):  # a full disk: the lock is held anyway
         os.ftruncate(file, 0)
         os.pwrite(file, json.dumps(about).encode(), 0)
 
@@ -221,7 +221,7 @@ def _holder(lock: Path) -> str:
 
 
 def _end(target: Path | str, loss: LeaseCompromise) -> None:
-    """Ends this process at once: another one took its lease over while it hung. What it saved is whole."""
+    """Ends this process at once: another one took its lease over while it hung. What it saved is intact."""
     told = f"another process has taken it over while this one hung ({loss.reason}); stopped"
     print(f"error: {target}: {told}", file=sys.stderr, flush=True)
     os._exit(1)

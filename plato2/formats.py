@@ -1,7 +1,7 @@
 """What a file says, held to the schema of its format; whatever is wrong with it is one line.
 
-A schema is a pydantic model or a dataclass of plain values. Types are strict: a text is no number, and 2.0 is
-no count. JSON is parsed with limits: of nesting, and of the digits of a number.
+A schema is a pydantic model or a dataclass of plain values. Types are strict: a text is not a number, and 2.0
+is not a count. JSON is parsed with limits: of nesting, and of the digits of a number.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def parse(schema: type[Schema], data: bytes, name: str, cure: str) -> Schema:
 
 
 def check(schema: type[Schema], value: Any, name: str, cure: str) -> Schema:
-    """The same of a value that was read already, e.g. from a checkpoint; it must be of plain values.
+    """The same for a value that was already read, e.g. from a checkpoint; it must be of plain values.
 
     Raises:
         UserError: it is not, or not of this format.

@@ -38,14 +38,14 @@ def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
 def distinct_n(candidates: Sequence[str | Sequence[Hashable]], n: int) -> float:
     """Different n-grams of all candidates over all their n-grams (Li et al., 2016).
 
-    It falls as candidates get more or longer, so compare sets of the same number only.
+    It falls with more or longer candidates, so compare only sets of the same size.
 
     Args:
         candidates: texts, which are cut at blanks, or lists of tokens.
         n: tokens of an n-gram.
 
     Returns:
-        1 = no n-gram occurs twice; 0 where there is no n-gram at all: nothing said is no variety.
+        1 = no n-gram occurs twice; 0 where there is no n-gram at all: silence is not variety.
     """
     n_grams: list[tuple[Hashable, ...]] = []
     for candidate in candidates:

@@ -129,7 +129,7 @@ def _read(name_or_path: str, key: str, shipped: Mapping[str, str], what: str) ->
     if not name:
         name_or_path = expand_path(name_or_path, key)
     source = files("plato2") / "lists" / name if name else Path(name_or_path)
-    cure = f"give a file with one {what} a line, or a list that ships with plato2: {', '.join(shipped)}"
+    cure = f"give a file with one {what} per line, or a list that ships with plato2: {', '.join(shipped)}"
     try:
         data = source.read_bytes() if name else read_file(name_or_path, TEXT_BYTES, cure, f"{key}=")
         lines = data.decode("utf-8-sig").splitlines()

@@ -240,7 +240,7 @@ def test_pipes_are_not_waited_for(tmp_path: Path, run: Path) -> None:
     os.mkfifo(tmp_path / "a.jsonl")
     for reader in corpus_names():
         files[reader, tmp_path / "a.jsonl"] = "a.jsonl': "
-    files["jsonl", tmp_path / "a.jsonl"] += "a pipe or device; write what comes out of it to a file"
+    files["jsonl", tmp_path / "a.jsonl"] += "a pipe or device; write its output to a file"
     files["dump", tmp_path / "a.jsonl"] = files["jsonl", tmp_path / "a.jsonl"]
     files["jsonl", Path("/dev/zero")] = "files='/dev/zero': a pipe or device"
     for kind in ("words", "names", "starts", "scored"):

@@ -333,4 +333,4 @@ def test_a_mapping_in_a_file_without_a_blank(
     node = node.replace("NOWHERE", str(tmp_path / "no"))
     (tmp_path / "conf" / "experiment" / "own.yaml").write_text(f"# @package _global_\n{node}\n")
     done = train_here("experiment=own", "data=shards", expect=2, script=tmp_path / "train.py")
-    assert_one_line(done.stderr, f"a blank is missing behind the colon: {meant}")
+    assert_one_line(done.stderr, f"a space is missing after the colon: {meant}")

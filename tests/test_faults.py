@@ -310,7 +310,7 @@ def test_a_damaged_checkpoint_of_its_own(train_here: Train, coarse: Path, tmp_pa
     says = "missing" if kind == "missing" else "damaged"
     assert f"warning: {last}: " in done.stderr or f"warning: {last} is missing" in done.stderr
     assert says in done.stderr
-    assert f"going on from step 2 with best.ckpt\nresuming {run} from step 2\n" in done.stderr
+    assert f"resuming from step 2 with best.ckpt\nresuming {run} from step 2\n" in done.stderr
     assert torch.load(last, weights_only=True)["global_step"] == 6
 
     damage(last, "flipped")
@@ -426,7 +426,7 @@ def test_an_early_stop_is_not_a_finished_run(train_here: Train, tmp_path: Path) 
     whole = ["run_id=t", "trainer.max_steps=6", "trainer.val_check_interval=6", "checkpoint_steps=6"]
     with stopped_at(3):
         done = train_here(*whole)
-    assert "stopped at step 3 of 6; the same command goes on: " in done.stderr
+    assert "stopped at step 3 of 6; the same command resumes it: " in done.stderr
     assert not run.finished
     assert torch.load(run.last, weights_only=True)["global_step"] == 3
     assert "resuming" in train_here(*whole).stderr
@@ -440,7 +440,7 @@ def test_what_goes_on_with_a_run_that_was_started_anew(train_here: Train) -> Non
     given = ["trainer.max_steps=100000", "+trainer.max_time=00:00:00:01", "sample_replies=0"]
     done = train_here(*given, "resume=never")
     told = re.search(
-        "stopped at step .*; the same command with (resume=auto run_id=.*) goes on: (.*)", done.stderr
+        "stopped at step .*; the same command with (resume=auto run_id=.*) resumes it: (.*)", done.stderr
     )
     assert told
     assert f"resuming {told[2]} from step" in train_here(*given, *told[1].split()).stderr

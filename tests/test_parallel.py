@@ -163,7 +163,7 @@ def test_a_process_does_not_wait_for_ever_for_one_that_failed(
         second |= {"RANK": "1", "LOCAL_RANK": "1", "GROUP_RANK": "0"}
         second |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         done = train_here(*DDP, "run_id=r", expect=2, **second)
-    assert_one_line(done.stderr, "strategy: 2 processes were to begin", "rank 0) says why it failed")
+    assert_one_line(done.stderr, "strategy: 2 processes were to start", "rank 0) says why it failed")
 
 
 @pytest.mark.slow

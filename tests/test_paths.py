@@ -186,7 +186,7 @@ def test_texts_in_a_list_and_in_a_mapping(train_here: Train) -> None:
     printed = yaml.safe_load(train_here("--cfg=job", *overrides).stdout)
     assert printed["data"]["prepare"] == {"corpus": "jsonl", "files": "数据/a=b.jsonl"}
     done = train_here("data.prepare={corpus:jsonl,files:[a:数]}", expect=2)
-    assert_one_line(done.stderr, "a mapping is data.prepare={NAME: VALUE, ", "with a blank behind each colon")
+    assert_one_line(done.stderr, "a mapping is data.prepare={NAME: VALUE, ", "with a space after each colon")
 
 
 @pytest.mark.parametrize(

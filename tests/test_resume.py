@@ -148,7 +148,7 @@ def test_a_signal_to_all_processes_saves_the_step_at_hand(
     output = finish(process, expect=128 + number)
     assert "Traceback" not in output
     step = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-    assert f"stopped: step {step} is saved; the same command goes on" in output
+    assert f"stopped: step {step} is saved; the same command resumes" in output
     assert max(row[0] for row in read_metrics(run / "metrics.csv")) == step >= 2
     more = [*given, f"trainer.max_steps={step + 2}"]
     assert f"resuming {run} from step {step}" in finish(
@@ -186,7 +186,7 @@ def test_a_signal_to_a_step_and_its_workers(
         patch.setattr(Stage, "training_step", training_step)
         done = train_here(*given, expect=128 + numbers[0])
     assert done.stderr.splitlines()[-1].startswith(
-        f"stopped: step {saved} is saved; the same command goes on"
+        f"stopped: step {saved} is saved; the same command resumes"
     )
     assert f"from step {saved}" in train_here(*given).stderr
 

@@ -89,7 +89,7 @@ def test_a_curriculum_takes_no_other_stage_1_than_its_own(train_here: Train, tmp
     assert parent(tmp_path / "outputs" / "tiny-2_gen" / "mine") == "mine"
 
 
-def test_a_damaged_neighbour_is_passed_over_with_a_warning(train_here: Train, tmp_path: Path) -> None:
+def test_a_damaged_neighbour_is_skipped_with_a_warning(train_here: Train, tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     train_here(*STEPS, "run_id=a")
     damaged = {"empty": b"", "half": b'{"format": "plato2-run/1", "sta', "noise": b"\xff\xfe\x00"}
@@ -105,18 +105,18 @@ def test_a_damaged_neighbour_is_passed_over_with_a_warning(train_here: Train, tm
     for stage in ("1_coarse", "2_gen"):
         for name in damaged:
             lines = [line for line in done.stderr.splitlines() if f"tiny-{stage}/{name}/lineage.json" in line]
-            assert [line.startswith(f"warning: {name} is passed over: ") for line in lines] == [True], name
+            assert [line.startswith(f"warning: {name} is skipped: ") for line in lines] == [True], name
     (run,) = [run for run in (outputs / "tiny-2_gen").iterdir() if run.name not in damaged]
     assert parent(run) == "a"
 
 
-def test_a_damaged_parent_is_passed_over_for_an_older_one(train_here: Train, tmp_path: Path) -> None:
+def test_a_damaged_parent_is_skipped_for_an_older_one(train_here: Train, tmp_path: Path) -> None:
     for name in ("a", "b"):
         train_here(*STEPS, f"run_id={name}")
     newest, older = (tmp_path / "outputs" / "tiny-1_coarse" / name / "checkpoints/best.ckpt" for name in "ba")
     newest.write_bytes(newest.read_bytes()[:-1])
     done = train_here(*STAGE_2, "run_id=f")
-    assert "tiny-1_coarse/b is passed over: " in done.stderr
+    assert "tiny-1_coarse/b is skipped: " in done.stderr
     assert parent(tmp_path / "outputs" / "tiny-2_gen" / "f") == "a"
     older.write_bytes(older.read_bytes()[:-1])
     done = train_here(*STAGE_2, "run_id=g", expect=2)

@@ -72,7 +72,7 @@ def test_an_interrupted_sweep_warm_starts_from_its_own_stage_1(train_here: Train
     assert len(sweeps(outputs)) == 1
 
     done = train_here(*CURRICULUM)
-    assert f"going on with the unfinished sweep {sweep['name']}" in done.stderr
+    assert f"resuming the unfinished sweep {sweep['name']}" in done.stderr
     assert done.stderr.count("is finished: skipped") == 2
     assert Path(judge.lineage()["parent"]["run"]).name == f"{sweep['name']}-0"
     assert [record["finished"] for record in sweeps(outputs)] == [True]
@@ -105,7 +105,7 @@ def test_damaged_records_of_other_sweeps_are_passed_over(train_here: Train, tmp_
     (outputs / "tiny-1_coarse" / "t-9" / "lineage.json").write_bytes(b"")
     done = train_here("-m", "stage=1_coarse,2_gen", "trainer.max_steps=1", "run_id=t", "report=true")
     for name in damaged:
-        assert f"warning: {outputs}/sweeps/{name}/sweep.json is passed over" in done.stderr
+        assert f"warning: {outputs}/sweeps/{name}/sweep.json is skipped" in done.stderr
     assert "unigram baseline" in done.stdout
 
 
@@ -250,6 +250,6 @@ def test_quickstart_is_a_sweep(train_here: Train, tmp_path: Path) -> None:
     again = train_here(*given)  # trains nothing, and shows the report once more
     assert len(jobs(tmp_path / "outputs", stages)) == 3
     assert again.stderr.count("is finished: skipped") == 3
-    assert "its report again (resume=never trains it anew)" in again.stderr
+    assert "showing its report (resume=never trains it again)" in again.stderr
     for told in reported:
         assert told in again.stdout

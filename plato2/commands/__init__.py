@@ -27,7 +27,7 @@ from plato2.runs.console import print_any_text
 VERBS = {
     "train": "Train a stage, or sweep; what train.py does (plato2 train --help).",
     "prepare": "Turn a corpus of conversations into shards to train on.",
-    "tokenizer": "Train a tokenizer, or look at how one cuts a text.",
+    "tokenizer": "Train a tokenizer, or see how one splits a text.",
     "reply": "Answer a message or a conversation, with all candidates.",
     "chat": "Talk to a model in the terminal.",
     "serve": "Serve a model over HTTP, as OpenAI's chat API; also a web page.",
@@ -41,7 +41,7 @@ VERBS = {
 """Verb -> its line in `plato2 --help`; the code is in plato2/commands/<verb>.py (import: import_.py)."""
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""What a disk that is full says, a quota, or a limit of file sizes."""
+"""Errors of a full disk, a quota, or a limit on file sizes."""
 
 SPECIAL = {("prepare", "reddit"), ("prepare", "explain")}
 """A verb and a first argument that have a file and a help of their own, plato2/commands/<verb>_<argument>.py:
@@ -51,7 +51,7 @@ what a corpus of any other format needs is the same for all."""
 class LazyVerbs(TyperGroup):
     """Lists the verbs from VERBS and imports the module of the one that is called.
 
-    Contexts and commands are of Typer's own copy of Click, which has no public name.
+    Contexts and commands come from Typer's own copy of Click, which has no public name.
     """
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -81,7 +81,7 @@ class LazyVerbs(TyperGroup):
         return name, with_paths_expanded(command), rest
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a verb; what the user can mend becomes one line, Ctrl-C a quiet end."""
+        """Run a verb; what the user can fix becomes one line, Ctrl-C a quiet end."""
         try:
             return super().invoke(ctx)
         except UserError as error:
@@ -140,7 +140,7 @@ def _options(
 
 
 def joined_lines(text: str) -> str:
-    """A text whose paragraphs are a line each, to be broken where the terminal ends."""
+    """A text with each paragraph on one line, to be wrapped by the terminal."""
     return re.sub(r"(?<!\n)\n(?!\n)", " ", text.strip())
 
 
@@ -163,14 +163,14 @@ def print_error(message: str) -> None:
 
 
 def main(command: typer.Typer = app, name: str = "plato2") -> None:
-    """What the `plato2` command does, and what is started as another."""
+    """Runs the `plato2` command, or another that is given."""
     try:
         open_streams()
         print_any_text()
         try:
             command(prog_name=name)
         finally:
-            sys.stdout.flush()  # else Python does so at its end, with a traceback
+            sys.stdout.flush()  # else Python does so at exit, with a traceback
     except KeyboardInterrupt:  # outside of a verb, such as during its import
         sys.exit(130)
     except BrokenPipeError:
@@ -179,13 +179,13 @@ def main(command: typer.Typer = app, name: str = "plato2") -> None:
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        print_error(f"{error.filename or 'stdout'}: {error.strerror}; make room there")
+        print_error(f"{error.filename or 'stdout'}: {error.strerror}; free some space there")
         leave_stdout()
         sys.exit(1)
 
 
 def leave_stdout() -> None:
-    """What is still to be printed goes nowhere: Python would try again at its end, in vain."""
+    """Discards what is still to be printed: Python would try again at exit, in vain."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 

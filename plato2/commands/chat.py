@@ -48,19 +48,19 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 COMMANDS = {
-    "/candidates": "what else could have been said last",
-    "/choose N": "go on from candidate N instead",
+    "/candidates": "the other candidates for the last reply",
+    "/choose N": "continue from candidate N instead",
     "/undo": "take back the last message and its reply",
     "/reset": "begin a new conversation",
     "/save FILE.jsonl": "append the conversation to a file",
-    "/set": "show how candidates are found",
-    "/set NAME VALUE": "change that, as in /set temperature 0.7",
+    "/set": "show the decoding settings",
+    "/set NAME VALUE": "change one, as in /set temperature 0.7",
     "/help": "show these lines",
-    "/quit": "leave, as Ctrl-D does; Ctrl-C leaves too, or takes back a message while the bot thinks",
+    "/quit": "leave, as Ctrl-D does; Ctrl-C also leaves, or takes back a message while the bot thinks",
 }
 
 HELP = (
-    "Talk to a model; all that was said is its context.\n\n"
+    "Talk to a model; everything said so far is its context.\n\n"
     + "\n\n".join(f"[bold]{name}[/]  {what}" for name, what in COMMANDS.items())
     + "\n\n[bold]Example[/]\n\n"
     "plato2 chat --generation outputs/tiny-2_gen/RUN --evaluation outputs/tiny-2_eval/RUN\n"
@@ -68,9 +68,9 @@ HELP = (
 
 SAFETY_LINES = {
     ("input", "block"): "your message breaks {rule}: it is not answered and not kept",
-    ("input", "warn"): "your message breaks {rule}: it is answered all the same",
+    ("input", "warn"): "your message breaks {rule}: it is answered anyway",
     ("output", "block"): "a candidate that breaks {rule} was not said",
-    ("output", "warn"): "this reply breaks {rule}: it was said all the same",
+    ("output", "warn"): "this reply breaks {rule}: it was said anyway",
 }
 WORD = re.compile(r"\s*(?:[\u3040-\u9fff]|[^\s\u3040-\u9fff]+)|\s+")
 """A word, or a Chinese or Japanese character, with the blanks before it."""
@@ -98,7 +98,7 @@ def chat(
     bot = load_bot(generation, evaluation, decode, device, precision, backward, rank, checks)
     say_if_unranked(bot)
     if isinstance(sys.stdin, io.TextIOWrapper) and isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="ignore")  # bytes that are no text
+        sys.stdin.reconfigure(errors="ignore")  # bytes that are not text
         sys.stdout.reconfigure(errors="replace")  # text that the terminal's encoding lacks
     if evaluation is None and bot.evaluation is not None:
         evaluation = generation  # a model folder with both
@@ -131,14 +131,14 @@ class Chat:
                     self.take(line)
             except (EOFError, KeyboardInterrupt):
                 if self.interactive:
-                    self.console.show_cursor(True)  # should Ctrl-C have hit the spinner
+                    self.console.show_cursor(True)  # in case Ctrl-C hit the spinner
                     self.console.print()
 
     def read(self, prompt: str) -> str:
         """The next line.
 
         Raises:
-            EOFError: there is none.
+            EOFError: no more lines.
             UserError: the input cannot be read.
         """
         try:
@@ -156,7 +156,7 @@ class Chat:
         except UserError as error:
             self.note(str(error), "yellow")
         except KeyboardInterrupt:
-            self.note("(taken back; Ctrl-C once more leaves)")
+            self.note("(taken back; Ctrl-C again leaves)")
 
     def answer(self, message: str) -> None:
         """Finds a reply, shows it and keeps it; an exception on the way leaves the conversation as it was."""
@@ -167,7 +167,7 @@ class Chat:
             try:
                 reply = self.bot.reply([*turns, message], self.decode)
             except (IndexError, MemoryError, OverflowError, RuntimeError) as error:
-                reason = str(error).split("\n")[0]  # too much for the memory, or numbers without end
+                reason = str(error).split("\n")[0]  # out of memory, or not finite
                 raise UserError(f"no reply with these settings ({reason}); /set shows them") from error
         self.show(reply)
         if not any((flag.side, flag.action) == ("input", "block") for flag in reply.flags):
@@ -231,7 +231,7 @@ class Chat:
                 self.note(f"safety: candidate {number} breaks {candidate.flag}")
 
     def choose(self, number: str) -> None:
-        """Goes on from another candidate of the last reply, by its rank."""
+        """Continues from another candidate of the last reply, by its rank."""
         candidates = self.last("/choose").reply.candidates
         if not number.isdecimal() or not 1 <= int(number) <= len(candidates):
             raise UserError(f"/choose {number}: give a rank that /candidates shows, 1 to {len(candidates)}")
@@ -268,10 +268,10 @@ class Chat:
         """The last exchange.
 
         Raises:
-            UserError: nothing was said yet.
+            UserError: nothing has been said yet.
         """
         if self.conversation.last is None:
-            raise UserError(f"{command}: nothing was said yet")
+            raise UserError(f"{command}: nothing has been said yet")
         return self.conversation.last
 
     def note(self, text: str, style: str = "dim") -> None:
@@ -284,7 +284,7 @@ class Chat:
             return ""
         if self.console.color_system is None or self.console.no_color or "readline" not in sys.modules:
             return "you  "
-        return "\x01\x1b[1;32m\x02you  \x01\x1b[0m\x02"  # 1 and 2: what has no width
+        return "\x01\x1b[1;32m\x02you  \x01\x1b[0m\x02"  # 1 and 2 enclose what has no width
 
 
 @contextmanager

@@ -21,10 +21,10 @@ app = typer.Typer(
 Generation = Annotated[Path | None, typer.Option(help="Run, checkpoint or model folder of 2_gen/1_coarse.")]
 Evaluation = Annotated[
     Path | None,
-    typer.Option(help="The same of 2_eval; else that in --generation, if it is a folder of both."),
+    typer.Option(help="The same for 2_eval; default: the one in --generation, if that folder has both."),
 ]
 Out = Annotated[Path, typer.Option(help="The folder to write.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; else as it is stored.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: as stored.")]
 
 
 def check_dtype(dtype: str | None, known: tuple[str, ...] = ("float32", "float16", "bfloat16")) -> None:
@@ -42,7 +42,7 @@ def _group() -> None:
     """Write a trained or imported model for other programs."""
 
 
-KNOVER_HELP = """Write the files Knover reads: OUT/Plato and OUT/NSP, one file a parameter.
+KNOVER_HELP = """Write the files Knover reads: OUT/Plato and OUT/NSP, one file per parameter.
 
 [bold]Example[/]
 

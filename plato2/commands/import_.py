@@ -23,7 +23,7 @@ app = typer.Typer(
 
 HELP = """Make a model folder from Knover's released weights.
 
-PATH is a folder with Plato and/or NSP (one file a parameter), one of these two, a .tar or .tar.gz of it, or
+PATH is a folder with Plato and/or NSP (one file per parameter), one of these two, a .tar or .tar.gz of it, or
 PaddleNLP's .pdparams. Paddle is not needed, and nothing in the files is executed. The geometry follows from
 the shapes; heads that only training needs may be absent.
 
@@ -49,17 +49,19 @@ def knover(
     tokenizer: Annotated[
         Path | None,
         typer.Option(
-            help="Folder with spm.model, vocab.txt; else one beside the weights, else Knover's English one."
+            help="Folder with spm.model and vocab.txt; default: one next to the weights, else Knover's "
+            "English one."
         ),
     ] = None,
     n_head: Annotated[
         int | None,
         typer.Option(
-            help="Attention heads; else from Knover's configuration beside the weights, else hidden / 64."
+            help="Attention heads; default: from Knover's configuration next to the weights, else hidden "
+            "/ 64."
         ),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="Convert to float32, float16 or bfloat16; else as it is.")
+        str | None, typer.Option(help="Convert to float32, float16 or bfloat16; default: unchanged.")
     ] = None,
     lower_case: Annotated[
         bool | None,
@@ -82,7 +84,7 @@ def knover(
     out_console.print(_table(found))
     out_console.print(f"heads from {found.heads_from}; tokenizer from {found.tokenizer_from}", soft_wrap=True)
     if found.left_alone:
-        out_console.print(f"not weights, left alone: {', '.join(found.left_alone)}", soft_wrap=True)
+        out_console.print(f"not weights, ignored: {', '.join(found.left_alone)}", soft_wrap=True)
     generation = f" --generation {out}" if "generation" in found.models else ""
     evaluation = f" --evaluation {out}" if "evaluation" in found.models else ""
     out_console.print(f"wrote {out}", soft_wrap=True)
@@ -104,7 +106,7 @@ def _summary(found: Imported, out: Path) -> dict[str, Any]:
 
 
 def _table(found: Imported) -> Table:
-    """A row a model: its geometry, and the modules whose weights the files lack."""
+    """A row per model: its geometry, and the modules whose weights the files lack."""
     table = Table()
     for column in ("part", "stage", "layers", "heads", "hidden", "vocabulary", "K", "absent"):
         table.add_column(column, justify="left" if column in ("part", "stage", "absent") else "right")

@@ -28,8 +28,8 @@ def takes(
 
     Args:
         kind: the dataclass; its fields are made by `plato2.config.option`, or annotated as Typer wants them.
-        leave_out: fields that are no options.
-        arguments: fields that are told by their place.
+        leave_out: fields that are not options.
+        arguments: fields that are positional arguments.
         flags: what is typed for a field, where that is not its name.
         panel: group of the options in `--help`.
     """
@@ -65,7 +65,7 @@ def takes(
 
 
 def _parameter(field: Field[Any], kind: Any, flag: str, panel: str | None) -> inspect.Parameter:
-    """A field as Typer wants it; without a flag it is told by its place."""
+    """A field as Typer wants it; without a flag it is positional."""
     default = field.default if field.default_factory is MISSING else field.default_factory()
     if get_origin(kind) is Annotated:
         default = inspect.Parameter.empty if default is MISSING else default

@@ -47,7 +47,7 @@ def rule_help(rules: type[CleanRules]) -> str:
     return f"RULE=VALUE or RULE=off; may be repeated. Rules: {names}."
 
 
-NoClean = Annotated[bool, typer.Option("--no-clean", help="All cleaning rules off.")]
+NoClean = Annotated[bool, typer.Option("--no-clean", help="Turn all cleaning rules off.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
@@ -65,7 +65,7 @@ def prepare(
     as_json: AsJson = False,
 ) -> None:
     """Run the verb."""
-    from plato2.prepare.dialogues import prepare as run  # after the arguments are known to be sound
+    from plato2.prepare.dialogues import prepare as run  # after the arguments are known to be valid
 
     options.clean = parse_rules(rule or [], CleanRules.off() if no_clean else CleanRules())
     _print_summary(run(options), as_json)

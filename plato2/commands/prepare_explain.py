@@ -21,7 +21,7 @@ from plato2.talk.table import printable
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
-HELP = """Tell what every cleaning rule says about one message.
+HELP = """Show what every cleaning rule says about one message.
 
 The exit status is 0 when the message passes, 1 when a rule would remove it.
 
@@ -39,8 +39,8 @@ plato2 prepare explain 'thanks !' --author AutoModerator --subreddit AskReddit -
 def prepare_explain(
     text: Annotated[str, typer.Argument(help="The message.")],
     parent: Annotated[str | None, typer.Option(help="The message it answers (rule 6).")] = None,
-    author: Annotated[str, typer.Option(help="Who wrote it (rule 10).")] = "",
-    subreddit: Annotated[str, typer.Option(help="Where (rule 9).")] = "",
+    author: Annotated[str, typer.Option(help="Its author (rule 10).")] = "",
+    subreddit: Annotated[str, typer.Option(help="Its subreddit (rule 9).")] = "",
     language: Annotated[
         str, typer.Option(help=f"{' or '.join(LANGUAGES)}: the word list.")
     ] = RedditOptions.language,

@@ -21,7 +21,7 @@ HELP = """Turn dumps of Reddit into shards to train on: the paper's data (append
 
 Every comment that answers another one is a response; the comments above it are its context. A comment that
 breaks a rule is removed with everything below it. Parts in progress are kept beside --out: after a kill, a
-full disk or Ctrl-C the same command goes on.
+full disk or Ctrl-C, run the same command again to resume.
 
 [bold]Examples[/]
 

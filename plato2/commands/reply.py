@@ -32,8 +32,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptio
 
 HELP = """Answer a message, or a conversation.
 
-TURNS are what was said so far, oldest first: one argument a turn. A 2_gen model gives one candidate for each
-latent z; the evaluation model picks the most coherent one.
+TURNS are what was said so far, oldest first: one argument per turn. A 2_gen model gives one candidate for
+each latent z; the evaluation model picks the most coherent one.
 
 [bold]Examples[/]
 

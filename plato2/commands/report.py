@@ -13,10 +13,10 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptio
 
 HELP = """Show what the runs of a curriculum reached.
 
-Loss and perplexity of the stages beside a unigram baseline, the evaluation model's coherence accuracy, and
-the candidates for a few validation contexts, ranked, beside what a human said. Only run folders have numbers.
-A second table is about choosing a response among ten, beside chance and shared words; a third about the
-latents: what they tell of a response, and how far they make candidates differ.
+Loss and perplexity of the stages next to a unigram baseline, the evaluation model's coherence accuracy, and
+the candidates for a few validation contexts, ranked, next to what a human said. Only run folders have
+numbers. A second table is about choosing a response among ten, compared with chance and shared words; a third
+about the latents: what they tell of a response, and how far they make candidates differ.
 
 [bold]Example[/]
 
@@ -29,8 +29,8 @@ plato2 report --coarse outputs/tiny-1_coarse/RUN --generation outputs/tiny-2_gen
 def report(
     data: Annotated[str, typer.Option(help="The prepared corpus of the runs, local or remote.")],
     coarse: Annotated[Path | None, typer.Option(help="Run, checkpoint or model folder of 1_coarse.")] = None,
-    generation: Annotated[Path | None, typer.Option(help="The same of 2_gen.")] = None,
-    evaluation: Annotated[Path | None, typer.Option(help="The same of 2_eval.")] = None,
+    generation: Annotated[Path | None, typer.Option(help="The same for 2_gen.")] = None,
+    evaluation: Annotated[Path | None, typer.Option(help="The same for 2_eval.")] = None,
     contexts: Annotated[int, typer.Option(min=0, help="Validation contexts to answer.")] = 3,
     latent_contexts: Annotated[
         int, typer.Option(min=0, help="Validation contexts on which to measure how candidates differ.")

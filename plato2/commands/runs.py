@@ -1,4 +1,4 @@
-"""`plato2 runs`: the runs that there are, side by side."""
+"""`plato2 runs`: runs side by side."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptio
 
 HELP = """List runs, compare them, draw their curves.
 
-PLACES are run folders, or folders with runs below them; when left out, outputs. For each run: its
+PLACES are run folders, or folders with runs below them; default: outputs. For each run: its
 stage and steps, the run it started from, its best validation, and the keys in which it differs from the
 others of its stage.
 
@@ -35,7 +35,7 @@ def runs(
         str | None, typer.Option(help="Compare and draw by this metric, instead of the stage's own.")
     ] = None,
     best: Annotated[
-        bool, typer.Option("--best", help="The best of each stage first; else the newest.")
+        bool, typer.Option("--best", help="List the best of each stage first, not the newest.")
     ] = False,
     draw: Annotated[Path | None, typer.Option(help="Draw the metric over the steps into this image.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
@@ -58,7 +58,7 @@ def runs(
         stages = {path: str(RunFolder(path).lineage().get("stage")) for path in paths}
         if stage not in stages.values():
             known = sorted(set(stages.values()))
-            raise UserError(f"--stage {stage}: no run of it there; {did_you_mean(stage, known)}")
+            raise UserError(f"--stage {stage}: no run of that stage there; {did_you_mean(stage, known)}")
         paths = [path for path in paths if stages[path] == stage]
     found = compare(paths, metric)
     if metric is not None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
-HELP = """Give the probabilities of responses, one JSON object a line.
+HELP = """Give the probabilities of responses, one JSON object per line.
 
 A line of FILE is the turns of a context joined by [SEP], a TAB, and a response. A 1_coarse model gives nll
 (summed, in nats) and n_tokens of p(r|c); a 2_gen model posterior, p(z|c,r) of each latent, and nll_by_latent;
@@ -44,8 +44,8 @@ def score(
     generation: Annotated[
         Path | None, typer.Option(help="Run, checkpoint or model folder of 1_coarse or 2_gen.")
     ] = None,
-    evaluation: Annotated[Path | None, typer.Option(help="The same of 2_eval.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write there; else to stdout.")] = None,
+    evaluation: Annotated[Path | None, typer.Option(help="The same for 2_eval.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write to; default: stdout.")] = None,
     device: Device = "auto",
 ) -> None:
     """Run the verb."""
@@ -76,23 +76,25 @@ def score(
             err=True,
         )
     if n_errors:
-        typer.echo(f"{n_errors} of {n_lines} lines could not be scored; their place has an error", err=True)
+        typer.echo(
+            f"{n_errors} of {n_lines} lines could not be scored; each has an error in its place", err=True
+        )
 
 
 def check_files(file: Path, out: Path | None) -> None:
     """Whether one can be read and the other be written.
 
     Raises:
-        UserError: it cannot.
+        UserError: if not.
     """
     if not file.is_file():
         reason = "not a regular file; write its lines to one" if file.exists() else "no such file"
         raise UserError(f"{file}: {reason}")
     if out and not out.parent.is_dir():
-        raise UserError(f"--out {out}: {out.parent} is no folder")
+        raise UserError(f"--out {out}: {out.parent} is not a folder")
     if out and (out.is_dir() or (out.exists() and out.samefile(file))):
         raise UserError(
-            f"--out {out}: {'a folder' if out.is_dir() else 'the very file to read'}; give a new file"
+            f"--out {out}: {'a folder' if out.is_dir() else 'the input file itself'}; give a new file"
         )
 
 

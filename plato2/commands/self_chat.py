@@ -40,9 +40,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptio
 FORMATS = ("jsonl", "parlai")
 HELP = """Let a model talk to itself, or two models to each other.
 
-A dialogue begins with a line of --starts and has 10 utterances with it, as in the paper. Speaker A is given
-the start, B answers it, and so on by turns; of two models --generation is A and --generation2 is B. The same
-command goes on where it was interrupted.
+A dialogue begins with a line of --starts and has 10 utterances in all, as in the paper. Speaker A is given
+the start, B answers it, and so on in turn; with two models --generation is A and --generation2 is B. After an
+interruption the same command continues.
 
 [bold]Examples[/]
 
@@ -54,7 +54,7 @@ plato2 self-chat --starts questions.txt --generation RUN --generation2 RUN --swa
 Generation2 = Annotated[
     Path | None, typer.Option(help="Another model, which speaks as B.", rich_help_panel=MODELS)
 ]
-Evaluation2 = Annotated[Path | None, typer.Option(help="What ranks for B.", rich_help_panel=MODELS)]
+Evaluation2 = Annotated[Path | None, typer.Option(help="The evaluation model of B.", rich_help_panel=MODELS)]
 Backward2 = Annotated[Path | None, typer.Option(help="The backward model of B.", rich_help_panel=MODELS)]
 Candidates = Annotated[
     bool, typer.Option("--candidates", help="Keep all candidates of each turn.", rich_help_panel=DECODING)
@@ -66,14 +66,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object at t
 class PlayOptions:
     """What is played and where it is written; checks itself."""
 
-    starts: Annotated[Path, typer.Option(help="A start a line: text, JSON lines (.jsonl) or Knover's .tsv.")]
-    out: Annotated[Path, typer.Option(help="Dialogues are appended there, one JSON object a line.")]
-    swap: Annotated[bool, typer.Option("--swap", help="Then all dialogues once more, A and B exchanged.")] = (
-        False
-    )
+    starts: Annotated[
+        Path, typer.Option(help="One start per line: text, JSON lines (.jsonl) or Knover's .tsv.")
+    ]
+    out: Annotated[Path, typer.Option(help="File to append dialogues to, one JSON object per line.")]
+    swap: Annotated[
+        bool, typer.Option("--swap", help="Then play all dialogues again with A and B swapped.")
+    ] = False
     utterances: Annotated[int, typer.Option(help="Turns of a dialogue, the start included.")] = 10
-    batch: Annotated[int, typer.Option(help="Dialogues that are played together; changes no word.")] = 16
-    format: Annotated[str, typer.Option(help="jsonl, or parlai: in ParlAI's format too, beside --out.")] = (
+    batch: Annotated[int, typer.Option(help="Dialogues played at once; does not change the text.")] = 16
+    format: Annotated[str, typer.Option(help="jsonl, or parlai: also in ParlAI's format, next to --out.")] = (
         "jsonl"
     )
 
@@ -81,7 +83,7 @@ class PlayOptions:
         """Checks values and files.
 
         Raises:
-            UserError: a value that cannot be, or a file that cannot be written.
+            UserError: an impossible value, or a file that cannot be written.
         """
         if self.format not in FORMATS:
             raise UserError(f"--format {self.format}: use {' or '.join(FORMATS)}")
@@ -89,11 +91,11 @@ class PlayOptions:
             if number < least:
                 raise UserError(f"{option} {number}: must be at least {least}")
         if not self.out.parent.is_dir():
-            raise UserError(f"--out {self.out}: {self.out.parent} is no folder; make it first")
+            raise UserError(f"--out {self.out}: {self.out.parent} is not a folder; make it first")
         if self.out.exists() and not self.out.is_file():
-            raise UserError(f"--out {self.out}: is no file; give a new one")
+            raise UserError(f"--out {self.out}: not a file; give a new one")
         if self.out.exists() and self.starts.exists() and self.out.samefile(self.starts):
-            raise UserError(f"--out {self.out}: the very file of --starts; give a new one")
+            raise UserError(f"--out {self.out}: the same file as --starts; give a new one")
 
 
 @app.command(help=HELP)
@@ -119,7 +121,7 @@ def self_chat(
     of_two = {"--evaluation2": evaluation2, "--backward2": backward2, "--swap": options.swap}
     for option, value in of_two.items():
         if value and generation2 is None:
-            raise UserError(f"{option}: there is one model only; give --generation2 too")
+            raise UserError(f"{option}: there is only one model; give --generation2 too")
     # After the options are checked: importing torch takes seconds.
     from plato2.talk.self_chat import Player, describe, plan, read_starts, unread_starts
 
@@ -182,7 +184,7 @@ def play_missing(
                 file.flush()
                 os.fsync(file.fileno())
         except KeyboardInterrupt:
-            typer.echo("stopped; the same command goes on from here", err=True)
+            typer.echo("stopped; the same command continues from here", err=True)
             raise
     return n_kept
 
@@ -205,7 +207,7 @@ def print_summary(
     if as_json:
         typer.echo(json.dumps(summary, ensure_ascii=False))
         return
-    there = f", {n_kept} of them there before" if n_kept else ""
+    there = f", {n_kept} of them from before" if n_kept else ""
     typer.echo(f"{len(dialogues)} dialogue{'s' * (len(dialogues) > 1)} in {options.out}{there}")
     if summary["parlai"]:
         typer.echo(f"in ParlAI's format in {summary['parlai']}")

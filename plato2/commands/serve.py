@@ -59,8 +59,9 @@ EXTRAS = {"fastapi", "uvicorn", "starlette", "pydantic", "pydantic_core", "prome
 HELP = """Serve a model over HTTP, as OpenAI's chat API.
 
 GENERATION is a run folder, checkpoint or model folder of stage 2_gen (or 1_coarse). Programs that talk to
-OpenAI's API can talk to http://127.0.0.1:8000/v1; requests that come together are decoded together. Options
-of decoding are for requests that do not say otherwise. Ctrl-C finishes what was begun and ends.
+OpenAI's API can talk to http://127.0.0.1:8000/v1; requests that arrive together are decoded together.
+Decoding options apply to requests that do not set their own. Ctrl-C finishes the requests in progress and
+stops.
 
 [bold]Examples[/]
 
@@ -79,19 +80,19 @@ class ServerOptions:
     host: Annotated[
         str,
         typer.Option(
-            help="Address to listen at; 0.0.0.0 = every address of the machine.", rich_help_panel=SERVER
+            help="Address to listen on; 0.0.0.0 = every address of the machine.", rich_help_panel=SERVER
         ),
     ] = "127.0.0.1"
     port: Annotated[
-        int, typer.Option(help="Port to listen at; 0 takes a free one.", rich_help_panel=SERVER)
+        int, typer.Option(help="Port to listen on; 0 picks a free one.", rich_help_panel=SERVER)
     ] = 8000
     ui: Annotated[
-        bool, typer.Option("--ui", help="Also a web page to talk on, at /.", rich_help_panel=SERVER)
+        bool, typer.Option("--ui", help="Also serve a web page to talk on, at /.", rich_help_panel=SERVER)
     ] = False
     system: Annotated[
         str,
         typer.Option(
-            help="What becomes of system messages, which PLATO-2 does not have: ignore (with the header "
+            help="What to do with system messages, which PLATO-2 does not have: ignore (with the header "
             "X-Plato2-Warning), refuse, or context (read as a turn).",
             rich_help_panel=SERVER,
         ),
@@ -101,20 +102,24 @@ class ServerOptions:
     ] = 60.0
     shutdown_timeout: Annotated[
         float,
-        typer.Option(help="Seconds for what was begun when the server is stopped.", rich_help_panel=SERVER),
+        typer.Option(
+            help="Seconds to finish the requests in progress when the server is stopped.",
+            rich_help_panel=SERVER,
+        ),
     ] = 30.0
     max_body_kb: Annotated[int, typer.Option(help="Largest request.", rich_help_panel=SERVER)] = 1024
     receive_timeout: Annotated[
         float,
         typer.Option(
-            help="Seconds in which a client has to send its request, or to take some of the answer.",
+            help="Seconds a client has to send its request, or to take some of the answer.",
             rich_help_panel=SERVER,
         ),
     ] = 20.0
     max_connections: Annotated[
         int,
         typer.Option(
-            help="At the same time; fewer where the system allows fewer open files.", rich_help_panel=SERVER
+            help="Open at the same time; fewer where the system allows fewer open files.",
+            rich_help_panel=SERVER,
         ),
     ] = 1000
     log_requests: Annotated[
@@ -124,8 +129,8 @@ class ServerOptions:
         str | None,
         typer.Option(
             envvar="PLATO2_API_KEY",
-            help="What requests to /v1 must send as Authorization: Bearer KEY. Better set the variable: "
-            "others on the machine can see command lines.",
+            help="The key that requests to /v1 must send as Authorization: Bearer KEY. Better to set the "
+            "variable: others on the machine can see command lines.",
             rich_help_panel=ACCESS,
         ),
     ] = None
@@ -133,7 +138,7 @@ class ServerOptions:
         bool | None,
         typer.Option(
             "--ui-login/--ui-open",
-            help="With a key: the page asks for it as the password of any user, or it asks nobody.",
+            help="With a key: the page asks for it as the password, with any user name, or does not ask.",
             rich_help_panel=ACCESS,
             show_default=False,
         ),
@@ -141,37 +146,37 @@ class ServerOptions:
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
-            help="A name by which the server may be called, such as chat.example.org, beside localhost and "
-            "its address; * = any. May be given several times.",
+            help="A host name of the server, such as chat.example.org, besides localhost and its "
+            "address; * = any. May be repeated.",
             rich_help_panel=ACCESS,
         ),
     ] = None
     cors_origin: Annotated[
         list[str] | None,
         typer.Option(
-            help="A web site whose scripts may talk to the server, such as https://example.org. May be given "
-            "several times.",
+            help="A website whose scripts may talk to the server, such as https://example.org. May be "
+            "repeated.",
             rich_help_panel=ACCESS,
         ),
     ] = None
     max_batch: Annotated[
-        int, typer.Option(help="Contexts decoded together, 16 at most.", rich_help_panel=BATCHING)
+        int, typer.Option(help="Contexts decoded together, at most 16.", rich_help_panel=BATCHING)
     ] = 16
     batch_wait_ms: Annotated[
         float,
         typer.Option(
-            help="How long an idle server waits for more after the first.", rich_help_panel=BATCHING
+            help="How long an idle server waits for more requests after the first.", rich_help_panel=BATCHING
         ),
     ] = 5.0
     max_queue: Annotated[
-        int, typer.Option(help="Requests that may wait; others get 429.", rich_help_panel=BATCHING)
+        int, typer.Option(help="Requests that may wait; further ones get 429.", rich_help_panel=BATCHING)
     ] = 256
 
     def __post_init__(self) -> None:
         """Checks values and fills in the key of the environment.
 
         Raises:
-            UserError: a value that cannot be.
+            UserError: an impossible value.
         """
         for name, (least, most) in LIMITS.items():
             value = getattr(self, name)
@@ -188,7 +193,7 @@ class ServerOptions:
                 raise UserError(f"--cors-origin {given}: give scheme and name, such as https://example.org")
         if self.system not in ("ignore", "refuse", "context"):
             raise UserError(f"--system {self.system}: use ignore, refuse or context")
-        if self.api_key is None:  # an empty variable is none to Typer
+        if self.api_key is None:  # Typer takes an empty variable for none
             self.api_key = os.environ.get("PLATO2_API_KEY")
         self._check_key()
 
@@ -196,19 +201,19 @@ class ServerOptions:
         """Whether the key is one, and whom the page asks for it."""
         if self.api_key is not None and not re.fullmatch(r"[!-~]+", self.api_key):
             raise UserError(
-                "--api-key: use letters, digits and signs without blanks, or give none and unset "
+                "--api-key: use letters, digits and symbols without spaces, or give none and unset "
                 "PLATO2_API_KEY"
             )
         if self.ui_login is not None and not self.ui:
-            raise UserError("--ui-login and --ui-open are for the page; give --ui, too, or leave them out")
+            raise UserError("--ui-login and --ui-open are for the page; give --ui as well, or leave them out")
         if self.ui_login and not self.api_key:
             raise UserError(
                 "--ui-login: there is no key to ask for; set PLATO2_API_KEY, or leave --ui-login out"
             )
         if self.ui and self.api_key and self.ui_login is None:
             raise UserError(
-                "--ui: the key does not guard the page; give --ui-login (the page asks for the key, too) or "
-                "--ui-open (everybody may use it)"
+                "--ui: the key does not guard the page; give --ui-login (the page asks for the key too) or "
+                "--ui-open (anyone may use it)"
             )
 
 
@@ -232,7 +237,7 @@ def serve(
     name: Annotated[
         str | None,
         typer.Option(
-            help="The model's id; else the name of its folder, or of a run's model and stage.",
+            help="The model's id; default: the name of its folder, or of a run's model and stage.",
             rich_help_panel=MODELS,
         ),
     ] = None,
@@ -242,7 +247,9 @@ def serve(
     decode: DecodeConfig = DEFAULT,
     seed: Annotated[
         int | None,
-        typer.Option(help="Of requests without one; else a new one each time.", rich_help_panel=DECODING),
+        typer.Option(
+            help="For requests without one; default: a new one each time.", rich_help_panel=DECODING
+        ),
     ] = None,
     rank: Rank = None,
     safety: SafetyRules = None,
@@ -254,7 +261,7 @@ def serve(
     if path is None or (model and generation):
         raise UserError("give one model to serve: plato2 serve DIR, or plato2 serve --generation DIR")
     if name is not None and not (name.strip() and name.isprintable()):
-        raise UserError(f"--name {name!r}: give a name of one line, such as tiny-2_gen")
+        raise UserError(f"--name {name!r}: give a one-line name, such as tiny-2_gen")
     import_extras(options.ui)
     from plato2.serve.server import listen
 
@@ -345,16 +352,16 @@ def answer_requests(
 
 
 def say_if_open(listener: socket, options: ServerOptions) -> None:
-    """Who may use the server, on stderr, where that is everybody."""
+    """Warns on stderr when anyone may use the server."""
     from plato2.serve.guard import is_loopback
 
     if is_loopback(listener.getsockname()[0]):
         return
     if not options.api_key:
-        text = f"--host {options.host}: whoever reaches it may use it; PLATO2_API_KEY sets a key"
+        text = f"--host {options.host}: anyone who can reach it may use it; PLATO2_API_KEY sets a key"
         typer.echo(text, err=True)
     elif options.ui and not options.ui_login:
-        typer.echo(f"--host {options.host} --ui-open: whoever reaches the page may use it", err=True)
+        typer.echo(f"--host {options.host} --ui-open: anyone who can reach the page may use it", err=True)
 
 
 def say_ready(bot: PlatoBot, listener: socket, name: str, ui: bool) -> None:

@@ -34,11 +34,11 @@ Generation = Annotated[
 Evaluation = Annotated[
     Path | None,
     typer.Option(
-        help="The same of stage 2_eval, which ranks; else log-probability does.", rich_help_panel=MODELS
+        help="The same for stage 2_eval, to rank by; default: log-probability.", rich_help_panel=MODELS
     ),
 ]
 Backward = Annotated[
-    Path | None, typer.Option(help="The same of stage backward, for --rank.", rich_help_panel=MODELS)
+    Path | None, typer.Option(help="The same for stage backward, for --rank.", rich_help_panel=MODELS)
 ]
 Device = Annotated[
     str, typer.Option(help="auto (the GPU if there is one), cpu, cuda, cuda:1, ...", rich_help_panel=MODELS)
@@ -55,15 +55,15 @@ SafetyRules = Annotated[
     typer.Option(
         "--safety",
         help="Words that must not be said: a file, or the list en or zh; or a rule of your own, "
-        "package.module:rule. May be given several times.",
+        "package.module:rule. May be repeated.",
         rich_help_panel=SAFETY,
     ),
 ]
 SafetyInput = Annotated[
-    str, typer.Option(help="What becomes of a bad message: off, warn or block.", rich_help_panel=SAFETY)
+    str, typer.Option(help="What to do with a bad message: off, warn or block.", rich_help_panel=SAFETY)
 ]
 SafetyOutput = Annotated[
-    str, typer.Option(help="What becomes of a bad candidate: off, warn or block.", rich_help_panel=SAFETY)
+    str, typer.Option(help="What to do with a bad candidate: off, warn or block.", rich_help_panel=SAFETY)
 ]
 
 decodes = takes(DecodeConfig, leave_out=("length_penalty", "n_candidates", "stop"), panel=DECODING)

@@ -17,7 +17,7 @@ from plato2.files import lock_file, locked
 from plato2.prepare.corpora import ReadReport, corpus_names, endings, read_corpus, read_lines
 
 app = typer.Typer(
-    help="Train a tokenizer, or look at how one cuts a text.",
+    help="Train a tokenizer, or see how one splits a text.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -27,7 +27,7 @@ app = typer.Typer(
 TRAIN_HELP = """Train a SentencePiece BPE tokenizer and write its folder (spm.model, vocab.txt).
 
 SOURCES are a corpus (chitchat), a corpus and its files, or files alone: .jsonl and .tsv files hold dialogues,
-any other text file one message a line. All messages are held in memory while it trains.
+any other text file one message per line. All messages are held in memory while it trains.
 
 [bold]Examples[/]
 
@@ -46,7 +46,7 @@ def train(
         float, typer.Option(help="Share of the characters that get a piece.")
     ] = 0.9995,
     lower_case: Annotated[bool, typer.Option("--lower-case", help="Lower-case all text, always.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a tokenizer at --out.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the tokenizer at --out.")] = False,
 ) -> None:
     """Run the verb."""
     sources = [expand_path(source, "SOURCES") for source in sources]
@@ -69,7 +69,7 @@ def train(
 
 @contextmanager
 def held(out: Path) -> Iterator[None]:
-    """Keeps the folder for this process, from before it is looked at until it is written."""
+    """Locks the folder for this process, from before the first look until it is written."""
     with ExitStack() as stack:
         with clear_errors(out):
             lock_file(out).parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def held(out: Path) -> Iterator[None]:
 
 @contextmanager
 def clear_errors(out: Path) -> Iterator[None]:
-    """An error of the disk is one line."""
+    """Turns a disk error into one line."""
     try:
         yield
     except OSError as error:

@@ -110,7 +110,7 @@ def train_overrides(*overrides: str) -> Trained | None:
     """Composes and trains, from Python; see `plato2.train`.
 
     Raises:
-        UserError: anything a user can mend.
+        UserError: anything a user can fix.
     """
     try:
         config = composed(*overrides)
@@ -206,7 +206,7 @@ def chosen_files(runtime: Any) -> list[Path]:
 
 
 def job_overrides() -> list[str]:
-    """What a job of a sweep differs in from the others, but for the stage."""
+    """How a job of a sweep differs from the others, apart from the stage."""
     given = HydraConfig.get().overrides.task if in_sweep() else []
     return [word for word in given if not word.startswith("stage=")]
 
@@ -243,14 +243,14 @@ def read_sweep(path: Path) -> SweepRecord:
     """The record of a sweep.
 
     Raises:
-        UserError: it is none.
+        UserError: not a sweep's record.
     """
     cure = "restore it, or move it away"
     return parse(SweepRecord, read_file(path, JSON_BYTES, cure), "not the record of a sweep", cure)
 
 
 class Sweep(Callback):
-    """Gives the jobs of a sweep one name, goes on with an interrupted one, prints what came of it."""
+    """Gives the jobs of a sweep one name, resumes an interrupted one, prints its results."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Finds the newest unfinished sweep of the same command, else starts a new one.
@@ -259,7 +259,7 @@ class Sweep(Callback):
         """
         try:
             refuse_numbers(config.hydra.runtime)
-        except UserError as error:  # Hydra makes a mere warning of a callback's error
+        except UserError as error:  # Hydra turns a callback's error into a mere warning
             fail(str(error))
         here, named = Path(config.hydra.sweep.dir), config.run_id or os.environ.get("RUN_ID")
         params: Any = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create({}))
@@ -268,16 +268,16 @@ class Sweep(Callback):
             try:
                 earlier = read_sweep(record)
             except (OSError, UserError) as error:
-                say(f"warning: {record} is passed over: {error}")
+                say(f"warning: {record} is skipped: {error}")
                 continue
             again, name = earlier.finished, earlier.name
             same = earlier.command == command and (not again or config.report)
             if same and (name == named if named else config.resume == "auto"):
                 self.record, self.name = record, name
                 say(
-                    f"the sweep {self.name} is finished: its report again (resume=never trains it anew)"
+                    f"the sweep {self.name} is finished: showing its report (resume=never trains it again)"
                     if again
-                    else f"going on with the unfinished sweep {self.name}"
+                    else f"resuming the unfinished sweep {self.name}"
                 )
                 break
         else:
@@ -306,7 +306,7 @@ class Sweep(Callback):
                 report_sweep(output_dir, self.name, **numbers)
             else:
                 self._compare(output_dir, config.sweep_metric)
-        except UserError as error:  # Hydra makes a mere warning of a callback's error
+        except UserError as error:  # Hydra turns a callback's error into a mere warning
             fail(str(error))
 
     def _compare(self, output_dir: Path, metric: str | None) -> None:
@@ -328,7 +328,7 @@ class Sweep(Callback):
                 return new
             except FileExistsError:
                 continue
-            except OSError as error:  # Hydra makes a mere warning of a callback's error
+            except OSError as error:  # Hydra turns a callback's error into a mere warning
                 fail(f"output_dir: {new} cannot be made ({error.strerror}); choose another output_dir")
         raise AssertionError("count has no end")
 
@@ -376,7 +376,7 @@ def meant(key: str, conf: Path) -> str:
             if options
             else f"write +{key}=VALUE"
         )
-    return f"did you mean {near}?" if near else "there is none like it"
+    return f"did you mean {near}?" if near else "no key is similar"
 
 
 def fail(sentence: str) -> NoReturn:
@@ -423,7 +423,7 @@ def flags_first(words: list[str]) -> list[str]:
         (overrides if action is None else flags).append(word)
         if action is None or action.nargs == 0 or "=" in word or not left:
             continue
-        if action.nargs is None or left[0] in (action.choices or ()):  # `--info` does without a value, too
+        if action.nargs is None or left[0] in (action.choices or ()):  # `--info` also works without a value
             flags.append(left.pop(0))
     return [*flags, *overrides]
 
@@ -444,7 +444,8 @@ def main(config: DictConfig) -> float | None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         fail(
-            f"{place}: {error.strerror}; what was saved is whole: make room and start the same command again"
+            f"{place}: {error.strerror}; what was saved is intact: free some space and start the same "
+            "command again"
             f"{' with resume=auto' * (config.resume == 'never')}"
         )
 
@@ -475,7 +476,7 @@ def in_quotes(override: str) -> str:
     cure = f"if it is one text, write {shlex.quote(whole)}" if _unreadable(whole) is None else "see --help"
     if value.startswith("{"):
         cure = (
-            f"a mapping is {key}={{NAME: VALUE, NAME: [VALUE, VALUE]}}, with a blank behind each colon "
+            f"a mapping is {key}={{NAME: VALUE, NAME: [VALUE, VALUE]}}, with a space after each colon "
             "and quotes around odd texts"
         )
     raise UserError(f"{override}: Hydra cannot read this override ({problem}); {cure}")
@@ -526,7 +527,7 @@ def command_line(conf: Path = CONF) -> None:
         fail(str(error))
     except Stopped as stop:
         logging.disable(logging.INFO)  # torch, half imported, would print statistics at its end
-        say("stopped: nothing was being trained; the same command starts again, or goes on")
+        say("stopped: nothing was being trained; the same command starts again, or resumes")
         if stop.number == signal.SIGUSR1 and is_first_process():
             from plato2.runs.folder import requeue
 

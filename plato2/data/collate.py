@@ -41,7 +41,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Items:
-    """What a window is laid out from: a context and a response, each given by its row in the window."""
+    """What a window is made of: a context and a response, each given by its row in the window."""
 
     contexts: np.ndarray
     responses: np.ndarray
@@ -127,11 +127,11 @@ class CoherenceBatch:
     """RCE + MLM: each context with its own response and with another one, both masked.
 
     With `head=dual` each context with its own response only, and positions that start again with it: to a
-    model that reads them apart, a response that went on counting would give its context's length away.
+    model that reads them apart, a response whose positions continued would give its context's length away.
 
     The negative of a context is the response of the next sample in a permutation of the window whose text
     differs from the true one. A token that is not [CLS] or [SEP] is chosen with `mask_prob`; of the chosen
-    80 % become [MASK], 10 % a random id, 10 % stay. Masks hang on (seed, epoch, sample, label, place) only.
+    80 % become [MASK], 10 % a random id, 10 % stay. Masks depend on (seed, epoch, sample, label, place) only.
 
     Raises:
         UserError: mask_prob is not a probability.
@@ -160,7 +160,7 @@ class CoherenceBatch:
         """Two items for each sample, its own response and another: any part of them has as many of each.
 
         Raises:
-            UserError: all responses of the window are equal, so that there is no negative.
+            UserError: all responses of the window are equal, so there is no negative.
         """
         rows = np.arange(len(window.samples))
         if self.head == "dual":

@@ -33,7 +33,7 @@ class DialogueDataModule(pl.LightningDataModule):
         batch: the stage's batch maker.
         batch_tokens: tokens of one optimizer step over all ranks, padding included.
         seed: of order, masks, negatives and noise (validation has its own, fixed one).
-        mode: `packed`: several samples a row; `buckets`: one, rows alike in length; `padded`: one, any
+        mode: `packed`: several samples per row; `buckets`: one, rows of similar length; `padded`: one, any
             length.
         unit_tokens: what one rank computes at once; accumulation follows from it and `batch_tokens`.
         row_length: slots of a packed row.
@@ -203,7 +203,8 @@ class DialogueDataModule(pl.LightningDataModule):
         self._check_corpus(self._world_size)
 
     def train_dataloader(self) -> StepLoader:
-        """Steps from here on, one a batch and without end: `max_steps` of the trainer says where to stop."""
+        """Steps from here on, one per batch and without end: `max_steps` of the trainer says where to
+        stop."""
         _silence_lightning()
         self._before = (self._step, self._position)
         stream = TrainStream(
@@ -217,7 +218,7 @@ class DialogueDataModule(pl.LightningDataModule):
         return StepLoader(stream, self.n_workers)
 
     def val_dataloader(self) -> StepLoader:
-        """One pass over the validation split (or `valid_units` of it), one unit a batch."""
+        """One pass over the validation split (or `valid_units` of it), one unit per batch."""
         _silence_lightning()
         stream = ValidStream(self._corpus("valid"), self.valid_units, self._rank, self._world_size)
         return StepLoader(stream, min(self.n_workers, 1), persistent=True)
@@ -231,7 +232,7 @@ class DialogueDataModule(pl.LightningDataModule):
         return self.trainer.global_rank if self.trainer else 0
 
     def check_ranks(self, n_ranks: int) -> None:
-        """Refuse steps that the ranks cannot share out.
+        """Refuse steps that the ranks cannot share.
 
         Raises:
             UserError: names the nearest `optim.batch_tokens` that they can.
@@ -246,7 +247,7 @@ class DialogueDataModule(pl.LightningDataModule):
             )
 
     def _check_corpus(self, n_ranks: int) -> None:
-        """Refuse a corpus that the ranks cannot share out."""
+        """Refuse a corpus that the ranks cannot share."""
         unit, corpus = self.batching.unit_tokens, self._corpus("train")
         if corpus.shards.tokens >= n_ranks * unit:
             return  # at least this many units, whatever the layout
@@ -254,8 +255,9 @@ class DialogueDataModule(pl.LightningDataModule):
         found = sum(len(corpus.load(w, self.seed, Position(0, i), True).layout) for i, w in windows)
         if found < n_ranks:
             raise UserError(
-                f"{self.path}: the training split fills {found} units of data.unit_tokens={unit}, fewer than "
-                f"the {n_ranks} ranks: use fewer devices, a smaller data.unit_tokens or a larger corpus"
+                f"{self.path}: the training split fills {found} units of data.unit_tokens={unit}, "
+                f"fewer than the {n_ranks} ranks: use fewer devices, a smaller data.unit_tokens or a larger "
+                "corpus"
             )
 
     # ----------------------------------------------------------------------------------------- the position
@@ -275,7 +277,7 @@ class DialogueDataModule(pl.LightningDataModule):
         return {"step": step, **position._asdict(), "order": self._order()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved position.
+        """Continue from a saved position.
 
         Raises:
             UserError: it belongs to other data, another seed or other batching options.
@@ -289,7 +291,7 @@ class DialogueDataModule(pl.LightningDataModule):
         ]
         if differing:
             raise UserError(
-                f"cannot go on in the middle of {self.path}: {'; '.join(differing)}; "
+                f"cannot resume in the middle of {self.path}: {'; '.join(differing)}; "
                 "resume with the same data and options, or start a new run with init_from"
             )
         self._step = state_dict["step"]

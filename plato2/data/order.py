@@ -39,11 +39,12 @@ class Batching:
     """How items become units.
 
     Raises:
-        UserError: values that cannot be, or (in `check`) that do not fit the corpus.
+        UserError: impossible values, or (in `check`) that do not fit the corpus.
     """
 
     mode: Literal["packed", "buckets", "padded"] = "packed"
-    """`packed`: several samples a row; `buckets`: one, rows alike in length; `padded`: one, any length."""
+    """`packed`: several samples per row; `buckets`: one, rows of similar length; `padded`: one, any
+    length."""
     unit_tokens: int = 8192
     """Slots of a unit, padding included: what one rank computes at once."""
     row_length: int = 512
@@ -54,7 +55,7 @@ class Batching:
     """At least this many samples are in memory and shuffled together; also the pool of negatives."""
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot be."""
+        """Refuse impossible values."""
         if self.mode not in ("packed", "buckets", "padded"):
             raise UserError(f"data.mode={self.mode!r}: choose packed, buckets or padded")
         for name in ("unit_tokens", "row_length", "pool_samples", "window_samples"):
@@ -91,7 +92,7 @@ def lay_out(slots: np.ndarray, batching: Batching, key: int, shuffle: bool) -> L
         batching: the options.
         key: of the window, from `draw_key`.
         shuffle: permute the items; otherwise they stay in stored order up to their pool. Rows (units where
-            there is one item a row) are always shuffled, so that a part of the units is a fair sample.
+            there is one item per row) are always shuffled, so that a part of the units is a fair sample.
     """
     items = permutation(len(slots), draw_key(Draw.ITEMS, key)) if shuffle else np.arange(len(slots))
     pools = np.array_split(items, -(-len(items) // batching.pool_samples))

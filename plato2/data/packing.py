@@ -97,7 +97,7 @@ def best_fit_rows(lengths: np.ndarray, row_length: int) -> np.ndarray:
 def packed(
     lengths: np.ndarray, pools: list[np.ndarray], row_length: int, rows_per_unit: int, row_keys: np.ndarray
 ) -> Layout:
-    """Several items a row; the rows of all pools are shuffled together before they form units.
+    """Several items per row; the rows of all pools are shuffled together before they form units.
 
     Args:
         lengths: (n,) slots of each item.
@@ -127,7 +127,7 @@ def packed(
 def grouped(
     lengths: np.ndarray, pools: list[np.ndarray], unit_tokens: int, unit_keys: np.ndarray, sort: bool
 ) -> Layout:
-    """One item a row; rows are added while rows x longest <= `unit_tokens`; the order of units is shuffled.
+    """One item per row; rows are added while rows x longest <= `unit_tokens`; the order of units is shuffled.
 
     Args:
         lengths: (n,) slots of each item, each at most `unit_tokens`.

@@ -45,7 +45,7 @@ class Dialogue:
 
 
 def as_texts(texts: str | Sequence[str]) -> Sequence[str]:
-    """A list of texts; one text is a list of it, not of its letters.
+    """A list of texts; one text becomes a list of that text, not of its letters.
 
     Raises:
         UserError: something else, such as messages of a chat API, bytes or a generator.
@@ -65,11 +65,11 @@ class Context:
     """A conversation whose last turn is to be answered, as a model reads it."""
 
     turns: Sequence[str]
-    """All that was said, oldest first."""
+    """Everything said so far, oldest first."""
     ids: list[int]
     """[CLS] (turn [SEP])* of the turns that fit."""
     is_cut: bool
-    """Whether that is less than all that was said."""
+    """Whether that is less than everything said."""
     unread: float
     """Share of the last turn's letters and numbers that the tokenizer cannot read."""
 

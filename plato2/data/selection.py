@@ -1,7 +1,7 @@
-"""A fixed set of contexts and their responses, in groups in which each response stands to choose from.
+"""A fixed set of contexts and their responses, in groups to choose among.
 
-Choosing a context's own response among those of the other members of its group is what an evaluation model is
-measured by. A second set of groups has responses of about one length, so that length tells nothing there.
+Choosing a context's own response among those of the other members of its group is how an evaluation model is
+measured. A second set of groups has responses of about one length, so that length tells nothing there.
 """
 
 from __future__ import annotations

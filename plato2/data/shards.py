@@ -6,7 +6,7 @@ unsigned integers: the whole record, context + response) and `context_len`. The 
 holds the size, the counts and the sha256 of every shard. Shards are small (a few MB), so a reader hashes the
 bytes it is about to decode: a truncated file or one flipped byte anywhere (also in the Parquet footer, which
 page checksums do not cover) is an error that names the file, never a wrong sample. Page checksums are
-written all the same, for other tools.
+written anyway, for other tools.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ def write_index(folder: str | Path, index: ShardIndex) -> None:
 
 
 def _write_bytes(path: str, data: bytes) -> None:
-    """Write a whole file; on a local disk under a temporary name first, so that it is never half there."""
+    """Write a whole file; on a local disk under a temporary name first, so that it is never incomplete."""
     fs, inner = _open_fs(path)
     if not isinstance(fs, LocalFileSystem):
         fs.pipe_file(inner, data)
@@ -255,7 +255,7 @@ def _write_bytes(path: str, data: bytes) -> None:
 
 
 def has_index(folder: str | Path) -> bool:
-    """Whether a finished corpus stands in the folder."""
+    """Whether the folder holds a finished corpus."""
     fs, inner = _open_fs(_join(str(folder), INDEX_FILE))
     return bool(fs.exists(inner))
 
@@ -415,7 +415,7 @@ def _read_bytes(path: str, most: int, missing: str) -> bytes:
         if isinstance(fs, LocalFileSystem):
             return read_file(inner, most, cure)
         if (fs.size(inner) or 0) > most:
-            raise UserError(f"{path}: larger than {most:,} bytes, which no such file is; {cure}")
+            raise UserError(f"{path}: larger than {most:,} bytes, too large for such a file; {cure}")
         return bytes(fs.cat_file(inner))
     except UserError:
         raise

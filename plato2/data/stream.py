@@ -124,7 +124,7 @@ class TrainStream(IterableDataset[Step]):
         units_per_step: units of one optimizer step over all ranks; a multiple of `world_size`.
         rank: of this process.
         world_size: number of ranks.
-        start: position to go on from.
+        start: position to continue from.
     """
 
     def __init__(
@@ -263,7 +263,7 @@ class StepLoader(DataLoader[Step]):
     """
 
     def __init__(self, stream: TrainStream | ValidStream, n_workers: int, persistent: bool = False) -> None:
-        """Pinned memory where there is a CUDA device; `persistent` keeps the workers between passes."""
+        """Pinned memory if there is a CUDA device; `persistent` keeps the workers between passes."""
         self._is_flat = n_workers > 0
         collate: Any = _flatten if self._is_flat else _keep
         super().__init__(
@@ -282,7 +282,7 @@ class StepLoader(DataLoader[Step]):
             UserError: of a worker, without the traceback that DataLoader puts around it.
         """
         try:
-            with _signals_held_back():  # workers keep it so: who stops the run is the run's own process
+            with _signals_held_back():  # workers keep it so: only the run's own process stops the run
                 batches = super().__iter__()
             for batch in batches:
                 yield _unflatten(batch) if self._is_flat else batch

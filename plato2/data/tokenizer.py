@@ -44,7 +44,7 @@ _MOST_WORDS = 500_000
 _ID_BYTES = 4
 SENTENCE_BYTES = 4192
 """Longest text that SentencePiece trains on. Longer ones, and those with its own sign for what is unknown, it
-leaves out in silence; so they are cut, and the sign is taken out."""
+silently leaves out; so they are cut, and the sign is removed."""
 MOST_UNREAD = 0.3
 """Share of a message's letters that may be unreadable before it is said."""
 _SENTENCE_CHARACTERS = SENTENCE_BYTES // 4
@@ -259,7 +259,7 @@ class Tokenizer:
         return by_words and self._encode_whole(["a b", " a  b "]) == [a + b, a + b]
 
     def pieces(self, text: str) -> list[str]:
-        """The pieces `text` is cut into; an unknown run of characters stands as itself."""
+        """The pieces `text` is split into; an unknown run of characters stands as itself."""
         found: list[str] = self._processor.encode(normalize(text, self.lower_case), out_type=str)
         return found
 
@@ -270,11 +270,11 @@ class Tokenizer:
     def unread_share(self, text: str, ids: Sequence[int] | None = None) -> float:
         """Share of a text's letters and numbers that have no piece: the model cannot see them.
 
-        Signs and emoji are no language; they count where there is nothing else.
+        Symbols and emoji are not language; they count only where there is nothing else.
 
         Args:
             text: the text.
-            ids: its ids, where they are there already.
+            ids: its ids, if they are known already.
         """
         ids = self.encode(text) if ids is None else ids
         if UNK_ID not in ids:
@@ -323,8 +323,8 @@ def train_tokenizer(
 
     Args:
         texts: one message each, however long; read once, never all held here.
-        n_pieces: pieces of the model, three special ones included (the paper: 8,000; Chinese: 30,000). Texts
-            that are too few for so many give fewer.
+        n_pieces: pieces of the model, three special ones included (the paper: 8,000; Chinese: 30,000). Too
+            little text for this many gives fewer.
         character_coverage: share of the characters that get a piece; the rest become unknown.
         lower_case: lower-case all text, now and whenever this tokenizer is used.
 
@@ -391,7 +391,7 @@ def _training_problem(message: str, n_pieces: int) -> str:
 
 
 def _read_lower_case(path: Path) -> bool:
-    cure = f'{path} must hold {{"lower_case": true|false}}: mend it or delete it'
+    cure = f'{path} must hold {{"lower_case": true|false}}: fix it or delete it'
     try:
         value = json.loads(read_file(path, 1000, cure))["lower_case"]
     except (ValueError, KeyError, TypeError) as error:

@@ -1,6 +1,6 @@
 """The curriculum's closing table: what each stage reached, and what the models say to three people.
 
-Numbers are those of each run's best validation (the one `best.ckpt` is from), read from its `metrics.csv`;
+The numbers come from each run's best validation (the one `best.ckpt` is from), read from its `metrics.csv`;
 the unigram baseline is in the data's index: an add-one-smoothed count of the training responses' tokens,
 measured on the validation responses.
 """
@@ -156,7 +156,7 @@ def best_validation(run: str | Path, part: Part) -> dict[str, Any]:
 
 
 def _part_of(use: Mapping[str, Any]) -> Part | None:
-    """The part that a model has by its use; None of one that is no part of a curriculum."""
+    """The part that a model has by its use; None for a model that is not part of a curriculum."""
     if use["role"] == "generation":
         return "generation" if use["has_latents"] else "coarse"
     return "evaluation" if use["role"] == "evaluation" else None
@@ -214,7 +214,7 @@ def report_sweep(
                 rivals.append(runs[part])
             runs[part], data = run.path, lineage["data"]["path"]
     if not runs:
-        raise UserError(f"{output_dir}: no runs of the sweep {name} of a curriculum; nothing to report")
+        raise UserError(f"{output_dir}: the sweep {name} has no runs of a curriculum; nothing to report")
     if rivals:  # the best at choosing ranks
         ranked = sorted([runs["evaluation"], *rivals], key=_first_of_ten, reverse=True)
         runs["evaluation"], *rivals = ranked
@@ -251,7 +251,7 @@ def _answered(runs: Mapping[Part, str | Path], data: str | Path, n_contexts: int
 def _choice(
     runs: Mapping[Part, str | Path], models: Sequence[Mapping[str, Any]], data: str | Path, n_human: int
 ) -> dict[str, Any]:
-    """What is known of the choices of evaluation models; empty where nothing is."""
+    """What is known about the choices of evaluation models; empty if nothing is."""
     found: list[dict[str, Any]] = []
     written: list[list[list[int]]] = []
     for model in models:
@@ -277,7 +277,7 @@ def _choice(
 def _latents(
     runs: Mapping[Part, str | Path], fine: Mapping[str, Any] | None, data: str | Path, n_contexts: int
 ) -> dict[str, Any]:
-    """What is known of the latents; empty without a model that has them."""
+    """What is known about the latents; empty without a model that has them."""
     if fine is None:
         return {}
     logged = {name: fine[name] for name in LATENT_ROWS if name in fine}

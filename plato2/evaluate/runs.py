@@ -1,4 +1,4 @@
-"""Runs beside each other: what each is, what it reached, and in what their configurations differ.
+"""Runs beside each other: what each is, what it reached, and how their configurations differ.
 
 Everything is read from `lineage.json` and `metrics.csv`, without torch.
 """
@@ -59,7 +59,7 @@ def find_runs(places: Iterable[Path]) -> list[Path]:
                     created[record.parent] = when
     if not created:
         told = ", ".join(map(str, places))
-        raise UserError(f"{told}: there is no run; python train.py experiment=quickstart trains the first")
+        raise UserError(f"{told}: there are no runs; python train.py experiment=quickstart trains the first")
     return sorted(created, key=lambda path: created[path], reverse=True)
 
 
@@ -70,7 +70,7 @@ def compare(paths: Sequence[Path], monitor: str | None = None) -> list[Run]:
         paths: run folders.
         monitor: a metric to compare them by, instead of each stage's own.
 
-    One whose `metrics.csv` is damaged is passed over with a warning.
+    A run whose `metrics.csv` is damaged is skipped with a warning.
 
     Raises:
         UserError: a record that cannot be read, or no run is left.
@@ -152,7 +152,7 @@ def _table(runs: Sequence[Run]) -> Table:
         table.add_column(heading, justify="left" if heading == "run" else "right", no_wrap=True)
     table.add_column("from", overflow="fold")
     if any(run.differs for run in runs):
-        table.add_column("in what they differ")
+        table.add_column("what differs")
     for run in runs:
         path = Path(run.path)
         steps = "-" if run.step is None else f"{run.step:,}"
@@ -209,14 +209,14 @@ def plain(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _created(path: Path) -> str | None:
-    """When a run was begun; None for what is no run, or cannot be read: it must not hide the others."""
+    """When a run was begun; None for what is not a run, or cannot be read: it must not hide the others."""
     try:
         lineage = RunFolder(path).lineage()
     except UserError as error:
-        say(f"warning: passed over: {error}")
+        say(f"warning: skipped: {error}")
         return None
     if not lineage:
-        say(f"warning: passed over: {path / 'lineage.json'}: no record of a run of this version of plato2")
+        say(f"warning: skipped: {path / 'lineage.json'}: not the record of a run of this version of plato2")
         return None
     return str(lineage.get("created", ""))
 
@@ -228,7 +228,7 @@ def _readable(paths: Iterable[Path]) -> dict[Path, list[tuple[int, str, float]]]
         try:
             found[path] = _rows(path)
         except UserError as error:
-            say(f"warning: passed over: {error}")
+            say(f"warning: skipped: {error}")
     return found
 
 

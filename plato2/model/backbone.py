@@ -216,7 +216,7 @@ class Backbone(nn.Module):
         return self.embed(unit["token_ids"], unit["type_ids"], unit["pos_ids"], unit.get("role_ids"))
 
     def mask(self, segment_ids: Tensor, type_ids: Tensor | None = None) -> Mask:
-        """The mask of packed rows in the form in which this device attends fastest.
+        """The mask of packed rows in the form that is fastest on this device.
 
         Args:
             segment_ids: (B, T), 0 = padding; the slots of a sample are next to each other.
@@ -239,9 +239,9 @@ class Backbone(nn.Module):
         Args:
             x: (B, Q, H) embedded rows, front slots filled.
             mask: from `mask` or, dense, (B, 1, Q, K) from `masks.additive`; K = Q, or the cache's length + Q.
-            cache: keys and values of the slots before, to decode on from.
-            read: (M,) flat slots b * Q + q whose output is wanted. The last block computes nothing but keys
-                and values for the others.
+            cache: keys and values of the slots before, to continue decoding.
+            read: (M,) flat slots b * Q + q whose output is wanted. For the others the last block computes
+                only keys and values.
 
         Returns:
             (B, Q, H), or (M, H) of the slots `read`.

@@ -1,4 +1,4 @@
-"""What is only there for the speed of a CPU. Each trick gives what PyTorch's own form gives, which GPUs take.
+"""What exists only for speed on a CPU. Each trick gives the result of PyTorch's own form, which GPUs use.
 
 - **Attention by sample.** A dense mask over rows of 512 computes about four times the scores that samples
   of 120 tokens need. So the samples of a unit are sorted into groups of about equal length; queries, keys and

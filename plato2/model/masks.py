@@ -15,7 +15,7 @@ def same_sample(segment_ids: Tensor) -> Tensor:
         segment_ids: (B, T), 0 = padding.
 
     Returns:
-        (B, T, T) bool. A padding slot sees itself only, so that no softmax is over nothing.
+        (B, T, T) bool. A padding slot sees only itself, so that no softmax is empty.
     """
     query, key = segment_ids[:, :, None], segment_ids[:, None, :]
     itself = torch.eye(segment_ids.shape[1], dtype=torch.bool, device=segment_ids.device)

@@ -1,4 +1,4 @@
-"""What is left of a trained stage when it only has to talk: networks without Lightning, losses or optimizer.
+"""What remains of a trained stage that only has to talk: networks without Lightning, losses or optimizer.
 
 Their parameters have the names of the stage's state dict, so one file fits both.
 """
@@ -53,6 +53,6 @@ class EvaluationNetwork(nn.Module):
         super().__init__()
         self.model_config = config
         self.figures = dict(figures or {})
-        """What its last validation measured, see talk/selection.py; empty where nothing is known."""
+        """What its last validation measured, see talk/selection.py; empty if nothing is known."""
         self.backbone = Backbone(config)
         self.coherence = coherence_head(config, head)

@@ -3,7 +3,7 @@
 A rule judges one message; None or False switches it off. Each rule counts every message it hits, also one
 that another rule has hit before. Rules 9 and 10 (quarantined forums, bots) are about Reddit.
 
-A dialogue with a failing turn goes on by one of three policies:
+One of three policies decides what becomes of a dialogue with a failing turn:
 
 - `subtree`: the failing turn and everything after it is removed, as the paper prunes its comment trees;
 - `split`: the failing turn is removed and a new conversation starts after it: right for long linear chats;
@@ -56,7 +56,7 @@ class CleanRules:
     max_tokens: int | None = 128
     """Rule 1: more BPE tokens."""
     max_word_chars: int | None = 30
-    """Rule 2: a longer word (scripts without blanks have none)."""
+    """Rule 2: a longer word (scripts without spaces have none)."""
     max_chars: int | None = 1024
     """Rule 2: a longer message."""
     min_letters: float | None = 0.7
@@ -67,11 +67,11 @@ class CleanRules:
     special_strings: bool = True
     """Rule 5: r/ or u/ at the beginning of a word, or an HTML entity such as &amp; (the paper: "such as")."""
     max_overlap: float | None = 0.8
-    """Rule 6: a larger share of the message's words stands in the previous turn."""
+    """Rule 6: a larger share of the message's words is in the previous turn."""
     max_repeats: int | None = 100
     """Rule 7: the same message occurs more often in the whole corpus."""
     offensive_words: str | None = None
-    """Rule 8: the shipped list `en` or `zh`, or a file with one word or phrase a line; none by default."""
+    """Rule 8: the shipped list `en` or `zh`, or a file with one word or phrase per line; none by default."""
 
     def __post_init__(self) -> None:
         """Check the thresholds."""
@@ -148,7 +148,7 @@ class Cleaner:
 
 
 def conversations(passing: Sequence[bool], policy: str) -> list[range]:
-    """The parts of a dialogue that go on as conversations, as ranges of turns.
+    """The parts of a dialogue that remain as conversations, as ranges of turns.
 
     Under `response` the whole dialogue stays; only passing turns may then be responses.
     """

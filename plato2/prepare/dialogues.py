@@ -2,7 +2,7 @@
 
 Two passes over the corpus, and one more when a tokenizer is trained:
 
-1. count: dialogues, their times, how often each message occurs (8 bytes a message);
+1. count: dialogues, their times, how often each message occurs (8 bytes per message);
 2. encode the turns, apply the rules, cut the dialogues into (context, response) samples and shuffle them.
 
 Text is never held: memory is some bytes for each message and one bucket of samples. Everything is written to
@@ -63,7 +63,7 @@ TOKENIZER_MESSAGES = 1_000_000
 """Messages a tokenizer is trained on at most, evenly spread over the corpus: SentencePiece holds them all."""
 _ENCODE_TURNS = 4096
 _MOST_UNREAD = 0.05
-"""Share of unknown tokens that is passed over in silence: emoji, rare characters."""
+"""Share of unknown tokens that is not warned about: emoji, rare characters."""
 
 
 def prepare(options: PrepareOptions, *, show_progress: bool = True) -> Path:
@@ -73,7 +73,7 @@ def prepare(options: PrepareOptions, *, show_progress: bool = True) -> Path:
         The folder, `options.out`.
 
     Raises:
-        UserError: anything the user can mend; the target folder is then as it was before.
+        UserError: anything the user can fix; the target folder is then as it was before.
     """
     out = Path(options.out)
     check_target(out, options.force)
@@ -111,7 +111,7 @@ def summary(folder: Path) -> list[str]:
     if (unread := facts["unread_share"]) > _MOST_UNREAD:
         lines.append(
             f"warning: {unread:.0%} of the tokens of the responses are unknown to the tokenizer: the model "
-            "will learn to say nothing there; take one that was trained on this language"
+            "will learn to say nothing there; use one that was trained on this language"
         )
     return [*lines, f"the data card: {folder / 'card.md'}"]
 
@@ -182,7 +182,7 @@ def _survey(options: PrepareOptions, progress: Progress) -> Survey:
         joined = f"; {n_joined:,} turn(s) joined to the one before, of the same speaker" if n_joined else ""
         dropped = f"; {survey.report.sentence()}" if survey.report.sentence() else ""
         raise UserError(
-            f"the corpus {options.corpus} has no dialogue of two or more turns to learn from "
+            f"the corpus {options.corpus} has no dialogue with two or more turns to learn from "
             f"({survey.n_dialogues:,} dialogue(s) read{joined}){dropped}"
         )
     return survey

@@ -18,7 +18,7 @@ class PrepareOptions:
     """All that decides what `prepare` writes.
 
     Raises:
-        UserError: a value that cannot be; names the key.
+        UserError: an impossible value; names the key.
     """
 
     corpus: str = option(
@@ -30,10 +30,11 @@ class PrepareOptions:
         factory=dict, help="Options of the reader, such as the column of hf_datasets."
     )
     max_dialogues: int | None = option(
-        None, help="Take only this many dialogues, the first ones, to try something out.", ge=1
+        None, help="Take only this many dialogues, from the start, to try something out.", ge=1
     )
     tokenizer: str | None = option(
-        None, help="Folder of a tokenizer to use: to go on from a model, that model's; else one is trained."
+        None,
+        help="Folder of a tokenizer to use: to continue from a model, that model's; default: one is trained.",
     )
     vocab_pieces: int = option(
         8000, help="Pieces of a tokenizer to train; the paper: 8,000 for English, 30,000 for Chinese.", ge=4
@@ -41,11 +42,13 @@ class PrepareOptions:
     character_coverage: float = option(
         0.9995, help="Share of the characters a trained tokenizer knows; 0.9995 also suits Chinese."
     )
-    lower_case: bool | None = option(None, help="Lower-case all text; when not given, as the tokenizer does.")
+    lower_case: bool | None = option(None, help="Lower-case all text; default: as the tokenizer does.")
     max_context: int = option(128, help="Ids of a context, special ids included.", ge=3, le=65535)
     max_response: int = option(128, help="Ids of a response, special ids included.", ge=3)
     cut_turn: bool = option(
-        False, help="Cut a last context turn that alone is too long (its end stays); else the sample is lost."
+        False,
+        help="Cut a last context turn that is too long by itself (its end stays); otherwise the sample "
+        "is lost.",
     )
     background: Background = option(
         "ignore",
@@ -58,15 +61,15 @@ class PrepareOptions:
     )
     clean: CleanRules = option(factory=CleanRules, help="The cleaning rules.")
     valid_fraction: float = option(
-        0.02, help="Share of the dialogues, the latest, for validation; above 0 and below 1."
+        0.02, help="Share of the dialogues, the latest ones, for validation; above 0 and below 1."
     )
     valid_dialogues: int | None = option(
         None, help="Number of validation dialogues, instead of a share.", ge=1
     )
     seed: int = option(11, help="Seeds the order of the samples.")
-    strict: bool = option(False, help="Stop at the first broken record; else it is counted.")
-    force: bool = option(False, help="Replace a prepared corpus that is there.")
-    shard_samples: int = option(16384, help="Samples in a shard.", ge=1)
+    strict: bool = option(False, help="Stop at the first broken record, instead of counting it.")
+    force: bool = option(False, help="Replace an existing prepared corpus.")
+    shard_samples: int = option(16384, help="Samples per shard.", ge=1)
 
     def __post_init__(self) -> None:
         """Check the values."""

@@ -52,7 +52,7 @@ class ReadReport:
             UserError: in strict mode.
         """
         if self.strict:
-            raise UserError(f"{file}:{line}: {why}; mend the line, or leave out strict to skip such lines")
+            raise UserError(f"{file}:{line}: {why}; fix the line, or leave out strict to skip such lines")
         self.n_broken += 1
         if len(self.examples) < N_EXAMPLES:
             self.examples.append(f"{file}:{line}: {why}")
@@ -91,9 +91,7 @@ def expand(files: Sequence[str], key: str = "files") -> list[str]:
             matches = sorted(filesystem.glob(path)) if is_glob else [path] * filesystem.exists(path)
             for name in matches if "file" in filesystem.protocol else []:
                 if not os.path.isfile(name) and not os.path.isdir(name):  # files are read more than once
-                    raise UserError(
-                        f"{key}={name!r}: a pipe or device; write what comes out of it to a file first"
-                    )
+                    raise UserError(f"{key}={name!r}: a pipe or device; write its output to a file first")
         except ImportError as error:
             raise UserError(f"{key}={pattern!r}: {error}") from error
         if not matches:
@@ -134,7 +132,7 @@ def readable(file: str, again: str = "get the file again") -> Iterator[IO[bytes]
     except (EOFError, OSError, zlib.error, lzma.LZMAError, BadZipFile, MemoryError) as error:
         if "too much memory" in str(error):  # Zstandard with a window above 128 MB
             again = "unpack it first: zstd -d --long=31 FILE"
-        reason = "it wants more memory than there is" if isinstance(error, MemoryError) else error
+        reason = "it needs more memory than there is" if isinstance(error, MemoryError) else error
         raise UserError(f"{file} cannot be read to its end ({reason}); {again}") from error
 
 

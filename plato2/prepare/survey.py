@@ -78,7 +78,7 @@ class Survey:
             given = f"{asked}={getattr(options, asked)}"
             raise UserError(
                 f"{given}: the corpus {options.corpus} has {len(usable)} dialogue(s) of "
-                "two or more turns and some must be left to train on; name fewer or add dialogues"
+                "two or more turns and some must be left to train on; choose fewer or add dialogues"
                 + (f"; {dropped}" if dropped else "")
             )
         if self.has_times():

@@ -65,7 +65,7 @@ class RunProgress(ProgressBar):
         self.progress = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts the bar at the step the run goes on from."""
+        """Starts the bar at the step the run resumes from."""
         if not trainer.is_global_zero or not self.console.is_terminal:
             return
         self.progress = Progress(
@@ -206,7 +206,8 @@ class SampleReplies(Callback):
 
     @rank_zero_only
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Drops what was recorded after the checkpoint that the run goes on from: it will be once more."""
+        """Drops what was recorded after the checkpoint that the run resumes from: it will be recorded
+        again."""
         if not self.path.exists():
             return
         lines = self.path.read_bytes().splitlines(keepends=True)

@@ -78,7 +78,7 @@ class Checkpoints(Checkpoint):
         """Notes whether this step is to be saved, unless a validation of it is still to come."""
         step = trainer.global_step
         if step >= trainer.max_steps:
-            trainer.should_stop = True  # makes Lightning validate after the last step, too
+            trainer.should_stop = True  # makes Lightning also validate after the last step
         timely = self._told_to_stop_or_late(trainer)
         self.due = (timely or trainer.should_stop or step % self.every_steps == 0) and not _validates_at(
             trainer, step
@@ -122,7 +122,7 @@ class Checkpoints(Checkpoint):
         """Whether any rank got a signal, or the last checkpoint is too old; all ranks get the same answer."""
         late = time.monotonic() - self.saved_at >= self.every_seconds
         either = trainer.strategy.reduce_boolean_decision(late or self.stop_signal is not None, all=False)
-        if either:  # rarely: one exchange a step is enough
+        if either:  # rarely: one exchange per step is enough
             self.stopping = trainer.strategy.reduce_boolean_decision(self.stop_signal is not None, all=False)
             if self.stopping and self.stop_signal is None:
                 self.stop_signal = signal.SIGTERM
@@ -144,14 +144,14 @@ class Checkpoints(Checkpoint):
                 _remove(new)
                 _remove(self.folder / "new.best")
             kept = (
-                f"the one of step {self.saved_step} is untouched"
+                f"the one from step {self.saved_step} is untouched"
                 if last.exists()
                 else "there is none before it"
             )
             raise UserError(
                 f"{last}: the checkpoint of step {trainer.global_step} could not be written "
-                f"({error.strerror or error}); {kept}. Make room and start the same command again (without "
-                "resume=never)"
+                f"({error.strerror or error}); {kept}. Free some space and start the same command again "
+                "(without resume=never)"
             ) from error
         trainer.strategy.barrier("checkpoint")
         self.due, self.saved_step, self.saved_at = False, trainer.global_step, time.monotonic()

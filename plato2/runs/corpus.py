@@ -96,5 +96,5 @@ class CorpusOfRun:
         if differing:
             raise UserError(
                 f"{self.path} was prepared with other options: {'; '.join(differing)}; "
-                "take another data.path, or correct data.prepare, or prepare it again with `plato2 prepare`"
+                "use another data.path, or correct data.prepare, or prepare it again with `plato2 prepare`"
             )

@@ -8,7 +8,7 @@
         metrics.csv       step, metric, value
         lock              while a process trains here
 
-`init_from` takes weights from another run (start.py); `resume` goes on with this one.
+`init_from` takes weights from another run (start.py); `resume` continues this one.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class RunFolder:
     def best_found(self) -> Path:
         """The best checkpoint; says so where there was one and only the newest is left."""
         if self.best == self.last and self.last.exists() and best_value(self.last) is not None:
-            say(f"warning: {self.checkpoints / 'best.ckpt'} is missing; taking last.ckpt")
+            say(f"warning: {self.checkpoints / 'best.ckpt'} is missing; using last.ckpt")
         return self.best
 
     @property
@@ -115,7 +115,7 @@ class RunFolder:
         return [path for path in (self.checkpoints / name for name in names) if path.exists()]
 
     def newest_whole(self) -> tuple[Path | None, str]:
-        """The newest checkpoint that is whole; None where none was ever saved.
+        """The newest checkpoint that is intact; None if none was ever saved.
 
         Returns:
             The checkpoint, and a sentence on newer ones that are lost, or nothing.
@@ -130,10 +130,10 @@ class RunFolder:
             except UserError as error:
                 lost.append(str(error))
                 continue
-            return path, f"warning: {lost[0]}; going on from step {step:,} with {path.name}\n" if lost else ""
+            return path, f"warning: {lost[0]}; resuming from step {step:,} with {path.name}\n" if lost else ""
         if self.kept:
             raise UserError(
-                f"{lost[-1]}: no checkpoint in {self.checkpoints} is whole; restore one, or start another "
+                f"{lost[-1]}: no checkpoint in {self.checkpoints} is intact; restore one, or start another "
                 "run with run_id=NAME"
             )
         return None, ""
@@ -145,7 +145,7 @@ class RunFolder:
 
     def lineage(self) -> dict[str, Any]:
         """What `lineage.json` says; empty when the folder is not a run."""
-        file, cure = self.path / "lineage.json", "mend it, or move its folder away"
+        file, cure = self.path / "lineage.json", "repair it, or move its folder away"
         try:
             data = read_file(file, JSON_BYTES, cure)
         except (FileNotFoundError, NotADirectoryError):
@@ -163,7 +163,7 @@ class RunFolder:
         replace_text(self.path / "lineage.json", text)
 
     def record_resume(self, step: int, config: dict[str, Any]) -> None:
-        """Notes that the run goes on from a step."""
+        """Notes that the run resumes from a step."""
         resumed = [*self.lineage().get("resumed", []), {"step": step, "at": now().isoformat()}]
         self.write_lineage(status="running", config=config, resumed=resumed)
 
@@ -192,7 +192,7 @@ class RunFolder:
 def runs(output_dir: Path, names: str) -> list[RunFolder]:
     """All runs whose `<model>-<stage>/<run_id>` fits a pattern, newest first.
 
-    One whose record is damaged is passed over with a warning: a command does not hang on its neighbours.
+    A run whose record is damaged is skipped with a warning: a command does not depend on its neighbours.
     """
     found = []
     for path in output_dir.glob(f"{names}/lineage.json"):
@@ -200,7 +200,7 @@ def runs(output_dir: Path, names: str) -> list[RunFolder]:
         try:
             found.append((str(run.lineage().get("created", "")), run))
         except UserError as error:
-            say(f"warning: {run.path.name} is passed over: {error}")
+            say(f"warning: {run.path.name} is skipped: {error}")
     return [run for _, run in sorted(found, key=lambda dated: dated[0], reverse=True)]
 
 
@@ -240,7 +240,7 @@ def choose_run(
         The run, and whether it may get another name, should this one be taken by the time it is made.
 
     Raises:
-        UserError: the name is no name or taken, or several processes have none in common.
+        UserError: the name is invalid or taken, or several processes have no common name.
     """
     if resume not in ("auto", "never"):
         run = RunFolder(Path(resume))
@@ -282,8 +282,8 @@ def _check_name(run_id: str) -> None:
     is_utf8 = run_id.encode("utf-8", "replace").decode() == run_id
     if Path(run_id).name != run_id or run_id == ".." or not is_utf8:
         raise UserError(
-            f"run_id={ascii(run_id)[1:-1]}: is the name of one folder, in UTF-8; leave out slashes and "
-            "dots alone"
+            f"run_id={ascii(run_id)[1:-1]}: must be the name of one folder, in UTF-8; use no slashes, "
+            "and not just dots"
         )
     if len(os.fsencode(run_id)) > LONGEST_NAME:
         raise UserError(
@@ -304,7 +304,7 @@ def _newest_unfinished(newest_first: list[RunFolder], config: Mapping[str, Any])
 
 
 def go_on(run: RunFolder, config: Mapping[str, Any]) -> tuple[Path | None, str]:
-    """Where a run goes on.
+    """Where a run resumes.
 
     Returns:
         The checkpoint to resume from (None = start at step 0), and a sentence that says so.
@@ -328,7 +328,7 @@ def go_on(run: RunFolder, config: Mapping[str, Any]) -> tuple[Path | None, str]:
             "another run with run_id=NAME"
         )
     if checkpoint is None:
-        return None, f"run {run.path} has no checkpoint yet: starting it again"
+        return None, f"run {run.path} has no checkpoint yet: starting it from the beginning"
     sentence = f"{lost}resuming {run.path} from step {checkpoint_step(checkpoint):,}"
     steps, then = (c.get("trainer", {}).get("max_steps") for c in (config, _configuration(run)))
     if steps != then and config.get("optim", {}).get("schedule") == "linear":
@@ -410,7 +410,7 @@ def _configuration(run: RunFolder) -> Mapping[str, Any]:
 
 
 def _conflict(run: RunFolder, config: Mapping[str, Any]) -> str:
-    """What keeps a configuration from going on with a run; nothing where it can."""
+    """What keeps a configuration from resuming a run; nothing if it can."""
     before = _configuration(run)
     for section in ("seed", "model", "stage", "data", "optim"):
         then, here = _flat(section, before.get(section)), _flat(section, config.get(section))
@@ -418,7 +418,7 @@ def _conflict(run: RunFolder, config: Mapping[str, Any]) -> str:
             if then.get(key) != here.get(key) and not key.startswith(FREE):
                 return (
                     f"{key}={here.get(key)}: {run.path} was started with {key}={then.get(key)!s:.80}; give "
-                    "the old value to go on with it, or another run_id to start anew"
+                    "the old value to resume it, or another run_id to start a new run"
                 )
     return ""
 
@@ -493,7 +493,7 @@ def record_start(
 
 @contextmanager
 def failure_recorded(run: RunFolder) -> Iterator[None]:
-    """Records a run as failed where an error ends the block; the same command still goes on with it.
+    """Records a run as failed where an error ends the block; the same command still resumes it.
 
     What was killed or told to stop stays `running`, and what reached its last step stays `finished`.
     """

@@ -35,7 +35,7 @@ FILES = ("stage", "data", "trainer", "strategy", "logger")
 TITLES = {
     "": "at the top level",
     "data.prepare": "data.prepare (options of `plato2 prepare`; write +data.prepare.KEY=VALUE)",
-    "data.prepare.clean": "data.prepare.clean (with the plus, too)",
+    "data.prepare.clean": "data.prepare.clean (also with the plus)",
     "trainer": "trainer (any other argument of Lightning's Trainer: +trainer.KEY=VALUE)",
 }
 

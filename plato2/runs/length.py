@@ -16,9 +16,9 @@ from pytorch_lightning.callbacks import Callback
 from plato2.runs.console import say
 
 MANY_EPOCHS = 100
-"""More are warned of: BERT, which went through its corpus often, did so about 40 times."""
+"""Above this there is a warning: BERT, which went through its corpus often, did so about 40 times."""
 MANY_DAYS = 30
-"""More are warned of: the paper's largest model took three weeks."""
+"""Above this there is a warning: the paper's largest model took three weeks."""
 WARM_UP_UNITS, WARM_UP_S = 3, 10.0
 """This many units are not timed, fewer where they take longer, but at least one: memory is allocated, kernels
 are chosen, processes meet."""
@@ -34,7 +34,7 @@ class RunLength:
     Args:
         corpus: where the data are.
         max_steps: optimizer steps of the whole run.
-        done_steps: steps behind it, when it goes on.
+        done_steps: steps already done, when it resumes.
         batch_tokens: tokens of a step over all ranks, padding included.
         epoch_tokens: tokens of one pass over the corpus in the batches of this stage, padding included.
     """
@@ -69,7 +69,7 @@ class RunLength:
             return ""
         steps = self.done_steps + max(1, round(10 * self.epoch_tokens / self.batch_tokens))
         return (
-            f"warning: about {rounded(self.epochs)} epochs: the corpus is memorized long before; set "
+            f"warning: about {rounded(self.epochs)} epochs: the corpus is memorized long before that; set "
             f"trainer.max_steps={steps} (10 epochs; mind optim.warmup_steps), or model=tiny, whose recipe is "
             "for small corpora, or take more data (data=shards data.path=DIR)"
         )

@@ -36,7 +36,7 @@ def build_loggers(
     Args:
         nodes: the `logger` group, by `csv`, `tensorboard`, `wandb` or another name.
         run: the run folder; all of them write there.
-        checkpoint: what the run goes on from, if it does.
+        checkpoint: what the run resumes from, if it does.
         name: `<model>-<stage>`.
         stage: the stage's name; W&B's job type.
         family: what the runs of one curriculum share; W&B's group.
@@ -64,7 +64,7 @@ def build_loggers(
     }
     if nodes.get("wandb", {}).get("log_model"):
         raise UserError(
-            f"logger.wandb.log_model={nodes['wandb']['log_model']}: plato2 writes its checkpoints itself and "
+            f"logger.wandb.log_model={nodes['wandb']['log_model']}: plato2 writes its own checkpoints and "
             "sends none; leave it out"
         )
     loggers = [build(node, f"logger.{key}", **of_the_run.get(key, {})) for key, node in nodes.items()]
@@ -103,7 +103,7 @@ def _begin(logger: WandbLogger) -> None:
 
 
 def close_loggers(trainer: pl.Trainer) -> None:
-    """Ends the W&B run, which the next job of a sweep would otherwise go on with."""
+    """Ends the W&B run, which the next job of a sweep would otherwise continue."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and trainer.is_global_zero:
             logger.experiment.finish()

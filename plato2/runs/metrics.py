@@ -49,7 +49,7 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Appends one row a metric; on disk when it returns."""
+        """Appends one row per metric; on disk when it returns."""
         if not self.prepared:
             self._prepare()
         with self.path.open("a", newline="", encoding="utf-8") as file:

@@ -82,6 +82,6 @@ def check_processes(devices: int | str | list[int], num_nodes: int) -> None:
     cure = "strategy=ddp" if machines == 1 else f"strategy=ddp_64 strategy.num_nodes={machines}"
     raise UserError(
         f"strategy.devices={devices} on {num_nodes} machine(s): torchrun has started {started} process(es), "
-        f"{here} a machine; give {cure} strategy.devices={here} (or fsdp in place of ddp), or start as many "
-        "as the strategy has"
+        f"{here} per machine; give {cure} strategy.devices={here} (or fsdp in place of ddp), or start as "
+        "many as the strategy has"
     )

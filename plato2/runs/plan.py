@@ -105,8 +105,8 @@ class Plan:
 
     parameters: int
     state: int
-    """float32 weights, gradients and two Adam moments, 16 bytes a parameter over the ranks that share them; 2
-    more for the bf16 copy that autocast keeps where they are not shared."""
+    """float32 weights, gradients and two Adam moments, 16 bytes per parameter over the ranks that share them;
+    2 more for the bf16 copy that autocast keeps where they are not shared."""
     activations: int
     ranks: int
     units: int

@@ -33,7 +33,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     if path.is_dir():
         raise UserError(
-            f"{path}: a sharded checkpoint; make one file of it first: "
+            f"{path}: a sharded checkpoint; merge it into one file first: "
             f"python -m lightning_fabric.utilities.consolidate_checkpoint {path}"
         )
     if path.exists():

@@ -60,14 +60,14 @@ def newest_parent(
         output_dir: the folder of all runs.
         stage: the parent stage.
         model_name: name of the geometry.
-        model: its keys; a run with other values of `GEOMETRY` is passed over, whatever its name.
+        model: its keys; a run with other values of `GEOMETRY` is skipped, whatever its name.
         tokenizer_sha256: of the data; None = they are not prepared yet, and any tokenizer will do.
         family: name of the sweep or curriculum; if it has a parent of its own, only that one will do.
         first: the command that trains a parent that fits.
         sweep: given where the sweep trains the parent: no other run will do, and it is waited for.
 
     Raises:
-        UserError: there is none; names the command to run first.
+        UserError: no such run; names the command to run first.
     """
     found, own = _found(output_dir, stage, family)
     if sweep:
@@ -81,7 +81,7 @@ def newest_parent(
             check_sha256(run.best, "choose another one")
             return run
         except UserError as error:
-            say(f"warning: {run.path} is passed over: {error}")
+            say(f"warning: {run.path} is skipped: {error}")
             damaged = error
     if damaged:
         raise UserError(f"init_from=auto: {damaged}, or run this again: {first}")
@@ -123,7 +123,7 @@ def _awaited(output_dir: Path, stage: str, family: str | None, sweep: OwnSweep) 
         if time.time() - max([began, *written]) > WAIT_S:
             return own
         if not said:
-            say(f"init_from=auto: waiting for stage {stage} of the sweep {family} to be finished")
+            say(f"init_from=auto: waiting for stage {stage} of the sweep {family} to finish")
             said = True
         time.sleep(POLL_S)
 
@@ -202,7 +202,7 @@ def warm_start(stage: nn.Module, path: Path, accepted: tuple[str, ...], tokenize
         tokenizer_sha256: tokenizer of the data.
 
     Returns:
-        A line on what was loaded, what starts anew and what was left out.
+        A line on what was loaded, what starts from scratch and what was left out.
 
     Raises:
         UserError: a wrong stage, another tokenizer or size, or a backbone that is not complete.

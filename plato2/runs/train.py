@@ -44,9 +44,9 @@ class Job:
     """What the command that starts a run knows beside its configuration."""
 
     number: int | None = None
-    """In a sweep; None = it is no part of one."""
+    """In a sweep; None = not part of one."""
     overrides: tuple[str, ...] = ()
-    """What a job of a sweep differs in from the others, but for the stage."""
+    """How a job of a sweep differs from the others, apart from the stage."""
     sweep_stages: tuple[str, ...] = ()
     """The stages of the sweep, this one's among them, where it says them."""
     side_by_side: bool = False
@@ -62,7 +62,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a run."""
+    """The result of a run."""
 
     run: Path
     """Its folder."""
@@ -79,14 +79,14 @@ def train(keys: TrainConfig, resolved: dict[str, Any], job: Job = Job()) -> Trai
 
     Args:
         keys: the configuration.
-        resolved: the same as plain values; what is recorded and compared when a run goes on.
+        resolved: the same as plain values; what is recorded and compared when a run resumes.
         job: what the command knows beside it.
 
     Returns:
-        What came of it; None for `plan=true`.
+        Its result; None for `plan=true`.
 
     Raises:
-        UserError: anything a user can mend.
+        UserError: anything a user can fix.
     """
     from plato2.runs.folder import choose_run, held
 
@@ -108,7 +108,7 @@ def train_run(
     run: RunFolder,
     job: Job,
 ) -> Trained:
-    """Trains in a folder that is this process's alone; goes on where it stopped."""
+    """Trains in a folder that is this process's alone; resumes where it stopped."""
     from plato2.runs.callbacks import AtStart
     from plato2.runs.folder import curriculum, failure_recorded, go_on, record_start
     from plato2.runs.loggers import build_loggers
@@ -287,7 +287,7 @@ def nothing_left(keys: TrainConfig, run: RunFolder, checkpoint: Path, job: Job) 
     by_job = "SLURM_JOB_ID" in os.environ and not (keys.run_id or os.environ.get("RUN_ID"))
     if run.finished and not job.in_sweep and not by_job:
         key = f"trainer.max_steps={keys.trainer['max_steps']}"
-        cure = "raise trainer.max_steps to go on with it, or choose another run_id"
+        cure = "raise trainer.max_steps to continue it, or choose another run_id"
         raise UserError(f"{key}: {run.path} has already trained {checkpoint_step(checkpoint)} steps; {cure}")
     say(f"{run.path} is finished: skipped")
     value = run.value(checkpoint, keys.sweep_metric)
@@ -329,7 +329,7 @@ def fit(
     except SystemExit:  # how Lightning ends after a signal or Ctrl-C
         number = checkpoints.stop_signal or signal.SIGINT
         saved = f"step {checkpoints.saved_step} is saved" if run.last.exists() else "nothing is saved yet"
-        say(f"stopped: {saved}; {same_command(keys, run)} goes on with {run.path}")
+        say(f"stopped: {saved}; {same_command(keys, run)} resumes {run.path}")
         if number == signal.SIGUSR1 and is_first_process():
             requeue()
         raise SystemExit(128 + number) from None
@@ -339,7 +339,7 @@ def fit(
         if checkpoints.has_started:
             raise
         raise UserError(
-            f"strategy: {trainer.world_size} processes were to begin together, and some did not come "
+            f"strategy: {trainer.world_size} processes were to start together, but some did not "
             f"({str(error).splitlines()[0]}); the first one (rank 0) says why it failed or does not run"
         ) from error
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -347,7 +347,7 @@ def fit(
             raise
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         raise UserError(
-            f"{checkpoint}: cannot be gone on with ({reason}); restore it, or start another run "
+            f"{checkpoint}: cannot be resumed from ({reason}); restore it, or start another run "
             "with run_id=NAME"
         ) from error
     return close(trainer, stage, run, checkpoints, keys)
@@ -370,7 +370,7 @@ def close(
     metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
     if trainer.global_step < trainer.max_steps:  # max_time and its like
         done = f"{trainer.global_step} of {trainer.max_steps}"
-        say(f"stopped at step {done}; {same_command(keys, run)} goes on: {run.path}")
+        say(f"stopped at step {done}; {same_command(keys, run)} resumes it: {run.path}")
     elif trainer.is_global_zero:
         run.write_lineage(status="finished", step=trainer.global_step, metrics=metrics)
     if trainer.is_global_zero:
@@ -385,7 +385,7 @@ def close(
 
 
 def same_command(keys: TrainConfig, run: RunFolder) -> str:
-    """What goes on with a run that was stopped."""
+    """The command that resumes a run that was stopped."""
     if keys.resume != "never":
         return "the same command"
     name = keys.run_id or os.environ.get("RUN_ID") or run.path.name  # a sweep's own, not its job's
@@ -424,7 +424,7 @@ def build_trainer(
     except (MisconfigurationException, ValueError) as error:
         told = str(error).splitlines()[0]
         missing = "is not available" in told or "No supported gpu" in told
-        cure = "; give strategy=cpu, or strategy=auto for what there is" if missing else ""
+        cure = "; give strategy=cpu, or strategy=auto for what this machine has" if missing else ""
         raise UserError(f"trainer and strategy: {told}{cure}") from error
 
 

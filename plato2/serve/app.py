@@ -86,7 +86,7 @@ class Chat:
         name: of the model.
         timeout_s: seconds that a request may wait for its reply.
         seed: of requests that have none; None takes a new one each time.
-        system: what becomes of system messages.
+        system: what to do with system messages.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Chat:
         """The response to a request.
 
         Raises:
-            ApiError: there is none.
+            ApiError: no reply.
         """
         if chat.model != self.name:
             raise no_model(chat.model, self.name)
@@ -121,7 +121,9 @@ class Chat:
         # In a thread: cutting a very long text into tokens takes a while.
         job = await asyncio.to_thread(self._submit, chat, turns, decode)
         waiting = asyncio.create_task(self._wait(job, request))
-        waiting.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may be there
+        waiting.add_done_callback(
+            lambda task: task.cancelled() or task.exception()
+        )  # the client may have gone
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
         warning = {WARNING_HEADER: left_out} if left_out else {}
         if chat.stream:
@@ -260,7 +262,7 @@ def stopped(error: Stopped) -> ApiError:
 
 
 def no_model(asked: str, name: str) -> ApiError:
-    """Another model than the one that is here."""
+    """A request for another model than this one."""
     return ApiError(404, "model_not_found", f"there is no model {asked!r} here, only {name!r}", "model")
 
 
@@ -297,15 +299,15 @@ def make_app(
         batcher: answers.
         metrics: what /metrics shows.
         name: of the model.
-        api_key: what /v1 and /openapi.json ask for; None lets everybody in.
+        api_key: what /v1 and /openapi.json ask for; None lets everyone in.
         page_key: whether all but `NO_KEY` asks for it, the page too.
-        hosts: names by which the server may be called, beside those of loopback; see `Access`.
+        hosts: host names of the server, besides those of loopback; see `Access`.
         cors_origins: pages in whose scripts browsers may read answers, such as `https://example.org`.
         max_body: bytes of a request.
-        receive_s: seconds in which a body has to come.
+        receive_s: seconds in which a body has to arrive.
         timeout_s: seconds that a request may wait for its reply.
         seed: of requests that have none; None takes a new one each time.
-        system: what becomes of system messages.
+        system: what to do with system messages.
         log_requests: whether to print a line for each request.
     """
     app = FastAPI(
@@ -339,7 +341,7 @@ def _add_api(app: FastAPI, answers: Chat) -> None:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        """The one model that is here."""
+        """The one model."""
         return {"object": "list", "data": [model]}
 
     @app.get("/v1/models/{id:path}")
@@ -388,7 +390,7 @@ def _add_errors(app: FastAPI) -> None:
         if error.status_code == 404:
             code, text = "not_found", f"{place}: there is no such address"
         elif error.status_code == 405:
-            code, text = "method_not_allowed", f"{place}: not with this method"
+            code, text = "method_not_allowed", f"{place}: this method is not allowed"
         else:
             code, text = "invalid_json", f"the body cannot be read: {error.detail}"
         return ApiError(error.status_code, code, text, headers=headers).response()

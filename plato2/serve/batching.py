@@ -1,12 +1,12 @@
-"""One queue for everybody who asks: what is decoded alike is answered in one batch, the oldest first.
+"""One queue for all requests: those that are decoded alike are answered in one batch, the oldest first.
 
     batcher = Batcher(bot)
     job = batcher.submit(["hi , how was your day ?"])
     job.future.result(timeout=60).text
     batcher.close()
 
-One thread owns the bot. In float32 a reply does not depend on what else is in its batch, so nobody notices
-the others but by the clock.
+One thread owns the bot. In float32 a reply does not depend on what else is in its batch, so others are
+noticed only by the clock.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class QueueFull(Exception):
-    """As many requests wait as may wait: try again later."""
+    """The queue is full: try again later."""
 
 
 class Stopped(Exception):
@@ -110,14 +110,14 @@ class Batcher:
         return job
 
     def cancel(self, job: Job) -> None:
-        """Drops a request that has not begun; one that has begun goes on, and its reply is for nobody."""
+        """Drops a request that has not begun; one that has begun continues, and nobody gets its reply."""
         with self._changed:
             job.future.cancel()
             if job in self._queue:
                 self._queue.remove(job)
 
     def close(self, timeout: float | None = None) -> bool:
-        """Takes nothing more and answers what waits.
+        """Accepts no more requests and answers those that wait.
 
         Args:
             timeout: seconds; what has no reply by then fails with `Stopped`. None waits for all.
@@ -136,7 +136,7 @@ class Batcher:
 
     def _check_room(self) -> None:
         if not self.is_ready:
-            raise Stopped("the model answers no more requests")
+            raise Stopped("the model no longer answers requests")
         if len(self._queue) >= self.max_queue:
             raise QueueFull(f"{len(self._queue)} requests are waiting")
 
@@ -174,7 +174,7 @@ class Batcher:
         return self._running
 
     def _answer(self, jobs: list[Job]) -> None:
-        """One batch; what goes wrong in it is the matter of these requests only."""
+        """One batch; what goes wrong in it affects only these requests."""
         try:
             replies = self.bot.reply_to(
                 [job.context for job in jobs], jobs[0].decode, [job.decode.seed for job in jobs]

@@ -1,7 +1,7 @@
 """OpenAI's chat completions as this server understands them: requests that check themselves, and errors.
 
-Fields that plato2 does not know are refused, and so is what OpenAI has and plato2 has not, unless it asks for
-nothing (docs/serve.md lists them).
+Fields that plato2 does not know are refused, and so are those of OpenAI's that plato2 lacks, unless they ask
+for nothing (docs/serve.md lists them).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pydantic_core import PydanticCustomError
 from plato2.config import COLDEST, DecodeConfig, Strategy, UserError
 
 System = Literal["ignore", "refuse", "context"]
-"""What becomes of system messages: left out, with a warning; refused; or read as a turn of their own."""
+"""What to do with system messages: left out, with a warning; refused; or read as a turn of their own."""
 MOST = 20
 """Samples or beams of each latent that a request may ask for, or the server's own setting if that is more."""
 
@@ -65,7 +65,7 @@ class ApiError(Exception):
 
 
 def wrong(param: str | None, message: str) -> ApiError:
-    """A value that is not possible."""
+    """An impossible value."""
     return ApiError(400, "invalid_value", f"{param}: {message}" if param else message, param)
 
 
@@ -84,7 +84,9 @@ def of_validation(found: RequestValidationError) -> ApiError:
     if kind == "json_invalid":
         return ApiError(400, "invalid_json", f"the body is not JSON: {first['ctx']['error']}")
     if not place and kind == "string_unicode":
-        return ApiError(400, "invalid_value", "a name in the body is no Unicode text, but half of a pair")
+        return ApiError(
+            400, "invalid_value", "a name in the body is not valid Unicode: half of a surrogate pair"
+        )
     if not place:
         return ApiError(
             400, "invalid_type", "the body must be a JSON object, sent with Content-Type: application/json"
@@ -176,7 +178,9 @@ class Turn(Strict):
     @classmethod
     def _calls_no_tools(cls, role: Any) -> Any:
         if role in ("tool", "function"):
-            raise PydanticCustomError("role", "PLATO-2 calls no tools; send the turns of user and assistant")
+            raise PydanticCustomError(
+                "role", "PLATO-2 cannot call tools; send the turns of user and assistant"
+            )
         return role
 
     @property
@@ -279,7 +283,7 @@ class ChatRequest(Strict):
         Messages that one speaker sends in a row are one turn, as in `plato2 prepare`.
 
         Args:
-            system: what becomes of system messages.
+            system: what to do with system messages.
 
         Raises:
             ApiError: the user did not speak last, or a system message is refused.

@@ -122,7 +122,7 @@ def flat(body: bytes) -> dict[str, Any]:
         elif name == "event_data" and isinstance(value, dict):
             values = list(value.values())
         if not all(is_plain(one) for one in values):
-            raise wrong(name[:80], "the page takes texts and finite numbers, and no files")
+            raise wrong(name[:80], "the page takes texts and finite numbers, no files")
     return found
 
 

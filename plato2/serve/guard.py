@@ -1,4 +1,4 @@
-"""What every request passes first: who may ask what, by which name, with how large a body."""
+"""What every request passes first: checks of key, host name and body size."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Access:
     """Who may ask what."""
 
     api_key: str | None = None
-    """What /v1 and /openapi.json ask for; None lets everybody in."""
+    """What /v1 and /openapi.json ask for; None lets everyone in."""
     page_key: bool = False
     """Whether the page asks for it, too, and so everything but `NO_KEY`."""
     hosts: Collection[str] = ()
-    """Names by which the server may be called, beside those of loopback and the address that was called; `*`
-    = any. A web site whose name leads to this machine must not be answered (DNS rebinding)."""
+    """Host names of the server, besides those of loopback and the address that was called; `*`
+    = any. A website whose name leads to this machine must not be answered (DNS rebinding)."""
 
     def has_key(self, path: str, headers: Headers) -> bool:
         """Whether a request for that path may pass."""
@@ -89,7 +89,7 @@ class Gate:
         app: the application behind it.
         metrics: counts.
         max_body: bytes.
-        receive_s: seconds in which a body has to come.
+        receive_s: seconds in which a body has to arrive.
         access: who may pass.
         log_requests: whether to print a line for each request.
     """
@@ -146,7 +146,7 @@ class Gate:
                     body += message.get("body", b"")
                     more = message.get("more_body", False)
         except TimeoutError:
-            text = f"the body did not come within {self.receive_s:g} s"
+            text = f"the body did not arrive within {self.receive_s:g} s"
             error = ApiError(408, "body_too_slow", text, headers={"Connection": "close"})
             return await error.response()(scope, receive, send)
         except ApiError as error:
@@ -164,7 +164,8 @@ class Gate:
         """Raises `ApiError` for a request that may not pass."""
         if not self.access.has_host(scope, headers):
             name = host_name(headers["host"])[:80] or "NAME"
-            text = f"Host: {headers['host'][:80]}: no name of this server; --allow-host {name} makes it one"
+            text = f"Host: {headers['host'][:80]}: not a name of this server; "
+            text += f"allow it with --allow-host {name}"
             raise ApiError(400, "foreign_host", text)
         if not self.access.has_key(scope["path"], headers):
             is_api = scope["path"].startswith("/v1/") or not self.access.page_key

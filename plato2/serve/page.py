@@ -1,4 +1,4 @@
-"""The web page of `plato2 serve --ui`: a conversation, and beside it what else could have been said last.
+"""The web page of `plato2 serve --ui`: a conversation, and beside it the other candidates for the last reply.
 
     app = mount_page(FastAPI(), bot, batcher, "tiny")
 

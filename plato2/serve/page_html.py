@@ -53,7 +53,7 @@ def candidate_panel(last: Exchange | None, held: Held, waiting: bool = False) ->
     if last is None:
         return (
             '<div class="hint"><p>The candidates for the reply appear here, ranked. '
-            "Click on one to go on from it.</p></div>"
+            "Click one to continue from it.</p></div>"
         )
     notes = [
         f"The safety filter {'stopped' if flag.action == 'block' else 'warns of'} "
@@ -64,7 +64,7 @@ def candidate_panel(last: Exchange | None, held: Held, waiting: bool = False) ->
         notes.insert(0, escape(f"{last.reply.warning[0].upper()}{last.reply.warning[1:]}."))
     candidates = last.reply.candidates
     if any(candidate.penalty for candidate in candidates):
-        notes.append("Grey: repeats words or has no end, so it ranks behind the others.")
+        notes.append("Grey: repeats words or has no end, so it ranks below the others.")
     note = f'<p class="note">{" ".join(dict.fromkeys(notes))}</p>' if notes else ""
     if candidates:
         note = _table(candidates, last.chosen, held) + note + _bars(candidates, last.chosen, held)
@@ -107,7 +107,7 @@ def _bars(candidates: Sequence[Candidate], chosen: int | None, held: Held) -> st
             f'<span class="track"><i style="width: {100 * share:.1f}%"></i></span>'
             f'<span class="value">{value:.{2 if judged else 1}f}</span></div>'
         )
-    title = "Coherence, p(l=1|c,r)" if judged else "Log-probability of a token"
+    title = "Coherence, p(l=1|c,r)" if judged else "Log-probability per token"
     axis = f"<span>{low:g}</span><span>{(low + high) / 2:g}</span><span>{high:g}</span>"
     return (
         f'<figure><figcaption>{title}</figcaption><div class="scroll">{"".join(rows)}</div>'

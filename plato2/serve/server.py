@@ -70,10 +70,10 @@ def url_of(listener: socket.socket) -> str:
 
 
 def room_for(connections: int) -> int:
-    """This many connections, or as many as the system lets the process have, whose limit is raised for that.
+    """This many connections, or as many as the system lets the process have, whose limit is raised for this.
 
     Raises:
-        UserError: there is room for none.
+        UserError: there is no room for any.
     """
     try:
         import resource

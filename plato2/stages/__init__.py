@@ -1,4 +1,4 @@
-"""The curriculum and one stage more: a LightningModule a file."""
+"""The curriculum and one more stage: one LightningModule per file."""
 
 from plato2.config import UserError
 from plato2.stages.backward import BackwardGeneration
@@ -36,7 +36,7 @@ def stage_class(name: str) -> type[Stage]:
     """
     if name not in (known := known_stages()):
         raise UserError(
-            f"stage {name!r} is unknown here; known are {', '.join(sorted(known))}. If it is one of your "
-            "own, import the module that defines it first"
+            f"stage {name!r} is not known; there are {', '.join(sorted(known))}. If it is your own, "
+            "import the module that defines it first"
         )
     return known[name]

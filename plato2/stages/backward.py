@@ -1,7 +1,7 @@
 """Extra stage, backward generation: the context that a response was given to, p(c|r). It is not in the paper.
 
-It ranks candidates by maximum mutual information: a reply that fits everything tells little of what it
-answers (Li et al., 2016; Zhang et al., 2020, DialoGPT, section 3.2).
+It ranks candidates by maximum mutual information: a reply that fits everything says little about what
+it answers (Li et al., 2016; Zhang et al., 2020, DialoGPT, section 3.2).
 """
 
 from plato2.config import Use

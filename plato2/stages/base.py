@@ -44,7 +44,7 @@ class Stage(pl.LightningModule):
 
     name: ClassVar[str]
     use: ClassVar[Use]
-    """What it is for once it is trained."""
+    """What the trained stage is used for."""
     loss_terms: ClassVar[dict[str, str]]
     metric_terms: ClassVar[dict[str, str]] = {}
     validation_terms: ClassVar[tuple[str, ...]] = ()
@@ -153,7 +153,7 @@ class Stage(pl.LightningModule):
         self.log_dict({**metrics, "step": float(self.global_step)}, batch_size=1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Says in the checkpoint which stage it is of and what that is for, so that nothing else need know.
+        """Stores which stage the checkpoint is of and what that is for, so that nothing else needs to know.
 
         A checkpoint falls between two steps, where Lightning has counted the next batch as ready. It would
         count it again on resuming, and validate a step early from then on (tests/test_going_on.py).

@@ -23,7 +23,7 @@ from plato2.stages.metrics import LatentUsage
 COLLAPSED_BELOW = 1.5
 """Effective latents; fewer over a validation, and all samples have the same z."""
 SILENT_BELOW = 0.1
-"""Nats of mutual information of z with context and response; less, and z says nothing of them."""
+"""Nats of mutual information of z with context and response; below it z says nothing about them."""
 
 
 class FineGeneration(Stage):
@@ -137,9 +137,9 @@ class FineGeneration(Stage):
         useless = usage.effective < COLLAPSED_BELOW or usage.mutual_information < SILENT_BELOW
         if useless and not self.trainer.sanity_checking:
             rank_zero_warn(
-                f"step {self.global_step}: z says next to nothing of the response "
+                f"step {self.global_step}: z says next to nothing about the response "
                 f"({usage.mutual_information:.2f} of at most {math.log(len(usage.shares)):.2f} nats, "
-                f"{usage.effective:.1f} of {len(usage.shares)} latents in effect used), so candidates of a "
-                "context differ by sampling alone. Early in training that is usual; if it stays so, a lower "
-                "optim.lr, a longer warmup or a better stage-1 model helps."
+                f"{usage.effective:.1f} of {len(usage.shares)} latents in effect used), so the candidates "
+                "for a context differ only by sampling. Early in training that is usual; if it persists, a "
+                "lower optim.lr, a longer warmup or a better stage-1 model helps."
             )

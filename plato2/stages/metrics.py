@@ -80,7 +80,7 @@ def fit_logistic(scores: Tensor, labels: Tensor, ridge: float = 1e-3) -> Tensor:
     Args:
         scores: (N,) float64.
         labels: (N,) 1.0 or 0.0.
-        ridge: squared a and b cost this much, so that separable scores have a fit, too.
+        ridge: squared a and b cost this much, so that separable scores also have a fit.
 
     Returns:
         (2,).
@@ -109,7 +109,7 @@ class Usage(NamedTuple):
     in_use: Tensor
     """() how many latents have a share of at least `IN_USE`."""
     mutual_information: Tensor
-    """() I(z; c,r) = H(mean posterior) - mean H(posterior), in nats: what z tells of context and response."""
+    """() I(z; c,r) = H(mean posterior) - mean H(posterior), in nats: what z says about c and r."""
 
 
 class LatentUsage(Metric):

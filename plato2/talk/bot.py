@@ -48,7 +48,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the bot says, and what else it could have said."""
+    """What the bot says, and the other candidates."""
 
     text: str
     candidates: list[Candidate]
@@ -60,11 +60,11 @@ class Reply:
     unread: float = 0.0
     """Share of the message's letters and numbers that the tokenizer cannot read."""
     seen: int = field(default=0, compare=False)
-    """Turns that the model read of what was said, the message included."""
+    """Turns of the conversation that the model read, the message included."""
 
     @property
     def warning(self) -> str | None:
-        """That the message was hardly read, where it was; the reply is then to what was left of it."""
+        """A warning if the message was hardly read; the reply is then to what was left of it."""
         if self.unread <= MOST_UNREAD:
             return None
         return (
@@ -80,7 +80,7 @@ class Reply:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: reply, candidates and timing; flags and a warning where there are some."""
+        """Plain values for JSON: reply, candidates and timing; flags and a warning if there are any."""
         found: dict[str, Any] = {
             "reply": self.text,
             "candidates": [candidate.to_dict() for candidate in self.candidates],
@@ -161,8 +161,8 @@ class PlatoBot:
             backward: a model of stage `backward` with the same tokenizer.
             rank: what to rank by.
             safety: a filter on messages and candidates.
-            precision: `float32`, or `bfloat16`, which is faster; then what else is in a batch may change a
-                last digit, and so a word.
+            precision: `float32`, or `bfloat16`, which is faster; then the rest of a batch may change a last
+                digit, and so a word.
 
         Raises:
             UserError: a path, checkpoint, tokenizer, device or precision that does not fit.
@@ -188,7 +188,7 @@ class PlatoBot:
 
     @property
     def doubt(self) -> str | None:
-        """Why the order of the candidates is not to be trusted, where that is known."""
+        """Why the order of the candidates is not to be trusted, if that is known."""
         return doubt(getattr(self.evaluation, "figures", {})) if self.evaluation is not None else None
 
     def reply(self, context: Sequence[str], decode: DecodeConfig | None = None) -> Reply:
@@ -216,7 +216,7 @@ class PlatoBot:
         Args:
             contexts: the turns of each; one text is one turn.
             decode: other settings than the bot's own.
-            seeds: one a conversation, instead of the settings'.
+            seeds: one per conversation, instead of the settings'.
 
         Raises:
             UserError: as `reply`, or one text instead of a list of conversations.
@@ -236,7 +236,7 @@ class PlatoBot:
         Args:
             contexts: from `read`.
             decode: other settings than the bot's own.
-            seeds: one a context, instead of the settings'.
+            seeds: one per context, instead of the settings'.
         """
         safety = self.safety or Safety([])
         found = safety.check("input", [context.turns[-1] for context in contexts])
@@ -267,9 +267,9 @@ class PlatoBot:
 
         Args:
             contexts: the ids.
-            turns: all that was said, as text; by default the text of `contexts`. See `rank`.
+            turns: everything said so far, as text; by default the text of `contexts`. See `rank`.
             decode: other settings than the bot's own.
-            seeds: one a context, instead of the settings'.
+            seeds: one per context, instead of the settings'.
         """
         config = self.decode_config if decode is None else self.fitting(decode)
         replies = []
@@ -297,7 +297,7 @@ class PlatoBot:
         return self.read(context).ids
 
     def holds_back(self, candidate: Candidate) -> bool:
-        """Whether the safety filter lets nobody say or see a candidate."""
+        """Whether the safety filter keeps a candidate from being said or seen."""
         return self.safety is not None and self.safety.output == "block" and candidate.flag is not None
 
     def fitting(self, decode: DecodeConfig) -> DecodeConfig:

@@ -35,11 +35,11 @@ class Exchange:
     answered_at: str
     decode: DecodeConfig
     chosen: int | None
-    """Rank of the candidate that the conversation goes on from, 1 = best; None where the filter refused."""
+    """Rank of the candidate that the conversation continues from, 1 = best; None where the filter refused."""
 
     @property
     def candidate(self) -> Candidate | None:
-        """The candidate that the conversation goes on from."""
+        """The candidate that the conversation continues from."""
         return None if self.chosen is None else self.reply.candidates[self.chosen - 1]
 
     @property
@@ -62,7 +62,7 @@ class Conversation:
 
     @property
     def last(self) -> Exchange | None:
-        """The last exchange; None where nothing was said yet."""
+        """The last exchange; None if nothing has been said yet."""
         return self.exchanges[-1] if self.exchanges else None
 
     def answered(self, message: str, reply: Reply, decode: DecodeConfig, asked_at: str) -> Conversation:
@@ -80,7 +80,7 @@ class Conversation:
         return Conversation((*self.exchanges, exchange))
 
     def choose(self, rank: int) -> Conversation:
-        """Going on from another candidate of the last reply, by its rank, 1 = best."""
+        """Continued from another candidate of the last reply, by its rank, 1 = best."""
         return Conversation((*self.exchanges[:-1], replace(self.exchanges[-1], chosen=rank)))
 
     def undo(self) -> Conversation:
@@ -141,7 +141,7 @@ class Conversation:
         with file.open("a+b") as opened:
             size = opened.seek(0, os.SEEK_END)
             opened.seek(max(size - 1, 0))
-            whole = opened.read(1) in (b"", b"\n")  # else somebody's last line has no end
+            whole = opened.read(1) in (b"", b"\n")  # in case the last line there has no end
             opened.write(line if whole else b"\n" + line)
         return size > 0
 

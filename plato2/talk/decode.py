@@ -72,7 +72,7 @@ class Hypothesis:
 
 @dataclass
 class Rows:
-    """Unfinished hypotheses, one a row of the batch, and what their next tokens follow from."""
+    """Unfinished hypotheses, one per row of the batch, and what their next tokens follow from."""
 
     cache: KeyValueCache
     bias: Tensor
@@ -86,16 +86,16 @@ class Rows:
     """(rows, W + max_tokens) ids in which n-grams are looked up: the turns, `NO_TOKEN` after each, and then
     the response."""
     filled: int
-    """Columns of `history` that are there already; the last one has the last token of every row."""
+    """Columns of `history` that are filled already; the last one has the last token of every row."""
 
     def keep(self, index: Tensor) -> None:
-        """Goes on with these rows, in this order, some perhaps several times: (rows',) indices."""
+        """Keeps these rows, in this order, some perhaps several times: (rows',) indices."""
         self.cache.keep(index)
         self.bias, self.h, self.position = self.bias[index], self.h[index], self.position[index]
         self.history = self.history[index]
 
     def feed(self, generator: Generator, token: Tensor) -> None:
-        """Takes each row on by the token that was chosen for it, (rows,): of type 1 and role 0."""
+        """Extends each row by the token that was chosen for it, (rows,): of type 1 and role 0."""
         token, zeros = token[:, None], torch.zeros_like(token[:, None])
         x = generator.backbone.embed(token, zeros + 1, self.position[:, None], zeros)  # (rows, 1, H)
         bias = self.bias[..., : self.cache.length + 1]
@@ -136,7 +136,7 @@ def decode(
         generator: a generation network, or a `1_coarse` or `2_gen` stage, in evaluation mode.
         contexts: B lists of ids, [CLS] (turn [SEP])*.
         config: how to decode.
-        seeds: one a context, instead of `config.seed`.
+        seeds: one per context, instead of `config.seed`.
         uniforms: (n * B, max_tokens) numbers in [0, 1) to sample with, row = candidate * B + context; by
             default a function of the context's seed, its ids and the candidate.
         prefixes: B lists of ids with which the responses begin, without [CLS]; they are part of the
@@ -404,7 +404,7 @@ def repeating(history: Tensor, n: int, n_tokens: int) -> Tensor:
 
 
 def choose(log_probs: Tensor, top_k: int, uniforms: Tensor) -> Tensor:
-    """Draws one token a row among those at least as probable as the k-th best (ties are kept).
+    """Draws one token per row among those at least as probable as the k-th best (ties are kept).
 
     Args:
         log_probs: (rows, V).
@@ -426,7 +426,7 @@ def choose(log_probs: Tensor, top_k: int, uniforms: Tensor) -> Tensor:
 
 
 def choose_top_p(log_probs: Tensor, top_p: float, uniforms: Tensor) -> Tensor:
-    """Draws one token a row among the most probable; a token is out when those before it reach `top_p`.
+    """Draws one token per row among the most probable; a token is out when those before it reach `top_p`.
 
     Args:
         log_probs: (rows, V).
@@ -446,7 +446,7 @@ def choose_top_p(log_probs: Tensor, top_p: float, uniforms: Tensor) -> Tensor:
 
 
 def _draw(log_probs: Tensor, uniforms: Tensor) -> Tensor:
-    """Draws one column of (rows, V) a row: those of -inf never, the others in proportion."""
+    """Draws one column of (rows, V) per row: those of -inf never, the others in proportion."""
     cumulative = log_probs.double().exp().cumsum(dim=-1)
     point = uniforms.double()[:, None] * cumulative[:, -1:]  # in double u * total < total: never beyond
     return torch.searchsorted(cumulative, point, right=True)[:, 0]

@@ -2,7 +2,7 @@
 
 The other scores are the candidate's own log-probability, forward log p(r|c,z), and how well it tells what was
 said before, backward log p(c|r) of a `backward` model (maximum mutual information); a weighted sum of them
-may rank too. Knover's penalties put candidates that do not end, or that repeat three words, behind all others
+may rank too. Knover's penalties put candidates that do not end, or that repeat three words, after all others
 (docs/spec.md, Decoding). The candidates of a batch are scored in one pass over packed rows.
 """
 
@@ -40,11 +40,11 @@ class Candidate:
     latent: int | None
     """z, or None from a stage-1 model."""
     log_prob: float
-    """Mean log-probability of a token, the end included, or as `DecodeConfig.length_penalty` says."""
+    """Mean log-probability per token, the end included, or as `DecodeConfig.length_penalty` says."""
     coherence: float | None
     """p(l=1|c,r), or None without an evaluation model."""
     backward: float | None = None
-    """log p(c|r), the mean of a token, or None where it does not rank."""
+    """log p(c|r), the mean per token, or None where it does not rank."""
     penalty: float = 0.0
     """What it loses by having no end or by repeating words."""
     score: float = 0.0
@@ -57,7 +57,7 @@ class Candidate:
     def to_dict(
         self, *, ranking: bool = False, held: bool = False, digits: int | None = None
     ) -> dict[str, Any]:
-        """Plain values for JSON: text, latent, log_prob, coherence; backward and flag where there are.
+        """Plain values for JSON: text, latent, log_prob, coherence; backward and flag if there are any.
 
         Args:
             ranking: also the score it was ranked by, and whether it has an end.
@@ -176,7 +176,7 @@ def score_weights(
 
 
 def doubt(figures: Mapping[str, float]) -> str | None:
-    """Why ranking by an evaluation model is not to be trusted; None where nothing speaks against it.
+    """Why ranking by an evaluation model is not to be trusted; None if nothing speaks against it.
 
     Args:
         figures: of its last validation (talk/selection.py): `pair_acc`, `p1`, those of shared words.
@@ -274,7 +274,7 @@ def _read_apart(backbone: Backbone, head: DualCoherence, pairs: Pairs) -> Tensor
 
 @torch.no_grad()
 def backward_log_probs(backward: Generator, pairs: Pairs) -> list[float]:
-    """log p(c|r) of every (context, response), the mean of a token, [SEP]s included.
+    """log p(c|r) of every (context, response), the mean per token, [SEP]s included.
 
     Args:
         backward: a network of stage `backward` in evaluation mode: it reads [CLS] words [SEP] and predicts

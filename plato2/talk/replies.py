@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # a report needs no Lightning
 
 
 class PreparedData(Protocol):
-    """What is asked of a data module."""
+    """What is needed of a data module."""
 
     path: str
     cache_dir: str | None
@@ -116,7 +116,8 @@ def sample_replies(
         decode: how to sample.
 
     Returns:
-        One `{"context", "reference", "candidates": [{"text", "latent", "log_prob", "coherence"}]}` a context.
+        `{"context", "reference", "candidates": [{"text", "latent", "log_prob", "coherence"}]}`, one per
+        context.
     """
     config = decode or DecodeConfig(n_candidates=n_candidates)
     with evaluating(stage):

@@ -1,9 +1,9 @@
-"""A filter on what is said to the bot and by it: word lists, or a classifier of the user's own.
+"""A filter on what is said to the bot and by it: word lists, or the user's own classifier.
 
 safety = Safety([WordRule.read("words.txt")])
 PlatoBot.load("DIR", safety=safety).reply(["hi"]).flags  # which side and which rule acted
 
-A rule is anything that says of each text what is wrong with it, or None: a function, or an object with
+A rule is anything that gives for each text what is wrong with it, or None: a function, or an object with
 `__call__`. A named one (`read_rule("my_package.my_module:my_rule")`) is imported from the user's own
 environment, as a corpus reader is.
 """
@@ -42,7 +42,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class Safety:
-    """What is checked, and what becomes of what a rule finds."""
+    """What is checked, and what is done with what a rule finds."""
 
     rules: Sequence[Rule]
     input: Mode = "block"
@@ -52,7 +52,7 @@ class Safety:
     refusal: str = REFUSAL
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Refuse impossible values."""
         for side in get_args(Side):
             mode = getattr(self, side)
             if mode not in get_args(Mode):
@@ -73,7 +73,7 @@ class Safety:
             if len(verdicts) != len(texts):
                 raise UserError(
                     f"safety rule {rule!r} gave {len(verdicts)} verdicts for {len(texts)} texts; it must "
-                    "give one a text: a name of what is wrong, or None"
+                    "give one per text: a name for what is wrong, or None"
                 )
             found = [before or verdict for before, verdict in zip(found, verdicts, strict=True)]
         return found
@@ -87,7 +87,7 @@ class WordRule:
     """Words and phrases that must not be said: whole words, whatever their case, width and blanks.
 
     In scripts without blanks a word is found anywhere. Cleaning rule 8 looks for such entries in a text as it
-    stands; here somebody may want to hide one, so characters without width and full width do not count.
+    stands; here people may try to hide one, so characters without width and full width do not count.
     """
 
     def __init__(self, words: Iterable[str], name: str = "words") -> None:
@@ -96,7 +96,7 @@ class WordRule:
 
     @classmethod
     def read(cls, name_or_path: str | Path) -> WordRule:
-        """A list that ships with plato2, `en` or `zh`, or a UTF-8 file with an entry a line (words.py).
+        """A list that ships with plato2, `en` or `zh`, or a UTF-8 file with one entry per line (words.py).
 
         Raises:
             UserError: no such file, not UTF-8, or no words in it.

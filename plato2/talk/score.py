@@ -64,10 +64,10 @@ def score_lines(
         evaluation: a `2_eval` network or stage in evaluation mode.
 
     Yields:
-        One dict a line: of stage 1 `nll` (summed, nats) and `n_tokens`; of stage 2.1 `n_tokens`, `posterior`
-        (K,), unless it has no recognition head, and `nll_by_latent` (K,); of stage 2.2 `coherence`; with
-        `response_cut` where the response was too long and `unread_share` where most of a text is unreadable;
-        or `error` alone.
+        One dict per line: of stage 1 `nll` (summed, nats) and `n_tokens`; of stage 2.1 `n_tokens`,
+        `posterior` (K,), unless it has no recognition head, and `nll_by_latent` (K,); of stage 2.2
+        `coherence`; with `response_cut` where the response was too long and `unread_share` where most of a
+        text is unreadable; or `error` alone.
     """
     models = [model for model in (generation, evaluation) if model is not None]
     limit = min(model.model_config.max_position for model in models) // 2

@@ -96,7 +96,7 @@ def human_figures(
 def written_candidates(
     generation: Generator, contexts: Sequence[Ids], config: DecodeConfig | None = None
 ) -> list[list[list[int]]]:
-    """What a generation model would choose from: one record [CLS] words [SEP] a context for each latent,
+    """What a generation model would choose from: one record [CLS] words [SEP] per context and latent,
     or of a stage-1 model as many samples.
 
     Args:

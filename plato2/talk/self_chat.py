@@ -94,10 +94,10 @@ def read_starts(path: str | Path) -> list[Start]:
     path = Path(path)
     read = {".jsonl": _json_turns, ".tsv": _tsv_turns}.get(path.suffix.lower(), lambda line: [line])
     try:
-        data = read_file(path, TEXT_BYTES, "give a file with a start a line", "--starts ")
+        data = read_file(path, TEXT_BYTES, "give a file with one start per line", "--starts ")
         lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
-        raise UserError(f"--starts {path}: {error.strerror}; give a file with a start a line") from None
+        raise UserError(f"--starts {path}: {error.strerror}; give a file with one start per line") from None
     starts = []
     for number, line in enumerate(lines, start=1):
         place = f"{path}:{number}"
@@ -111,7 +111,7 @@ def read_starts(path: str | Path) -> list[Start]:
         if turns:
             starts.append(Start(place, tuple(turns)))
     if not starts:
-        raise UserError(f"--starts {path}: there is nothing in it; write one start a line")
+        raise UserError(f"--starts {path}: it is empty; write one start per line")
     return starts
 
 
@@ -165,7 +165,7 @@ def plan(
                 "left to say; ask for more utterances, or shorten the start"
             )
         if not all(player.bot.tokenizer.encode(turn) for player in players for turn in start.turns):
-            raise UserError(f"{start.place}: a turn of it is empty; write something there, or take it out")
+            raise UserError(f"{start.place}: one of its turns is empty; write something there, or remove it")
     for a, b in (sides, sides[::-1]) if swap else (sides,):
         for start in starts:
             dialogue = SelfChat(len(dialogues), start, (a, b))
@@ -305,7 +305,7 @@ def meta_file(out: Path) -> Path:
 def resumed(out: Path, about: Mapping[str, Any], total: int, batch: int) -> Iterator[tuple[BinaryIO, int]]:
     """The file of dialogues, open for appending, and how many are in it.
 
-    A half-written line is cut off, and so is a batch of which not all lines are there: its dialogues are
+    A half-written line is cut off, and so is an incomplete batch: its dialogues are
     played together again, and the file becomes what it would have been, to the byte.
 
     Args:
@@ -316,7 +316,7 @@ def resumed(out: Path, about: Mapping[str, Any], total: int, batch: int) -> Iter
 
     Raises:
         UserError: a file that something else wrote, one made with other settings or by a run that is still
-            going on, or one that cannot be written.
+            in progress, or one that cannot be written.
     """
     meta = meta_file(out)
     try:
@@ -335,8 +335,8 @@ def resumed(out: Path, about: Mapping[str, Any], total: int, batch: int) -> Iter
                     break
                 if n_done == total or _id(line) != n_done:
                     raise UserError(
-                        f"--out {out}: line {n_done + 1} is not dialogue {n_done}, it was changed since; "
-                        f"remove the file and {meta.name} to begin anew, or give another one"
+                        f"--out {out}: line {n_done + 1} is not dialogue {n_done}, it has changed since; "
+                        f"remove the file and {meta.name} to start over, or give another one"
                     )
                 n_done, size = n_done + 1, size + len(line)
                 if n_done % batch == 0 or n_done == total:
@@ -345,16 +345,16 @@ def resumed(out: Path, about: Mapping[str, Any], total: int, batch: int) -> Iter
             yield file, kept
     except OSError as error:
         raise UserError(
-            f"--out {out}: {error.strerror or error}; mend that and give the same command again: it goes on "
-            "where it was"
+            f"--out {out}: {error.strerror or error}; fix that and give the same command again: it continues "
+            "where it stopped"
         ) from None
 
 
 def _same_settings(out: Path, about: Mapping[str, Any]) -> None:
     meta = meta_file(out)
-    anew = f"remove it and {meta.name} to begin anew, or give another file"
+    anew = f"remove it and {meta.name} to start over, or give another file"
     if not meta.exists():
-        raise UserError(f"--out {out}: is there already, and self-chat did not write it; give a new file")
+        raise UserError(f"--out {out}: already exists, and self-chat did not write it; give a new file")
     try:
         data = read_file(meta, JSON_BYTES, anew)
         before = _flat(parse(dict[str, Any], data, str(meta), anew))
@@ -398,7 +398,7 @@ class _Speakers(Open):
 
 
 class _Played(Open):
-    """A line of the file, as far as ParlAI wants it."""
+    """A line of the file, with what ParlAI needs."""
 
     speakers: _Speakers
     turns: list[_PlayedTurn]
@@ -407,7 +407,7 @@ class _Played(Open):
 def write_parlai(out: Path) -> Path:
     """Writes finished dialogues beside `out` as ParlAI's self-chat logs them and ACUTE-Eval reads them.
 
-    `FILE.parlai.jsonl` has a dialogue a line, and `FILE.parlai.metadata` what they were made with: what
+    `FILE.parlai.jsonl` has one dialogue per line, and `FILE.parlai.metadata` what they were made with: what
     `Conversations.save_conversations` in ParlAI's parlai/utils/conversations.py writes. `dialog` is a list of
     pairs, A's turn and B's, the last pair with one turn where they are odd; a speaker's id is the model's
     name with `_1` for A and `_2` for B (parlai/scripts/self_chat.py). ACUTE-Eval
@@ -415,7 +415,7 @@ def write_parlai(out: Path) -> Path:
     `is_selfchat` it names the two by their place in the pair.
     """
     lines, meta = out.with_name(f"{out.stem}.parlai.jsonl"), meta_file(out)
-    anew = f"remove the file and {meta.name} to begin anew"
+    anew = f"remove the file and {meta.name} to start over"
     metadata = lines.with_suffix(".metadata")  # where ParlAI looks for it
     speakers: dict[str, None] = {}
     part = lines.with_name(f"{lines.name}.part")
@@ -439,5 +439,5 @@ def write_parlai(out: Path) -> Path:
         about = {"date": made.pop("begun", None), "opt": made, "self_chat": True, "speakers": [*speakers]}
         metadata.write_text(json.dumps(about | {"version": "0.1"}) + "\n", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{lines}: {error.strerror}; mend that and give the same command again") from None
+        raise UserError(f"{lines}: {error.strerror}; fix that and give the same command again") from None
     return lines

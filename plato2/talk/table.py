@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-"""What a terminal would obey instead of show; nothing of it is ever printed."""
+"""What a terminal would obey instead of showing; it is never printed."""
 
 
 def printable(text: str) -> str:

@@ -115,7 +115,7 @@ def _distinct_2(found: Sequence[Sequence[tuple[int, ...]]]) -> np.ndarray:
 
 
 def _mean(values: np.ndarray) -> Mean:
-    """Of one value a context; the contexts that are drawn again are the same at every call."""
+    """Of one value per context; the contexts that are drawn again are the same at every call."""
     drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.quantile(values[drawn].mean(axis=1), (0.025, 0.975))
     return Mean(float(values.mean()), float(low), float(high))

@@ -143,7 +143,7 @@ def _wanted(accept: Collection[str] | None, role: Role | None) -> str:
 
 
 def _numbers(figures: Any) -> dict[str, float]:
-    """The numbers of a record; anything else is passed over, since nothing depends on it."""
+    """The numbers of a record; anything else is ignored, since nothing depends on it."""
     if not isinstance(figures, dict):
         return {}
     return {str(name): value for name, value in figures.items() if isinstance(value, float)}
@@ -285,7 +285,7 @@ def _check_shapes(module: nn.Module, saved: Saved, only_shared: bool) -> None:
 
 def _unfit(file: Path, problem: str) -> str:
     return (
-        f"{file}: the weights do not fit its own model configuration ({problem}); the file is damaged or was "
+        f"{file}: the weights do not fit its model configuration ({problem}); the file is damaged or was "
         "edited: take another one"
     )
 

@@ -1,8 +1,8 @@
 """Knover's released models in and out: `plato2 import knover`, `plato2 export knover`.
 
-A release is a folder or tar with `Plato` (generation) and/or `NSP` (evaluation), one binary file a parameter,
-or PaddleNLP's `.pdparams` with both. The geometry follows from the shapes, except for the number of attention
-heads. Everything is checked before anything is written.
+A release is a folder or tar with `Plato` (generation) and/or `NSP` (evaluation), one binary file per
+parameter, or PaddleNLP's `.pdparams` with both. The geometry follows from the shapes, except for the number
+of attention heads. Everything is checked before anything is written.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def import_knover(
             num_attention_heads) beside the weights, else hidden size / 64.
         dtype: float32, float16 or bfloat16 to convert to; None keeps what is there.
         lower_case: whether the model was trained on lower-cased text (Knover's 32L configurations say so).
-        say: told what is going on.
+        say: called with progress messages.
 
     Raises:
         UserError: whatever is wrong with the files; nothing has been written then.
@@ -231,7 +231,7 @@ def _apart(arrays: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _folder_source(folder: Path) -> tuple[Source, list[str]]:
-    """One folder of parameter files; also the names of files in it that are no weights."""
+    """One folder of parameter files; also the names of files in it that are not weights."""
     files = {file.name: file for file in sorted(folder.iterdir()) if file.is_file()}
     layers = n_layers(set(files))
     known = set(knover_names(layers).values())
@@ -345,7 +345,7 @@ def _geometry(source: Source, n_head: int | None, folders: list[Path]) -> tuple[
     """What the shapes say, and the number of heads; also where that is from.
 
     Raises:
-        UserError: a table is missing or none, or nothing tells the number of heads.
+        UserError: a table is missing or invalid, or nothing gives the number of heads.
     """
     n_layer = n_layers(set(source.shapes))
     names = source.names(n_layer)
@@ -475,7 +475,7 @@ def _unpacked(path: Path, out: Path, say: Callable[[str], None]) -> Iterator[Pat
     """The folder to read: `path` itself, or what a tar holds, unpacked near `out` for the while.
 
     Raises:
-        UserError: no tar or `.pdparams`, or one with members that have no business there.
+        UserError: no tar or `.pdparams`, or one with members that do not belong there.
     """
     if path.is_dir() or (path.suffix == ".pdparams" and path.is_file()):
         yield path
@@ -505,7 +505,7 @@ def _unpack(path: Path, folder: Path, say: Callable[[str], None]) -> None:
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise UserError(f"{path}: cannot be unpacked in {folder.parent} ({error.strerror})") from None
-        raise UserError(f"{path}: not a whole tar ({error}); {_CURE}") from None
+        raise UserError(f"{path}: not a complete tar ({error}); {_CURE}") from None
 
 
 class _Bounded(io.BufferedIOBase):
@@ -532,7 +532,7 @@ class _Bounded(io.BufferedIOBase):
         return data
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """By reading, so that what is passed over counts."""
+        """By reading, so that what is skipped counts."""
         if whence or offset < self._stream.tell():
             return self._stream.seek(offset, whence)
         while (left := offset - self._stream.tell()) > 0 and self.read(min(left, 1 << 20)):
@@ -632,9 +632,9 @@ tags: [dialogue, plato-2]
 - Source: `{Path(os.path.abspath(path)).name}`, sha256 `{imported.sha256}`{of_what}.
 - Made by `plato2 import knover` of plato2 {__version__}{f", converted to {dtype}" if dtype else ""}.
 - Number of heads from: {imported.heads_from}. Tokenizer from: {imported.tokenizer_from}.
-- Parameters that only training needs and the source does not have: {lacking}.
+- Parameters that only training needs and that the source lacks: {lacking}.
 - Licence: Knover and the models released with it are under Apache-2.0 (https://github.com/PaddlePaddle/Knover);
-  if the source is your own, its licence is yours to state.
+  if the source is your own, state its licence yourself.
 
 Talk to it with `plato2 chat --generation DIR --evaluation DIR`.
 """

@@ -39,7 +39,7 @@ FORMAT = "plato2"
 PARTS: tuple[Role, ...] = ("generation", "evaluation")
 SHARD_BYTES = 5_000_000_000
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-CURE = "take the folder from where it came again"
+CURE = "get the folder again from its source"
 _SAFETENSORS_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
@@ -104,13 +104,13 @@ class Part:
 
 
 def refuse_existing(out: Path) -> None:
-    """A folder that has something in it is never written to.
+    """Refuses to write to a folder that has something in it.
 
     Raises:
         UserError: it has.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: is there already and not empty; choose another folder or remove it")
+        raise UserError(f"--out {out}: already exists and is not empty; choose another folder or remove it")
 
 
 def existing_parent(out: Path) -> Path:

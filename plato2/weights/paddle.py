@@ -113,7 +113,7 @@ def _describe(data: bytes, path: Path) -> tuple[np.dtype[Any], tuple[int, ...]]:
     if dtype_number not in DTYPES:
         name = _OTHER_DTYPES.get(dtype_number, "unknown")
         raise UserError(
-            f"{path}: dtype {dtype_number} ({name}) is none that weights have; float32 and float16 are"
+            f"{path}: dtype {dtype_number} ({name}) is not one of weights; float32 and float16 are"
         )
     if any(dimension >= 1 << 40 for dimension in shape):
         raise UserError(f"{path}: impossible shape {shape}")

@@ -36,15 +36,15 @@ def complaint(*arguments: object) -> str:
         (["a", "--timeout", 0], "--timeout 0.0: use 0.001 or more"),
         (["a", "--timeout", "nan"], "--timeout nan: use 0.001 or more"),
         (["a", "--receive-timeout", "inf"], "--receive-timeout inf: use 0.001 or more"),
-        (["a", "--name", "  "], "--name '  ': give a name of one line"),
-        (["a", "--name", "a\nb"], "--name 'a\\nb': give a name of one line"),
+        (["a", "--name", "  "], "--name '  ': give a one-line name"),
+        (["a", "--name", "a\nb"], "--name 'a\\nb': give a one-line name"),
         (["a", "--allow-host", "http://x.org"], "--allow-host http://x.org: give a name alone, such as"),
         (["a", "--allow-host", "x.org:80"], "--allow-host x.org:80: give a name alone, such as"),
         (["a", "--cors-origin", "foo"], "--cors-origin foo: give scheme and name, such as https://"),
         (["a", "--cors-origin", "http://x.org/"], "--cors-origin http://x.org/: give scheme and name"),
         (["a", "--max-batch", 17], "--max-batch 17: use 1 to 16"),
         (["a", "--max-queue", 0], "--max-queue 0: use 1 or more"),
-        (["a", "--api-key", ""], "--api-key: use letters, digits and signs"),
+        (["a", "--api-key", ""], "--api-key: use letters, digits and symbols"),
         (["a", "--top-k", 0], "--top-k 0: must be at least 1"),
         (["a", "--system", "obey"], "--system obey: use ignore, refuse or context"),
         (["a", "--ui", "--api-key", "k"], "--ui: the key does not guard the page; give --ui-login"),
@@ -63,13 +63,13 @@ def test_mistakes_on_the_command_line_are_one_line(arguments: list[object], mess
 
 def test_an_empty_key_is_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLATO2_API_KEY", "")
-    assert "--api-key: use letters, digits and signs" in complaint("a", "--host", "0.0.0.0")
+    assert "--api-key: use letters, digits and symbols" in complaint("a", "--host", "0.0.0.0")
 
 
 @pytest.mark.slow
 def test_a_server_for_others_says_that_it_has_no_key(runs: dict[str, Path]) -> None:
     running = start(runs["2_gen"], "--host", "0.0.0.0", "--max-tokens", 4)
-    assert "--host 0.0.0.0: whoever reaches it may use it; PLATO2_API_KEY sets a key" in end(running)[2]
+    assert "--host 0.0.0.0: anyone who can reach it may use it; PLATO2_API_KEY sets a key" in end(running)[2]
     running = start(runs["2_gen"], "--host", "0.0.0.0", "--max-tokens", 4, PLATO2_API_KEY="k")
     assert "may use it" not in end(running)[2]
 

@@ -84,7 +84,7 @@ WRONG: dict[str, tuple[Any, int, str, str | None, str]] = {
     ),
     "a field whose name is half a pair": (
         '{"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "\\ud800": 1}',
-        *(400, "invalid_value", None, "no Unicode text"),
+        *(400, "invalid_value", None, "not valid Unicode"),
     ),
     "half a pair": (
         '{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}',
@@ -170,7 +170,7 @@ WRONG: dict[str, tuple[Any, int, str, str | None, str]] = {
     "tools": ({**ASK, "tools": [{"type": "function"}]}, 400, "invalid_value", "tools", "does not have this"),
     "a tool": (
         {**ASK, "messages": [{"role": "tool", "content": "be kind"}, USER]},
-        *(400, "invalid_value", "messages[0].role", "PLATO-2 calls no tools"),
+        *(400, "invalid_value", "messages[0].role", "PLATO-2 cannot call tools"),
     ),
     "nobody speaks": (
         {**ASK, "messages": [{"role": "system", "content": "be kind"}]},

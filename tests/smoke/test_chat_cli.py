@@ -110,7 +110,7 @@ def test_undo_takes_an_exchange_back(models: list[object]) -> None:
     said = replies(chat(models, "hello !", "what ?", "/undo", "and you ?"))
     assert said[2] == ranked(models, "hello !", said[0], "and you ?")[0]
     done = chat(models, "/undo", "hello !", "/undo", "/undo", "/candidates", "hello !")
-    assert done.stdout.count("nothing was said yet") == 3
+    assert done.stdout.count("nothing has been said yet") == 3
     assert len(set(replies(done))) == 1
 
 
@@ -251,7 +251,7 @@ def test_save_says_what_is_wrong_with_a_file(models: list[object], tmp_path: Pat
         "still there ?",
     )
     for expected in (
-        "/save: nothing was said yet",
+        "/save: nothing has been said yet",
         "/save: give a file, as in",
         f"/save {tmp_path}: Is a directory; give a file that can be written",
         f"/save {tmp_path}/none/x.jsonl: No such file or directory",
@@ -279,14 +279,14 @@ def test_a_blocked_message_is_refused_and_not_kept(models: list[object], words: 
     refusal, said = replies(done)
     assert refusal == "I would rather not talk about that."
     assert "safety: your message breaks words.txt: piano: it is not answered and not kept" in done.stdout
-    assert "/candidates: nothing was said yet" in done.stdout
+    assert "/candidates: nothing has been said yet" in done.stdout
     assert said == ranked(models, "hello !")[0]
 
 
 def test_a_message_that_is_only_warned_of_is_answered(models: list[object], words: Path) -> None:
     done = chat(models, "the piano ?", options=["--safety", words, "--safety-input", "warn"])
     assert replies(done) == [ranked(models, "the piano ?")[0]]
-    assert "your message breaks words.txt: piano: it is answered all the same" in done.stdout
+    assert "your message breaks words.txt: piano: it is answered anyway" in done.stdout
 
 
 def test_candidates_that_break_a_rule_are_not_said(models: list[object], words: Path, tmp_path: Path) -> None:
@@ -472,12 +472,12 @@ def test_a_sitting_at_a_terminal(models: list[object], tmp_path: Path) -> None:
         screen.type("never kept\n")
         screen.wait_for("thinking")
         screen.type("\x03")
-        screen.wait_for("(taken back; Ctrl-C once more leaves)")
+        screen.wait_for("(taken back; Ctrl-C again leaves)")
         screen.wait_for(PROMPT)
         screen.type("/set max_tokens 8\n")
         screen.wait_for("must be between")
         screen.type("/undo\n/undo\n")  # there was one exchange, not two
-        screen.wait_for("nothing was said yet")
+        screen.wait_for("nothing has been said yet")
         screen.wait_for(PROMPT)
         screen.type("\x04")
         assert screen.exit_code() == 0

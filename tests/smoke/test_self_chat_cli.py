@@ -81,7 +81,7 @@ def test_a_finished_file_is_only_converted(runs: dict[str, Path], starts: Path) 
     before = out.read_bytes()
     done = self_chat(runs, starts, out, "--format", "parlai", "--batch", 7)
     converted = starts.with_name("chats.parlai.jsonl")
-    assert done.stdout == f"3 dialogues in {out}, 3 of them there before\nin ParlAI's format in {converted}\n"
+    assert done.stdout == f"3 dialogues in {out}, 3 of them from before\nin ParlAI's format in {converted}\n"
     assert out.read_bytes() == before
 
 
@@ -137,7 +137,7 @@ def test_killed_and_interrupted_it_becomes_the_same_file(runs: dict[str, Path], 
     interrupted.send_signal(signal.SIGINT)
     _, stderr = interrupted.communicate()
     assert interrupted.returncode == 130
-    assert stderr == b"stopped; the same command goes on from here\n"  # and no progress bar
+    assert stderr == b"stopped; the same command continues from here\n"  # and no progress bar
     assert first.count(b"\n") < out.read_bytes().count(b"\n") < 12
 
     os.close(terminal)
@@ -194,15 +194,15 @@ def test_a_file_goes_on_with_its_own_settings_only(
         (["--format", "xml"], "--format xml: use jsonl or parlai"),
         (["--utterances", "1"], "--utterances 1: must be at least 2"),
         (["--batch", "0"], "--batch 0: must be at least 1"),
-        (["--swap"], "--swap: there is one model only; give --generation2 too"),
-        (["--evaluation2", "{2_eval}"], "--evaluation2: there is one model only"),
+        (["--swap"], "--swap: there is only one model; give --generation2 too"),
+        (["--evaluation2", "{2_eval}"], "--evaluation2: there is only one model"),
         (["--temperature", "3"], "--temperature 3.0: must be between 0 (greedy) and 2"),
         (["--rank", "coherense"], "--rank coherense: no such score; did you mean coherence?"),
         (["--rank", "backward"], "--rank backward: needs a model of stage=backward; give --backward"),
         (["--starts", "{starts}x"], "--starts {starts}x: No such file or directory"),
-        (["--out", "{starts}"], "--out {starts}: the very file of --starts; give a new one"),
-        (["--out", "{starts}/x"], "--out {starts}/x: {starts} is no folder; make it first"),
-        (["--out", "/dev/full"], "--out /dev/full: is no file; give a new one"),
+        (["--out", "{starts}"], "--out {starts}: the same file as --starts; give a new one"),
+        (["--out", "{starts}/x"], "--out {starts}/x: {starts} is not a folder; make it first"),
+        (["--out", "/dev/full"], "--out /dev/full: not a file; give a new one"),
         (["--generation", "{2_eval}"], "this is a 2_eval run; give a run of 2_gen or 1_coarse"),
     ],
 )

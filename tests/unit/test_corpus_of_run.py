@@ -105,7 +105,7 @@ def test_a_missing_corpus_is_prepared_and_then_reused(
     other = CorpusOfRun(str(out), {**prepare, "vocab_pieces": 90, "policy": "response"})
     message = (
         r"data.prepare.policy is 'split', asked for 'response'; "
-        r"data.prepare.vocab_pieces is 80, asked for 90; take another"
+        r"data.prepare.vocab_pieces is 80, asked for 90; use another"
     )
     with pytest.raises(UserError, match=message):
         other.make()

@@ -136,8 +136,8 @@ def test_what_an_evaluation_model_is_worth_goes_along(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["knover", "--out", "{tmp}/out"], "there is nothing to export"),
-        (["knover", "--generation", "{run}", "--out", "{run}"], "is there already and not empty"),
-        (["hf", "--generation", "{run}", "--out", "{run}"], "is there already and not empty"),
+        (["knover", "--generation", "{run}", "--out", "{run}"], "already exists and is not empty"),
+        (["hf", "--generation", "{run}", "--out", "{run}"], "already exists and is not empty"),
         (["hf", "--evaluation", "{run}", "--out", "{tmp}/out"], "give a run of 2_eval"),
         (
             ["knover", "--generation", "{run}", "--dtype", "bfloat16", "--out", "{tmp}/out"],

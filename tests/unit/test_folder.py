@@ -127,7 +127,7 @@ def test_other_content_is_refused(tmp_path: Path) -> None:
             load_stage(tmp_path / "x.ckpt")
 
     refused({"state_dict": {}}, "not a plato2 checkpoint")
-    refused(good | {"stage": "9_none"}, "stage '9_none' is unknown here; known are 1_coarse")
+    refused(good | {"stage": "9_none"}, "stage '9_none' is not known; there are 1_coarse")
     refused(good | {"hyper_parameters": good["hyper_parameters"] | {"new": 1}}, "another version of plato2")
     smaller = {"model": good["hyper_parameters"]["model"] | {"hidden_size": 8}}
     refused(good | {"hyper_parameters": good["hyper_parameters"] | smaller}, "weights do not fit")

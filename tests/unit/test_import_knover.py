@@ -574,15 +574,15 @@ BAD: dict[str, tuple[Damage, str]] = {
     "a disk": (member("24L/sda", tarfile.BLKTYPE), "'24L/sda' is a device: refused"),
     "a fifo": (member("24L/pipe", tarfile.FIFOTYPE), "'24L/pipe' is a device: refused"),
     "a file in a file": (a_file_in_a_file, "24L.tar: cannot be unpacked"),
-    "a tar cut in the middle": (cut("w", 0.5), r"24L.tar: not a whole tar \(.*\); download it again"),
-    "a tar cut in a header": (tar_cut_at_a_member, "24L.tar: not a whole tar"),
-    "a tar.gz cut in the middle": (cut("w:gz", 0.5), "24L.tar.gz: not a whole tar"),
-    "a tar.gz cut near its start": (cut("w:gz", 60), "24L.tar.gz: (not a whole tar|neither)"),
-    "a tar.gz cut in its header": (cut("w:gz", 5), "24L.tar.gz: (not a whole tar|neither)"),
-    "a tar.gz with a wrong byte": (wrong_byte, "24L.tar.gz: not a whole tar"),
-    "a tar.gz cut at its end": (cut("w:gz", -9), "24L.tar.gz: not a whole tar"),
-    "a tar.bz2 cut in the middle": (cut("w:bz2", 0.5), "24L.tar.bz2: (not a whole tar|neither)"),
-    "a tar.xz cut in the middle": (cut("w:xz", 0.5), "24L.tar.xz: (not a whole tar|neither)"),
+    "a tar cut in the middle": (cut("w", 0.5), r"24L.tar: not a complete tar \(.*\); download it again"),
+    "a tar cut in a header": (tar_cut_at_a_member, "24L.tar: not a complete tar"),
+    "a tar.gz cut in the middle": (cut("w:gz", 0.5), "24L.tar.gz: not a complete tar"),
+    "a tar.gz cut near its start": (cut("w:gz", 60), "24L.tar.gz: (not a complete tar|neither)"),
+    "a tar.gz cut in its header": (cut("w:gz", 5), "24L.tar.gz: (not a complete tar|neither)"),
+    "a tar.gz with a wrong byte": (wrong_byte, "24L.tar.gz: not a complete tar"),
+    "a tar.gz cut at its end": (cut("w:gz", -9), "24L.tar.gz: not a complete tar"),
+    "a tar.bz2 cut in the middle": (cut("w:bz2", 0.5), "24L.tar.bz2: (not a complete tar|neither)"),
+    "a tar.xz cut in the middle": (cut("w:xz", 0.5), "24L.tar.xz: (not a complete tar|neither)"),
 }
 
 
@@ -612,7 +612,7 @@ def test_a_folder_that_is_not_empty_is_never_written_to(release: Path, tmp_path:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
     for out in (tmp_path / "out", tmp_path / "out" / "mine"):
-        with pytest.raises(UserError, match="is there already and not empty"):
+        with pytest.raises(UserError, match="already exists and is not empty"):
             import_knover(release, out)
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
 

@@ -151,7 +151,7 @@ def test_a_position_of_another_order_is_refused(path: str, change: dict[str, Any
 
 def test_a_position_of_other_data_is_refused(path: str, tmp_path: Path) -> None:
     write_corpus(tmp_path, 150, 40, shard_samples=20, seed=5)
-    with pytest.raises(UserError, match=r"cannot go on in the middle of .*data was"):
+    with pytest.raises(UserError, match=r"cannot resume in the middle of .*data was"):
         module(str(tmp_path)).load_state_dict(module(path).state_dict())
 
 

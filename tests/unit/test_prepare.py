@@ -277,10 +277,10 @@ def test_wrong_options_leave_nothing_behind(corpus, tmp_path, changes, message):
     ("lines", "message"),
     [
         (["{bad"], r"is empty: no dialogue in .*; 1 records could not be read, the first: .*:1"),
-        ([{"turns": ["alone"]}], r"no dialogue of two .* \(1 dialogue\(s\) read\)$"),
+        ([{"turns": ["alone"]}], r"no dialogue with two .* \(1 dialogue\(s\) read\)$"),
         (
             [{"turns": [{"text": text, "speaker": "a"} for text in "xyz"]}] * 4,
-            r"no dialogue of two .* \(4 dialogue\(s\) read; 8 turn\(s\) joined to the one before",
+            r"no dialogue with two .* \(4 dialogue\(s\) read; 8 turn\(s\) joined to the one before",
         ),
     ],
 )

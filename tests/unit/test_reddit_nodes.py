@@ -297,7 +297,7 @@ def test_a_broken_line_stops_or_is_counted(broken: bytes, why: str, first_line: 
         make(lines, first_line=first_line)
     message = str(caught.value)
     assert message.startswith(f"dumps/comments.zst:{first_line + 3}: {why}")
-    assert message.endswith("; mend the file, or leave such lines out with --on-broken skip")
+    assert message.endswith("; fix the file, or leave such lines out with --on-broken skip")
     nodes, counts = make(lines, first_line=first_line, on_broken="skip")
     assert nodes.column("id").to_pylist() == [2 * int("c1", 36), 2 * int("c3", 36)]
     assert (counts.n_broken, counts.total("read")) == (2, 3)

@@ -457,7 +457,7 @@ def test_control_characters_in_names_do_not_reach_the_terminal() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--language", "fr"], "--language 'fr': there are settings for en, zh; for another one"),
+        (["--language", "fr"], "--language 'fr': there are settings for en, zh; for another language"),
         (
             ["--rule", "max_cahrs=3"],
             "there is no rule max_cahrs; did you mean max_chars?",

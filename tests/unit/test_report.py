@@ -110,7 +110,7 @@ def test_a_sweep_is_reported_in_print(outputs: Path, runs: dict[str, Path]) -> N
         assert expected in text
     models = f"--generation {runs['generation']} --evaluation {runs['evaluation']}"
     assert f"python -m plato2 chat {models}\n" in text
-    with pytest.raises(UserError, match="no runs of the sweep three"):
+    with pytest.raises(UserError, match="the sweep three has no runs"):
         report_sweep(outputs, "three")
 
 

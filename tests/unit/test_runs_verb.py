@@ -91,7 +91,7 @@ def test_a_damaged_run_does_not_hide_the_others(outputs: Path) -> None:
     (outputs / "tiny-1_coarse" / "first" / "lineage.json").write_text("")
     found, told = run(outputs, "--json")
     assert len(json.loads(found)) == 2
-    assert "passed over" in told
+    assert "skipped" in told
     assert "first" in told
 
 
@@ -109,7 +109,7 @@ def test_damaged_metrics_do_not_hide_the_others(outputs: Path, damage: bytes | N
         file.write_bytes(damage)
     found, told = run(outputs, "--json")
     assert len(json.loads(found)) == 2
-    assert f"warning: passed over: {file}: not " in told
+    assert f"warning: skipped: {file}: not " in told
     _, told = run(file.parent, code=2)
     assert "nothing is compared" in told
 
@@ -118,20 +118,23 @@ def test_an_empty_record_is_told_of(outputs: Path) -> None:
     (outputs / "tiny-1_coarse" / "first" / "lineage.json").write_text("{}")
     found, told = run(outputs, "--json")
     assert len(json.loads(found)) == 2
-    assert "first/lineage.json: no record of a run" in told
+    assert "first/lineage.json: not the record of a run" in told
 
 
 def test_help_says_where_it_looks() -> None:
-    assert "when left out, outputs" in " ".join(run("--help")[0].split())
+    assert "default: outputs" in " ".join(run("--help")[0].split())
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["nowhere"], "nowhere: no such folder; give run folders"),
-        (["{outputs}/sweeps"], "there is no run; python train.py experiment=quickstart"),
-        (["{outputs}", "--stage", "1_corse"], "--stage 1_corse: no run of it there; did you mean 1_coarse?"),
-        (["{outputs}", "--stage", "2_gen"], "--stage 2_gen: no run of it there"),
+        (["{outputs}/sweeps"], "there are no runs; python train.py experiment=quickstart"),
+        (
+            ["{outputs}", "--stage", "1_corse"],
+            "--stage 1_corse: no run of that stage there; did you mean 1_coarse?",
+        ),
+        (["{outputs}", "--stage", "2_gen"], "--stage 2_gen: no run of that stage there"),
         (["{outputs}", "--metric", "val/los", "--draw", "{outputs}/x.png"], "did you mean val/loss?"),
         (["{outputs}", "--metric", "val/los"], "val/los: no run has logged it; did you mean val/loss?"),
         (["{outputs}", "--draw", "{outputs}/x.wav"], "x.wav: cannot be written"),

@@ -78,7 +78,7 @@ def test_mistakes_name_the_file_or_rule_and_the_cure(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     for name, words in [
         ("no_such.txt", "No such file"),
-        ("empty.txt", "the file has no word or phrase; give a file with one word or phrase a line"),
+        ("empty.txt", "the file has no word or phrase; give a file with one word or phrase per line"),
         ("latin.txt", "not UTF-8"),
         (".", "Is a directory"),
     ]:

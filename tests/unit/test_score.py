@@ -263,7 +263,7 @@ def test_the_command_prints_a_json_object_a_line(model: Path, pairs: Path) -> No
         {"n_tokens", "posterior", "nll_by_latent", "coherence"},
     ]
     assert_near(found, scores_of(PAIRS.splitlines(keepends=True), "2_gen"))
-    assert done.stderr == "1 of 3 lines could not be scored; their place has an error\n"
+    assert done.stderr == "1 of 3 lines could not be scored; each has an error in its place\n"
 
 
 def test_lines_that_the_tokenizer_cannot_read_are_counted(model: Path, tmp_path: Path) -> None:
@@ -309,9 +309,9 @@ def test_a_release_without_recognition_head_gives_no_posterior(pairs: Path, tmp_
         (["{pairs}"], "give --generation, --evaluation or both"),
         (["{pairs}x", "--generation", "{model}"], "pairs.tsvx: no such file"),
         (["{pairs}", "--generation", "{model}x"], "no such run folder, checkpoint or model folder"),
-        (["{pairs}", "--generation", "{model}", "--out", "{pairs}"], "the very file to read"),
+        (["{pairs}", "--generation", "{model}", "--out", "{pairs}"], "the input file itself"),
         (["{pairs}", "--generation", "{model}", "--out", "{model}"], "a folder; give a new file"),
-        (["{pairs}", "--generation", "{model}", "--out", "{model}/no/x"], "no is no folder"),
+        (["{pairs}", "--generation", "{model}", "--out", "{model}/no/x"], "no is not a folder"),
     ],
 )
 def test_mistakes_are_one_line(model: Path, pairs: Path, arguments: list[str], message: str) -> None:

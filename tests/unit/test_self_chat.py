@@ -183,8 +183,8 @@ def test_a_start_longer_than_the_context_is_read_from_its_end(one: Player) -> No
 @pytest.mark.parametrize(
     ("turns", "message"),
     [
-        (("hi", "\u200b"), "s.txt:7: a turn of it is empty"),
-        (("hi", "", "you ?"), "s.txt:7: a turn of it is empty"),
+        (("hi", "\u200b"), "s.txt:7: one of its turns is empty"),
+        (("hi", "", "you ?"), "s.txt:7: one of its turns is empty"),
         (("hi", "ho", "he", "ha"), "s.txt:7: a start of 4 turns and utterances=4: nothing is left to say"),
     ],
 )
@@ -230,8 +230,8 @@ def test_starts_are_read_as_they_were_written(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("s.txt", b"", "--starts .*s.txt: there is nothing in it; write one start a line"),
-        ("s.txt", b"\n \r\n\xef\xbb\xbf\n", "a turn of it is empty"),
+        ("s.txt", b"", "--starts .*s.txt: it is empty; write one start per line"),
+        ("s.txt", b"\n \r\n\xef\xbb\xbf\n", "one of its turns is empty"),
         ("s.txt", b"hi\nh\xff\n", "s.txt:2: byte 2 is not UTF-8; save the file as UTF-8"),
         ("s.jsonl", b'"hi"', 's.jsonl:1: not of the form {"turns"'),
         ("s.jsonl", b'{"turns": "hi"}', 's.jsonl:1: not of the form {"turns"'),
@@ -252,7 +252,7 @@ def test_files_that_are_no_starts(
 
 def test_no_file_of_starts(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none"):
-        with pytest.raises(UserError, match=f"--starts {path}: .*; give a file with a start a line"):
+        with pytest.raises(UserError, match=f"--starts {path}: .*; give a file with one start per line"):
             read_starts(path)
 
 
@@ -320,10 +320,10 @@ def test_files_that_self_chat_did_not_write_are_left_alone(tmp_path: Path) -> No
         assert out.read_bytes() == content
 
     out.write_text("my notes\n", encoding="utf-8")
-    refused("is there already, and self-chat did not write it; give a new file")
+    refused("already exists, and self-chat did not write it; give a new file")
     out.write_bytes(b"")
     write(out, line(0) + b"my notes\n" + line(2))
-    refused("line 2 is not dialogue 1, it was changed since; remove the file and chats.jsonl.meta.json")
+    refused("line 2 is not dialogue 1, it has changed since; remove the file and chats.jsonl.meta.json")
     out.write_bytes(WHOLE + line(10))
     refused("line 11 is not dialogue 10")
     meta.write_text("{", encoding="utf-8")
@@ -342,7 +342,7 @@ def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     blocked = tmp_path / "file" / "chats.jsonl"
     blocked.parent.write_text("no folder", encoding="utf-8")
-    with pytest.raises(UserError, match=f"--out {blocked}: Not a directory; mend that"):
+    with pytest.raises(UserError, match=f"--out {blocked}: Not a directory; fix that"):
         write(blocked, b"")
     full = OSError(28, "No space left on device")
     with pytest.raises(UserError, match="No space left on device"), resumed(tmp_path / "x", ABOUT, 10, 4):

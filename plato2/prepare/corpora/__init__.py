@@ -1,4 +1,4 @@
-"""Corpus readers: one file a format, each a generator of `Dialogue` objects.
+"""Corpus readers: one file per format, each a generator of `Dialogue` objects.
 
 A reader is a module in this folder (or anywhere: give its dotted name) with one function:
 

@@ -4,15 +4,16 @@
      "history": [{"docIdx": 0, "uid": "user2", "text": "Hey there !", "utcTimestamp": "2018-03-01T00:11:35Z"},
                  ...]}
 
-One conversation a file (`Conversations/train/*.json`, as released), or one a line (`.jsonl`). The option
+One conversation per file (`Conversations/train/*.json`, as released), or one per line (`.jsonl`). The option
 `wikidata` names the articles: `WikiData/*.json`, or one JSON object of them all by film.
 
     {"wikiDocumentIdx": 11, "0": {"movieName": "Mean Girls", "year": "2004", "cast": ["...", ...],
      "introduction": "...", ...}, "1": "Cady Heron ...", "2": "...", "3": "..."}
 
 With it, a turn of a speaker who saw the article has the section shown at that time (`docIdx`) as knowledge:
-section 0 as one text a field (`director: Mark Waters`), a scene of the plot (1 to 3) as one text a sentence,
-for as a whole it would rarely fit into a context. Messages that one speaker sends in a row are one turn.
+section 0 as one text per field (`director: Mark Waters`), a scene of the plot (1 to 3) as one text per
+sentence, for as a whole it would rarely fit into a context. Messages that one speaker sends in a row are one
+turn.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""DailyDialog's text: one dialogue a line, every turn ends with `__eou__`; two people take turns.
+"""DailyDialog's text: one dialogue per line, every turn ends with `__eou__`; two people take turns.
 
     The taxi drivers are on strike again . __eou__ What for ? __eou__ They want more money . __eou__
 

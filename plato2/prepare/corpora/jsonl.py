@@ -1,4 +1,4 @@
-"""JSON lines, one dialogue a line, or a JSON list of dialogues.
+"""JSON lines, one dialogue per line, or a JSON list of dialogues.
 
     {"turns": ["hi !", "hello , how are you ?"]}
     {"turns": [{"text": "hi !", "speaker": "a", "time": "2020-02-01T10:00:00Z", "knowledge": ["..."]}, ...],

@@ -2,10 +2,10 @@
 
     [["生 快", "姐 也 要 快 哈"], ...]               JSON
     {"train": [["生 快", ...], ...], "valid": ...}   JSON with splits: name one with the option `split`
-    ["生 快", "姐 也 要 快 哈"]                       JSON lines: a dialogue a line
+    ["生 快", "姐 也 要 快 哈"]                       JSON lines: one dialogue per line
 
 The text is segmented, into characters or into words; blanks that Chinese does not have are taken out. A JSON
-file is read a dialogue at a time, so its size does not matter.
+file is read one dialogue at a time, so its size does not matter.
 """
 
 from __future__ import annotations

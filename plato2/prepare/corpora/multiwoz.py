@@ -8,7 +8,7 @@ MultiWOZ 2.0 and 2.1 are one `data.json`; the user begins, the turns alternate, 
           "book": {"booked": [{"name": "acorn house", "reference": "7GAWK763"}], "people": "6"}}}}]}}
 
 MultiWOZ 2.2 is folders of `dialogues_*.json` in the form of Schema-Guided Dialogue (sgd.py). The metadata
-grows over a dialogue; knowledge of a system turn is what it has just booked, one text a booking:
+grows over a dialogue; knowledge of a system turn is what it has just booked, one text per booking:
 
     hotel booked: name acorn house, reference 7GAWK763
 
@@ -37,7 +37,7 @@ def read(
         files: files or folders.
         report: counts dialogues of another form, and those left out by `only` and `leave_out`.
         knowledge: `results` gives a SYSTEM turn the bookings just made; `none` nothing.
-        only: a file (or glob) with an id a line, such as `testListFile.txt`: read these dialogues.
+        only: a file (or glob) with one id per line, such as `testListFile.txt`: read these dialogues.
         leave_out: the same, but leave them out: `data.json` holds validation and test, too.
     """
     kept, left_out = _ids(only, report), _ids(leave_out, report) or frozenset()

@@ -1,4 +1,4 @@
-"""ParlAI: episodes in its text format, and its logs of conversations (a dialogue a line of JSON).
+"""ParlAI: episodes in its text format, and its logs of conversations (one dialogue per line of JSON).
 
     text:your persona: i ski.\\nMusic\\nhi , who are you ?<TAB>labels:a skier !|i ski .
     text:nice<TAB>labels:and you ?<TAB>episode_done:True

@@ -6,8 +6,8 @@
          {"service": "Music_3", "actions": [...], "service_call": {"method": "LookupMusic", ...},
           "service_results": [{"track": "Alive", "artist": "Sia"}, ...]}]}]}]
 
-The corpus is a folder of `dialogues_001.json`, `dialogues_002.json`, ...; JSON lines with one dialogue a line
-are fine, too. What a SYSTEM turn's own service calls found is its knowledge, one text a result:
+The corpus is a folder of `dialogues_001.json`, `dialogues_002.json`, ...; JSON lines with one dialogue per
+line are fine, too. What a SYSTEM turn's own service calls found is its knowledge, one text per result:
 
     LookupMusic: track Alive, artist Sia
     ReserveRestaurant: no result

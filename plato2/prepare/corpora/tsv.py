@@ -1,4 +1,4 @@
-"""Knover's tab-separated files: `turn [SEP] turn<TAB>response`, one sample a line.
+"""Knover's tab-separated files: `turn [SEP] turn<TAB>response`, one sample per line.
 
 With a header the columns are found by name, in any case: `src` or `context`, `tgt` or `response`, and
 optionally `knowledge` (texts joined by [SEP]) and `label` (rows whose label is not 1 are negatives and left

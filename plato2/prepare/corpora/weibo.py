@@ -1,4 +1,4 @@
-"""Pairs of Weibo (STC and the like): `post<TAB>reply`, one pair a line.
+"""Pairs of Weibo (STC and the like): `post<TAB>reply`, one pair per line.
 
     我 也 要 去 健 身 懒 半 年 了<TAB>我 一 直 懒 现 在 终 于 动 起 来 了
 

@@ -15,5 +15,5 @@ it are the context. A message that breaks a rule is removed together with everyt
 
 The stages are plain Python over Arrow; an engine only says where they run and brings the nodes of a thread
 together. So both engines write the same samples in the same order (`digest` in index.json), whatever the
-number of workers, and a run that was killed goes on from its last finished part.
+number of workers, and a run that was killed resumes from its last finished part.
 """

@@ -1,8 +1,8 @@
 """Dump files: compressed or plain NDJSON, local or remote, read to the end or not at all.
 
-A dump is one JSON object a line, a month a file: `RC_2011-01.zst` (comments), `RS_2011-01.zst` (submissions).
-The newer ones are compressed with a window of 2 GiB, which a reader has to allow and to hold. A compressed
-stream that stops in the middle looks like its end to most libraries; here it is an error.
+A dump is one JSON object per line, a month a file: `RC_2011-01.zst` (comments), `RS_2011-01.zst`
+(submissions). The newer ones are compressed with a window of 2 GiB, which a reader has to allow and to hold.
+A compressed stream that stops in the middle looks like its end to most libraries; here it is an error.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class DumpReader:
         if n_waiting > self._block_bytes + _LONGEST_LINE:
             raise UserError(
                 f"{self._dump.path}: no line ends within {n_waiting >> 20} MB after line {self.n_lines:,}: "
-                "this is not a dump (one JSON object a line)"
+                "this is not a dump (one JSON object per line)"
             )
 
     def _block(self, data: bytes) -> Block:

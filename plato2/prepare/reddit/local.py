@@ -160,7 +160,7 @@ class LocalEngine:
                 f"memory={self._memory}: too little for DuckDB ({line}); give it more with --memory, or take "
                 "fewer --workers"
             )
-        return UserError(f"DuckDB could not go on: {line}")
+        return UserError(f"DuckDB failed: {line}")
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         import duckdb

@@ -49,7 +49,7 @@ class NodeJob:
         return (self.parts(dump) / "done.json").exists()
 
     def is_written(self, dump: Dump, block: Block) -> bool:
-        """Whether the part is there, and of this very block: a damaged file may have been mended since."""
+        """Whether the part is there, and of this very block: a damaged file may have been repaired since."""
         part = self.part(dump, block.number)
         return part.exists() and part_metadata(part)["lines"] == block.sha256
 

@@ -217,7 +217,7 @@ def parse_lines(dump: Dump, block: Block, on_broken: str, counts: Counts) -> Ite
             why = f"not valid JSON ({error})" if isinstance(error, orjson.JSONDecodeError) else str(error)
             if on_broken == "stop":
                 raise UserError(
-                    f"{dump.path}:{number}: {why}; mend the file, or leave such lines out with "
+                    f"{dump.path}:{number}: {why}; fix the file, or leave such lines out with "
                     "--on-broken skip"
                 ) from None
             counts.n_broken += 1

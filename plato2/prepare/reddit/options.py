@@ -26,7 +26,7 @@ class RedditOptions:
     """All that decides what is written, and where and how it is made.
 
     Raises:
-        UserError: a value that cannot be; names the key.
+        UserError: an impossible value; names the key.
     """
 
     comments: list[str] = option(help="Dumps of comments (RC_*): paths or globs, local or remote.")
@@ -41,21 +41,21 @@ class RedditOptions:
     )
     rules: RedditRules = option(factory=RedditRules, help="The cleaning rules.")
     tokenizer: str | None = option(
-        None, help="Folder of a tokenizer; else one is trained on a sample of the messages."
+        None, help="Folder of a tokenizer; default: one is trained on a sample of the messages."
     )
     vocab_pieces: int | None = option(
         None, help="Pieces of a tokenizer to train.", ge=4, default_text="the language's"
     )
     character_coverage: float = option(0.9995, help="Share of the characters a trained tokenizer knows.")
-    lower_case: bool = option(False, help="A trained tokenizer lower-cases.")
-    tokenizer_messages: int = option(300_000, help="Messages to train it on, at most.", ge=1)
+    lower_case: bool = option(False, help="Make a trained tokenizer lower-case all text.")
+    tokenizer_messages: int = option(300_000, help="Train it on at most this many messages.", ge=1)
     orphans: Orphans = option(
-        "drop", help="A comment whose parent is not there: removed with all below it, or a root."
+        "drop", help="A comment whose parent is missing: removed with all below it, or a root."
     )
     max_context: int = option(128, help="Ids of a context, special ids included.", ge=3, le=65535)
     max_response: int = option(128, help="Ids of a response, special ids included.", ge=3)
     cut_turn: bool = option(
-        False, help="Cut a parent that alone is too long (its end stays); else the sample is lost."
+        False, help="Cut a parent that is too long by itself (its end stays); otherwise the sample is lost."
     )
     valid_from: str | None = option(
         None,
@@ -63,9 +63,9 @@ class RedditOptions:
         default_text="the last 2 % of the comments",
     )
     valid_samples: int = option(
-        200_000, help="Validation samples at most, drawn from all after that day.", ge=1
+        200_000, help="At most this many validation samples, drawn from all after that day.", ge=1
     )
-    shard_nodes: int = option(32_768, help="Comments that make a shard, on average.", ge=1)
+    shard_nodes: int = option(32_768, help="Comments per shard, on average.", ge=1)
     on_broken: OnBroken = option(
         "stop", help="At a line or file that cannot be read: stop, or skip and count."
     )
@@ -75,7 +75,7 @@ class RedditOptions:
     workers: int = option(
         factory=usable_cores, help="Processes of the local engine.", ge=1, default_text="the processors"
     )
-    memory: str = option("1GB", help="What DuckDB may take before it goes to disk.")
+    memory: str = option("1GB", help="Memory that DuckDB may use before it goes to disk.")
     spark_master: str | None = option(
         None, help="Master URL of Spark.", default_text="Spark's own, else local[workers]"
     )
@@ -84,7 +84,7 @@ class RedditOptions:
     )
     work: str | None = option(None, help="Folder of the parts in progress.", default_text="OUT.work")
     keep_work: bool = option(False, help="Keep that folder at the end.")
-    force: bool = option(False, help="Replace a prepared corpus that is there.")
+    force: bool = option(False, help="Replace an existing prepared corpus.")
 
     @property
     def pieces(self) -> int:

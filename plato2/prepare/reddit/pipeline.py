@@ -7,7 +7,7 @@
     3. shards       the samples of the threads (threads.py); those before `valid_from` are for training
     4. the rest     validation samples with the lowest keys, index, data card
 
-Stages 1 to 3 leave their parts in the work folder, so the same command goes on after any interruption.
+Stages 1 to 3 leave their parts in the work folder, so the same command resumes after any interruption.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def prepare_reddit(options: RedditOptions, *, show_progress: bool = True) -> Pat
         The folder, `options.out`.
 
     Raises:
-        UserError: anything the user can mend; finished parts stay in the work folder.
+        UserError: anything the user can fix; finished parts stay in the work folder.
     """
     out = Path(options.out)
     check_target(out, options.force)
@@ -146,7 +146,7 @@ def _engine(options: RedditOptions, work: Path) -> Iterator[Engine]:
 
 
 class _Bars(Progress):
-    """One progress bar a stage, on stderr."""
+    """One progress bar per stage, on stderr."""
 
     def __init__(self, show: bool) -> None:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
@@ -447,13 +447,13 @@ def _nothing_left(options: RedditOptions, nodes: _Nodes) -> str:
     if not n_read:
         cut = [f"{report.path}: {report.cut}" for report in nodes.reports if report.cut]
         broken = "".join(f"; {reason}" for reason in [*counts.broken_examples, *cut][:1])
-        return f"comments={', '.join(options.comments)}: no comment in there{broken}"
+        return f"comments={', '.join(options.comments)}: no comment in them{broken}"
     removed = Counter[str]()
     for month in counts.funnel.values():
         removed.update(month)
     rule, n = max(((name, n) for name, n in removed.items() if name != "read"), key=lambda pair: pair[1])
     return (
-        f"of {n_read:,} comments none passes the rules; {n:,} fail at '{rule}': change it with --rule, or "
+        f"of {n_read:,} comments, none passes the rules; {n:,} fail at '{rule}': change it with --rule, or "
         "see what the rules say about one message with plato2 prepare explain"
     )
 

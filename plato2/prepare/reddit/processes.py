@@ -76,7 +76,7 @@ class Processes:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
             raise UserError(
-                "a worker process died (out of memory?): run the command again, it goes on from the last "
+                "a worker process died (out of memory?): run the command again, it continues from the last "
                 "finished part; --workers 1 takes the least memory"
             ) from None
 

@@ -35,11 +35,11 @@ class RedditRules(CleanRules):
     max_repeats: int | None = 100
     """Rule 7: the same message occurs more often among those that pass the rules before."""
     offensive_words: str | None = "en"
-    """Rule 8: the shipped list `en` or `zh`, or a file with one word or phrase a line."""
+    """Rule 8: the shipped list `en` or `zh`, or a file with one word or phrase per line."""
     quarantined: str | None = "quarantined"
-    """Rule 9: the shipped list, or a file with one subreddit a line. Flags in the dumps count as well."""
+    """Rule 9: the shipped list, or a file with one subreddit per line. Flags in the dumps count as well."""
     bots: str | None = "bots"
-    """Rule 10: the shipped list, or a file with one author a line."""
+    """Rule 10: the shipped list, or a file with one author per line."""
 
     @classmethod
     def off(cls) -> RedditRules:
@@ -183,6 +183,6 @@ def check_language(language: str) -> None:
     """
     if language not in LANGUAGES:
         raise UserError(
-            f"language={language!r}: there are settings for {', '.join(LANGUAGES)}; for another one take en "
-            "with --rule offensive_words=FILE and --vocab-pieces"
+            f"language={language!r}: there are settings for {', '.join(LANGUAGES)}; for another language use "
+            "en with --rule offensive_words=FILE and --vocab-pieces"
         )

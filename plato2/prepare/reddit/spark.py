@@ -3,8 +3,9 @@
 The choices:
 
 - Only DataFrames, no `sparkContext`. What a task computes it writes itself into the work folder, which all
-  machines share: the same files as those of the local engine, so either engine goes on where the other one
-  stopped. A part is whole or not there and has the same bytes each time: tasks may be retried or run twice.
+  machines share: the same files as those of the local engine, so either engine continues where the other
+  one stopped. A part is whole or not there and has the same bytes each time: tasks may be retried or run
+  twice.
 - A task of stage 1 is a whole dump, the largest first: a compressed file has to be read from its beginning.
 - In stage 3 `shard % partitions` is the partition (`repartitionById`), so that a task knows its shards.
 - This process waits beside Spark, looks which files are there (the progress bars) and takes Ctrl-C.
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 
 _GET_JAVA = (
     "apt install openjdk-17-jre-headless, or conda install -c conda-forge openjdk=17 (--engine local "
-    "needs none)"
+    "needs no Java)"
 )
 _NO_PYSPARK = f"the Spark engine needs PySpark: {install('spark')}"
 _CONFIGURED = ("MASTER", "SPARK_HOME", "SPARK_CONF_DIR", "PYSPARK_SUBMIT_ARGS")
@@ -252,7 +253,7 @@ class SparkEngine:
         Spark is called in a thread, so that Ctrl-C ends this one without a word of Py4J.
 
         Raises:
-            UserError: as raised by a task, or the reason why Spark could not go on.
+            UserError: as raised by a task, or the reason why Spark failed.
             OSError: as raised by a task.
         """
         future: Future[list[Any]] = Future()
@@ -274,7 +275,7 @@ class SparkEngine:
             raise OSError(told["errno"], told["text"], told["file"]) from error
         self._note(error)
         raise UserError(
-            f"Spark could not go on: {self._reason(error)} (more in {self._log}); what is finished is "
+            f"Spark failed: {self._reason(error)} (more in {self._log}); what is finished is "
             "kept: run the command again"
         ) from error
 
@@ -326,7 +327,7 @@ def _java_version() -> str:
     home = os.environ.get("JAVA_HOME")
     java = shutil.which("java", path=f"{home}/bin" if home else None)
     if java is None:
-        raise UserError(f"Spark needs Java 17 or newer and there is none: {_GET_JAVA}")
+        raise UserError(f"Spark needs Java 17 or newer and found none: {_GET_JAVA}")
     said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
     found = re.search(r'version "((\d+)[^"]*)"', said)
     if found is not None and int(found[2]) < 17:
@@ -397,7 +398,7 @@ class _TaskError(Exception):
 
 @contextmanager
 def _task(folder: str) -> Iterator[None]:
-    """Work in a folder that must be here."""
+    """Work in a folder that must exist here."""
     try:
         if not Path(folder).is_dir():
             raise UserError(f"{folder} is not there on {socket.gethostname()}: {_share(Path(folder).parent)}")

@@ -32,7 +32,7 @@ _UNFINISHED = ".part"
 def open_work(folder: Path, command: str) -> Iterator[Path]:
     """Make or reopen the work folder, for this process alone.
 
-    A full disk becomes a clear error: what is finished stays, and the same command goes on from it.
+    A full disk becomes a clear error: what is finished stays, and the same command resumes from it.
 
     Raises:
         UserError: another process works there, or the disk refuses.
@@ -58,16 +58,16 @@ def clear_errors(folder: Path, option: str, command: str) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(disk_full(folder, option, command)) from error
         raise UserError(
-            f"{error.filename or folder}: {error.strerror or error}; mend that and run {command} again"
+            f"{error.filename or folder}: {error.strerror or error}; fix that and run {command} again"
         ) from error
 
 
 def disk_full(folder: Path, option: str, command: str) -> str:
-    """What to say when there is no room left."""
+    """What to say when the disk is full."""
     free = shutil.disk_usage(folder if folder.exists() else folder.absolute().parent).free
     return (
         f"the disk of {folder} is full ({free / 1e6:,.0f} MB free): free some space, or name a folder on "
-        f"another disk with {option}, and run {command} again; it goes on from the last finished part"
+        f"another disk with {option}, and run {command} again; it continues from the last finished part"
     )
 
 
