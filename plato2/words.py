@@ -4,7 +4,7 @@ words = WordList.read("en", "clean.offensive_words")  # or a path
 words.find("What the HELL ?")                         # "hell"
 bots = read_names("bots", "reddit.bots")              # or a path
 
-A file has one entry a line, in UTF-8. Empty lines do not count, nor do comments, which begin with `# `;
+A file has one entry per line, in UTF-8. Empty lines do not count, nor do comments, which begin with `# `;
 `#tag` is an entry.
 
 A corpus has billions of messages, and few of them hold a listed word. So a message is cut into words once,
@@ -108,7 +108,7 @@ def read_names(name_or_path: str, key: str) -> frozenset[str]:
     """Names of Reddit accounts or forums, casefolded and without `u/` or `r/`.
 
     Args:
-        name_or_path: of a list that ships with plato2 (`NAME_LISTS`), or a file with one name a line.
+        name_or_path: of a list that ships with plato2 (`NAME_LISTS`), or a file with one name per line.
         key: what the user sets it by, for error messages.
 
     Raises:

@@ -505,7 +505,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_the_run_goes_on(
         patch.setattr(Checkpoints, "save", save_on_a_full_disk)
         done = train_here("run_id=f", expect=2)
     assert_one_line(
-        done.stderr, "last.ckpt", "step 4 could not be written", "step 3 is untouched", "Make room"
+        done.stderr, "last.ckpt", "step 4 could not be written", "step 3 is untouched", "Free some space"
     )
     folder = tmp_path / "outputs" / "tiny-1_coarse" / "f" / "checkpoints"
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 3
@@ -519,7 +519,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_the_run_goes_on(
 def test_a_disk_too_full_for_metrics_is_one_line(train_here: Train) -> None:
     with full_disk(2):
         done = train_here(expect=2)
-    assert_one_line(done.stderr, "File too large", "make room")
+    assert_one_line(done.stderr, "File too large", "free some space")
 
 
 def test_a_folder_that_cannot_be_written(train_here: Train) -> None:

@@ -97,7 +97,10 @@ def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path, arguments: str) -
     command = [sys.executable, "-m", "plato2", *arguments.format(tmp=tmp_path).split()]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
-    assert (done.returncode, done.stderr) == (1, "error: stdout: No space left on device; make room there\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: stdout: No space left on device; free some space there\n",
+    )
 
 
 @pytest.mark.parametrize(

@@ -172,9 +172,9 @@ def test_mistakes_name_the_key_the_value_and_the_cure(tmp_path: Path) -> None:
         ("empty.txt", "the file has no word or phrase"),
     ]:
         value = str(tmp_path / name)
-        with pytest.raises(UserError, match=rf"^{KEY}={re.escape(value)}: {why}.* a line.*: en, zh$"):
+        with pytest.raises(UserError, match=rf"^{KEY}={re.escape(value)}: {why}.* per line.*: en, zh$"):
             WordList.read(value, KEY)
     with pytest.raises(
-        UserError, match=r"^bots=robots: cannot be read.*one name a line.*: bots, quarantined$"
+        UserError, match=r"^bots=robots: cannot be read.*one name per line.*: bots, quarantined$"
     ):
         read_names("robots", "bots")
