@@ -73,7 +73,7 @@ def test_a_stage_of_ones_own(
     scores = json.loads(python("-m", "plato2", "score", tmp_path / "pairs.tsv", "--generation", run))
     assert scores.keys() == {"n_tokens", "nll"}
     error = python("-c", LOADED.replace("from examples", "# from examples"), run, expect=1)
-    assert "stage 'smoothed' is unknown here" in error
+    assert "stage 'smoothed' is not known" in error
     assert "import the module that defines it" in error
 
 

@@ -87,7 +87,7 @@ def test_jobs_that_run_side_by_side_wait_for_their_parent(forks: Forks, corpus: 
         arguments = command(corpus, tmp_path / "outputs", *steps, *given)[2:]
         code, _, output = forks.run(ROOT / "train.py", *arguments, folder=tmp_path)
         assert code == 0, output
-    assert "init_from=auto: waiting for stage 1_coarse of the sweep s to be finished" in output
+    assert "init_from=auto: waiting for stage 1_coarse of the sweep s to finish" in output
     run = RunFolder(tmp_path / "outputs" / "tiny-2_gen" / "s-0")
     assert run.finished
     assert Path(run.lineage()["parent"]["run"]).name == "s-1"
