@@ -1,7 +1,7 @@
 """What evaluation measures of scores and texts: choosing a response, intervals, variety."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
@@ -52,3 +52,26 @@ def distinct_n(candidates: Sequence[str | Sequence[Hashable]], n: int) -> float:
         tokens = candidate.split() if isinstance(candidate, str) else candidate
         n_grams += (tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1))
     return len(set(n_grams)) / len(n_grams) if n_grams else 0.0
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], float], n: int, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """The 95 % percentile interval of a statistic of n cases that are drawn again with replacement.
+
+    The cases are what was sampled: contexts, start utterances, dialogues; never rows that share one of these.
+
+    Args:
+        statistic: of the cases with these numbers, (n,) from 0; nan where it is not defined.
+        n: cases.
+        resamples: how often n cases are drawn.
+        seed: the same seed draws the same cases.
+
+    Returns:
+        Low and high; nan for no case.
+    """
+    if n == 0:
+        return math.nan, math.nan
+    draws = np.random.default_rng(seed).integers(0, n, (resamples, n))
+    low, high = np.nanquantile([statistic(draw) for draw in draws], (0.025, 0.975))
+    return float(low), float(high)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib
-import keyword
 import re
 import shlex
 import shutil
@@ -33,7 +32,7 @@ from test_imports import ALLOWED
 from typer.testing import CliRunner
 
 import plato2.commands.train as hydra_command
-from plato2.commands import SPECIAL, VERBS, app
+from plato2.commands import app, every_command, module_of
 from plato2.config import DecodeConfig
 from plato2.prepare.options import PrepareOptions
 
@@ -174,15 +173,13 @@ def test_own_files_of_the_configuration_page(own_files: Path) -> None:
 
 @cache
 def verb(name: str) -> Any:
-    file = re.sub("[- ]", "_", name) + "_" * keyword.iskeyword(name)
-    module = importlib.import_module(f"plato2.commands.{file}")
-    return typer.main.get_command(module.app)
+    return typer.main.get_command(module_of(name).app)
 
 
 @pytest.mark.parametrize("line", PLATO2_LINES)
 def test_plato2_commands_parse(line: str) -> None:
     words = shlex.split(line.split("plato2 ", 1)[1], comments=True)
-    if (*words[:2],) in SPECIAL:
+    if " ".join(words[:2]) in every_command():
         words = [" ".join(words[:2]), *words[2:]]
     found, arguments = verb(words[0]), words[1:]
     if hasattr(found, "commands"):
@@ -201,7 +198,7 @@ def test_benchmarks_parse(line: str) -> None:
 
 
 def test_options_named_in_the_text_exist() -> None:
-    commands = [verb(name) for name in [*VERBS, *map(" ".join, SPECIAL)]]
+    commands = [verb(name) for name in every_command()]
     commands += map(benchmark, BENCHMARKS)
     commands += [sub for found in commands for sub in getattr(found, "commands", {}).values()]
     parameters = [parameter for found in commands for parameter in found.params]

@@ -35,10 +35,14 @@ VERBS = {
     "score": "Give the probabilities of responses: p(r|c), p(z|c,r), p(l=1|c,r).",
     "import": "Make a model folder from Knover's or PaddleNLP's weights.",
     "export": "Write a model for Knover or for Hugging Face transformers.",
+    "evaluate": "Measure dialogue models as the paper does, and how far each number can be trusted.",
     "report": "Show what the runs of a curriculum reached, and how they answer.",
     "runs": "List runs, compare them, draw their curves.",
 }
 """Verb -> its line in `plato2 --help`; the code is in plato2/commands/<verb>.py (import: import_.py)."""
+
+EVALUATIONS: dict[str, str] = {}
+"""What `plato2 evaluate` can do, as VERBS; the code is in plato2/commands/evaluate_<name>.py."""
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Errors of a full disk, a quota, or a limit on file sizes."""
@@ -49,32 +53,32 @@ what a corpus of any other format needs is the same for all."""
 
 
 class LazyVerbs(TyperGroup):
-    """Lists the verbs from VERBS and imports the module of the one that is called.
+    """Lists the verbs of a table and imports the module of the one that is called.
 
     Contexts and commands come from Typer's own copy of Click, which has no public name.
     """
 
+    verbs = VERBS
+    before = ""
+    """What stands before the verbs: nothing, or `evaluate `."""
+
     def list_commands(self, ctx: Any) -> list[str]:
-        """The verbs in the order of VERBS."""
-        return list(VERBS)
+        """The verbs in the order of their table."""
+        return list(self.verbs)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A verb's place in the help: its name and its line."""
-        return TyperCommand(cmd_name, help=VERBS[cmd_name]) if cmd_name in VERBS else None
+        return TyperCommand(cmd_name, help=self.verbs[cmd_name]) if cmd_name in self.verbs else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that is to be run; `ctx.obj` keeps it for messages."""
-        if not args[0].startswith("-") and args[0] not in VERBS:
-            ctx.fail(f"No such command {args[0]!r}; {did_you_mean(args[0], VERBS)}")
+        if not args[0].startswith("-") and args[0] not in self.verbs:
+            ctx.fail(f"No such command {args[0]!r}; {did_you_mean(args[0], self.verbs)}")
         name, command, rest = super().resolve_command(ctx, args)
-        if (name, *rest[:1]) in SPECIAL:
-            name, rest = f"{name} {rest[0]}", rest[1:]
-            module = importlib.import_module(f"{__name__}.{name.replace(' ', '_')}")
-            command = typer.main.get_command(module.app)
-        elif name in VERBS:
-            file = name.replace("-", "_") + "_" * keyword.iskeyword(name)
-            module = importlib.import_module(f"{__name__}.{file}")
-            command = typer.main.get_command(module.app)
+        if name in self.verbs:
+            if (name, *rest[:1]) in SPECIAL:
+                name, rest = f"{name} {rest[0]}", rest[1:]
+            command = typer.main.get_command(module_of(self.before + name).app)
         for part in (command, *getattr(command, "commands", {}).values()):
             part.help = joined_lines(part.help or "")
         ctx.obj = command
@@ -89,6 +93,24 @@ class LazyVerbs(TyperGroup):
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             raise SystemExit(130) from None
+
+
+class LazyEvaluations(LazyVerbs):
+    """The same below `plato2 evaluate`."""
+
+    verbs = EVALUATIONS
+    before = "evaluate "
+
+
+def every_command() -> list[str]:
+    """All that can be typed after `plato2`, as `prepare reddit`."""
+    return [*VERBS, *map(" ".join, sorted(SPECIAL)), *(f"evaluate {name}" for name in EVALUATIONS)]
+
+
+def module_of(command: str) -> Any:
+    """The module of a command, imported; `command` is one of `every_command`."""
+    file = command.replace("-", "_").replace(" ", "_") + "_" * keyword.iskeyword(command)
+    return importlib.import_module(f"{__name__}.{file}")
 
 
 def with_paths_expanded(command: Any) -> Any:

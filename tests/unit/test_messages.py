@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import plato2
-from plato2.commands import SPECIAL, VERBS, app, joined_lines
+from plato2.commands import VERBS, app, every_command, joined_lines
 from plato2.config import UserError, did_you_mean, in_typed_words
 from plato2.runs.console import number
 from plato2.runs.corpus import CorpusOfRun
@@ -139,7 +139,7 @@ def test_the_version() -> None:
     assert (done.exit_code, done.stdout) == (0, f"plato2 {plato2.__version__}\n")
 
 
-OWN_HELP = sorted({*VERBS, *map(" ".join, SPECIAL)} - {"train"})  # train's is Hydra's
+OWN_HELP = sorted({*every_command()} - {"train"})  # train's is Hydra's
 
 
 @pytest.mark.parametrize("verb", OWN_HELP)

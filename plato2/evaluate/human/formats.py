@@ -1,0 +1,93 @@
+"""The two files of human evaluation: tasks, which are rated, and ratings, one per line.
+
+Others' tools come in and go out through the same two (`exchange.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from plato2 import __version__
+from plato2.formats import Closed, Count
+
+PER = Literal["utterance", "dialogue", "pair", "candidate"]
+"""What a question is asked of: each turn of the system, a dialogue, two dialogues side by side, a candidate."""
+
+
+class Level(Closed):
+    """One answer that a rater can give."""
+
+    value: int | str
+    """A score such as 0, 1, 2; of a pair `left`, `right` or `tie`."""
+    label: str
+    criterion: str = ""
+    """When to give it, as the rater reads it (table 7)."""
+
+
+class Question(Closed):
+    """What raters are asked."""
+
+    name: str
+    """coherence, informativeness, engagingness, humanness, ..."""
+    text: str
+    per: PER
+    levels: Annotated[list[Level], Field(min_length=2)]
+
+
+class Said(Closed):
+    """A turn as raters see it."""
+
+    text: str
+    by_system: bool
+    """False: it was given, or said by a person; it is shown and not rated."""
+
+
+class Shown(Closed):
+    """A dialogue, or a context with a reply, of one system."""
+
+    system: str
+    """Never shown to raters."""
+    dialogue: str
+    """Its id in the file it comes from."""
+    turns: list[Said]
+    candidates: list[str] = Field(default_factory=list)
+    """For the preset `candidates`: replies to the context, in the order in which they are shown."""
+
+
+class Item(Closed):
+    """What one rater rates at a time: one dialogue, or two for a pair (left, then right)."""
+
+    id: str
+    start: str
+    """The start utterance, or the context: items that share it are resampled together."""
+    shown: Annotated[list[Shown], Field(min_length=1, max_length=2)]
+    expected: dict[str, int | str] | None = None
+    """Of an attention check: question -> the only right answer."""
+
+
+class Tasks(Closed):
+    """A whole evaluation, before anyone has rated."""
+
+    format: Literal["plato2 human tasks 1"] = "plato2 human tasks 1"
+    plato2: str = __version__
+    preset: str
+    questions: Annotated[list[Question], Field(min_length=1)]
+    items: Annotated[list[Item], Field(min_length=1)]
+    raters_per_item: Annotated[int, Field(ge=1)] = 3
+    seed: Count = 0
+
+
+class Rating(Closed):
+    """One answer of one rater."""
+
+    item: str
+    question: str
+    rater: str
+    value: int | str
+    """One of the question's levels; of a pair `left`, `right` or `tie`, whatever stood there."""
+    place: int | None = None
+    """The turn, or the candidate, from 0; None for a whole dialogue or a pair."""
+    seconds: float | None = None
+    """From when the item was shown until it was submitted."""
