@@ -13,7 +13,7 @@ from plato2 import __version__
 from plato2.formats import Closed, Count
 
 PER = Literal["utterance", "dialogue", "pair", "candidate"]
-"""What a question is asked of: each turn of the system, a dialogue, two dialogues side by side, a candidate."""
+"""What a question is asked of: each turn of the system, a dialogue, two dialogues, a candidate."""
 
 
 class Level(Closed):
