@@ -1,4 +1,4 @@
-"""Made-up Reddit dumps that look like the real ones, for benchmarks and tests; what was planted is known.
+"""Synthetic Reddit dumps that look like real ones, for benchmarks and tests, with known contents.
 
 The choices:
 
@@ -537,7 +537,7 @@ def _facts(
 
 
 def _deepest(parent: np.ndarray) -> int:
-    """Comments of the longest chain, by jumps of 1, 2, 4, ... parents; what hangs on a cycle is left out."""
+    """The length of the longest chain, by jumps of 1, 2, 4, ... parents; replies to a cycle are left out."""
     jump = np.where(parent >= 0, parent, np.arange(len(parent)))
     depth = (parent >= 0).astype(np.int64)
     on_way, before = parent[jump] >= 0, -1
@@ -625,7 +625,7 @@ def _phrase(salt: np.ndarray) -> np.ndarray:
 
 
 def _planted(dump: _Dump, row: int, run: str, raw: bool) -> str:
-    """The text of a comment that is not plain, as JSON without quotes. `run`: its sentences, as JSON."""
+    """The text of a comment with a planted fault, as JSON without quotes. `run`: its sentences, as JSON."""
     kind, salt = dump.kind[row], int(dump.salt[row])
     if kind == _Kind.REPEATS:
         return PHRASES[int(_phrase(dump.salt[row]))]

@@ -28,7 +28,7 @@ Say = Callable[[str], None]
 
 
 def in_turns(sides: Mapping[str, Callable[[], object]], rounds: int, warm: int = 1) -> dict[str, list[float]]:
-    """Wall seconds of each side by round, after `warm` rounds that do not count."""
+    """Wall seconds of each side by round, after `warm` warm-up rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(warm + rounds):
         for name, side in sides.items():
@@ -40,7 +40,7 @@ def in_turns(sides: Mapping[str, Callable[[], object]], rounds: int, warm: int =
 
 
 def median_ratio(slow: list[float], fast: list[float]) -> float:
-    """Median over the rounds of how many times as much the first costs."""
+    """The median over rounds of the first side's cost divided by the second's."""
     return round(statistics.median(a / b for a, b in zip(slow, fast, strict=True)), 3)
 
 
@@ -62,7 +62,7 @@ def met(value: float | None, target: Target) -> bool | None:
 
 
 def machine() -> dict[str, Any]:
-    """What was measured on."""
+    """The machine that was measured."""
     names = [line.split(":", 1)[1].strip() for line in cpu_info() if line.startswith("model name")]
     shown = ("amx", "avx512_bf16", "avx512f", "avx2", "bf16")
     return {
@@ -80,13 +80,13 @@ def machine() -> dict[str, Any]:
 
 
 class Command(TyperCommand):
-    """A command whose help is broken where the terminal ends, and whose errors are one line."""
+    """A command whose help is wrapped by the terminal, and whose errors are one line."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options | {"help": joined_lines(options["help"])})
 
     def invoke(self, ctx: Any) -> Any:
-        """Run it; what the user can mend ends it with exit code 2."""
+        """Runs it; an error that the user can fix ends it with exit code 2."""
         try:
             return super().invoke(ctx)
         except UserError as error:

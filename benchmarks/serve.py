@@ -80,7 +80,7 @@ class Answers:
     wall_s: float = 0.0
 
     def summary(self) -> dict[str, Any]:
-        """What goes into the report."""
+        """The part for the report."""
         ordered = sorted(self.seconds)
         return {
             "requests": len(ordered),

@@ -27,7 +27,7 @@ from plato2.stages.optim import adamw
 
 @dataclass
 class Side:
-    """One of the things that are compared: a step, and what it cost in each round."""
+    """One side of a comparison: a step, and its cost in each round."""
 
     step: Callable[[int], int]
     """Takes the number of the round, returns the real tokens of the samples it trained on."""
@@ -47,7 +47,7 @@ class Side:
         return [1000 * s / n for s, n in zip(self.seconds, self.tokens, strict=True)]
 
     def summary(self) -> dict[str, Any]:
-        """What goes into the report."""
+        """The part for the report."""
         return {
             "cpu_s_per_1000_tokens": round(statistics.median(self.costs), 4),
             "tokens": sum(self.tokens),
@@ -56,7 +56,7 @@ class Side:
 
 
 def alternate(sides: Iterable[Side], warm: int, rounds: int, deadline: float) -> None:
-    """Lets the sides take turns, after `warm` steps each that do not count.
+    """Lets the sides take turns, after `warm` warm-up steps each.
 
     A round that would end after `deadline` (on `time.monotonic`) is left out, but never the first.
     """
@@ -74,7 +74,7 @@ def alternate(sides: Iterable[Side], warm: int, rounds: int, deadline: float) ->
 
 
 def ratio(numerator: Side, denominator: Side) -> float:
-    """Median over the rounds of the costs' ratio."""
+    """The median over rounds of the ratio of costs."""
     return median_ratio(numerator.costs, denominator.costs)
 
 

@@ -52,6 +52,17 @@ def install(extra: str) -> str:
     return f"pip install '.[{extra}]' in the folder of plato2's source"
 
 
+def dotted(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values by dotted keys: {"a": {"b": 1}} -> {"a.b": 1}."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= {f"{key}.{below}": leaf for below, leaf in dotted(value).items()}
+        else:
+            found[key] = value
+    return found
+
+
 def in_typed_words(message: str, names: Mapping[str, str], sign: str = "=") -> str:
     """A message in which options have the names that the user typed, as `--max-context 2`.
 

@@ -6,14 +6,14 @@ Everything is read from `lineage.json` and `metrics.csv`, without torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from plato2.config import UserError, did_you_mean
+from plato2.config import UserError, did_you_mean, dotted
 from plato2.runs.console import number, say
 from plato2.runs.folder import NOT_PART_OF_A_RUN, RunFolder
 from plato2.runs.saved import read_metrics
@@ -79,7 +79,7 @@ def compare(paths: Sequence[Path], monitor: str | None = None) -> list[Run]:
     if paths and not logged:
         raise UserError(f"{', '.join(map(str, paths))}: no metrics.csv can be read, so nothing is compared")
     lineages = {path: RunFolder(path).lineage() for path in logged}
-    flat = {path: _flat("", lineage.get("config") or {}) for path, lineage in lineages.items()}
+    flat = {path: _said(lineage.get("config") or {}) for path, lineage in lineages.items()}
     found = []
     for path, lineage in lineages.items():
         stage = str(lineage.get("stage"))
@@ -250,14 +250,8 @@ def _parent(parent: Any) -> str | None:
     return "/".join(Path(str(run)).parts[-2:]) if run else str(parent.get("checkpoint"))
 
 
-def _flat(prefix: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    found: dict[str, Any] = {}
-    for key, child in value.items():
-        if prefix or key not in UNSAID:
-            found |= _flat(f"{prefix}.{key}".lstrip("."), child)
-    return found
+def _said(config: Mapping[str, Any]) -> dict[str, Any]:
+    return dotted({key: value for key, value in config.items() if key not in UNSAID})
 
 
 def _text(value: Any) -> str:

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from plato2.bounded import read_file
-from plato2.config import Use, UserError
+from plato2.config import Use, UserError, dotted
 from plato2.files import file_sha256, locked, replace_text
 from plato2.formats import JSON_BYTES, Count, Open, Sha256, parse
 from plato2.runs.console import is_first_process, say
@@ -210,7 +210,7 @@ def fingerprint(config: Mapping[str, Any]) -> str:
         key: leaf
         for section, value in config.items()
         if section not in (*NOT_PART_OF_A_RUN, "logger")
-        for key, leaf in _flat(section, value).items()
+        for key, leaf in dotted({section: value}).items()
         if key == "data.path" or not key.startswith(FREE)
     }
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
@@ -413,7 +413,7 @@ def _conflict(run: RunFolder, config: Mapping[str, Any]) -> str:
     """What keeps a configuration from resuming a run; nothing if it can."""
     before = _configuration(run)
     for section in ("seed", "model", "stage", "data", "optim"):
-        then, here = _flat(section, before.get(section)), _flat(section, config.get(section))
+        then, here = dotted({section: before.get(section)}), dotted({section: config.get(section)})
         for key in sorted(then.keys() | here.keys()):
             if then.get(key) != here.get(key) and not key.startswith(FREE):
                 return (
@@ -421,16 +421,6 @@ def _conflict(run: RunFolder, config: Mapping[str, Any]) -> str:
                     "the old value to resume it, or another run_id to start a new run"
                 )
     return ""
-
-
-def _flat(prefix: str, value: Any) -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        return {
-            name: leaf
-            for key, child in value.items()
-            for name, leaf in _flat(f"{prefix}.{key}", child).items()
-        }
-    return {prefix: value}
 
 
 def curriculum(run: RunFolder, parent: Path | None) -> str:

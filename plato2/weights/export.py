@@ -96,9 +96,9 @@ def export_to_huggingface(
 
 
 def remote_source(module: str) -> str:
-    """The source of a module, its imports of ours made relative: all files lie in one folder.
+    """The source of a module with its plato2 imports made relative: the export is one folder.
 
-    The module is read, not imported: two of them need transformers, which writing a folder does not.
+    The module is read, not imported: two of them import transformers, which is not needed to write a folder.
     """
     package, _, name = module.partition(".")
     source = files(package).joinpath(f"{name.replace('.', '/')}.py").read_text(encoding="utf-8")

@@ -67,7 +67,7 @@ class Saved:
 def read_saved(
     path: str | Path, accept: Collection[str] | None = None, option: str = "", role: Role | None = None
 ) -> Saved:
-    """The model at `path`; of a model folder with two the one that is accepted.
+    """The model at `path`; in a model folder with two models, the accepted one.
 
     Args:
         path: a run folder (its `best.ckpt`, else its `last.ckpt`), a checkpoint file or a model folder.
@@ -133,7 +133,7 @@ def _use(stored: dict[str, Any]) -> Use:
 
 
 def _wanted(accept: Collection[str] | None, role: Role | None) -> str:
-    """The stages that will do; of a role those of plato2, the latest first."""
+    """The accepted stages; for a role, those of plato2 that have it, the latest first."""
     if accept is None:
         from plato2.stages import known_stages  # imports Lightning: only for the message
 
@@ -143,7 +143,7 @@ def _wanted(accept: Collection[str] | None, role: Role | None) -> str:
 
 
 def _numbers(figures: Any) -> dict[str, float]:
-    """The numbers of a record; anything else is ignored, since nothing depends on it."""
+    """The numbers in a record; anything else is ignored because nothing depends on it."""
     if not isinstance(figures, dict):
         return {}
     return {str(name): value for name, value in figures.items() if isinstance(value, float)}
@@ -240,7 +240,7 @@ def load_evaluation(path: str | Path, option: str = "") -> EvaluationNetwork:
 
 
 def _fill(module: nn.Module, saved: Saved, only_shared: bool = False) -> None:
-    """Puts stored weights, and initial values for what is absent, into a module on the meta device.
+    """Fills a module on the meta device with stored weights, and with initial values where there are none.
 
     Empties `saved.weights` on the way, so that a model is in memory once. `only_shared` leaves out heads that
     only training needs.
@@ -261,7 +261,7 @@ def _fill(module: nn.Module, saved: Saved, only_shared: bool = False) -> None:
 
 
 def _check_shapes(module: nn.Module, saved: Saved, only_shared: bool) -> None:
-    """Before memory is taken for any weight.
+    """Checks all shapes before memory is allocated for any weight.
 
     Raises:
         UserError: one has another shape than its own configuration says, or is missing or unknown.

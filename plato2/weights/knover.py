@@ -221,7 +221,7 @@ def export_knover(
 
 
 def _apart(arrays: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """Parameters as released models have them."""
+    """Parameters in the layout of released models."""
     for ours, array in arrays.items():
         names = released_apart(ours)
         yield from zip(names, np.split(array, len(names)) if len(names) > 1 else [array], strict=True)
@@ -256,7 +256,7 @@ def _folder_source(folder: Path) -> tuple[Source, list[str]]:
 
 
 def _pdparams_sources(path: Path) -> tuple[list[Source], list[str]]:
-    """The generation and the evaluation model in PaddleNLP's dict; the names of what is of neither."""
+    """The generation and the evaluation model in PaddleNLP's dict, and the names that belong to neither."""
     arrays = read_pdparams(path)
     sources = []
     left_alone = set(arrays)
@@ -287,7 +287,7 @@ def _pdparams_sources(path: Path) -> tuple[list[Source], list[str]]:
 
 
 def _part(source: Source, config: ModelConfig, dtype: str | None) -> Part:
-    """The parameters of a model; the shape of every one checked.
+    """The parameters of a model, with every shape checked.
 
     Raises:
         UserError: a parameter is missing, or has a shape that does not fit the others.
@@ -335,14 +335,14 @@ def _part(source: Source, config: ModelConfig, dtype: str | None) -> Part:
 
 
 def _read(source: Source, names: list[str], turn: bool) -> Tensor:
-    """A copy of the values, one below the other; Paddle's matrices turned into PyTorch's."""
+    """A copy of the values, stacked, with Paddle's matrices transposed for PyTorch."""
     arrays = [source.read(name) for name in names]
     parts = [torch.from_numpy(np.array(array.T if turn else array, order="C")) for array in arrays]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _geometry(source: Source, n_head: int | None, folders: list[Path]) -> tuple[ModelConfig, str]:
-    """What the shapes say, and the number of heads; also where that is from.
+    """The geometry by the shapes, the number of heads, and where that number is from.
 
     Raises:
         UserError: a table is missing or invalid, or nothing gives the number of heads.
@@ -394,7 +394,7 @@ def _geometry(source: Source, n_head: int | None, folders: list[Path]) -> tuple[
 
 
 def _check_pair(path: Path, models: dict[str, ModelConfig]) -> None:
-    """Generation and evaluation model of one folder have one geometry.
+    """Checks that the generation and evaluation models in a folder have the same geometry.
 
     Raises:
         UserError: they have two.
@@ -414,7 +414,7 @@ def _check_pair(path: Path, models: dict[str, ModelConfig]) -> None:
 
 
 def _beside(path: Path, place: Path, weights: Path) -> Iterator[Path]:
-    """Folders in which configuration and tokenizer may lie: from that of the weights to two above `path`."""
+    """Folders that may hold configuration and tokenizer: from that of the weights up to two above `path`."""
     folder = weights if weights.is_dir() else weights.parent
     top = place if place.is_dir() else place.parent
     yield folder
@@ -449,7 +449,7 @@ def _find_tokenizer(
     models: dict[str, ModelConfig],
     lower_case: bool | None,
 ) -> tuple[Tokenizer, str]:
-    """The tokenizer, and a name for where it is from."""
+    """The tokenizer, and a name for where it came from."""
     beside = (f for f in folders if (f / "spm.model").is_file() and (f / "vocab.txt").is_file())
     if folder := given or next(beside, None):
         found = Tokenizer.load(folder)
@@ -472,7 +472,7 @@ def _find_tokenizer(
 
 @contextmanager
 def _unpacked(path: Path, out: Path, say: Callable[[str], None]) -> Iterator[Path]:
-    """The folder to read: `path` itself, or what a tar holds, unpacked near `out` for the while.
+    """The folder to read: `path` itself, or the contents of a tar, unpacked temporarily near `out`.
 
     Raises:
         UserError: no tar or `.pdparams`, or one with members that do not belong there.
@@ -509,14 +509,14 @@ def _unpack(path: Path, folder: Path, say: Callable[[str], None]) -> None:
 
 
 class _Bounded(io.BufferedIOBase):
-    """A stream that is never unpacked to much more than it was, and never held: tarfile trusts sizes."""
+    """A stream with a bound on what it unpacks, read piece by piece: tarfile trusts the sizes it is told."""
 
     def __init__(self, stream: IO[bytes], path: Path) -> None:
         self._stream, self._path = stream, path
         self._most = UNPACKED_SHARE * path.stat().st_size + _SMALL
 
     def read(self, size: int | None = -1) -> bytes:
-        """As any stream, but a piece at a time.
+        """Reads like any stream, but a piece at a time.
 
         Raises:
             UserError: more than such a file can hold was asked for, or unpacked.
@@ -532,7 +532,7 @@ class _Bounded(io.BufferedIOBase):
         return data
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """By reading, so that what is skipped counts."""
+        """Seeks by reading, so that skipped bytes count."""
         if whence or offset < self._stream.tell():
             return self._stream.seek(offset, whence)
         while (left := offset - self._stream.tell()) > 0 and self.read(min(left, 1 << 20)):
@@ -540,16 +540,16 @@ class _Bounded(io.BufferedIOBase):
         return self._stream.tell()
 
     def tell(self) -> int:
-        """Where the next byte is."""
+        """The position of the next byte."""
         return self._stream.tell()
 
     def close(self) -> None:
-        """Also what it reads."""
+        """Closes the underlying stream too."""
         self._stream.close()
         super().close()
 
     def seekable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
 

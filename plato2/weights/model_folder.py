@@ -120,7 +120,7 @@ def existing_parent(out: Path) -> Path:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to write to, which becomes `out` at the end; if that is not reached, nothing is left.
+    """A folder to write to, which becomes `out` at the end; after a failure nothing is left.
 
     Raises:
         UserError: there is something at `out`, another process writes it, or it cannot be written.
@@ -207,7 +207,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_part(path: Path, part: str) -> dict[str, Tensor]:
-    """The parameters of a part, in the precision they are stored in.
+    """The parameters of a part, in their stored precision.
 
     Raises:
         UserError: a weights file is missing or damaged.
@@ -266,7 +266,7 @@ def _write_weights(folder: Path, parameters: dict[str, Lazy], shard_bytes: int) 
 
 
 def _save(file: Path, parameters: dict[str, Lazy]) -> None:
-    """A safetensors file; safetensors' own writer would want all values in memory at once."""
+    """Writes a safetensors file; safetensors' own writer needs all values in memory at once."""
     ordered = dict(sorted(parameters.items(), key=lambda item: -item[1].dtype.itemsize))  # values lie aligned
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

@@ -64,14 +64,14 @@ _TABLES = (".word.", ".position.", ".token_type.", ".role.")
 
 
 def released_apart(name: str) -> tuple[str, ...]:
-    """The parameters that one of ours is in released models: query, key and value, or itself."""
+    """What one of our parameters is called in released models: query, key and value, or the same name."""
     if ".qkv." not in name:
         return (name,)
     return tuple(name.replace(".qkv.", f".{part}.") for part in ("query", "key", "value"))
 
 
 def released_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The same of shapes: query, key and value have a third of the rows each."""
+    """The same for shapes: query, key and value have a third of the rows each."""
     apart = {name: released_apart(name) for name in shapes}
     return {
         part: (shapes[name][0] // len(parts), *shapes[name][1:])
@@ -81,10 +81,10 @@ def released_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[in
 
 
 def refuse_apart(path: Path, names: Iterable[str]) -> None:
-    """Refuses our own models from before `attention.qkv`.
+    """Refuses models of ours from before `attention.qkv`.
 
     Raises:
-        UserError: query, key and value are apart.
+        UserError: query, key and value are separate.
     """
     if any(".attention.query." in name for name in names):
         raise UserError(
@@ -110,9 +110,9 @@ def is_transposed(name: str) -> bool:
 
 
 def n_layers(theirs: set[str]) -> int:
-    """How many blocks parameters of these names (Knover's or PaddleNLP's) belong to; gaps count.
+    """The number of blocks by the names of parameters (Knover's or PaddleNLP's); gaps count.
 
-    Never more than there are names, whatever number one of them has.
+    Never more than there are names, whatever number appears in one of them.
     """
     found = [re.search(r"(?:encoder_layer_|\.layers\.)(\d{1,9})[_.]", name) for name in theirs]
     return min(len(theirs), 1 + max((int(match[1]) for match in found if match), default=-1))

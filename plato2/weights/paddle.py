@@ -40,7 +40,7 @@ class Parameter:
     """Of the values in the file, in bytes."""
 
     def read(self) -> np.ndarray:
-        """The values, mapped from the file: nothing is read before it is used."""
+        """The values, memory-mapped: nothing is read before it is used."""
         if not prod(self.shape):
             return np.empty(self.shape, self.dtype)
         return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
@@ -157,7 +157,7 @@ def _read_varint(data: bytes, place: int, path: Path) -> tuple[int, int]:
 
 
 class _Dtype:
-    """Stands for a numpy.dtype of numbers."""
+    """Stands in for a numeric numpy.dtype."""
 
     __slots__ = ("dtype",)
 
@@ -171,7 +171,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for a numpy.ndarray."""
+    """Stands in for a numpy.ndarray."""
 
     __slots__ = ("array",)
 
@@ -186,7 +186,7 @@ class _Array:
 
 
 class _Call:
-    """What a pickle may call, and do nothing else with."""
+    """A function that a pickle may call; it does nothing."""
 
     __slots__ = ("function",)
 
@@ -223,7 +223,7 @@ for _core in ("numpy.core", "numpy._core"):  # numpy 1 and 2
 
 
 class _Memo(dict[int, Any]):
-    """What a pickle may refer to again: not the values of an array, so that they are in memory only once."""
+    """What a pickle may refer to again: never an array's values, which are in memory only once."""
 
     def __setitem__(self, place: int, value: Any) -> None:
         held = value if isinstance(value, tuple) else (value,)
