@@ -41,7 +41,9 @@ VERBS = {
 }
 """Verb -> its line in `plato2 --help`; the code is in plato2/commands/<verb>.py (import: import_.py)."""
 
-EVALUATIONS: dict[str, str] = {}
+EVALUATIONS = {
+    "judge": "Let an LLM compare systems side by side, if it can be believed.",
+}
 """What `plato2 evaluate` can do, as VERBS; the code is in plato2/commands/evaluate_<name>.py."""
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
