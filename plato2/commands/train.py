@@ -300,7 +300,7 @@ class Sweep(Callback):
         output_dir = Path(expand_path(config.output_dir, "output_dir"))
         try:
             if config.report:
-                from plato2.evaluate.report import report_sweep
+                from plato2.report.curriculum import report_sweep
 
                 numbers = {"n_latent_contexts": config.latent_contexts, "n_human": config.human_rank}
                 report_sweep(output_dir, self.name, **numbers)

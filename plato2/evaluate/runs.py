@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -17,6 +17,9 @@ from plato2.config import UserError, did_you_mean, dotted
 from plato2.runs.console import number, say
 from plato2.runs.folder import NOT_PART_OF_A_RUN, RunFolder
 from plato2.runs.saved import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 UNSAID = ("logger", "name", "model_name", *NOT_PART_OF_A_RUN)
 """Keys whose values say nothing of what a run is."""
@@ -171,21 +174,31 @@ def _table(runs: Sequence[Run]) -> Table:
 
 
 def draw(runs: Sequence[Run], file: Path) -> None:
-    """Draws what the runs are compared by over the steps into an image, a panel for each stage.
+    """Draws the curves of the runs into an image.
 
     Raises:
-        UserError: no run has logged it, or the file cannot be written.
+        UserError: no run has logged what they are compared by, or the file cannot be written.
     """
-    import matplotlib
+    try:
+        curves(runs).savefig(file)
+    except (OSError, ValueError) as error:  # no such format
+        raise UserError(f"{file}: cannot be written ({error}); give a file such as runs.png") from None
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+
+def curves(runs: Sequence[Run]) -> Figure:
+    """What the runs are compared by over the steps, a panel for each stage.
+
+    Raises:
+        UserError: no run has logged it.
+    """
+    from matplotlib.figure import Figure
 
     check_logged(runs)
     logged = {run.path: _rows(Path(run.path)) for run in runs}
     shown = [run for run in runs if run.best is not None]
     stages = list(dict.fromkeys(run.stage for run in shown))
-    figure, panels = pyplot.subplots(len(stages), squeeze=False, figsize=(8, 4 * len(stages)), dpi=120)
+    figure = Figure(figsize=(8, 4 * len(stages)), dpi=120, layout="tight")
+    panels = figure.subplots(len(stages), squeeze=False)
     for stage, panel in zip(stages, panels[:, 0], strict=True):
         for run in (run for run in shown if run.stage == stage):
             steps, values = zip(*_finite(logged[run.path], run.monitor), strict=True)
@@ -194,13 +207,7 @@ def draw(runs: Sequence[Run], file: Path) -> None:
             panel.set(xlabel="step", ylabel=run.monitor, title=stage)
         panel.grid(alpha=0.3)
         panel.legend(fontsize="small")
-    figure.tight_layout()
-    try:
-        figure.savefig(file)
-    except (OSError, ValueError) as error:  # no such format
-        raise UserError(f"{file}: cannot be written ({error}); give a file such as runs.png") from None
-    finally:
-        pyplot.close(figure)
+    return figure
 
 
 def plain(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -14,8 +14,8 @@ from runs import make_corpus, make_run, small_tokenizer_texts, write_metrics
 
 from plato2.config import UserError
 from plato2.data.tokenizer import train_tokenizer
-from plato2.evaluate.report import best_validation, curriculum_report, print_report, report_sweep
 from plato2.evaluate.runs import compare, find_runs
+from plato2.report.curriculum import best_validation, curriculum_report, print_report, report_sweep
 from plato2.runs.folder import RunFolder
 from plato2.weights.folder import checkpoint_file
 

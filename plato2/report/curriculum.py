@@ -133,7 +133,7 @@ def best_validation(run: str | Path, part: Part) -> dict[str, Any]:
     else:
         saved = read_saved(run, option=f"--{part}")  # says what else may be wrong with it
         stage, use = saved.stage, asdict(saved.use)
-    if part != _part_of(use):
+    if part != part_of(use):
         raise UserError(f"--{part} {run}: this is a {stage} model; give {PARTS[part]}")
     if not is_run:
         return {"run": str(run), "stage": stage, "step": None}
@@ -155,7 +155,7 @@ def best_validation(run: str | Path, part: Part) -> dict[str, Any]:
     return {"run": str(run), "stage": stage, "step": best, **validated}
 
 
-def _part_of(use: Mapping[str, Any]) -> Part | None:
+def part_of(use: Mapping[str, Any]) -> Part | None:
     """The part that a model has by its use; None for a model that is not part of a curriculum."""
     if use["role"] == "generation":
         return "generation" if use["has_latents"] else "coarse"
@@ -208,7 +208,7 @@ def report_sweep(
     data = ""
     for run in reversed(find_runs(output_dir, f"*/{name}-*")):
         lineage = run.lineage()
-        part = _part_of(lineage["use"]) if "use" in lineage else None
+        part = part_of(lineage["use"]) if "use" in lineage else None
         if part:
             if part == "evaluation" and part in runs:
                 rivals.append(runs[part])

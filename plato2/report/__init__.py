@@ -1,0 +1,1 @@
+"""One page from what lies in folders: runs, the curriculum, evaluations."""

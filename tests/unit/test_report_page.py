@@ -1,0 +1,308 @@
+"""`plato2 report`: one page from runs and results, as HTML, Markdown and on the terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import make_run, write_metrics
+from typer.testing import CliRunner
+
+from plato2.commands import app
+from plato2.config import UserError
+from plato2.evaluate.results import Figure, Measure, Result, inputs, write_result
+from plato2.report import paper
+from plato2.report.found import find
+from plato2.report.page import Table
+from plato2.report.sections import sections
+from plato2.runs.folder import RunFolder
+
+EVIL = "<script>alert(1)</script> | *b* [x](javascript:alert(2)) \x1b[31m"
+"""A reply that wants to be more than text, in HTML, in Markdown and on a terminal."""
+
+
+def figures(**values: float) -> dict[str, Figure]:
+    return {
+        name: Figure(value=value, low=value - 0.01, high=value + 0.01, n=200)
+        for name, value in values.items()
+    }
+
+
+def measures(*names: str) -> dict[str, Measure]:
+    return {name: Measure(label=paper.LABELS.get(name, name)) for name in names}
+
+
+def chats(path: Path, system: str, reply: str) -> Path:
+    turns = [{"speaker": "A", "model": None, "text": "do you drink ?"}]
+    turns.append({"speaker": "B", "model": system, "text": reply})
+    path.write_text(json.dumps({"turns": turns}) + "\n")
+    return path
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Two seeds of a run, a run of another stage, and results of several kinds."""
+    folder = tmp_path / "work"
+    for seed in (1, 2):
+        run = make_run(folder / "outputs" / "tiny-2_gen" / f"seed-{seed}", "2_gen")
+        write_metrics(run, [(2, "val/loss", 5.0 + seed), (2, "val/nll", 4.0 + seed), (2, "val/ppl", 50.0)])
+        config = {"seed": seed, "model": {"n_layer": 2}}
+        RunFolder(run).write_lineage(created=f"2026-01-0{seed}", curriculum="one", config=config)
+    results = folder / "results"
+    results.mkdir()
+    names = [str(folder / "outputs" / "tiny-2_gen" / f"seed-{seed}") for seed in (1, 2)]
+    files = [
+        chats(results / f"{n}.jsonl", name, reply)
+        for n, (name, reply) in enumerate(zip((*names, "rival"), (EVIL, "yes", "no"), strict=True))
+    ]
+    talking = Result(
+        kind="dialogues",
+        inputs=inputs(*files),
+        settings={"seed": 7},
+        measures=measures("distinct_1", "distinct_2", "length"),
+        systems={
+            names[0]: figures(distinct_1=0.1, distinct_2=0.5, length=9),
+            names[1]: figures(distinct_1=0.2, distinct_2=0.5, length=11),
+            "rival": figures(distinct_1=0.3, distinct_2=0.6),
+        },
+    )
+    write_result(results / "dialogues.json", talking)
+    pairs = {"question": "engagingness", "of": "pair", "system": "stage 1", "other": "stage 2"}
+    pairs |= {"wins": 4, "ties": 5, "losses": 6, "p": 0.75}
+    human = Result(
+        kind="human",
+        measures=measures("coherence", "humanness"),
+        systems={"rival": figures(coherence=1.5, humanness=1.25)},
+        details={
+            "comparisons": [pairs],
+            "agreement": {"coherence": {"fleiss_kappa": 0.5, "krippendorff_alpha": None, "plain": 0.75}},
+        },
+    )
+    write_result(results / "human.json", human)
+    judge = Result(kind="judge", measures={}, systems={}, details={"withheld": ["it takes the first"]})
+    write_result(results / "judge.json", judge)
+    (results / "broken.json").write_text((results / "human.json").read_text()[:-40])
+    (results / "other.json").write_text('{"a": 1}')
+    return folder
+
+
+def run(*arguments: str | Path) -> Any:
+    """`plato2 report`; the fixture stands for its two folders."""
+    given: list[str] = []
+    for argument in arguments:
+        of_fixture = isinstance(argument, Path) and argument.name == "work"
+        given += [str(argument / "outputs"), str(argument / "results")] if of_fixture else [str(argument)]
+    return CliRunner().invoke(app, ["report", *given], env={"COLUMNS": "250"})
+
+
+class Page(HTMLParser):
+    """What a browser makes of it: tags, and the texts of table cells by row."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self.in_cell = False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self.in_cell = self.in_cell and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self.in_cell:
+            self.rows[-1][-1] += data
+
+
+def row(rows: list[list[str]], first: str) -> list[str]:
+    return next([cell.strip() for cell in found] for found in rows if found and found[0].strip() == first)
+
+
+def test_a_page_of_everything(place: Path) -> None:
+    out = place / "report.html"
+    done = run(place, "--out", out)
+    assert done.exit_code == 0, done.output
+    assert "broken.json: not valid JSON" in done.stderr
+    assert "other.json" not in done.stderr
+    page = Page(out)
+    # the paper's table 1, its numbers, and ours: two seeds are one line
+    assert row(page.rows, "PLATO-2 1.6B")[1:] == [
+        "1.920",
+        "1.892",
+        "1.840",
+        "1.740",
+        "0.169",
+        "0.613",
+        "15.7",
+    ]
+    seeds = row(page.rows, "tiny-2_gen (2 seeds)")
+    assert seeds[1:5] == ["not measured"] * 4
+    assert seeds[5] == "0.150 ± 0.071 over 2 seeds"
+    rival = row(page.rows, "rival")
+    assert rival[1] == "1.500 (1.490 to 1.510)"
+    assert rival[2] == "not measured"
+    # tables 4 and 5, agreement, the judge, what is missing
+    assert row(page.rows, "engagingness (table 5)")[1:6] == [
+        "PLATO-2 stage 1",
+        "PLATO-2 stage 2",
+        "3",
+        "31",
+        "16",
+    ]
+    assert row(page.rows, "engagingness")[1:] == ["stage 1", "stage 2", "4", "5", "6", "0.75"]
+    assert row(page.rows, "the paper, all questions")[1] == "0.466"
+    assert row(page.rows, "coherence")[1:] == ["0.500", "n/a", "0.750"]
+    text = out.read_text(encoding="utf-8")
+    assert "withheld: it takes the first" in text
+    assert row(page.rows, "response selection")[1].startswith("plato2 evaluate selection")
+    missing = next(cells[0] for cells in page.rows if cells and cells[0].startswith("people's ratings of"))
+    assert missing.count("seed-") == 2
+    assert "rival" not in missing
+    # runs, their spread, provenance
+    assert row(page.rows, "2_gen: tiny-2_gen, 2 seeds")[1:] == ["val/nll", "5.5", "0.7071"]
+    assert '{"seed": 7}' in "".join("".join(cells) for cells in page.rows)
+
+
+def test_nothing_on_the_page_is_from_elsewhere_or_runs(place: Path) -> None:
+    out = place / "report.html"
+    run(place, "--out", out)
+    page, text = Page(out), out.read_text(encoding="utf-8")
+    assert EVIL.partition(" | ")[0] not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "\x1b" not in text
+    assert {"script", "iframe", "link", "img", "object"}.isdisjoint(tag for tag, _ in page.tags)
+    for _, attributes in page.tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("href", "xlink:href", "src"):
+                assert (value or "").startswith("#")
+    assert "default-src 'none'" in text
+
+
+def test_markdown(place: Path) -> None:
+    out = place / "report.md"
+    done = run(place, "--out", out, "--title", "A *title*")
+    assert done.exit_code == 0, done.output
+    text = out.read_text(encoding="utf-8")
+    assert text.startswith("# A \\*title\\*\n")
+    assert "| PLATO-2 1.6B | 1.920 |" in text
+    assert "\\<script\\>alert(1)\\</script\\>" in text
+    assert not re.search(r"(?<!\\)\]\(javascript", text)
+    assert "\x1b" not in text
+    pictures = re.findall(r"!\[[^\]]*\]\((report_pictures/\d+\.svg)\)", text)
+    assert len(pictures) >= 3
+    assert all((place / picture).read_text().startswith("<svg") for picture in pictures)
+    for block in re.split(r"\n\n", text):
+        if block.startswith("| ") and "\n|:---" in block:
+            widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+            assert len(widths) == 1, block
+
+
+def test_the_terminal(place: Path) -> None:
+    done = run(place)
+    assert done.exit_code == 0, done.output
+    assert "PLATO-2 1.6B" in done.stdout
+    assert "\x1b[31m" not in done.stdout
+
+
+def test_json(place: Path) -> None:
+    found = json.loads(run(place, "--json", "--out", place / "r.html").stdout)
+    assert len(found["runs"]) == 2
+    assert [result["kind"] for result in found["results"]] == ["dialogues", "human", "judge"]
+    assert found["written"] == [str(place / "r.html")]
+
+
+def test_the_last_curriculum_without_arguments(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    later = make_run(place / "outputs" / "tiny-1_coarse" / "late", "1_coarse")
+    write_metrics(later, [(2, "val/nll", 4.5), (2, "val/loss", 4.5)])
+    RunFolder(later).write_lineage(created="2026-02-01", curriculum="two", config={"seed": 1})
+    monkeypatch.chdir(place)
+    assert json.loads(run("--json").stdout)["runs"] == ["outputs/tiny-1_coarse/late"]
+
+
+def test_a_result_file_alone_and_dialogues_that_are_gone(place: Path) -> None:
+    for file in (place / "results").glob("*.jsonl"):
+        file.unlink()
+    found = find([place / "results" / "dialogues.json"])
+    made = {section.title: section.blocks for section in sections(found)}
+    assert found.runs == []
+    assert "Not there any more" in made["Dialogues"][0].text  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere: no such folder"),
+        (["empty"], "empty: no runs and no results in it"),
+        (["work/results", "--out", "r.pdf"], "--out r.pdf: give a file that ends in .html or .md"),
+        (["work/results/other.json"], "other.json: "),
+        (["--coarse", "x"], "--coarse: give the corpus of the runs too"),
+        (["work/results", "--data", "d"], "--data d: looks closer at one curriculum"),
+        (["work/results", "--out", "none/r.html"], "--out none/r.html: cannot be written"),
+    ],
+)
+def test_bad_input(place: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place.parent)
+    Path("empty").mkdir()
+    done = run(*arguments)
+    assert (done.exit_code, message in done.stderr) == (2, True), done.stderr
+
+
+def test_weights_and_biases_offline(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(place))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    done = run(place, "--wandb", "evaluations", "--out", place / "r.html")
+    assert done.exit_code == 0, done.output
+    (folder,) = (place / "wandb").glob("offline-run-*")
+    (page,) = folder.glob("files/media/html/*.html")
+    assert "PLATO-2 1.6B" in page.read_text(encoding="utf-8")
+    summary = folder / "files" / "wandb-summary.json"
+    if summary.exists():
+        assert json.loads(summary.read_text())["dialogues/rival/distinct_1"] == 0.3
+
+
+def test_the_papers_tables_are_whole() -> None:
+    for table in (paper.TALK, paper.STATIC, paper.SELECTION):
+        assert {*table.measures} <= {*paper.LABELS}
+        assert all(len(values) == len(table.measures) for values in table.rows.values())
+    assert all(sum(pair.counts) == 50 for pair in paper.PAIRS)
+
+
+def test_the_page_in_a_browser(place: Path) -> None:
+    """Nothing is wider than the page, also where it is narrow; printed it has no navigation."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs Chromium on the PATH")
+    out = place / "report.html"
+    run(place, "--out", out)
+    for width in (1280, 390):
+        shot = place / f"{width}.png"
+        command = [
+            chromium,
+            "--headless",
+            "--no-sandbox",
+            f"--window-size={width},2400",
+            f"--screenshot={shot}",
+        ]
+        subprocess.run([*command, out.as_uri()], check=True, capture_output=True, timeout=120)
+        assert shot.stat().st_size > 20_000
+
+
+def test_a_table_of_a_measure_that_nobody_has() -> None:
+    assert Table(["a"], []).ours == frozenset()
+    with pytest.raises(UserError, match="no such folder"):
+        find([Path("nowhere")])
