@@ -481,8 +481,8 @@ class RunConfig:
     """Seeds the weights, the order of the samples, dropout, masks, negatives and Gumbel noise."""
     init_from: str = "auto"
     """Initial weights: a run folder, a checkpoint, a model folder, `scratch` (random), or `auto`: random for
-    stage 1, and for the others the newest finished run of the stage that they start from (stage 1, for ours),
-    with the same geometry and tokenizer."""
+    stage 1 and `plato`, and for the others the newest finished run of the stage that they start from (stage
+    1, for ours), with the same geometry and tokenizer."""
     resume: str = "auto"
     """`auto` resumes an unfinished run of the same config, `never` starts a new one; or a run folder."""
     run_id: str | None = None

@@ -29,7 +29,7 @@ plato2 report --coarse outputs/tiny-1_coarse/RUN --generation outputs/tiny-2_gen
 def report(
     data: Annotated[str, typer.Option(help="The prepared corpus of the runs, local or remote.")],
     coarse: Annotated[Path | None, typer.Option(help="Run, checkpoint or model folder of 1_coarse.")] = None,
-    generation: Annotated[Path | None, typer.Option(help="The same for 2_gen.")] = None,
+    generation: Annotated[Path | None, typer.Option(help="The same for 2_gen or plato.")] = None,
     evaluation: Annotated[Path | None, typer.Option(help="The same for 2_eval.")] = None,
     contexts: Annotated[int, typer.Option(min=0, help="Validation contexts to answer.")] = 3,
     latent_contexts: Annotated[

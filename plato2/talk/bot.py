@@ -94,7 +94,7 @@ class PlatoBot:
     """A generation model, its tokenizer and, to pick among the candidates, an evaluation model.
 
     Args:
-        generation: a `2_gen` model (one candidate for each latent) or a `1_coarse` model (samples).
+        generation: a `2_gen` or `plato` model (one candidate for each latent) or a `1_coarse` one (samples).
         tokenizer: the one all models were trained with.
         evaluation: a `2_eval` model; None ranks by the generation model's own coherence, or by
             log-probability if it has none.
@@ -155,7 +155,7 @@ class PlatoBot:
         """A bot from run folders, checkpoint files or model folders.
 
         Args:
-            generation: a `2_gen` or `1_coarse` model.
+            generation: a `2_gen`, `plato` or `1_coarse` model.
             evaluation: a `2_eval` model with the same tokenizer; None takes the one in `generation`: of a
                 model folder that has two models, or of a model that ranks its own candidates.
             device: `auto` (the GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...
