@@ -36,6 +36,8 @@ class Unit(TypedDict):
     """(N,) number of each context's sample in the corpus."""
     sample_key: NotRequired[Tensor]
     """(N,) random key for noise that is drawn on the device."""
+    random_index: NotRequired[Tensor]
+    """(R,) flat index of the first slot of further records, in which a random response follows a context."""
     coherence_labels: NotRequired[Tensor]
     """(N,) in stage 2.2: 1 = the context's own response, 0 = another."""
     response_texts: NotRequired[Tensor]

@@ -20,6 +20,8 @@ Strategy = Literal["top_k", "top_p", "beam"]
 Criterion = Literal["coherence", "forward", "backward"]
 """p(l=1|c,r), log p(r|c,z) and log p(c|r), the last two as means per token."""
 Role = Literal["generation", "evaluation", "backward"]
+Head = Literal["first", "dual", "mask"]
+"""Of p(l|c,r): see model/heads.py, `coherence_head`."""
 Schedule = Literal["inverse_sqrt", "linear"]
 COLDEST, HOTTEST = 0.01, 2
 """Temperatures, above which a text is noise and below which the most probable token is taken: logits would
@@ -274,6 +276,12 @@ class Use:
     """For a generation model: whether it has a candidate for each z."""
     training_only: tuple[str, ...] = ()
     """Beginnings of the names of parameters that only its losses need; a released model may lack them."""
+    coherence_head: Head | None = None
+    """For a generation model: the head of its own p(l|c,r), which ranks its candidates, if it has one."""
+
+    def serves(self, role: Role) -> bool:
+        """Whether a model is of this role, or of another and ranks by coherence all the same."""
+        return role == self.role or (role == "evaluation" and self.coherence_head is not None)
 
 
 @dataclass
@@ -473,8 +481,8 @@ class RunConfig:
     """Seeds the weights, the order of the samples, dropout, masks, negatives and Gumbel noise."""
     init_from: str = "auto"
     """Initial weights: a run folder, a checkpoint, a model folder, `scratch` (random), or `auto`: random for
-    stage 1, and for the others the newest finished run of the stage that they start from (stage 1, for ours),
-    with the same geometry and tokenizer."""
+    stage 1 and `plato`, and for the others the newest finished run of the stage that they start from (stage
+    1, for ours), with the same geometry and tokenizer."""
     resume: str = "auto"
     """`auto` resumes an unfinished run of the same config, `never` starts a new one; or a run folder."""
     run_id: str | None = None

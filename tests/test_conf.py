@@ -95,7 +95,7 @@ def test_no_group_is_forgotten() -> None:
     stages = [*STAGES, "2_eval_dual"]
     assert options("stage") == sorted(stages)
     recipes = {f"{model}-{stage}" for model in MODELS for stage in stages}
-    recipes |= {f"evening-{stage}" for stage in stages if stage != "backward"}
+    recipes |= {f"evening-{stage}" for stage in stages if stage not in ("backward", "plato")}
     assert set(options("recipe")) == recipes | {"none"}
 
 
@@ -265,6 +265,15 @@ def test_the_backward_stage_is_stage_1_on_other_batches(compose: Compose) -> Non
     assert type(data.batch).__name__ == "BackwardBatch"
     with pytest.raises(UserError, match=r"model\.n_role=4: BackwardBatch has no roles; use model\.n_role=0"):
         built(compose("stage=backward", "model.n_role=4"))
+
+
+@pytest.mark.parametrize("model", [model for model in MODELS if model != "tiny"])
+def test_the_baseline_starts_from_nothing_with_the_values_of_stage_1(compose: Compose, model: str) -> None:
+    keys, stage, data = built(compose(f"model={model}", "stage=plato"))
+    coarse = built(compose(f"model={model}", "stage=1_coarse"))[0]
+    assert (keys.optim, keys.trainer, keys.data) == (coarse.optim, coarse.trainer, coarse.data)
+    assert stage.warm_starts_from == ("plato",)  # so init_from=auto means random weights
+    assert type(data.batch).__name__ == "JointBatch"
 
 
 # ----------------------------------------------------------------------------------------------- who wins

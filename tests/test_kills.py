@@ -106,6 +106,7 @@ STAGES = [
     ["stage=2_eval", "init_from=scratch"],
     ["stage=2_eval_dual", "init_from=scratch"],
     ["stage=backward", "init_from=scratch", "data.n_workers=1"],
+    ["stage=plato"],
 ]
 
 

@@ -82,6 +82,7 @@ CASES = {
     "dual": ["stage=2_eval_dual", "init_from=scratch"],
     "linear": ["stage=1_coarse", "optim.schedule=linear"],
     "backward": ["stage=backward", "init_from=scratch"],
+    "plato": ["stage=plato"],
     "workers": ["stage=1_coarse", "data.n_workers=2"],
     "accumulation": ["stage=2_gen", "init_from=scratch", "data.unit_tokens=256"],
     # about 7 steps an epoch: 12 steps cross its end

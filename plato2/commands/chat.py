@@ -101,7 +101,7 @@ def chat(
         sys.stdin.reconfigure(errors="ignore")  # bytes that are not text
         sys.stdout.reconfigure(errors="replace")  # text that the terminal's encoding lacks
     if evaluation is None and bot.evaluation is not None:
-        evaluation = generation  # a model folder with both
+        evaluation = generation  # a model folder with both, or a model that ranks its own candidates
     models = {"generation": generation, "evaluation": evaluation, "backward": backward}
     Chat(bot, {name: None if path is None else str(path) for name, path in models.items()}).run()
 

@@ -18,7 +18,9 @@ app = typer.Typer(
     help="Write a trained or imported model for other programs.",
 )
 
-Generation = Annotated[Path | None, typer.Option(help="Run, checkpoint or model folder of 2_gen/1_coarse.")]
+Generation = Annotated[
+    Path | None, typer.Option(help="Run, checkpoint or model folder of 2_gen/1_coarse/plato.")
+]
 Evaluation = Annotated[
     Path | None,
     typer.Option(help="The same for 2_eval; default: the one in --generation, if that folder has both."),

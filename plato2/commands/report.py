@@ -53,7 +53,7 @@ def report(
         Path | None, typer.Option(help="Run, checkpoint or model folder of 1_coarse.", rich_help_panel=CLOSER)
     ] = None,
     generation: Annotated[
-        Path | None, typer.Option(help="The same for 2_gen.", rich_help_panel=CLOSER)
+        Path | None, typer.Option(help="The same for 2_gen or plato.", rich_help_panel=CLOSER)
     ] = None,
     evaluation: Annotated[
         Path | None, typer.Option(help="The same for 2_eval.", rich_help_panel=CLOSER)

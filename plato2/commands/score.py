@@ -27,8 +27,9 @@ HELP = """Give the probabilities of responses, one JSON object per line.
 
 A line of FILE is the turns of a context joined by [SEP], a TAB, and a response. A 1_coarse model gives nll
 (summed, in nats) and n_tokens of p(r|c); a 2_gen model posterior, p(z|c,r) of each latent, and nll_by_latent;
-a 2_eval model coherence, p(l=1|c,r). A line that cannot be read gives {"error": ...} in its
-place. An imported 2_gen model without its recognition head (released ones may lack it) gives no posterior.
+a 2_eval model coherence, p(l=1|c,r); a plato model all three. A line that cannot be read gives
+{"error": ...} in its place. An imported 2_gen model without its recognition head (released ones may lack it)
+gives no posterior.
 
 [bold]Examples[/]
 
@@ -42,7 +43,7 @@ plato2 score pairs.tsv --generation models/24L --evaluation models/24L --out sco
 def score(
     file: Annotated[Path, typer.Argument(help="Lines: turn [SEP] turn TAB response.")],
     generation: Annotated[
-        Path | None, typer.Option(help="Run, checkpoint or model folder of 1_coarse or 2_gen.")
+        Path | None, typer.Option(help="Run, checkpoint or model folder of 1_coarse, 2_gen or plato.")
     ] = None,
     evaluation: Annotated[Path | None, typer.Option(help="The same for 2_eval.")] = None,
     out: Annotated[Path | None, typer.Option(help="File to write to; default: stdout.")] = None,

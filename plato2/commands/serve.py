@@ -228,7 +228,7 @@ def serve(
     generation: Annotated[
         Path | None,
         typer.Option(
-            help="Run folder, checkpoint or model folder of stage 2_gen (or 1_coarse).",
+            help="Run folder, checkpoint or model folder of stage 2_gen (or 1_coarse, plato).",
             rich_help_panel=MODELS,
         ),
     ] = None,

@@ -28,13 +28,15 @@ MODELS, DECODING, RANKING, SAFETY = "Models", "Decoding", "Ranking", "Safety"
 Generation = Annotated[
     Path,
     typer.Option(
-        help="Run folder, checkpoint or model folder of stage 2_gen (or 1_coarse).", rich_help_panel=MODELS
+        help="Run folder, checkpoint or model folder of stage 2_gen (or 1_coarse, plato).",
+        rich_help_panel=MODELS,
     ),
 ]
 Evaluation = Annotated[
     Path | None,
     typer.Option(
-        help="The same for stage 2_eval, to rank by; default: log-probability.", rich_help_panel=MODELS
+        help="The same for stage 2_eval, to rank by; default: what --generation has, else log-probability.",
+        rich_help_panel=MODELS,
     ),
 ]
 Backward = Annotated[

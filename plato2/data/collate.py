@@ -1,8 +1,9 @@
 """Batch makers: what the items of a window are, and one unit of them as the tensors a stage reads.
 
 A stage's configuration names its batch maker: `GenerationBatch` for stages 1 and 2.1, `CoherenceBatch` for
-stage 2.2, `BackwardBatch` for the extra stage p(c|r), whose records begin with the response (docs/spec.md,
-Inputs). What a unit holds: plato2/batch.py; how it is laid out: units.py.
+stage 2.2, `JointBatch` for a stage that learns to write and to rank at once, `BackwardBatch` for the extra
+stage p(c|r), whose records begin with the response (docs/spec.md, Inputs). What a unit holds:
+plato2/batch.py; how it is laid out: units.py.
 """
 
 from __future__ import annotations
@@ -91,7 +92,56 @@ class GenerationBatch:
             max_response=window.max_response,
             roles=self.roles,
         )
-        return _named(unit, window, items, layout)
+        return _named(unit, window, items, layout.items)
+
+
+@dataclass(frozen=True)
+class JointBatch:
+    """p(r|c,z) and p(l|c,r) together: each context with its own response and with a random one.
+
+    Both records have a front slot and lack their last id, as in `GenerationBatch`. Those with the context's
+    own response are the N records of the unit, and only they have targets; `random_index` has the others'
+    front slots. Negatives are those of `CoherenceBatch`.
+    """
+
+    roles: bool = False
+    positions: Positions = "continuous"
+    reject_identical: bool = True
+
+    def longest(self, index: ShardIndex) -> int:
+        """Slots of the longest item the corpus may hold."""
+        return index.max_context + index.max_response
+
+    def items(self, window: Window) -> Items:
+        """Two items for each sample, as in `CoherenceBatch`.
+
+        Raises:
+            UserError: all responses of the window are equal, so there is no negative.
+        """
+        return _with_negatives(window, self.reject_identical)
+
+    def count_targets(self, window: Window, items: Items, chosen: np.ndarray) -> int:
+        """Targets of the chosen items: every id but [CLS] of the responses that are the contexts' own."""
+        own = chosen[items.labels[chosen] == 1]
+        return int((window.response_len[items.responses[own]] - 1).sum())
+
+    def unit(self, window: Window, items: Items, layout: UnitLayout) -> Unit:
+        """The tensors of one unit."""
+        unit = build_unit(
+            _records(window, items, layout.items),
+            layout,
+            latent_slot=window.mask_id,
+            positions=self.positions,
+            max_response=window.max_response,
+            roles=self.roles,
+        )
+        own = torch.from_numpy(items.labels[layout.items] == 1)
+        unit["random_index"] = unit["sample_index"][~own]
+        unit["sample_index"] = unit["sample_index"][own]
+        kept = own[unit["target_sample"]]  # (targets of all records,)
+        unit["target_index"], unit["target_ids"] = unit["target_index"][kept], unit["target_ids"][kept]
+        unit["target_sample"] = (own.cumsum(0) - 1)[unit["target_sample"][kept]]
+        return _named(unit, window, items, layout.items[own.numpy()])
 
 
 @dataclass(frozen=True)
@@ -119,7 +169,7 @@ class BackwardBatch:
         """The tensors of one unit."""
         forward = _records(window, items, layout.items)
         backward = Records(forward.token_ids, forward.first[:, ::-1], forward.length[:, ::-1])
-        return _named(build_unit(backward, layout), window, items, layout)
+        return _named(build_unit(backward, layout), window, items, layout.items)
 
 
 @dataclass(frozen=True)
@@ -165,10 +215,7 @@ class CoherenceBatch:
         rows = np.arange(len(window.samples))
         if self.head == "dual":
             return Items(rows, rows, np.ones_like(rows), np.diff(window.samples.offsets))
-        contexts = np.repeat(rows, 2)
-        responses = np.stack([rows, self._negatives(window)], axis=1).ravel()
-        slots = window.samples.context_len[contexts] + window.response_len[responses]
-        return Items(contexts, responses, np.tile([1, 0], len(rows)), slots)
+        return _with_negatives(window, self.reject_identical)
 
     def count_targets(self, window: Window, items: Items, chosen: np.ndarray) -> int:
         """Masked tokens of the chosen items."""
@@ -191,27 +238,7 @@ class CoherenceBatch:
         if self.head == "dual":
             texts = _response_hash(window, items.responses[layout.items])
             unit["response_texts"] = torch.from_numpy(texts.view(np.int64))
-        return _named(unit, window, items, layout)
-
-    def _negatives(self, window: Window) -> np.ndarray:
-        """For each sample the row (n,) of another one's response."""
-        n = len(window.samples)
-        order = permutation(n, draw_key(Draw.NEGATIVES, window.seed, window.epoch, window.number))
-        if self.reject_identical:
-            text = _response_hash(window, order)
-            changes = np.flatnonzero(text != np.roll(text, 1))  # where a run of equal responses begins
-            if len(changes) == 0:
-                raise UserError(
-                    f"all {n} responses of window {window.number} are equal: there is no negative for stage "
-                    "2_eval; use a larger or cleaner corpus, or a larger data.window_samples"
-                )
-            after = np.searchsorted(changes, np.arange(n), side="right") % len(changes)
-            following = order[changes[after]]
-        else:
-            following = np.roll(order, -1)
-        negatives = np.empty(n, dtype=np.int64)
-        negatives[order] = following
-        return negatives
+        return _named(unit, window, items, layout.items)
 
     def _mask(self, window: Window, items: Items, chosen: np.ndarray, tokens: Tokens) -> Masked:
         """Which words are hidden, and by what: 32 random bits choose what happens, 32 more a random id."""
@@ -243,11 +270,41 @@ def _records(window: Window, items: Items, chosen: np.ndarray) -> Records:
     return Records(samples.token_ids, first, length)
 
 
-def _named(unit: Unit, window: Window, items: Items, layout: UnitLayout) -> Unit:
-    """Adds the global id and the noise key of each sample (N,)."""
+def _with_negatives(window: Window, reject_identical: bool) -> Items:
+    """Two items for each sample, its own response and another: any part of them has as many of each."""
+    rows = np.arange(len(window.samples))
+    contexts = np.repeat(rows, 2)
+    responses = np.stack([rows, _negatives(window, reject_identical)], axis=1).ravel()
+    slots = window.samples.context_len[contexts] + window.response_len[responses]
+    return Items(contexts, responses, np.tile([1, 0], len(rows)), slots)
+
+
+def _negatives(window: Window, reject_identical: bool) -> np.ndarray:
+    """For each sample the row (n,) of another one's response."""
+    n = len(window.samples)
+    order = permutation(n, draw_key(Draw.NEGATIVES, window.seed, window.epoch, window.number))
+    if reject_identical:
+        text = _response_hash(window, order)
+        changes = np.flatnonzero(text != np.roll(text, 1))  # where a run of equal responses begins
+        if len(changes) == 0:
+            raise UserError(
+                f"all {n} responses of window {window.number} are equal: none is a negative; use a larger or "
+                "cleaner corpus, or a larger data.window_samples"
+            )
+        after = np.searchsorted(changes, np.arange(n), side="right") % len(changes)
+        following = order[changes[after]]
+    else:
+        following = np.roll(order, -1)
+    negatives = np.empty(n, dtype=np.int64)
+    negatives[order] = following
+    return negatives
+
+
+def _named(unit: Unit, window: Window, items: Items, chosen: np.ndarray) -> Unit:
+    """Adds the global id and the noise key of each of the chosen samples (N,)."""
     key = draw_key(Draw.NOISE, window.seed, window.epoch)
-    noise = draw(key, _item_counters(window, items, layout.items))
-    unit["sample_ids"] = torch.from_numpy(window.samples.sample_ids[items.contexts[layout.items]])
+    noise = draw(key, _item_counters(window, items, chosen))
+    unit["sample_ids"] = torch.from_numpy(window.samples.sample_ids[items.contexts[chosen]])
     unit["sample_key"] = torch.from_numpy(noise.view(np.int64))
     return unit
 

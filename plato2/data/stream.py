@@ -26,13 +26,13 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from plato2.batch import Unit
 from plato2.config import UserError
-from plato2.data.collate import BackwardBatch, CoherenceBatch, GenerationBatch, Items, Window
+from plato2.data.collate import BackwardBatch, CoherenceBatch, GenerationBatch, Items, JointBatch, Window
 from plato2.data.order import Batching, Position, epoch_windows, lay_out, rank_units
 from plato2.data.packing import Layout, UnitLayout
 from plato2.data.shards import Samples, ShardIndex, SplitIndex, read_shard
 from plato2.random import draw_key
 
-Batch: TypeAlias = GenerationBatch | CoherenceBatch | BackwardBatch
+Batch: TypeAlias = GenerationBatch | CoherenceBatch | JointBatch | BackwardBatch
 Step: TypeAlias = dict[str, Any]
 """{"units": [unit, ...], "position": (3,)}; without position in validation."""
 

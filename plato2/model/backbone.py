@@ -260,6 +260,20 @@ class Backbone(nn.Module):
             cache.length += n_query
         return self.final_norm(x[:n_read])
 
+    def encode_masked(self, x: Tensor, front: Tensor, segment_ids: Tensor) -> Tensor:
+        """The output of [MASK] in the front slot of each record, all of which it sees (equation 3).
+
+        Args:
+            x: (B, T, H) embedded rows.
+            front: (N,) flat index of each front slot.
+            segment_ids: (B, T), 0 = padding.
+
+        Returns:
+            (N, H).
+        """
+        mask_vector = self.word.weight[self.config.mask_id].expand(len(front), -1)  # (N, H)
+        return self.encode(put_front(x, front, mask_vector), self.mask(segment_ids), read=front)
+
     def lm_logits(self, h: Tensor) -> Tensor:
         """Word logits of gathered slots only, never of a whole (B, T, V): (M, H) -> (M, V)."""
         return F.linear(self.lm_transform(cpu.whole_steps(h)), self.word.weight, self.lm_bias)[: len(h)]

@@ -1,16 +1,15 @@
-"""What stages 2.1 and 2.2 add to the backbone: latent and recognition, bag of words, coherence."""
+"""What stages add to the backbone: latent and recognition, bag of words, coherence."""
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plato2.config import ModelConfig
+from plato2.config import Head, ModelConfig
 from plato2.model import cpu
 from plato2.model.backbone import TokenTransform, mean_slots
 
-Head = Literal["first", "dual"]
 SCALE = 20.0
 """Of a cosine before the softmax of a dual head, at the start: a temperature of 0.05."""
 
@@ -150,6 +149,26 @@ class DualCoherence(nn.Module):
         return torch.sigmoid(scale * score + bias)
 
 
-def coherence_head(config: ModelConfig, head: Head) -> Coherence | DualCoherence:
-    """The head of an evaluation model: `first` = Knover's, on the first slot; `dual`."""
+class MaskCoherence(nn.Module):
+    """p(l=1|c,r) = sigmoid(W3 h + b3) from the slot of [MASK], which also recognises z (PLATO, equation 7).
+
+    As two logits, of which that of l = 0 is 0: their softmax is the sigmoid.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(config.hidden_size, 1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(N, H) -> logits (N, 2)."""
+        return F.pad(self.classifier(h), (1, 0))
+
+
+AnyCoherence: TypeAlias = Coherence | DualCoherence | MaskCoherence
+
+
+def coherence_head(config: ModelConfig, head: Head) -> AnyCoherence:
+    """The head of p(l|c,r): `first` = Knover's, on the first slot; `dual`; `mask` = PLATO's."""
+    if head == "mask":
+        return MaskCoherence(config)
     return Coherence(config) if head == "first" else DualCoherence(config)

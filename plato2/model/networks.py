@@ -4,17 +4,17 @@ Their parameters have the names of the stage's state dict, so one file fits both
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, cast
 
 from torch import nn
 
-from plato2.config import ModelConfig
+from plato2.config import Head, ModelConfig
 from plato2.model.backbone import Backbone
-from plato2.model.heads import Coherence, DualCoherence, Head, Latents, coherence_head
+from plato2.model.heads import AnyCoherence, Latents, coherence_head
 
 
 class Generator(Protocol):
-    """What decoding needs: a `GenerationNetwork`, or a stage 1 or 2.1 that is being trained."""
+    """What decoding needs: a `GenerationNetwork`, or a stage of that use which is being trained."""
 
     model_config: ModelConfig
     backbone: Backbone
@@ -24,28 +24,49 @@ class Generator(Protocol):
     def recognition(self) -> Latents | None:
         """The latents z, or None of a stage-1 model."""
 
+    @property
+    def coherence(self) -> AnyCoherence | None:
+        """The head that ranks its own candidates, or None: then an evaluation model does, if any."""
+
 
 class Evaluator(Protocol):
-    """What ranking needs: an `EvaluationNetwork`, or a stage 2.2 that is being trained."""
+    """What ranking needs: an `EvaluationNetwork`, a stage that ranks, or a generator that ranks its own."""
 
     model_config: ModelConfig
     backbone: Backbone
-    coherence: Coherence | DualCoherence
     training: bool
+
+    @property
+    def coherence(self) -> AnyCoherence:
+        """The head of p(l|c,r)."""
+
+
+def own_evaluator(generator: Generator) -> Evaluator | None:
+    """The generator itself if it ranks its own candidates."""
+    return None if generator.coherence is None else cast(Evaluator, generator)
 
 
 class GenerationNetwork(nn.Module):
-    """p(r|c) of stage 1, or p(r|c,z) of stage 2.1 without the heads that only training needs."""
+    """p(r|c) or p(r|c,z), without the heads that only training needs; with p(l|c,r) if it ranks its own."""
 
-    def __init__(self, config: ModelConfig, has_latents: bool) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        has_latents: bool,
+        head: Head | None = None,
+        figures: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__()
         self.model_config = config
+        self.figures = dict(figures or {})
+        """As of an `EvaluationNetwork`."""
         self.backbone = Backbone(config)
         self.recognition = Latents(config) if has_latents else None
+        self.coherence = None if head is None else coherence_head(config, head)
 
 
 class EvaluationNetwork(nn.Module):
-    """p(l|c,r) of stage 2.2."""
+    """p(l|c,r) alone."""
 
     def __init__(
         self, config: ModelConfig, head: Head = "first", figures: Mapping[str, float] | None = None

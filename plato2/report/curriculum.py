@@ -104,6 +104,8 @@ def curriculum_report(
     parts = {part: best_validation(run, part) for part, run in runs.items()}
     ranking = [runs["evaluation"], *rivals] if "evaluation" in runs else []
     judges = [best_validation(run, "evaluation") for run in ranking]
+    if not judges and "coherence_acc" in parts.get("generation", {}):
+        judges = [parts["generation"]]  # it ranks its own candidates
     return {
         "stages": {
             found["stage"]: {key: value for key, value in found.items() if key != "stage"}
@@ -209,6 +211,8 @@ def report_sweep(
     for run in reversed(find_runs(output_dir, f"*/{name}-*")):
         lineage = run.lineage()
         part = part_of(lineage["use"]) if "use" in lineage else None
+        if part == "generation" and part in runs and lineage["use"].get("coherence_head"):
+            continue  # the baseline of a curriculum that has a generation model of its own
         if part:
             if part == "evaluation" and part in runs:
                 rivals.append(runs[part])
@@ -255,7 +259,7 @@ def _choice(
     found: list[dict[str, Any]] = []
     written: list[list[list[int]]] = []
     for model in models:
-        config = RunFolder(Path(model["run"])).lineage().get("config", {})
+        lineage = RunFolder(Path(model["run"])).lineage()
         figures = {name: model[name] for name in ("coherence_acc", *CHOICE) if name in model}
         if n_human and "generation" in runs:
             bot = PlatoBot.load(runs["generation"], model["run"])
@@ -265,7 +269,8 @@ def _choice(
             written = written or written_candidates(bot.generation, contexts, bot.decode_config)
             figures |= {"n_human": len(contexts)}
             figures |= human_figures(bot.evaluation, contexts, replies, written)
-        head = config.get("stage", {}).get("head", "first")
+        own_head = lineage.get("use", {}).get("coherence_head")
+        head = own_head or lineage.get("config", {}).get("stage", {}).get("head", "first")
         found.append({**{key: model[key] for key in ("run", "stage", "step")}, "head": head, **figures})
     if not any(figure in model for model in found for figure in (*CHOICE, "human_first")):
         return {}

@@ -480,7 +480,7 @@ def build_callbacks(
     if keys.sample_replies and stage.use.role == "generation":
         replies = ValidationReplies(data, keys.sample_replies)
         callbacks.append(SampleReplies(run.path / "replies.jsonl", replies))
-    if (keys.selection or keys.human_rank) and stage.use.role == "evaluation":
+    if (keys.selection or keys.human_rank) and stage.use.serves("evaluation"):
         callbacks.append(Figures(ValidationFigures(data, keys.selection, keys.human_rank, parent)))
     if keys.latent_contexts and getattr(stage, "recognition", None) is not None:
         callbacks.append(Figures(ValidationVariety(data, keys.latent_contexts)))

@@ -1,4 +1,4 @@
-"""The curriculum and one more stage: one LightningModule per file."""
+"""The curriculum and two more stages: one LightningModule per file."""
 
 from plato2.config import UserError
 from plato2.stages.backward import BackwardGeneration
@@ -6,12 +6,14 @@ from plato2.stages.base import Stage
 from plato2.stages.coarse import CoarseGeneration
 from plato2.stages.evaluation import CoherenceEstimation
 from plato2.stages.fine import FineGeneration
+from plato2.stages.plato import Plato
 
 __all__ = [
     "BackwardGeneration",
     "CoarseGeneration",
     "CoherenceEstimation",
     "FineGeneration",
+    "Plato",
     "Stage",
     "known_stages",
     "stage_class",

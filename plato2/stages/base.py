@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from plato2.batch import Unit
 from plato2.config import ModelConfig, OptimConfig, Use
 from plato2.model.backbone import Backbone, initialize
+from plato2.model.heads import AnyCoherence, coherence_head
 from plato2.stages.metrics import TermMeans
 from plato2.stages.optim import adamw, schedule
 from plato2.stages.sharding import shard_fully
@@ -68,6 +69,10 @@ class Stage(pl.LightningModule):
         self.seed = seed
         self.automatic_optimization = False
         self.backbone = Backbone(self.model_config)
+        head = self.use.coherence_head
+        self.coherence: AnyCoherence | None = (
+            None if head is None else coherence_head(self.model_config, head)
+        )
         self.validation_means = TermMeans([*self.loss_terms, *self.metric_terms, *self.validation_terms])
 
     def finish_init(self, **arguments: Any) -> None:

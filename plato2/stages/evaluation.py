@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plato2.batch import Unit, record_numbers
-from plato2.config import ModelConfig, OptimConfig, Use, UserError
+from plato2.config import Head, ModelConfig, OptimConfig, Use, UserError
 from plato2.model import losses
 from plato2.model.backbone import read_slots
-from plato2.model.heads import DualCoherence, Head, coherence_head
+from plato2.model.heads import AnyCoherence, DualCoherence, coherence_head
 from plato2.stages.base import Stage
 from plato2.stages.metrics import Calibration
 
@@ -35,6 +35,7 @@ class CoherenceEstimation(Stage):
     metric_terms: ClassVar[dict[str, str]] = {"coherence_acc": "samples"}
     warm_starts_from = ("1_coarse", "2_eval")
     monitor = ("val/coherence_acc", "max")
+    coherence: AnyCoherence
 
     def __init__(
         self,

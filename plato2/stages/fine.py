@@ -41,8 +41,8 @@ class FineGeneration(Stage):
     use = Use("generation", True, ("recognition.transform.", "recognition.bias", "bag_of_words."))
     loss_terms: ClassVar[dict[str, str]] = {"nll": "targets", "bow": "targets"}
     metric_terms: ClassVar[dict[str, str]] = {"z_entropy": "samples"}
-    validation_terms = ("nll_uniform",)
-    warm_starts_from = ("1_coarse", "2_gen")
+    validation_terms: ClassVar[tuple[str, ...]] = ("nll_uniform",)
+    warm_starts_from: ClassVar[tuple[str, ...]] = ("1_coarse", "2_gen")
     monitor = ("val/nll", "min")
     passes = 2
 
@@ -74,7 +74,10 @@ class FineGeneration(Stage):
         talking has only a uniform one.
         """
         x = self.backbone.embed_unit(unit)  # (B, T, H), for both passes
-        logits = self.posterior(unit, x)  # (N, K)
+        return self.given_posterior(unit, x, self.posterior(unit, x))
+
+    def given_posterior(self, unit: Unit, x: Tensor, logits: Tensor) -> dict[str, Tensor]:
+        """The terms of `losses` from the rows (B, T, H) and the logits (N, K) of p(z|c,r)."""
         noise = None
         if self.training or self.validation_noise == "fixed":
             noise = uniform(unit["sample_key"], self.model_config.n_latent)
@@ -87,11 +90,7 @@ class FineGeneration(Stage):
 
     def posterior(self, unit: Unit, x: Tensor) -> Tensor:
         """Logits (N, K) of p(z|c,r) (equation 3): [MASK] in the front slot, all of the sample visible."""
-        front = unit["sample_index"]
-        mask_vector = self.backbone.word.weight[self.model_config.mask_id].expand(len(front), -1)  # (N, H)
-        mask = self.backbone.mask(unit["segment_ids"])
-        h = self.backbone.encode(put_front(x, front, mask_vector), mask, read=front)  # (N, H)
-        return self.recognition(h)
+        return self.recognition(self.backbone.encode_masked(x, unit["sample_index"], unit["segment_ids"]))
 
     def any_latent(self, unit: Unit) -> Tensor:
         """A latent for each sample as talking gives it, uniform and one-hot: (N, K), the same each time."""

@@ -18,7 +18,7 @@ import torch
 from plato2.config import DecodeConfig, RankConfig, UserError
 from plato2.data.samples import Context, read_context
 from plato2.data.tokenizer import MOST_UNREAD, Tokenizer
-from plato2.model.networks import Evaluator, Generator
+from plato2.model.networks import Evaluator, Generator, own_evaluator
 from plato2.talk.decode import decode
 from plato2.talk.rank import Candidate, doubt, rank, score_weights
 from plato2.talk.safety import Flag, Safety
@@ -94,9 +94,10 @@ class PlatoBot:
     """A generation model, its tokenizer and, to pick among the candidates, an evaluation model.
 
     Args:
-        generation: a `2_gen` model (one candidate for each latent) or a `1_coarse` model (samples).
+        generation: a `2_gen` or `plato` model (one candidate for each latent) or a `1_coarse` one (samples).
         tokenizer: the one all models were trained with.
-        evaluation: a `2_eval` model; None ranks by log-probability.
+        evaluation: a `2_eval` model; None ranks by the generation model's own coherence, or by
+            log-probability if it has none.
         decode: how to find candidates; a model with room for fewer than `max_tokens` response tokens stops
             there.
         backward: a model of stage `backward`, for ranking by log p(c|r).
@@ -117,6 +118,7 @@ class PlatoBot:
         rank: RankConfig | None = None,
         safety: Safety | None = None,
     ) -> None:
+        evaluation = own_evaluator(generation) if evaluation is None else evaluation
         self.generation, self.tokenizer, self.evaluation = generation, tokenizer, evaluation
         self.backward, self.rank_config, self.safety = backward, rank or RankConfig(), safety
         score_weights(self.rank_config, evaluation, backward)
@@ -153,9 +155,9 @@ class PlatoBot:
         """A bot from run folders, checkpoint files or model folders.
 
         Args:
-            generation: a `2_gen` or `1_coarse` model.
-            evaluation: a `2_eval` model with the same tokenizer; None takes the one in `generation` when
-                that is a model folder that has one.
+            generation: a `2_gen`, `plato` or `1_coarse` model.
+            evaluation: a `2_eval` model with the same tokenizer; None takes the one in `generation`: of a
+                model folder that has two models, or of a model that ranks its own candidates.
             device: `auto` (the GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...
             decode: how to find candidates.
             backward: a model of stage `backward` with the same tokenizer.

@@ -26,7 +26,7 @@ from plato2.model.cpu import whole_steps  # noqa: F401
 from plato2.model.heads import Latents  # noqa: F401
 from plato2.model.losses import nll  # noqa: F401
 from plato2.model.masks import additive  # noqa: F401
-from plato2.model.networks import EvaluationNetwork, GenerationNetwork
+from plato2.model.networks import EvaluationNetwork, Evaluator, GenerationNetwork, own_evaluator
 from plato2.model.noise import uniform  # noqa: F401
 from plato2.random import GOLDEN  # noqa: F401
 from plato2.talk.configuration_plato2 import Plato2Config
@@ -62,7 +62,8 @@ class Plato2Model(PreTrainedModel):
         self.evaluation: EvaluationNetwork | None = None
         if config.generation:
             model = ModelConfig(**config.generation["arguments"]["model"])
-            self.generation = GenerationNetwork(model, config.generation["use"]["has_latents"])
+            use = config.generation["use"]
+            self.generation = GenerationNetwork(model, use["has_latents"], use.get("coherence_head"))
         if config.evaluation:
             arguments = config.evaluation["arguments"]
             self.evaluation = EvaluationNetwork(
@@ -174,6 +175,13 @@ class Plato2Model(PreTrainedModel):
         assert network is not None
         return read_context(turns, self.tokenizer, network.model_config.max_position // 2)
 
+    @property
+    def _evaluator(self) -> Evaluator | None:
+        """What ranks: the evaluation model, else a generation model that ranks its own candidates."""
+        if self.evaluation is not None or self.generation is None:
+            return self.evaluation
+        return own_evaluator(self.generation)
+
     def reply(self, turns: Sequence[str], **options: Any) -> list[Candidate]:
         """One candidate for each latent z, most coherent first (without evaluation model: most probable).
 
@@ -192,14 +200,15 @@ class Plato2Model(PreTrainedModel):
         config = DecodeConfig(**options)
         found = decode(self.generation, [context.ids], config)[0]
         found = [hypothesis.stopped(config.stop, self.tokenizer) for hypothesis in found]
-        return rank(self.tokenizer, [context.ids], [found], self.evaluation, [context.turns])[0]
+        return rank(self.tokenizer, [context.ids], [found], self._evaluator, [context.turns])[0]
 
     def coherence(self, turns: Sequence[str], responses: Sequence[str]) -> list[float]:
         """p(l=1|c,r) of each response."""
-        if self.evaluation is None:
+        evaluator = self._evaluator
+        if evaluator is None:
             raise ValueError("this folder has no evaluation model")
         context = self.encode_context(turns)
         return coherence(
-            self.evaluation,
+            evaluator,
             [(context, words) for words in self.tokenizer.encode_batch(as_texts(responses))],
         )

@@ -20,7 +20,7 @@ from plato2.data.tokenizer import BOS_ID, EOS_ID, Tokenizer
 from plato2.data.units import Pairs, pack
 from plato2.model import losses
 from plato2.model.backbone import Backbone
-from plato2.model.heads import DualCoherence
+from plato2.model.heads import DualCoherence, MaskCoherence
 from plato2.model.networks import Evaluator, Generator
 from plato2.talk.decode import ROWS_AT_ONCE, Hypothesis
 
@@ -93,7 +93,7 @@ def rank(
         tokenizer: turns ids into text.
         contexts: B lists of ids, [CLS] (turn [SEP])*.
         hypotheses: what `decode` found for each of them.
-        evaluation: an evaluation network or a `2_eval` stage in evaluation mode.
+        evaluation: an evaluation network, or a stage that ranks, in evaluation mode.
         turns: the texts of each context, of which candidates should not repeat three words; also those turns
             that are no more in `contexts`. By default the text of `contexts`.
         config: what to rank by.
@@ -224,7 +224,7 @@ def coherence(evaluation: Evaluator, pairs: Pairs) -> list[float]:
     """p(l=1|c,r) of every (context, response), nothing masked (equation 7).
 
     Args:
-        evaluation: an evaluation network, or a `2_eval` stage, in evaluation mode.
+        evaluation: an evaluation network, or a stage that ranks, in evaluation mode.
         pairs: context ids [CLS] (turn [SEP])*, and response ids without [CLS] and [SEP]. A response that does
             not fit into the model's positions is cut on the right.
     """
@@ -246,9 +246,13 @@ def coherence_of_records(evaluation: Evaluator, pairs: Pairs) -> list[float]:
         if isinstance(head, DualCoherence):
             probabilities: list[float] = _read_apart(backbone, head, pairs).tolist()
             return probabilities
-        unit, order = _pack(backbone, pairs)
-        mask = backbone.mask(unit["segment_ids"])
-        h = backbone.encode(backbone.embed_unit(unit), mask, read=unit["sample_index"])  # (N, H)
+        is_masked = isinstance(head, MaskCoherence)
+        unit, order = _pack(backbone, pairs, drop_last=is_masked, latent_slot=is_masked)  # as trained
+        x, first = backbone.embed_unit(unit), unit["sample_index"]
+        if is_masked:
+            h = backbone.encode_masked(x, first, unit["segment_ids"])  # (N, H)
+        else:
+            h = backbone.encode(x, backbone.mask(unit["segment_ids"]), read=first)  # (N, H)
         found = head(h).float().softmax(dim=-1)[:, 1]  # (N,)
     probabilities = torch.empty_like(found).index_copy(0, order, found).tolist()
     return probabilities
@@ -296,9 +300,12 @@ def backward_log_probs(backward: Generator, pairs: Pairs) -> list[float]:
     return [-total / (len(context) - 1) for total, (context, _) in zip(sums, pairs, strict=True)]
 
 
-def _pack(backbone: Backbone, pairs: Pairs, drop_last: bool = False) -> tuple[Unit, Tensor]:
+def _pack(
+    backbone: Backbone, pairs: Pairs, drop_last: bool = False, latent_slot: bool = False
+) -> tuple[Unit, Tensor]:
     """Pairs in packed rows on the backbone's device, and the number (N,) of the pair that each record is."""
-    unit, order = pack(pairs, drop_last=drop_last, roles=backbone.role is not None)
+    slot = backbone.config.mask_id if latent_slot else None
+    unit, order = pack(pairs, drop_last=drop_last, latent_slot=slot, roles=backbone.role is not None)
     device = backbone.word.weight.device
     return on_device(unit, device), order.to(device)
 

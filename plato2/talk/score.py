@@ -61,11 +61,12 @@ def score_lines(
         lines: of a file, with or without line ends.
         tokenizer: of the models.
         generation: a `1_coarse` or `2_gen` network or stage in evaluation mode.
-        evaluation: a `2_eval` network or stage in evaluation mode.
+        evaluation: an evaluation network, or a stage that ranks, in evaluation mode; without it a generation
+            model that ranks its own candidates judges.
 
     Yields:
         One dict per line: of stage 1 `nll` (summed, nats) and `n_tokens`; of stage 2.1 `n_tokens`,
-        `posterior` (K,), unless it has no recognition head, and `nll_by_latent` (K,); of stage 2.2
+        `posterior` (K,), unless it has no recognition head, and `nll_by_latent` (K,); of a model that ranks
         `coherence`; with `response_cut` where the response was too long and `unread_share` where most of a
         text is unreadable; or `error` alone.
     """
@@ -121,9 +122,12 @@ def score(model: Generator | Evaluator, records: Sequence[Record]) -> list[dict[
     if model.training:
         raise ValueError("score needs the model in evaluation mode: stage.eval()")
     pairs = [(record.context, record.response) for record in records]
-    if hasattr(model, "coherence"):
-        return [{"coherence": value} for value in coherence_of_records(cast(Evaluator, model), pairs)]
-    backbone, latents = model.backbone, model.recognition
+    found: list[dict[str, Any]] = [{} for _ in records]
+    if model.coherence is not None:
+        found = [{"coherence": value} for value in coherence_of_records(cast(Evaluator, model), pairs)]
+    if not hasattr(model, "recognition"):  # it only ranks
+        return found
+    backbone, latents = model.backbone, cast(Generator, model).recognition
     device, mask_id = backbone.word.weight.device, model.model_config.mask_id
     slot = None if latents is None else mask_id
     unit, order = pack(pairs, drop_last=True, latent_slot=slot, roles=backbone.role is not None)
@@ -137,17 +141,13 @@ def score(model: Generator | Evaluator, records: Sequence[Record]) -> list[dict[
         nll = losses.nll(backbone.lm_logits(h), unit["target_ids"]).double()  # (M,)
         return nll.new_zeros(len(records)).index_add(0, record_of, nll).tolist()
 
-    found: list[dict[str, Any]] = [{"n_tokens": len(record.response) - 1} for record in records]
+    found = [{"n_tokens": len(r.response) - 1} | own for r, own in zip(records, found, strict=True)]
     with torch.autocast(device.type, enabled=False):
         x = backbone.embed_unit(unit)  # (B, T, H)
         if latents is None:
             return [count | {"nll": nll} for count, nll in zip(found, summed_nll(x), strict=True)]
-        if isinstance(
-            latents, Recognition
-        ):  # equation 3: all of a record visible to [MASK] in its front slot
-            masked = put_front(x, front, backbone.word.weight[mask_id].expand(len(front), -1))
-            h = backbone.encode(masked, backbone.mask(unit["segment_ids"]), read=front)  # (N, H)
-            p_z = latents(h).float().softmax(dim=-1)  # (N, K)
+        if isinstance(latents, Recognition):  # equation 3
+            p_z = latents(backbone.encode_masked(x, front, unit["segment_ids"])).float().softmax(-1)  # (N, K)
             for number, p in zip(order.tolist(), p_z.tolist(), strict=True):
                 found[number]["posterior"] = p
         table = latents.latent(torch.eye(model.model_config.n_latent, device=device))  # (K, H)

@@ -44,7 +44,7 @@ def selection_figures(evaluation: Evaluator, selection: Selection) -> dict[str, 
     length with `_matched`.
 
     Args:
-        evaluation: an evaluation network, or a `2_eval` stage, in evaluation mode.
+        evaluation: an evaluation network, or a stage that ranks, in evaluation mode.
         selection: contexts and responses.
     """
     figures = choice(_scores(evaluation, selection, selection.random))

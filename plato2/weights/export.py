@@ -50,6 +50,11 @@ def export_to_knover(
     """
     parts = {}
     for name, saved in _read(generation, evaluation).items():
+        if saved.use.coherence_head is not None:
+            raise UserError(
+                f"--{name} {saved.file}: a {saved.stage} model writes and ranks; Knover has none that does "
+                "both: use plato2 export hf"
+            )
         tensors = {
             key: tensor.float() if tensor.dtype == torch.bfloat16 else tensor
             for key, tensor in saved.weights.items()

@@ -83,15 +83,15 @@ def read_saved(
     if is_model_folder(folder):
         config = read_config(folder)
         held = [part for part in PARTS if part in config]
-        for part in held:
-            if (accept is None or config[part]["stage"] in accept) and role in (None, part):
+        for part in sorted(held, key=lambda part: part != role):  # a model that also ranks comes second
+            if _fits(config[part]["stage"], config[part]["use"], accept, role):
                 return _part(folder, config, part)
         stages = " and ".join(config[part]["stage"] for part in held)
         raise UserError(f"{given}: this folder holds {stages}; give one with {_wanted(accept, role)}")
     file = checkpoint_file(path)
     checkpoint = read_checkpoint(file)
     stage = checkpoint["stage"]
-    if (accept is not None and stage not in accept) or role not in (None, checkpoint["use"]["role"]):
+    if not _fits(stage, checkpoint["use"], accept, role):
         raise UserError(f"{given}: this is a {stage} run; give a run of {_wanted(accept, role)}")
     return _checkpoint(file, checkpoint)
 
@@ -128,17 +128,23 @@ def _part(folder: Path, config: dict[str, Any], part: Role) -> Saved:
     )
 
 
+def _fits(stage: str, use: dict[str, Any], accept: Collection[str] | None, role: Role | None) -> bool:
+    """Whether a model of that stage and use is one of those that are sought."""
+    return (accept is None or stage in accept) and (role is None or _use(use).serves(role))
+
+
 def _use(stored: dict[str, Any]) -> Use:
     return Use(**(stored | {"training_only": tuple(stored.get("training_only", ()))}))
 
 
 def _wanted(accept: Collection[str] | None, role: Role | None) -> str:
-    """The accepted stages; for a role, those of plato2 that have it, the latest first."""
+    """The accepted stages; for a role, those of plato2 that have it, the latest of the curriculum first."""
     if accept is None:
         from plato2.stages import known_stages  # imports Lightning: only for the message
 
         own = {name: s for name, s in known_stages().items() if s.__module__.startswith("plato2.")}
-        accept = sorted((name for name, stage in own.items() if stage.use.role == role), reverse=True)
+        fitting = [name for name, stage in own.items() if role is None or stage.use.serves(role)]
+        accept = sorted(fitting, key=lambda name: (name[0].isdigit(), name), reverse=True)
     return " or ".join(accept)
 
 
@@ -150,7 +156,7 @@ def _numbers(figures: Any) -> dict[str, float]:
 
 
 def has_evaluation(path: str | Path) -> bool:
-    """Whether `path` is a model folder with an evaluation model."""
+    """Whether `path` is a model folder with an evaluation model of its own."""
     folder = Path(path).expanduser()
     return is_model_folder(folder) and "evaluation" in read_config(folder)
 
@@ -205,7 +211,9 @@ def load_generation(path: str | Path, option: str = "", with_recognition: bool =
     """
     saved = read_saved(path, option=option, role="generation")
     with torch.device("meta"):
-        network = GenerationNetwork(saved.model_config, saved.use.has_latents)
+        network = GenerationNetwork(
+            saved.model_config, saved.use.has_latents, saved.use.coherence_head, saved.figures
+        )
         if with_recognition and saved.use.has_latents:
             head = saved.arguments.get("recognition_head", "tied")
             network.recognition = Recognition(saved.model_config, head)
@@ -234,7 +242,8 @@ def load_evaluation(path: str | Path, option: str = "") -> EvaluationNetwork:
     """
     saved = read_saved(path, option=option, role="evaluation")
     with torch.device("meta"):
-        network = EvaluationNetwork(saved.model_config, saved.arguments.get("head", "first"), saved.figures)
+        head = saved.use.coherence_head or saved.arguments.get("head", "first")
+        network = EvaluationNetwork(saved.model_config, head, saved.figures)
     _fill(network, saved, only_shared=True)
     return network.eval()
 

@@ -130,12 +130,16 @@ class SlowPlato:
         h = self.encode(self.embed(ids, len(context), roles), n_prefix=len(context))
         return [self.word_nll(h[len(context) + t - 1], response[t]) for t in range(1, len(response))]
 
-    def posterior_logits(self, context: list[int], response: list[int], sees_eos: bool) -> Array:
-        """Equation 3: the slot of [MASK], which has neither type nor position and sees all of (c, r)."""
+    def masked(self, context: list[int], response: list[int], sees_eos: bool) -> Array:
+        """The output of [MASK]'s slot, which has neither type nor position and sees all of (c, r)."""
         ids = [*context, *response] if sees_eos else [*context, *response][:-1]
         front = self.weights["backbone.word.weight"][-1]
         x = np.vstack([front, self.embed(ids, len(context))])
-        h = self.encode(x, n_prefix=len(x))[0]
+        return self.encode(x, n_prefix=len(x))[0]
+
+    def posterior_logits(self, context: list[int], response: list[int], sees_eos: bool) -> Array:
+        """Equation 3."""
+        h = self.masked(context, response, sees_eos)
         bias = self.weights["recognition.bias"]
         if "recognition.classifier.weight" in self.weights:  # the paper: W1 h + b1
             return self.weights["recognition.classifier.weight"] @ h + bias
@@ -163,6 +167,12 @@ class SlowPlato:
             "entropy": entropy(logits),
             "posterior": softmax(logits),
         }
+
+    def selection(self, context: list[int], response: list[int]) -> float:
+        """PLATO's equation 7: p(l=1|c,r)."""
+        h = self.masked(context, response, sees_eos=False)
+        w, b = (self.weights[f"coherence.classifier.{part}"] for part in ("weight", "bias"))
+        return 1.0 / (1.0 + math.exp(-(float(w[0] @ h) + float(b[0]))))
 
     def evaluation(
         self, context: list[int], response: list[int], label: int, masked: dict[int, int]

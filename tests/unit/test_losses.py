@@ -43,12 +43,34 @@ def slow_terms(stage: Any, packed: Packed, slow: SlowPlato, noisy: bool = True) 
             u = uniform(int(unit["sample_key"][i]), stage.model_config.n_latent) if noisy else None
             made = slow.fine(context, response, u, stage.tau, packed.batch.keep_eos)  # type: ignore[union-attr]
             values = {"nll": made["nll"], "bow": made["bow"], "z_entropy": [made["entropy"]]}
+        elif stage.name == "plato":
+            return slow_plato_terms(stage, packed, slow, noisy)
         else:
             made = slow.evaluation(context, response, *masked(unit, i))
             values = {"rce": [made["rce"]], "mlm": made["mlm"]}
         for term, value in values.items():
             terms.setdefault(term, []).extend(value)
     return terms
+
+
+def slow_plato_terms(stage: Any, packed: Packed, slow: SlowPlato, noisy: bool) -> dict[str, list[float]]:
+    """PLATO's equations 2 to 7: true responses are written and judged, random ones judged."""
+    labels = packed.items.labels[packed.layout.items]
+    keys = iter(packed.unit["sample_key"].tolist())
+    terms: dict[str, list[float]] = {"nll": [], "bow": [], "z_entropy": []}
+    true, random = [], []
+    for i, label in enumerate(labels):
+        context, response = packed.record(i)
+        p = slow.selection(context, response)
+        if label == 0:
+            random.append(-math.log(1 - p))  # -log p(l=0|c,r-)
+            continue
+        true.append(-math.log(p))  # -log p(l=1|c,r)
+        u = uniform(next(keys), stage.model_config.n_latent) if noisy else None
+        made = slow.fine(context, response, u, stage.tau, sees_eos=False)
+        for term, values in (("nll", made["nll"]), ("bow", made["bow"]), ("z_entropy", [made["entropy"]])):
+            terms[term] += values
+    return terms | {"rce": true + random}
 
 
 def masked(unit: dict[str, Tensor], sample: int) -> tuple[int, dict[int, int]]:
@@ -184,7 +206,25 @@ def test_coherence_is_that_of_the_unmasked_tokens() -> None:
 # ---------------------------------------------------------------------------------------------- the gradient
 
 
-@pytest.mark.parametrize("name", ["1_coarse", "2_gen", "2_eval"])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("heads", ["tied", "linear"])
+def test_terms_of_plato_are_its_equations_2_to_7(heads: str, geometry: str) -> None:
+    model = replace(MODEL, **GEOMETRIES[geometry])
+    stage = make_stage("plato", model, recognition_head=heads, bow_head=heads)
+    packed = pack_for("plato", make_window(5, model.vocab_size))
+    for training in (True, False):
+        terms = stage.train(training).losses(packed.unit)
+        expected = slow_terms(stage, packed, slow_model(stage))
+        assert set(terms) - set(expected) == {"coherence_acc", *(() if training else ("nll_uniform",))}
+        assert set(expected) - set(terms) == ({"z_entropy"} if training else set())
+        for term in set(terms) & set(expected):
+            assert_equal(terms[term], expected[term])
+        right = [value < math.log(2) for value in expected["rce"]]  # the right label has p > 0.5
+        assert terms["coherence_acc"].tolist() == right
+        assert len(right) == 2 * 5
+
+
+@pytest.mark.parametrize("name", ["1_coarse", "2_gen", "2_eval", "plato"])
 def test_gradients_are_the_slopes_of_the_slow_losses(name: str) -> None:
     """The slope of the stage's loss (equations 1, 6 and 7) along a random direction in weight space."""
     stage, packed = make_stage(name), pack_for(name, make_window(5))

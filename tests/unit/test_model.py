@@ -75,6 +75,7 @@ def test_only_the_heads_a_stage_trains_are_built() -> None:
         "2_gen": {"recognition", "bag_of_words"},
         "2_eval": {"coherence"},
         "backward": set(),
+        "plato": {"recognition", "bag_of_words", "coherence"},
     }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from plato2.config import ModelConfig, OptimConfig
-from plato2.data.collate import BackwardBatch, CoherenceBatch, GenerationBatch, Items, Window
+from plato2.data.collate import BackwardBatch, CoherenceBatch, GenerationBatch, Items, JointBatch, Window
 from plato2.data.order import Batching, lay_out
 from plato2.data.packing import UnitLayout
 from plato2.data.shards import Samples, ShardIndex, ShardWriter, SplitIndex, read_index, write_index
@@ -28,6 +28,7 @@ BATCHES: dict[str, Batch] = {
     "2_gen": GenerationBatch(latent_slot=True),
     "2_eval": CoherenceBatch(mask_prob=0.3),
     "backward": BackwardBatch(),
+    "plato": JointBatch(),
 }
 
 
