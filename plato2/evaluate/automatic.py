@@ -37,7 +37,7 @@ from plato2.evaluate.scores import (
     offensive_by_classifier,
     unwatched,
 )
-from plato2.metrics import bootstrap
+from plato2.metrics import bootstrap, wilson
 from plato2.talk.safety import WordRule
 from plato2.words import split_words
 
@@ -364,13 +364,21 @@ def _share(
     )
 
 
+def _rate(figure: Figure) -> Figure:
+    """A share, with Wilson's interval over cases where it is 0 or 1: no draw of a bootstrap differs there."""
+    if figure.low is None or figure.value not in (0.0, 1.0):
+        return figure
+    low, high = wilson(figure.value, figure.n or 1)
+    return figure.model_copy(update={"low": max(0.0, low), "high": min(1.0, high)})
+
+
 def _sizes(said: System, common: Compared) -> dict[str, Figure]:
     words = sum(len(one.words) for one in said)
     return {
         "utterances": Figure(value=len(said)),
         "words": Figure(value=words),
         "length": _mean(said, [len(one.words) for one in said], common, ""),
-        "wordless": _mean(said, [not one.words for one in said], common, ""),
+        "wordless": _rate(_mean(said, [not one.words for one in said], common, "")),
     }
 
 
@@ -427,7 +435,7 @@ def _repetition(said: System, common: Compared) -> dict[str, Figure]:
                 speakers.setdefault(one.speaker, []).append(one.words)
             metric.update(*speakers.values())
         sums = np.stack([dim_zero_cat(metric.repeated).numpy(), dim_zero_cat(metric.total).numpy()], axis=1)
-        found[name] = _of_sums(sums, lambda s: s[0] / s[1], common.options.seed, "nothing to repeat")
+        found[name] = _rate(_of_sums(sums, lambda s: s[0] / s[1], common.options.seed, "nothing to repeat"))
     return found
 
 
@@ -466,7 +474,7 @@ def _candidates(said: System, common: Compared) -> dict[str, Figure]:
         numbers.append(float(len(texts)))
     return {
         "candidates_self_bleu": _mean(said, scores, common, "fewer than two candidates"),
-        "offensive_candidates": _share(said, offensive, numbers, common, "no candidates"),
+        "offensive_candidates": _rate(_share(said, offensive, numbers, common, "no candidates")),
     }
 
 
@@ -581,12 +589,12 @@ def _replies_of_others(common: Compared) -> float | None:
 def _offensive(said: System, common: Compared) -> dict[str, Figure]:
     texts = [one.text for one in said]
     by_classifier = (
-        _mean(said, offensive_by_classifier(texts), common, "")
+        _rate(_mean(said, offensive_by_classifier(texts), common, ""))
         if is_english(texts)
         else Figure(value=None, n=0, note="not English")
     )
     return {
-        "offensive_list": _mean(said, _by_lists(texts, common), common, ""),
+        "offensive_list": _rate(_mean(said, _by_lists(texts, common), common, "")),
         "offensive_classifier": by_classifier,
     }
 

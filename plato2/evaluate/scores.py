@@ -6,6 +6,8 @@ finds them there.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import tempfile
 import zipfile
@@ -107,7 +109,8 @@ class Encoder:
 
     def __init__(self, device: str = "auto") -> None:
         try:
-            import all_minilm_l6_v2
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints when it is imported
+                import all_minilm_l6_v2
             from sentence_transformers import SentenceTransformer
             from transformers.utils import logging
         except ImportError:
