@@ -144,8 +144,8 @@ class Likelihood:
     """
 
     def __init__(self, model: str | Path, device: str = "auto") -> None:
-        self.tokenizer = saved_tokenizer(model)
         network = load_generation(model, "--model")
+        self.tokenizer = saved_tokenizer(model)
         first = [weights.flatten()[0].item() for weights in network.parameters()]
         self.name = f"{self.tokenizer.sha256} {first}"
         self.network = network.to(pick_device(device))

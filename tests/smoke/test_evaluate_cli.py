@@ -20,7 +20,11 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "evaluate.md"
 @pytest.fixture
 def chats(tmp_path: Path) -> Path:
     turns = [{"speaker": "A", "text": "hi"}, {"speaker": "B", "model": "m", "text": "i see a cat"}]
-    return write(tmp_path / "chats.jsonl", {"turns": turns}, {"turns": [*turns, turns[1] | {"text": "so"}]})
+    return write(
+        tmp_path / "chats.jsonl",
+        {"turns": turns},
+        {"turns": [*turns, turns[1] | {"speaker": "A", "text": "so"}]},
+    )
 
 
 @needs_data
@@ -28,7 +32,7 @@ def test_the_command_in_the_documents_prints_what_they_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also what the text says of the table: people repeat themselves least, and the size turns distinct-1."""
-    (block,) = re.findall(r"^```\n\$ (plato2 .*?)\n(.*?)^```", DOCUMENT.read_text("utf-8"), re.S | re.M)
+    (block,) = re.findall(r"^```text\n\$ (plato2 .*?)\n(.*?)^```", DOCUMENT.read_text("utf-8"), re.S | re.M)
     words = shlex.split(block[0])[1:]
     given = [str(SHARED / "meena" / word) if word.endswith(".txt") else word for word in words]
     monkeypatch.setenv("COLUMNS", "120")
