@@ -92,7 +92,7 @@ def test_what_is_kept_goes_when_the_result_is_written(chats: Path, tmp_path: Pat
         (["--picture", "a.txt"], "--picture a.txt: give a file that ends in .png"),
         (["--out", "no/r.json"], "--out no/r.json: no is not a folder"),
         (["--offensive", "no.txt"], "no.txt: cannot be read"),
-        (["--model", "no"], "--model no"),
+        (["--model", "no"], "no: no such run folder, checkpoint or model folder"),
         (["no.jsonl"], "no.jsonl: no such file"),
     ],
 )
