@@ -42,6 +42,8 @@ VERBS = {
 """Verb -> its line in `plato2 --help`; the code is in plato2/commands/<verb>.py (import: import_.py)."""
 
 EVALUATIONS = {
+    "replies": "Static replies: variety, overlap and similarity with references, coverage.",
+    "dialogues": "Self-chats and chats with people: variety, repetition, staying on topic.",
     "judge": "Let an LLM compare systems side by side, if it can be believed.",
 }
 """What `plato2 evaluate` can do, as VERBS; the code is in plato2/commands/evaluate_<name>.py."""
