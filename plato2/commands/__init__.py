@@ -42,6 +42,7 @@ VERBS = {
 """Verb -> its line in `plato2 --help`; the code is in plato2/commands/<verb>.py (import: import_.py)."""
 
 EVALUATIONS = {
+    "human": "Let people rate dialogues and replies; what their ratings say.",
     "judge": "Let an LLM compare systems side by side, if it can be believed.",
 }
 """What `plato2 evaluate` can do, as VERBS; the code is in plato2/commands/evaluate_<name>.py."""
