@@ -30,6 +30,8 @@ UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u9fff\uf
 """Scripts written without blanks between words, to stand inside [] of a pattern."""
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 _WORD = re.compile(r"\w+")
+# In scripts without blanks between words a character, not a run of characters, is a word.
+_SPLIT = re.compile(rf"[^\W{UNSPACED}]+|[{UNSPACED}]")
 _ASCII_WORD = re.compile(r"[a-z0-9_]+")
 _WORDS_ONLY = bytes(ord(char if _ASCII_WORD.match(char) else " ") for char in map(chr, range(256)))
 """Bytes to themselves where they belong to an ASCII word, else to a blank."""
@@ -102,6 +104,15 @@ def read_words(name_or_path: str, key: str) -> list[str]:
 def ascii_words(folded: str) -> list[str]:
     """The runs of a-z, 0-9 and _ in a casefolded text; three times as fast as a pattern."""
     return folded.encode("ascii", "replace").translate(_WORDS_ONLY).decode().split()
+
+
+def split_words(text: str) -> list[str]:
+    """The words of `text`: lower case, no punctuation; a character in scripts without blanks.
+
+    They are what cleaning rule 6 compares and what evaluation counts.
+    """
+    folded = text.casefold()
+    return ascii_words(folded) if folded.isascii() else _SPLIT.findall(folded)
 
 
 def read_names(name_or_path: str, key: str) -> frozenset[str]:

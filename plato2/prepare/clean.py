@@ -27,12 +27,10 @@ from typing import Literal
 import numpy as np
 
 from plato2.config import UserError
-from plato2.words import UNSPACED, WordList, ascii_words
+from plato2.words import UNSPACED, WordList, split_words
 
 Policy = Literal["split", "subtree", "response"]
 
-# In scripts without blanks between words a character, not a run of characters, is a word.
-_WORD = re.compile(rf"[^\W{UNSPACED}]+|[{UNSPACED}]")
 _UNSPACED_RUN = re.compile(f"[{UNSPACED}]+")
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 _BLANKS = bytes(code for code in range(128) if chr(code).isspace())
@@ -299,12 +297,6 @@ def has_url(text: str) -> bool:
 def has_special_string(text: str) -> bool:
     """Whether `r/`, `u/` (not inside a word, as in "and/or") or an HTML entity (`&amp;`) stands in `text`."""
     return ("/" in text or "&" in text) and bool(_SPECIAL.search(text))
-
-
-def split_words(text: str) -> list[str]:
-    """The words of `text` for rule 6: lower case, no punctuation; a character in scripts without blanks."""
-    folded = text.casefold()
-    return ascii_words(folded) if folded.isascii() else _WORD.findall(folded)
 
 
 def overlaps(words: Sequence[Hashable], previous: Sequence[Hashable], max_overlap: float) -> bool:

@@ -23,9 +23,8 @@ from plato2.prepare.clean import (
     message_key,
     option_of,
     overlaps,
-    split_words,
 )
-from plato2.words import UNSPACED
+from plato2.words import UNSPACED, split_words
 
 ZH = "今天天气真好我们一起去公园散步好不好然后再去吃一碗热热的牛肉面你觉得怎么样呢"
 

@@ -33,8 +33,8 @@ from plato2.prepare.clean import (
     has_url,
     letter_share,
     overlaps,
-    split_words,
 )
+from plato2.words import split_words
 
 N = 20_000
 PLACEHOLDERS = ("[deleted]", "[removed]")
