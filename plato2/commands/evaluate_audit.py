@@ -26,9 +26,9 @@ HELP = """Show which automatic scores of replies have to do with human ratings, 
 
 A FILE has replies that people have rated: JSON lines of {"context": [turns], "reply": text,
 "ratings": [3, 4]}, with references if there are some, or with ratings by quality
-({"fluent": [1, 2]}); or FED's JSON; or DailyDialog's CSV of ratings. Each score has its Spearman correlation with the mean rating; a dot marks those
-whose 95 % interval over contexts holds 0: they say nothing here. The last line is what one rater says of the
-others. Needs pip install '.\\[eval]'.
+({"fluent": [1, 2]}); or FED's JSON; or DailyDialog's CSV of ratings. Each score has its Spearman correlation
+with the mean rating; a dot marks those whose 95 % interval over contexts holds 0: they say nothing here. The
+last line is what one rater has to do with the others. Needs pip install '.\\[eval]'.
 
 [bold]Examples[/]
 
