@@ -15,6 +15,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(help=of_ratings.REPORT)(of_ratings.report)
+app.command(help=of_ratings.POWER)(of_ratings.power)
+app.command(help=of_ratings.EXPORT)(of_ratings.export)
+app.command("import", help=of_ratings.IMPORT)(of_ratings.import_)
 
 
 @app.callback()
