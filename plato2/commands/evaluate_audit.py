@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -167,8 +165,7 @@ def _scores(
     if embedding:
         from plato2.evaluate.scores import Encoder
 
-        with redirect_stdout(sys.stderr):  # its package prints when it is imported
-            encode = Encoder(device)
+        encode = Encoder(device)
         for name, rated in replies.items():
             found[name] |= embedding_scores(rated, encode)
     return found

@@ -16,7 +16,7 @@ app = typer.Typer(
 )
 app.command(help=of_ratings.REPORT)(of_ratings.report)
 app.command(help=of_ratings.POWER)(of_ratings.power)
-app.command(help=of_ratings.EXPORT)(of_ratings.export)
+app.command(help=of_ratings.CONVERT)(of_ratings.convert)
 app.command("import", help=of_ratings.IMPORT)(of_ratings.import_)
 
 

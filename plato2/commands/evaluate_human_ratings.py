@@ -1,4 +1,4 @@
-"""`plato2 evaluate human report|power|export|import`: what is made of ratings."""
+"""`plato2 evaluate human report|power|convert|import`: what is made of ratings."""
 
 from __future__ import annotations
 
@@ -179,7 +179,8 @@ def power(
         typer.echo(to_json(result))
         return
     console = Console(highlight=False)
-    console.print(result_table(result, f"preset {preset}: power {wanted:g}, alpha {alpha:g}"))
+    what = "pairs" if is_pairs else "cases of each system"
+    console.print(result_table(result, f"{preset}: {what} needed (power {wanted:g}, alpha {alpha:g})"))
     if is_pairs:
         console.print(
             f"two raters of a pair correlate by {agreement:g}; {100 * ties:g} % of the pairs are ties"
@@ -189,27 +190,27 @@ def power(
         console.print(f"variance {variances.case:.3f} of cases, {variances.rater:.3f} of a rater ({of})")
 
 
-EXPORT = """Tasks and ratings in the format of another tool.
+CONVERT = """Tasks and ratings in the format of another tool.
 
 csv: a table of ratings. acute: pairings.jsonl of ACUTE-Eval (ParlAI), of tasks with pairs. potato: a folder
 with a project for Potato for each kind of question.
 
 [bold]Examples[/]
 
-plato2 evaluate human export tasks.json ratings.jsonl --to csv --out ratings.csv
+plato2 evaluate human convert tasks.json ratings.jsonl --to csv --out ratings.csv
 
-plato2 evaluate human export tasks.json --to potato --out potato
+plato2 evaluate human convert tasks.json --to potato --out potato
 """
 
 
-def export(
+def convert(
     tasks: Annotated[Path, typer.Argument(help="Tasks, of plato2 evaluate human make.")],
     ratings: Annotated[list[Path] | None, typer.Argument(help="Their ratings; for csv.")] = None,
     *,
     to: Annotated[str, typer.Option(help="csv, acute or potato.")],
     out: Annotated[Path, typer.Option(help="File to write; of potato a folder.")],
 ) -> None:
-    """Run `export`."""
+    """Run `convert`."""
     from plato2.evaluate.human.exchange import to_acute, to_csv, to_potato
     from plato2.evaluate.human.formats import read_tasks
     from plato2.evaluate.human.ratings import read_ratings

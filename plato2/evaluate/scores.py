@@ -6,6 +6,8 @@ finds them there.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import tempfile
 import zipfile
@@ -107,7 +109,8 @@ class Encoder:
 
     def __init__(self, device: str = "auto") -> None:
         try:
-            import all_minilm_l6_v2
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints when it is imported
+                import all_minilm_l6_v2
             from sentence_transformers import SentenceTransformer
             from transformers.utils import logging
         except ImportError:
@@ -141,9 +144,9 @@ class Likelihood:
     """
 
     def __init__(self, model: str | Path, device: str = "auto") -> None:
-        self.tokenizer = saved_tokenizer(model)
         network = load_generation(model, "--model")
-        first = [float(weights.flatten()[0]) for weights in network.parameters()]
+        self.tokenizer = saved_tokenizer(model)
+        first = [weights.flatten()[0].item() for weights in network.parameters()]
         self.name = f"{self.tokenizer.sha256} {first}"
         self.network = network.to(pick_device(device))
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from runs import make_run
 from scipy.stats import spearmanr
+from test_human_ratings import assert_documented
 from typer.testing import CliRunner
 
 from plato2.commands import app
@@ -280,9 +282,43 @@ def test_options(tmp_path: Path) -> None:
 def test_fed() -> None:
     """Length has to do with how interesting a reply is, and shared words with nothing there."""
     path = str(SHARED / "fed" / "fed_data.json.gz")
-    done = call(path, "--no-embedding", "--quality", "Interesting", "--json")
-    figures = json.loads(done.stdout)["systems"]["Interesting"]
-    assert figures["words"]["value"] == pytest.approx(0.43, abs=0.01)
-    assert figures["words"]["low"] > 0.3
-    assert figures["seen"]["note"] == audit.NOTHING
-    assert figures["ceiling"]["value"] == pytest.approx(0.37, abs=0.01)
+    given = [path, "--no-embedding", "--quality", "Overall", "--quality", "Interesting"]
+    done = CliRunner().invoke(app, ["evaluate", "audit", *given], env={"COLUMNS": "100"})
+    assert_documented("audit.md", done.stdout)
+
+
+@needs_data
+@pytest.mark.slow
+def test_dailydialog_with_embeddings() -> None:
+    """The figures of docs/audit.md."""
+    done = call(str(SHARED / "dailydialog" / "mturk_rating.csv"), "--json")
+    figures = json.loads(done.stdout)["systems"]["rating"]
+    for name, value in (("similarity_references", 0.44), ("bleu", 0.26), ("words", -0.19)):
+        assert figures[name]["value"] == pytest.approx(value, abs=0.006), name
+    assert figures["ceiling"]["note"] == "one rating for each reply"
+
+
+def test_what_models_say_of_the_replies(tmp_path: Path) -> None:
+    """Through the verb as through plato2 score."""
+    path = tmp_path / "own.jsonl"
+    lines = [
+        (["hi , how are you ?"], "i am fine ."),
+        (["what ?", "no ."], "why not ?"),
+        (["ok"], "see you !"),
+    ]
+    with path.open("w") as file:
+        for n, (context, reply) in enumerate(lines):
+            file.write(json.dumps({"context": context, "reply": reply, "ratings": [n]}) + "\n")
+    generation = str(make_run(tmp_path / "g", "2_gen"))
+    evaluation = str(make_run(tmp_path / "e", "2_eval"))
+    models = ["--generation", generation, "--evaluation", evaluation]
+    done = call(str(path), "--no-embedding", *models, "--json")
+    assert done.exit_code == 0, done.output
+    figures = json.loads(done.stdout)["systems"]["rating"]
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("".join(f"{' [SEP] '.join(context)}\t{reply}\n" for context, reply in lines))
+    scored = CliRunner().invoke(app, ["score", str(pairs), *models]).stdout.splitlines()
+    found = model_scores(list(map(json.loads, scored)))
+    for name in ("coherence", "log_p", "log_p_token"):
+        assert np.isfinite(found[name]).all()
+        assert figures[name]["value"] == pytest.approx(spearmanr(found[name], [0, 1, 2]).statistic), name

@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.stats import binomtest, ttest_ind
-from test_human_ratings import SIDES, call, files, needs_data, pair_ratings, question, scores_of, shown
+from test_human_ratings import (
+    SIDES,
+    assert_documented,
+    call,
+    files,
+    needs_data,
+    pair_ratings,
+    question,
+    scores_of,
+    shown,
+)
 
 from plato2.config import UserError
 from plato2.evaluate.dialogues import read_dialogues
@@ -118,6 +128,10 @@ def test_the_power_verb(tmp_path: Path) -> None:
     given = files(tmp_path, *scores_of({"a": [[2, 2, 1], [0, 1, 0], [2, 1, 2]]}))
     done = call("power", "--tasks", given[0], "--ratings", given[1])
     assert "measured, good" in done.stdout
+
+
+def test_the_table_of_power_in_the_documents() -> None:
+    assert_documented("ratings.md", call("power", "--items", "200", width=80).stdout)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +288,7 @@ def test_the_verbs(tmp_path: Path) -> None:
     tasks, ratings = pair_ratings(5)
     given = files(tmp_path, tasks, ratings)
     for arguments in (
-        ["export", *given, "--to", "csv", "--out", str(tmp_path / "r.csv")],
+        ["convert", *given, "--to", "csv", "--out", str(tmp_path / "r.csv")],
         [
             "import",
             str(tmp_path / "r.csv"),
@@ -285,9 +299,9 @@ def test_the_verbs(tmp_path: Path) -> None:
             "--out",
             str(tmp_path / "r.jsonl"),
         ],
-        ["export", given[0], "--to", "acute", "--out", str(tmp_path / "p.jsonl")],
+        ["convert", given[0], "--to", "acute", "--out", str(tmp_path / "p.jsonl")],
         ["import", str(tmp_path / "p.jsonl"), "--from", "acute", "--out", str(tmp_path / "t.json")],
-        ["export", given[0], "--to", "potato", "--out", str(tmp_path / "potato")],
+        ["convert", given[0], "--to", "potato", "--out", str(tmp_path / "potato")],
     ):
         done = call(*arguments)
         assert done.exit_code == 0, done.output
@@ -302,9 +316,9 @@ def test_the_verbs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["export", "TASKS", "--to", "x", "--out", "o"], "--to x: there are csv, acute, potato"),
-        (["export", "TASKS", "--to", "csv", "--out", "o"], "--to csv: give RATINGS, too"),
-        (["export", "TASKS", "--to", "acute", "--out", "o"], "no item has two dialogues"),
+        (["convert", "TASKS", "--to", "x", "--out", "o"], "--to x: there are csv, acute, potato"),
+        (["convert", "TASKS", "--to", "csv", "--out", "o"], "--to csv: give RATINGS, too"),
+        (["convert", "TASKS", "--to", "acute", "--out", "o"], "no item has two dialogues"),
         (["import", "r.csv", "--from", "csv", "--out", "o"], "--from csv: give --tasks"),
         (["import", "CSV", "--from", "csv", "--tasks", "TASKS", "--out", "o"], "no column rater"),
         (["import", "none.jsonl", "--from", "acute", "--out", "o"], "none.jsonl: no such file"),

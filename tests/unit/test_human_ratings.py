@@ -31,6 +31,7 @@ from plato2.evaluate.human.report import human_picture, human_result
 from plato2.evaluate.results import read_result
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
+DOCS = Path(__file__).parents[2] / "docs"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real data, ../shared/data")
 LEVELS = [0, 1, 2]
 SIDES = ["left", "right", "tie"]
@@ -350,6 +351,20 @@ def test_fed() -> None:
     assert overall["Human"] > overall["Meena"] > overall["Mitsuku"]
 
 
+@needs_data
+def test_the_report_in_the_documents(tmp_path: Path) -> None:
+    tasks, ratings, _ = fed()
+    shown = {"Interesting", "Relevant", "Fluent"}
+    tasks = tasks.model_copy(update={"questions": [q for q in tasks.questions if q.name in shown]})
+    given = files(tmp_path, tasks, [rating for rating in ratings if rating.question in shown])
+    assert_documented("ratings.md", call("report", *given, width=110).stdout)
+
+
+def assert_documented(page: str, printed: str) -> None:
+    text = "\n".join(line.rstrip() for line in printed.splitlines())
+    assert f"```text\n{text.rstrip()}\n```" in (DOCS / page).read_text(encoding="utf-8")
+
+
 # -------------------------------------------------------------------------------------------------- the verb
 
 
@@ -360,8 +375,8 @@ def files(folder: Path, tasks: Tasks, ratings: list[Rating]) -> list[str]:
     return [str(folder / "tasks.json"), str(folder / "ratings.jsonl")]
 
 
-def call(*arguments: str) -> Any:
-    return CliRunner().invoke(app, ["evaluate", "human", *arguments], env={"COLUMNS": "200"})
+def call(*arguments: str, width: int = 200) -> Any:
+    return CliRunner().invoke(app, ["evaluate", "human", *arguments], env={"COLUMNS": str(width)})
 
 
 def test_the_report(tmp_path: Path) -> None:

@@ -81,11 +81,11 @@ def measured(checked: Checked, question: str | None = None) -> tuple[str, Varian
         raise UserError(
             f"question={name}: needs two cases of a system and two raters of a case; leave the ratings out"
         )
-    rater = sum(squares for squares, _ in within) / n_free
+    of_rater = sum(squares for squares, _ in within) / n_free
     spread = sum(float(np.var([mean for mean, _ in found])) * len(found) for found in several)
     between = spread / sum(len(found) - 1 for found in several)
     share = float(np.mean([1 / n for found in several for _, n in found]))
-    return name, Variances(max(0.0, between - rater * share), rater)
+    return name, Variances(max(0.0, between - of_rater * share), of_rater)
 
 
 def score_cases(difference: float, raters: int, variances: Variances, power: float, alpha: float) -> int:
@@ -189,7 +189,7 @@ def power_result(
         difference, or the smallest share, that `items` show.
     """
     is_pairs = preset in PAIRS
-    what = "pairs, a rater prefers one in" if is_pairs else "cases of each system, difference"
+    what = "a rater prefers one in" if is_pairs else "difference"
     measures = {f"d{d:g}": Measure(label=f"{what} {d:g}", digits=0) for d in differences}
     if items is not None:
         shown = "share of wins" if is_pairs else "difference"

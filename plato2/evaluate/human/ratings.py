@@ -88,7 +88,7 @@ def check_ratings(tasks: Tasks, ratings: Sequence[Rating], failed_checks: int = 
     Args:
         tasks: what was to be rated.
         ratings: what was answered; where a rater answers again, the last answer counts.
-        failed_checks: attention checks that a rater may fail; with more, none of his ratings count.
+        failed_checks: attention checks that a rater may fail; with more, none of the rater's ratings count.
 
     Raises:
         UserError: a question, an answer or a place that the tasks do not have, or no rating of these tasks.
@@ -142,7 +142,7 @@ def told(counts: dict[str, int]) -> list[str]:
         "unknown": "{unknown} ratings are of items that these tasks do not have: left out",
         "excluded": "{raters_excluded} of {raters} raters failed attention checks: their {excluded} ratings "
         "are left out",
-        "unfinished": "{unfinished} times a rater left an item unfinished: what he answered counts",
+        "unfinished": "{unfinished} times a rater left an item unfinished: the answers given count",
         "unrated": "{unrated} of {units} units have no rating",
         "short": "{short} of {units} units have fewer raters than planned",
     }
@@ -172,7 +172,7 @@ def _check_answer(rating: Rating, unit: Unit | None, tasks: Tasks) -> None:
 
 
 def _failed(tasks: Tasks, answers: dict[tuple[str, str, int | None], dict[str, int | str]]) -> dict[str, int]:
-    """Rater -> attention checks that he failed: an item in which an answer to its question is another."""
+    """Rater -> attention checks failed: items in which an answer is not the expected one."""
     failed: Counter[str] = Counter()
     for item in tasks.items:
         if item.expected is None:

@@ -148,6 +148,8 @@ def _scores(
         systems[system][f"{name}_mean"] = _figure(by_mean[system], seed)
     for one, other in combinations(by_vote, 2):
         starts = [start for start in by_vote[one] if start in by_vote[other]]
+        if not starts:
+            continue
         differences = [
             float(np.mean(by_vote[one][start]) - np.mean(by_vote[other][start])) for start in starts
         ]
@@ -207,7 +209,7 @@ def _compared(
     by_start: Values = defaultdict(list)
     for key, value in differences.items():
         by_start[key[0] if isinstance(key, tuple) else key].append(float(value))
-    mean, low, high, n = _mean(by_start, seed) if by_start else (math.nan, math.nan, math.nan, 0)
+    mean, low, high, n = _mean(by_start, seed)
     return {
         "question": question,
         "of": unit,
@@ -216,9 +218,9 @@ def _compared(
         "wins": wins,
         "ties": n - wins - losses,
         "losses": losses,
-        "difference": None if n == 0 else mean,
-        "low": None if n == 0 else low,
-        "high": None if n == 0 else high,
+        "difference": mean,
+        "low": low,
+        "high": high,
         "p": float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0,
     }
 
@@ -310,9 +312,7 @@ def comparison_table(result: Result) -> Table:
     for column in ("win", "tie", "loss", "mean difference", "p", "p (Holm)"):
         table.add_column(column, justify="right")
     for found in result.details["comparisons"]:
-        difference = "n/a: no start of both"
-        if found["difference"] is not None:
-            difference = f"{found['difference']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
+        difference = f"{found['difference']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
         counts = (str(found[name]) for name in ("wins", "ties", "losses"))
         names = (found["question"], found["of"], found["system"], found["other"])
         table.add_row(*names, *counts, difference, f"{found['p']:.3g}", f"{found['p_holm']:.3g}")
