@@ -44,6 +44,8 @@ VERBS = {
 EVALUATIONS = {
     "replies": "Static replies: variety, overlap and similarity with references, coverage.",
     "dialogues": "Self-chats and chats with people: variety, repetition, staying on topic.",
+    "human": "Let people rate dialogues and replies; what their ratings say.",
+    "audit": "Show which automatic scores have to do with human ratings, and which do not.",
     "judge": "Let an LLM compare systems side by side, if it can be believed.",
 }
 """What `plato2 evaluate` can do, as VERBS; the code is in plato2/commands/evaluate_<name>.py."""

@@ -1,0 +1,171 @@
+"""`plato2 evaluate audit`: what automatic scores have to do with human ratings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from plato2.commands.talking import Device
+from plato2.config import UserError, install
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from plato2.evaluate.rated import RatedReply
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+HELP = """Show which automatic scores of replies have to do with human ratings, and which do not.
+
+A FILE has replies that people have rated: JSON lines of {"context": [turns], "reply": text,
+"ratings": [3, 4]}, with references if there are some, or with ratings by quality
+({"fluent": [1, 2]}); or FED's JSON; or DailyDialog's CSV of ratings. Each score has its Spearman correlation
+with the mean rating; a dot marks those whose 95 % interval over contexts holds 0: they say nothing here. The
+last line is what one rater has to do with the others. Needs pip install '.\\[eval]'.
+
+[bold]Examples[/]
+
+plato2 evaluate audit rated.jsonl
+
+plato2 evaluate audit fed_data.json.gz --generation RUN --evaluation RUN --out audit.json --picture audit.png
+"""
+
+
+@app.command(help=HELP)
+def audit(
+    file: Annotated[list[Path], typer.Argument(help="Rated replies.")],
+    quality: Annotated[
+        list[str] | None, typer.Option(help="Only this quality; may be repeated. Default: all.")
+    ] = None,
+    generation: Annotated[
+        Path | None,
+        typer.Option(help="Run, checkpoint or model folder of 1_coarse or 2_gen, for log p(r|c)."),
+    ] = None,
+    evaluation: Annotated[Path | None, typer.Option(help="The same for 2_eval, for coherence.")] = None,
+    embedding: Annotated[
+        bool, typer.Option("--embedding/--no-embedding", help="Measure similarity by a sentence encoder.")
+    ] = True,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of the intervals.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the result file, for plato2 report.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw into this image (.png, .svg, .pdf).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Run the verb."""
+    if seed < 0:
+        raise UserError(f"--seed {seed}: must be at least 0")
+    from plato2.evaluate.results import check_picture, inputs, to_json, write_picture, write_result
+
+    check_picture(picture)
+    from plato2.evaluate.rated import read_rated
+
+    names = _names(file)
+    read = {name: read_rated(path) for name, path in zip(names, file, strict=True)}
+    replies = {name: _only(found, quality or [], names) for name, (found, _) in read.items()}
+    if all(not found for found in replies.values()):
+        known = sorted({one for found, _ in read.values() for reply in found for one in reply.ratings})
+        raise UserError(
+            f"--quality {', '.join(quality or [])}: not rated there; there are {', '.join(known)}"
+        )
+    from plato2.evaluate.audit import audit_picture, audit_result, audit_tables
+
+    console = Console(stderr=True)
+
+    def watch(work: list[tuple[str, str]]) -> Iterable[tuple[str, str]]:
+        hidden = not console.is_terminal
+        return track(work, "correlations", console=console, transient=True, disable=hidden)
+
+    try:
+        scores = _scores(replies, generation, evaluation, embedding, device, console)
+    except ModuleNotFoundError as error:
+        raise UserError(f"plato2 evaluate audit needs {error.name}: {install('eval')}") from None
+    models = [path for path in (generation, evaluation) if path is not None]
+    result = audit_result(
+        {name: (found, scores[name]) for name, found in replies.items() if found},
+        inputs(*file, *models),
+        {
+            "embedding": embedding,
+            "generation": None if generation is None else str(generation),
+            "evaluation": None if evaluation is None else str(evaluation),
+        },
+        {name: counts for name, (_, counts) in read.items()},
+        seed,
+        watch,
+    )
+    if out is not None:
+        write_result(out, result)
+    if picture is not None:
+        write_picture(picture, result, drawing=audit_picture(result))
+    if as_json:
+        typer.echo(to_json(result))
+        return
+    Console(highlight=False).print(*audit_tables(result), sep="\n")
+    typer.echo("\N{MIDDLE DOT} the 95 % interval over contexts holds 0: the score says nothing here")
+    for name, (_, counts) in read.items():
+        left_out = {"unrated": "without a rating", "dialogues": "of whole dialogues"}
+        parts = [f"{counts[key]} {what} left out" for key, what in left_out.items() if counts[key]]
+        parts += [f"{counts['labels_missing']} labels are no numbers"] * bool(counts["labels_missing"])
+        typer.echo("; ".join([f"{name}: {counts['replies']} rated replies", *parts]))
+
+
+def _names(files: list[Path]) -> list[str]:
+    """Names of files without endings, with their folders where two are the same."""
+    short = [path.name.split(".")[0] for path in files]
+    names = short if len(set(short)) == len(short) else list(map(str, files))
+    if len(set(names)) < len(names):
+        raise UserError(f"FILE {next(name for name in names if names.count(name) > 1)}: twice; give it once")
+    return names
+
+
+def _only(replies: list[RatedReply], qualities: list[str], names: list[str]) -> list[RatedReply]:
+    """The replies with these qualities alone; all qualities where none is named."""
+    from dataclasses import replace
+
+    if not qualities:
+        return replies
+    kept = [
+        replace(reply, ratings={name: reply.ratings[name] for name in qualities if name in reply.ratings})
+        for reply in replies
+    ]
+    return [reply for reply in kept if reply.ratings]
+
+
+def _scores(
+    replies: dict[str, list[RatedReply]],
+    generation: Path | None,
+    evaluation: Path | None,
+    embedding: bool,
+    device: str,
+    console: Console,
+) -> dict[str, dict[str, np.ndarray]]:
+    """All scores that apply, of each file."""
+    from plato2.evaluate.audit import embedding_scores, model_scores, reference_scores, text_scores, to_line
+
+    found = {name: text_scores(rated) | reference_scores(rated) for name, rated in replies.items()}
+    if generation is not None or evaluation is not None:
+        from plato2.commands.score import load_models
+        from plato2.talk.score import score_lines
+
+        models: Any = load_models(generation, evaluation, device)
+        for name, rated in replies.items():
+            scored = track(
+                score_lines(map(to_line, rated), *models),
+                "models",
+                len(rated),
+                console=console,
+                transient=True,
+                disable=not console.is_terminal,
+            )
+            found[name] |= model_scores(list(scored))
+    if embedding:
+        from plato2.evaluate.scores import Encoder
+
+        encode = Encoder(device)
+        for name, rated in replies.items():
+            found[name] |= embedding_scores(rated, encode)
+    return found
