@@ -30,9 +30,16 @@ UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u9fff\uf
 """Scripts written without blanks between words, to stand inside [] of a pattern."""
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 _WORD = re.compile(r"\w+")
+_COUNTED = re.compile(rf"(?=\w)[{UNSPACED}]|[^\W{UNSPACED}]+(?:'[^\W{UNSPACED}]+)*")
 _ASCII_WORD = re.compile(r"[a-z0-9_]+")
 _WORDS_ONLY = bytes(ord(char if _ASCII_WORD.match(char) else " ") for char in map(chr, range(256)))
 """Bytes to themselves where they belong to an ASCII word, else to a blank."""
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, to be counted: in lower case, without punctuation; in scripts without blanks, its
+    characters."""
+    return _COUNTED.findall(text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
 
 
 class WordList:

@@ -189,9 +189,18 @@ def write_picture(path: Path, result: Result, only: Sequence[str] = ()) -> None:
     Raises:
         UserError: another suffix, or it cannot be written.
     """
+    save_picture(path, picture(result, only))
+
+
+def save_picture(path: Path, drawing: Picture) -> None:
+    """Writes a drawing into an image, by its suffix.
+
+    Raises:
+        UserError: another suffix, or it cannot be written.
+    """
     check_picture(path)
     try:
-        picture(result, only).savefig(path, dpi=150)
+        drawing.savefig(path, dpi=150)
     except OSError as error:
         raise UserError(
             f"--picture {path}: cannot be written ({error.strerror}); name another file"
