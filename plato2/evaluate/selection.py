@@ -309,7 +309,7 @@ def print_selection(result: Result, console: Console) -> None:
         left_out = {"no right": about["without_right"], "no wrong": about["without_wrong"]}
         said = [f"{n:,} contexts with {which} candidate left out" for which, n in left_out.items() if n]
         tied = {system: figures[f"{name}/ties"].value or 0.0 for system, figures in result.systems.items()}
-        shares = [f"{system} {share:.0%}" for system, share in tied.items() if share]
+        shares = [f"{system} {share:.0%}" for system, share in tied.items() if share >= 0.005]
         said += [f"right and wrong tied: {', '.join(shares)}"] if shares else []
         table.caption = "; ".join(said)
         console.print(table)

@@ -89,7 +89,7 @@ def test_typical_words_are_those_of_the_equations() -> None:
 
 
 def test_lines_of_each_z() -> None:
-    texts = [["what is it ?", "no", ""], ["what do you do ?", "no no", ""]] * 20
+    texts = [["what is it ?", "no", ""], ["what do you say ?", "no no", ""]] * 20
     first, second, third = latent_lines(texts, np.array([28, 12, 0]), None)
     assert (first["wins"], first["questions"], first["length"]) == (0.7, 1.0, 3.5)
     assert (second["questions"], second["length"]) == (0.0, 1.5)
