@@ -75,3 +75,25 @@ def bootstrap(
     draws = np.random.default_rng(seed).integers(0, n, (resamples, n))
     low, high = np.nanquantile([statistic(draw) for draw in draws], (0.025, 0.975))
     return float(low), float(high)
+
+
+def bootstrap_means(
+    values: np.ndarray, resamples: int = 2000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """`bootstrap` of the means of many columns at once; every column is drawn with the same cases.
+
+    Args:
+        values: (n, m), a case per row.
+        resamples: how often n cases are drawn.
+        seed: the same seed draws the same cases.
+
+    Returns:
+        Low and high, (m,) each; nan for no case.
+    """
+    n, m = values.shape
+    if n == 0:
+        return np.full(m, math.nan), np.full(m, math.nan)
+    random = np.random.default_rng(seed)
+    means = np.stack([values[random.integers(0, n, n)].mean(axis=0) for _ in range(resamples)])
+    low, high = np.quantile(means, (0.025, 0.975), axis=0)
+    return low, high

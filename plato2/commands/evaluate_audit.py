@@ -59,7 +59,7 @@ def audit(
     """Run the verb."""
     if seed < 0:
         raise UserError(f"--seed {seed}: must be at least 0")
-    from plato2.evaluate.results import check_picture, inputs, to_json, write_picture, write_result
+    from plato2.evaluate.results import check_picture, inputs, save_picture, to_json, write_result
 
     check_picture(picture)
     from plato2.evaluate.rated import read_rated
@@ -100,7 +100,7 @@ def audit(
     if out is not None:
         write_result(out, result)
     if picture is not None:
-        write_picture(picture, result, drawing=audit_picture(result))
+        save_picture(picture, audit_picture(result))
     if as_json:
         typer.echo(to_json(result))
         return

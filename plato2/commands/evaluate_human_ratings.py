@@ -48,8 +48,8 @@ def report(
         check_picture,
         inputs,
         result_table,
+        save_picture,
         to_json,
-        write_picture,
         write_result,
     )
 
@@ -68,7 +68,7 @@ def report(
     if out is not None:
         write_result(out, result)
     if picture is not None:
-        write_picture(picture, result, drawing=human_picture(result))
+        save_picture(picture, human_picture(result))
     if as_json:
         typer.echo(to_json(result))
         return

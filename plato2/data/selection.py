@@ -84,7 +84,7 @@ def read_selection(
     )
 
 
-def inverse_document_frequency(texts: Sequence[Sequence[int]], vocab_size: int) -> np.ndarray:
+def inverse_document_frequency(texts: Sequence[Sequence[int] | np.ndarray], vocab_size: int) -> np.ndarray:
     """log((N + 1) / (n_w + 1)) of each word w, which is in n_w of N texts: (V,). Special ids have 0."""
     holds = np.zeros(vocab_size)
     for text in texts:
@@ -95,7 +95,9 @@ def inverse_document_frequency(texts: Sequence[Sequence[int]], vocab_size: int) 
 
 
 def overlap(
-    contexts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], rarity: np.ndarray
+    contexts: Sequence[Sequence[int] | np.ndarray],
+    responses: Sequence[Sequence[int] | np.ndarray],
+    rarity: np.ndarray,
 ) -> np.ndarray:
     """How much of each response's words is in each context: the simplest way to tell what belongs together.
 
@@ -117,7 +119,7 @@ def overlap(
     return of_context @ of_response.T / norm
 
 
-def _weights(text: Sequence[int], rarity: np.ndarray) -> np.ndarray:
+def _weights(text: Sequence[int] | np.ndarray, rarity: np.ndarray) -> np.ndarray:
     weights = np.zeros(len(rarity), dtype=np.float32)
     words = np.unique(text)
     weights[words] = rarity[words]

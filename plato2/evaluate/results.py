@@ -183,17 +183,24 @@ def picture(result: Result, only: Sequence[str] = ()) -> Picture:
     return drawing
 
 
-def write_picture(
-    path: Path, result: Result, only: Sequence[str] = (), drawing: Picture | None = None
-) -> None:
-    """Draws into an image, by its suffix; a drawing of the evaluation's own, where it has one.
+def write_picture(path: Path, result: Result, only: Sequence[str] = ()) -> None:
+    """Draws into an image, by its suffix.
+
+    Raises:
+        UserError: another suffix, or it cannot be written.
+    """
+    save_picture(path, picture(result, only))
+
+
+def save_picture(path: Path, drawing: Picture) -> None:
+    """Writes a drawing into an image, by its suffix.
 
     Raises:
         UserError: another suffix, or it cannot be written.
     """
     check_picture(path)
     try:
-        (drawing or picture(result, only)).savefig(path, dpi=150)
+        drawing.savefig(path, dpi=150)
     except OSError as error:
         raise UserError(
             f"--picture {path}: cannot be written ({error.strerror}); name another file"

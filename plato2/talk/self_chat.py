@@ -281,14 +281,14 @@ def describe(players: Sequence[Player]) -> dict[str, Any]:
         bot = player.bot
         networks = {"generation": bot.generation, "evaluation": bot.evaluation, "backward": bot.backward}
         hashes = {
-            name: None if network is None else _hash(cast(nn.Module, network))
+            name: None if network is None else weights_hash(cast(nn.Module, network))
             for name, network in networks.items()
         }
         found[f"model{number}"] = {"name": player.name, "tokenizer": bot.tokenizer.sha256[:16], **hashes}
     return found
 
 
-def _hash(network: nn.Module) -> str:
+def weights_hash(network: nn.Module) -> str:
     """Of some values of each parameter: another training differs in all of them."""
     found = sha256()
     for _, weights in sorted(network.state_dict().items()):

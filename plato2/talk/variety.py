@@ -5,7 +5,7 @@ of stage 1. All draw with the same random numbers, which are those of (seed, con
 candidate): what z says is the whole difference, and latents that say nothing give none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -74,6 +74,30 @@ def variety(
         ValueError: no contexts, or a generator without latents.
         UserError: as `decode`.
     """
+    found = variety_by_context(generator, contexts, coarse, sampling)
+    k = generator.model_config.n_latent
+    return Variety(len(contexts), k, **variety_means(found))  # type: ignore[arg-type]
+
+
+def variety_by_context(
+    generator: Generator,
+    contexts: Sequence[Sequence[int]],
+    coarse: Generator | None = None,
+    sampling: DecodeConfig | None = None,
+    first: int = 0,
+) -> dict[str, np.ndarray]:
+    """What the means of `variety` are of, (n,) each; stage 1's only where there is one.
+
+    Args:
+        generator: as `variety`.
+        contexts: as `variety`.
+        coarse: as `variety`.
+        sampling: as `variety`.
+        first: the number of the first context, where they are decoded part by part.
+
+    Raises:
+        ValueError: as `variety`.
+    """
     if generator.recognition is None or not contexts:
         raise ValueError("variety needs a generator with latents and at least one context")
     k = generator.model_config.n_latent
@@ -84,18 +108,23 @@ def variety(
     k_samples = replace(sampling, n_samples=k)
     within = np.empty(len(contexts))
     for turn, z in enumerate(alone):
-        every = slice(turn, None, len(alone))
+        every = slice((turn - first) % len(alone), None, len(alone))
         within[every] = _distinct_2(_candidates(generator, contexts[every], k_samples, z))
-    return Variety(
-        n_contexts=len(contexts),
-        n_candidates=k,
-        greedy_different=_mean(np.array([len(set(candidates)) for candidates in greedy])),
-        greedy_distinct_2=_mean(_distinct_2(greedy)),
-        distinct_2_between_z=_mean(between),
-        distinct_2_within_z=_mean(within),
-        distinct_2_difference=_mean(between - within),
-        distinct_2_stage_1=_mean(_distinct_2(_candidates(coarse, contexts, sampling))) if coarse else None,
-    )
+    found = {
+        "greedy_different": np.array([len(set(candidates)) for candidates in greedy]),
+        "greedy_distinct_2": _distinct_2(greedy),
+        "distinct_2_between_z": between,
+        "distinct_2_within_z": within,
+        "distinct_2_difference": between - within,
+    }
+    if coarse is not None:
+        found["distinct_2_stage_1"] = _distinct_2(_candidates(coarse, contexts, sampling))
+    return found
+
+
+def variety_means(found: Mapping[str, np.ndarray]) -> dict[str, Mean | None]:
+    """The means of what `variety_by_context` found, by their names in `Variety`."""
+    return {"distinct_2_stage_1": None} | {name: _mean(values) for name, values in found.items()}
 
 
 def _candidates(

@@ -29,6 +29,7 @@ from plato2.commands.train import read_sweep
 from plato2.config import UserError
 from plato2.data.shards import INDEX_FILE, ShardInfo, read_index, read_shard
 from plato2.data.tokenizer import Tokenizer
+from plato2.evaluate.candidates import read_queries
 from plato2.files import check_sha256
 from plato2.prepare.corpora import ReadReport, corpus_names, read_corpus
 from plato2.prepare.reddit.node_parts import DumpReport
@@ -486,6 +487,18 @@ SMALL_FILES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "starts.tsv": ("hi [SEP] yes\tx\nwell\ty\n", read_starts),
     "starts.txt": ("hi there\nwell\n", read_starts),
     "pairs.tsv": ("hi [SEP] yes\tx\nwell\ty\n", score_lines_of),
+    "set.jsonl": (
+        json.dumps({"id": 1, "context": ["hi"], "candidates": ["yes", "no"], "labels": [1, 0]}),
+        read_queries,
+    ),
+    "set++.jsonl": (
+        json.dumps({"context": ["hi"], "positive_responses": ["a"], "random_negative_responses": ["b"]}),
+        partial(read_queries, format="dailydialog++"),
+    ),
+    "set.txt": (
+        json.dumps({"article": "m : hi", "options": ["m : yes", "m : no"], "answers": "B"}),
+        partial(read_queries, format="mutual"),
+    ),
     "words.txt": ("# bad\nheck\nwhat the\n", lambda path: read_words(str(path), "words")),
     "names.txt": ("u/bot\nr/news\n", lambda path: read_names(str(path), "bots")),
     "done.json": (json.dumps(asdict(DUMP)), partial(read_record, DumpReport)),

@@ -1,0 +1,98 @@
+"""`plato2 evaluate latents`: what the latents of a model say."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from plato2.commands.talking import DEFAULT, Backward, Device, Evaluation, Generation, Rank, decodes, load_bot
+from plato2.config import DecodeConfig, UserError, expand_path
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+HELP = """Measure what the latents z of a 2_gen model say, on validation contexts of a corpus.
+
+How often the candidate of each z is the one that is said; what the posterior knows of a response; how
+candidates of different z differ, compared with as many samples of one z and of stage 1; each z's typical
+words, questions and length. Where z changes nothing, it says "collapse".
+
+[bold]Examples[/]
+
+plato2 evaluate latents --generation outputs/tiny-2_gen/RUN --data data/chitchat
+
+plato2 evaluate latents --generation outputs/tiny-2_gen/RUN --evaluation outputs/tiny-2_eval/RUN
+--coarse outputs/tiny-1_coarse/RUN --data data/chitchat --picture latents.png --out latents.json
+"""
+
+
+@app.command(help=HELP)
+@decodes
+def latents(
+    *,
+    generation: Generation,
+    data: Annotated[str, typer.Option(help="The prepared corpus of the model, local or remote.")],
+    evaluation: Evaluation = None,
+    backward: Backward = None,
+    coarse: Annotated[Path | None, typer.Option(help="The same for stage 1_coarse, to compare with.")] = None,
+    contexts: Annotated[int, typer.Option(min=1, help="Validation contexts to answer.")] = 100,
+    decode: DecodeConfig = DEFAULT,
+    rank: Rank = None,
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option(help="Result file (JSON) to write.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Picture to write: .png, .svg or .pdf.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Run the verb."""
+    from plato2.evaluate.results import check_picture
+
+    check_picture(picture)
+    # After the options are checked: importing torch takes seconds.
+    from plato2.data.examples import read_examples
+    from plato2.evaluate.latents import audit, hear, latents_picture, print_latents
+    from plato2.evaluate.results import inputs, save_picture, to_json, write_result
+    from plato2.talk.bot import pick_device
+    from plato2.weights.folder import has_recognition, load_generation, saved_tokenizer
+
+    data = expand_path(data, "--data")
+    bot = load_bot(generation, evaluation, decode, device, backward=backward, rank=rank)
+    if bot.generation.recognition is None:
+        raise UserError(
+            f"--generation {generation}: a stage-1 model, which has no latents; give one of 2_gen"
+        )
+    if coarse is not None and saved_tokenizer(coarse).sha256 != bot.tokenizer.sha256:
+        raise UserError(
+            f"--coarse {coarse}: trained with another tokenizer than --generation {generation}; give runs of "
+            "one curriculum"
+        )
+    examples = read_examples(data, bot.tokenizer, contexts, max_context=bot.max_context)
+    if not examples:
+        raise UserError(
+            f"--data {data}: no validation context has at most {bot.max_context} tokens, half of the model's "
+            "positions; give another corpus"
+        )
+    where = pick_device(device)
+    stage_1 = None if coarse is None else load_generation(coarse, "--coarse").to(where)
+    full = (
+        load_generation(generation, "--generation", True).to(where) if has_recognition(generation) else None
+    )
+    console = Console(stderr=True)
+    heard = hear(bot, examples, stage_1, full)
+    bar = track(
+        heard, "contexts", len(examples), console=console, transient=True, disable=not console.is_terminal
+    )
+    result = audit(str(generation), list(bar), decode.seed)
+    result.inputs = inputs(*(path for path in (generation, evaluation, backward, coarse, data) if path))
+    result.settings = {"contexts": len(examples), "rank": rank, "decode": asdict(bot.decode_config)}
+    if out:
+        write_result(out, result)
+    if picture:
+        save_picture(picture, latents_picture(result))
+    if as_json:
+        typer.echo(to_json(result))
+    else:
+        print_latents(result, Console(highlight=False))

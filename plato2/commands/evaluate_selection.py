@@ -1,0 +1,203 @@
+"""`plato2 evaluate selection`: how well scores choose among labelled candidates (table 8)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from plato2.commands.options import takes
+from plato2.commands.talking import MODELS, RANKING, Device
+from plato2.config import UserError, did_you_mean, expand_path
+
+if TYPE_CHECKING:
+    from plato2.evaluate.candidates import Query
+    from plato2.evaluate.scorers import Scorer
+    from plato2.evaluate.selection import Scores
+
+LENGTHS = ("per-token", "summed", "both")
+"""How log-probabilities count: their mean per token, as when talking, or their sum."""
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+HELP = """Measure how well scores choose the right ones of a context's candidates: MAP, MRR, P@1, R_n@k.
+
+FILE has a context, candidates and labels per line ({"context": ["hi"], "candidates": ["hello", "no"],
+"labels": [1, 0]}), or is DailyDialog++ or MuTual (--format). Scores: coherence p(l=1|c,r), forward
+log p(r|c), backward log p(c|r), weighted sums of them (--rank); beside them random numbers, shared words and
+BM25. Each figure has its 95 % bootstrap interval over contexts; scores are compared by paired permutation
+tests with Holm's correction.
+
+[bold]Examples[/]
+
+plato2 evaluate selection set.jsonl --evaluation outputs/tiny-2_eval/RUN --out selection.json
+
+plato2 evaluate selection dev.jsonl.gz --format dailydialog++ --generation outputs/tiny-2_gen/RUN
+--evaluation outputs/tiny-2_eval/RUN --rank coherence=1,forward=0.1 --scores scores.jsonl
+
+plato2 evaluate selection mutual/dev --format mutual --evaluation models/24L --picture selection.png
+"""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What chooses, and how it is measured; checks itself."""
+
+    generation: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run folder, checkpoint or model folder of 1_coarse or 2_gen: forward.",
+            rich_help_panel=MODELS,
+        ),
+    ] = None
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option(help="The same for 2_eval: coherence. May be repeated.", rich_help_panel=MODELS),
+    ] = None
+    backward: Annotated[
+        Path | None, typer.Option(help="The same for stage backward.", rich_help_panel=MODELS)
+    ] = None
+    rank: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A weighted sum: coherence=1,backward=0.5. May be repeated.", rich_help_panel=RANKING
+        ),
+    ] = None
+    length: Annotated[
+        str,
+        typer.Option(
+            help="Log-probabilities per-token, as when talking, summed, or both.", rich_help_panel=RANKING
+        ),
+    ] = "both"
+    baselines: Annotated[bool, typer.Option(help="Random numbers, shared words and BM25 beside.")] = True
+    data: Annotated[
+        str | None,
+        typer.Option(help="Prepared corpus that says how rare a word is; default: the contexts of FILE."),
+    ] = None
+    k: Annotated[str, typer.Option(help="k of R_n@k.")] = "1,2,5"
+    seed: Annotated[int, typer.Option(min=0, help="Of random numbers, ties, resamples and tests.")] = 0
+    limit: Annotated[int | None, typer.Option(min=1, help="Only this many contexts of each FILE.")] = None
+
+    def __post_init__(self) -> None:
+        """Checks values.
+
+        Raises:
+            UserError: an impossible value, or nothing that chooses.
+        """
+        if self.length not in LENGTHS:
+            raise UserError(f"--length {self.length}: {did_you_mean(self.length, LENGTHS)}")
+        if not (self.baselines or self.generation or self.evaluation or self.backward):
+            raise UserError("nothing chooses: give --evaluation, --generation or --backward")
+        if not all(part.strip().isdecimal() and int(part) for part in self.k.split(",")):
+            raise UserError(f"--k {self.k}: give whole numbers from 1 on, with commas between them: 1,2,5")
+
+    def ks(self) -> list[int]:
+        """k of R_n@k."""
+        return sorted({int(part) for part in self.k.split(",")})
+
+
+@app.command(help=HELP)
+@takes(Given)
+def selection(
+    *,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Selection sets.")],
+    given: Given,
+    format: Annotated[str, typer.Option(help="jsonl, dailydialog++ or mutual.")] = "jsonl",
+    scores: Annotated[
+        Path | None,
+        typer.Option(help="File to keep the models' scores in; the same command continues from there."),
+    ] = None,
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option(help="Result file (JSON) to write.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Picture to write: .png, .svg or .pdf.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Run the verb."""
+    from plato2.evaluate.candidates import read_queries
+    from plato2.evaluate.results import check_picture, inputs, to_json, write_picture, write_result
+    from plato2.evaluate.selection import evaluate_selection, print_selection, sets_of
+
+    check_picture(picture)
+    queries = [query for file in files for query in islice(read_queries(file, format), given.limit)]
+    sets_of(queries, given.ks())  # says what is wrong with them before a model is loaded
+    # After the options are checked: importing torch takes seconds.
+    from plato2.evaluate.scorers import model_scorers
+    from plato2.talk.bot import pick_device
+
+    evaluations = given.evaluation or []
+    models, hashes = model_scorers(
+        given.generation, evaluations, given.backward, given.rank or [], given.length, pick_device(device)
+    )
+    sources = [file for file in files if file.is_file()]
+    about = {
+        "models": hashes,
+        "scores": list(models),
+        "inputs": [one.sha256 for one in inputs(*sources)],
+        "contexts": len(queries),
+    }
+    scored = all_scores(queries, models, scores, about)
+    simple = baselines_of(queries, given)
+    chosen = [
+        {**{name: list(scorer(q.context, q.candidates)) for name, scorer in simple.items()}, **found}
+        for q, found in zip(queries, scored, strict=True)
+    ]
+    result = evaluate_selection(queries, chosen, given.ks(), given.seed)
+    given_models = (given.generation, *evaluations, given.backward)
+    result.inputs = inputs(*files, *(path for path in given_models if path))
+    result.settings = {
+        "format": format,
+        "rank": given.rank or [],
+        "length": given.length,
+        "data": given.data,
+        "k": given.ks(),
+        "seed": given.seed,
+        "limit": given.limit,
+        "models": hashes,
+    }
+    if out:
+        write_result(out, result)
+    if picture:
+        write_picture(picture, result, [key for key in result.measures if not key.endswith("/ties")])
+    if as_json:
+        typer.echo(to_json(result))
+    else:
+        print_selection(result, Console(highlight=False))
+
+
+def all_scores(
+    queries: list[Query], models: dict[str, Scorer], path: Path | None, about: dict[str, Any]
+) -> list[Scores]:
+    """The models' scores of all queries, those that are not in the file yet computed; with a progress bar."""
+    from plato2.evaluate.scorers import saved_scores
+    from plato2.evaluate.selection import score_queries
+
+    if not models:
+        return [{} for _ in queries]
+    console = Console(stderr=True)
+    with saved_scores(path, about) as (done, append):
+        found = score_queries(queries, models, done, append)
+        bar = track(
+            found,
+            "scoring",
+            total=len(queries),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        return list(bar)
+
+
+def baselines_of(queries: list[Query], given: Given) -> dict[str, Scorer]:
+    """The baselines, unless they are not wanted."""
+    from plato2.evaluate.scorers import baselines, corpus_texts
+
+    if not given.baselines:
+        return {}
+    texts = None if given.data is None else corpus_texts(expand_path(given.data, "--data"))
+    candidates = [text for query in queries for text in query.candidates]
+    return baselines([query.context for query in queries], candidates, texts, given.seed)

@@ -1,0 +1,170 @@
+"""The audit of the latents: figures against slow loops; an alarm where, and only where, z says nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from runs import KNOVER, make_corpus, make_run, make_stage
+from small import WORDS
+from typer.testing import CliRunner
+
+from plato2.commands import app
+from plato2.config import DecodeConfig
+from plato2.data.examples import read_examples
+from plato2.data.tokenizer import Tokenizer
+from plato2.evaluate.latents import Heard, alarms, audit, entropy, hear, latent_lines, log_odds
+from plato2.evaluate.results import Figure, read_result
+from plato2.stages import known_stages
+from plato2.talk.bot import PlatoBot
+from plato2.talk.score import Record, score
+from plato2.talk.variety import variety
+from plato2.weights.folder import load_generation
+
+K = 5
+RANDOM = random.Random(0)
+PAIRS = [([" ".join(RANDOM.choices(WORDS, k=6))], " ".join(RANDOM.choices(WORDS, k=6))) for _ in range(12)]
+TOKENIZER = Tokenizer.load(KNOVER)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_corpus(tmp_path_factory.mktemp("data"), PAIRS)
+
+
+def heard_of(stage: Any, data: Path, coarse: Any = None) -> list[Heard]:
+    bot = PlatoBot(stage, TOKENIZER, decode=DecodeConfig(max_tokens=8))
+    return list(hear(bot, read_examples(data, TOKENIZER, 12), coarse, stage))
+
+
+def test_figures_are_those_of_a_loop(data: Path) -> None:
+    stage = make_stage("2_gen", vocab_size=TOKENIZER.vocab_size)
+    coarse = make_stage("1_coarse", vocab_size=TOKENIZER.vocab_size)
+    heard = heard_of(stage, data, coarse)  # in parts: 8 and 4
+    result = audit("m", heard)
+    figures, examples = result.systems["m"], read_examples(data, TOKENIZER, 12)
+    whole = variety(stage, [example.context_ids for example in examples], coarse, DecodeConfig(max_tokens=8))
+    for name in ("greedy_different", "distinct_2_between_z", "distinct_2_within_z", "distinct_2_stage_1"):
+        assert figures[name].value == pytest.approx(getattr(whole, name).mean), name
+    records = [Record(example.context_ids, [1, *example.reference_ids, 2]) for example in examples]
+    posterior = [found["posterior"] for found in score(stage, records)]
+    mean = [sum(p[z] for p in posterior) / 12 for z in range(K)]
+    entropies = [-sum(x * math.log(x) for x in p) for p in posterior]
+    expected = -sum(x * math.log(x) for x in mean) - sum(entropies) / 12
+    assert figures["mutual_information"].value == pytest.approx(expected)
+    assert figures["posterior_entropy"].value == pytest.approx(sum(entropies) / 12)
+    bot = PlatoBot(stage, TOKENIZER, decode=DecodeConfig(max_tokens=8))
+    winners = [
+        max(bot.reply_to_ids([example.context_ids])[0].candidates, key=lambda c: c.score).latent
+        for example in examples
+    ]
+    wins = [winners.count(z) / 12 for z in range(K)]
+    assert [line["wins"] for line in result.details["latents"]] == pytest.approx(wins)
+    assert figures["most_wins"].value == max(wins)
+    assert figures["winners_in_effect"].value == pytest.approx(math.exp(entropy(np.array(wins))))
+    assert json.loads(result.model_dump_json())["details"]["latents"][0]["z"] == 0
+
+
+def test_typical_words_are_those_of_the_equations() -> None:
+    groups = [Counter(a=30, b=1, the=20), Counter(a=2, c=9, the=22), Counter(b=4, the=18)]
+    words = sum(groups, Counter[str]())
+    total = words.total()
+    for number, found in enumerate(log_odds(groups)):
+        own, rest = groups[number], words - groups[number]
+        prior_size = total / 3
+        for word, z in found.items():
+            prior = prior_size * words[word] / total  # the words of all groups, as many as of one
+            y, y_rest = own[word] + prior, rest[word] + prior
+            odds = y / (own.total() + prior_size - y)
+            odds_rest = y_rest / (rest.total() + prior_size - y_rest)
+            assert z == pytest.approx(math.log(odds / odds_rest) / math.sqrt(1 / y + 1 / y_rest))
+    assert max(log_odds(groups)[0].items(), key=lambda item: item[1])[0] == "a"
+
+
+def test_lines_of_each_z() -> None:
+    texts = [["what is it ?", "no", ""], ["what do you say ?", "no no", ""]] * 20
+    first, second, third = latent_lines(texts, np.array([28, 12, 0]), None)
+    assert (first["wins"], first["questions"], first["length"]) == (0.7, 1.0, 3.5)
+    assert (second["questions"], second["length"]) == (0.0, 1.5)
+    assert first["typical"][0][0] == "what"
+    assert [word for word, _ in second["typical"]] == ["no"]
+    assert (third["length"], third["typical"], third["posterior"]) == (0.0, [], None)
+    assert first["wins_low"] < 0.7 < first["wins_high"]
+
+
+# ------------------------------------------------------------------------------------------------- collapse
+
+
+def test_latents_that_differ_give_no_alarm(data: Path) -> None:
+    stage = make_stage("2_gen", vocab_size=TOKENIZER.vocab_size)
+    with torch.no_grad():
+        stage.recognition.latent_embedding.mul_(20.0)  # a posterior that knows something
+    result = audit("m", heard_of(stage, data))
+    assert result.details["alarms"] == []
+    assert result.systems["m"]["greedy_different"].value > 1.5
+
+
+def test_an_untrained_model_gives_an_alarm(data: Path) -> None:
+    arguments = {"n_layer": 1, "n_head": 2, "hidden_size": 16, "n_latent": K, "dropout": 0.0}
+    from plato2.config import ModelConfig
+
+    stage = known_stages()["2_gen"](ModelConfig(**arguments, vocab_size=TOKENIZER.vocab_size)).eval()
+    found = audit("m", heard_of(stage, data)).details["alarms"]
+    assert any("z knows nothing of a response" in alarm for alarm in found), found
+
+
+def test_collapsed_latents_give_an_alarm(data: Path) -> None:
+    stage = make_stage("2_gen", vocab_size=TOKENIZER.vocab_size)
+    with torch.no_grad():
+        table = stage.recognition.latent_embedding
+        table.copy_(table[:, :1].expand_as(table))
+    found = audit("m", heard_of(stage, data)).details["alarms"]
+    assert any("z changes nothing that is said: 1.0 of 5" in alarm for alarm in found), found
+
+
+def test_one_latent_that_always_wins_gives_an_alarm() -> None:
+    sure = {"value": 0.9, "low": 0.8, "high": 1.0, "n": 50}
+    well = {
+        "greedy_different": Figure(value=4.0, low=3.5, high=4.5),
+        "mutual_information": Figure(value=None),
+    }
+    assert alarms({**well, "most_wins": Figure(**sure)}, K) == [
+        "one z stands for all: the same one wins 90% of the contexts"
+    ]
+    assert alarms({**well, "most_wins": Figure(**{**sure, "low": 0.4})}, K) == []  # not certain
+
+
+# ------------------------------------------------------------------------------------------------- the verb
+
+
+def test_the_verb(data: Path, tmp_path: Path) -> None:
+    runs = {name: make_run(tmp_path / name, name) for name in ("1_coarse", "2_gen", "2_eval")}
+    out, picture = tmp_path / "out.json", tmp_path / "out.png"
+    arguments = ["evaluate", "latents", "--generation", runs["2_gen"], "--evaluation", runs["2_eval"]]
+    arguments += ["--coarse", runs["1_coarse"], "--data", data, "--contexts", "4", "--max-tokens", "6"]
+    arguments = list(map(str, [*arguments, "--device", "cpu", "--out", out, "--picture", picture]))
+    shown = CliRunner().invoke(app, arguments)
+    assert shown.exit_code == 0, shown.output
+    assert "typical words" in shown.stdout
+    result = read_result(out)
+    again = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+    assert again["systems"] == result.model_dump()["systems"]
+    assert again["details"] == result.details
+    assert "distinct_2_stage_1" in result.systems[str(runs["2_gen"])]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert load_generation(runs["2_gen"]).recognition is not None
+    for bad, message in (
+        (["--generation", runs["1_coarse"]], "a stage-1 model, which has no latents"),
+        (["--generation", runs["2_gen"], "--picture", "x.gif"], "--picture x.gif"),
+        (["--generation", runs["2_gen"], "--coarse", runs["2_eval"]], "2_eval"),
+    ):
+        done = CliRunner().invoke(app, ["evaluate", "latents", "--data", str(data), *map(str, bad)])
+        assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.output
+        assert message in done.stderr
