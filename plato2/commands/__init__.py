@@ -43,6 +43,7 @@ VERBS = {
 
 EVALUATIONS = {
     "judge": "Let an LLM compare systems side by side, if it can be believed.",
+    "human": "Let people rate: make tasks, serve the page, export the ratings.",
 }
 """What `plato2 evaluate` can do, as VERBS; the code is in plato2/commands/evaluate_<name>.py."""
 

@@ -5,13 +5,17 @@ Others' tools come in and go out through the same two (`exchange.py`).
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from plato2 import __version__
-from plato2.formats import Closed, Count
+from plato2.bounded import TEXT_BYTES, read_file
+from plato2.config import UserError
+from plato2.formats import Closed, Count, parse
 
+CURE = "give a file that plato2 evaluate human make wrote"
 PER = Literal["utterance", "dialogue", "pair", "candidate"]
 """What a question is asked of: each turn of the system, a dialogue, two dialogues, a candidate."""
 
@@ -42,6 +46,8 @@ class Said(Closed):
     text: str
     by_system: bool
     """False: it was given, or said by a person; it is shown and not rated."""
+    side: Count | None = None
+    """Who said it: 0 is the side that is rated, 1, 2, ... are the others; None: `by_system` says it."""
 
 
 class Shown(Closed):
@@ -79,6 +85,13 @@ class Tasks(Closed):
     seed: Count = 0
 
 
+def places(question: Question, item: Item) -> list[int | None]:
+    """What a question is asked of in an item: turns or candidates, from 0; `[None]` for the whole."""
+    if question.per == "utterance":
+        return [place for place, said in enumerate(item.shown[0].turns) if said.by_system]
+    return list(range(len(item.shown[0].candidates))) if question.per == "candidate" else [None]
+
+
 class Rating(Closed):
     """One answer of one rater."""
 
@@ -91,3 +104,21 @@ class Rating(Closed):
     """The turn, or the candidate, from 0; None for a whole dialogue or a pair."""
     seconds: float | None = None
     """From when the item was shown until it was submitted."""
+
+
+def read_tasks(path: str | Path) -> Tasks:
+    """A file of tasks.
+
+    Raises:
+        UserError: no such file, another format, or two items of one id.
+    """
+    try:
+        data = read_file(path, TEXT_BYTES, CURE)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: no such file; {CURE}") from None
+    tasks = parse(Tasks, data, str(path), CURE)
+    ids = [item.id for item in tasks.items]
+    if len(set(ids)) < len(ids):
+        again = next(name for number, name in enumerate(ids) if name in ids[:number])
+        raise UserError(f"{path}: items.id={again} twice; give each item an id of its own")
+    return tasks
