@@ -253,17 +253,17 @@ def test_a_rater_with_keys(browser: Any, tmp_path: Path) -> None:
             tab.keyboard.press("0")
         picture(tab, "keys")
         tab.keyboard.press("Enter")
-        tab.wait_for_function("document.body.innerText.includes('1 rated by you')")
+        tab.get_by_text("1 rated by you").wait_for()
         assert tab.title() != first
         tab.keyboard.press("b")
-        tab.wait_for_function("document.body.innerText.includes('You have answered this')")
+        tab.get_by_text("You have answered this").wait_for()
         assert tab.title() == first
         tab.keyboard.press("1")
         picture(tab, "correct")
         tab.keyboard.press("Enter")
         for rated in (2, 3):
-            new = "document.querySelector('[name=revision]')?.value == '0'"
-            tab.wait_for_function(f"document.body.innerText.includes('{rated - 1} rated') && {new}")
+            tab.locator("[name=revision][value='0']").wait_for(state="attached")
+            tab.get_by_text(f"{rated - 1} rated by you").wait_for()
             tab.locator(".question.now").wait_for()
             answer_all(tab, "1")
             tab.keyboard.press("Enter")
@@ -327,7 +327,7 @@ def test_a_killed_server_loses_nothing_on_the_page(browser: Any, tmp_path: Path)
     picture(tab, "unreachable")
     again = start_page(path, 1, port=port)
     assert again.links == running.links
-    tab.wait_for_function("document.body.innerText.includes('1 rated by you')")
+    tab.get_by_text("1 rated by you").wait_for()
     tab.close()
     again.kill()
     assert len(Store(path.with_suffix(".sqlite")).ratings()) == 8

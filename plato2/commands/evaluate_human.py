@@ -41,16 +41,13 @@ MAKE = """Make tasks for raters of dialogues, static replies or candidates.
 FILES hold dialogues as plato2 self-chat and plato2 reply --contexts write them, ParlAI's logs, or
 transcripts (docs/human.md). Presets: plato (coherence and informativeness of each reply, engagingness and
 humanness of the dialogue, 0 to 2), topic (which of two dialogues goes deeper), ssa (sensible, specific),
-acute (two dialogues side by side), candidates (which replies fit), chat (raters talk themselves; FILES has
-one topic per line). Raters never see which system they rate.
+acute (two dialogues side by side), candidates (which replies fit). Raters never see which system they rate.
 
 [bold]Examples[/]
 
 plato2 evaluate human make chats.jsonl --preset plato --limit 50 --out tasks.json
 
 plato2 evaluate human make ours.jsonl theirs.jsonl --preset acute --out pairs.json
-
-plato2 evaluate human make topics.txt --preset chat --system plato2 --system rival --out chats.json
 """
 SERVE = """Serve the page on which raters rate, each by a secret link.
 
@@ -77,7 +74,7 @@ plato2 evaluate human export candidates.sqlite --out ratings.jsonl --selection s
 @app.command(help=MAKE)
 def make(
     files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="What is rated.")],
-    preset: Annotated[str, typer.Option(help="plato, topic, ssa, acute, candidates or chat.")],
+    preset: Annotated[str, typer.Option(help="plato, topic, ssa, acute or candidates.")],
     out: Annotated[Path, typer.Option(help="File of tasks to write.")],
     speaker: Annotated[
         str | None,
@@ -85,33 +82,19 @@ def make(
             help="Whose turns are rated where a system plays both sides, as A; else who replies first."
         ),
     ] = None,
-    system: Annotated[
-        list[str] | None, typer.Option(help="chat: a speaker's name, as serve will get it; repeat it.")
-    ] = None,
     limit: Annotated[int | None, typer.Option(help="Starts, contexts or topics drawn; default: all.")] = None,
     candidates: Annotated[int, typer.Option(help="candidates: how many are shown.")] = 10,
-    checks: Annotated[
-        float, typer.Option(help="Attention checks per item: 0.1 = one for each ten. Not for chat.")
-    ] = 0.1,
-    raters: Annotated[
-        int | None, typer.Option(help="Raters of each item; default: 3, and 1 for chat.")
-    ] = None,
+    checks: Annotated[float, typer.Option(help="Attention checks per item: 0.1 = one for each ten.")] = 0.1,
+    raters: Annotated[int, typer.Option(help="Raters of each item.")] = 3,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Run the verb."""
-    from plato2.evaluate.dialogues import read_dialogues, read_text
-    from plato2.evaluate.human.tasks import Selection, make_chats, make_tasks
+    from plato2.evaluate.dialogues import read_dialogues
+    from plato2.evaluate.human.tasks import Selection, make_tasks
 
-    raters = raters if raters is not None else 1 if preset == "chat" else 3
     selection = Selection(preset, speaker, limit, candidates, checks, raters, seed)
-    if preset == "chat":
-        topics = [line.strip() for file in files for line in read_text(file).splitlines() if line.strip()]
-        tasks = make_chats(topics, system or [], selection)
-    elif system:
-        raise UserError(f"--system {system[0]}: only for --preset chat; systems stand in the files")
-    else:
-        tasks = make_tasks([dialogue for file in files for dialogue in read_dialogues(file)], selection)
+    tasks = make_tasks([dialogue for file in files for dialogue in read_dialogues(file)], selection)
     _write(out, tasks.model_dump_json(indent=1) + "\n")
     _print_made(tasks, out, as_json)
 

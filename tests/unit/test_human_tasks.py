@@ -19,7 +19,7 @@ from plato2.evaluate.dialogues import Dialogue, Turn, read_dialogues
 from plato2.evaluate.human.formats import Item, Rating, places, read_tasks
 from plato2.evaluate.human.page import item_page
 from plato2.evaluate.human.store import Lent
-from plato2.evaluate.human.tasks import PRESETS, Selection, make_chats, make_tasks, selection_set
+from plato2.evaluate.human.tasks import PRESETS, Selection, make_tasks, selection_set
 
 DATA = ROOT.parent / "shared" / "data"
 
@@ -62,7 +62,7 @@ def test_turns_without_speakers_alternate() -> None:
     assert tasks.items[0].start == "a\nb\nc"
 
 
-@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "chat"])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_nothing_on_the_page_names_a_system(preset: str) -> None:
     tasks = small_tasks(preset, n=12, checks=0.3)
     for item in tasks.items:
@@ -183,15 +183,6 @@ def test_ratings_of_candidates_become_a_selection_set() -> None:
         selection_set(small_tasks(), votes)
 
 
-def test_chats_are_one_of_each_speaker_and_topic() -> None:
-    tasks = make_chats(["travel", "films", "travel"], ["a", "b"], Selection("chat", raters=1))
-    assert Counter((item.start, item.shown[0].system) for item in tasks.items) == Counter(
-        {(topic, name): 1 for topic in ("travel", "films") for name in "ab"}
-    )
-    with pytest.raises(UserError, match="needs a file of topics"):
-        make_chats(["travel"], [], Selection("chat"))
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -236,10 +227,6 @@ def test_the_command_reads_files_and_says_what_it_made(tmp_path: Path) -> None:
     }
     assert read_tasks(out) == make_tasks(read_dialogues(chats), Selection("plato", checks=0.2))
     assert "8 items for 3 raters each" in CliRunner().invoke(app, given).output
-    done = CliRunner().invoke(
-        app, ["make", str(chats), "--preset", "plato", "--system", "x", "--out", str(out)]
-    )
-    assert "only for --preset chat" in str(done.exception)
 
 
 def test_a_file_of_tasks_that_is_none(tmp_path: Path) -> None:

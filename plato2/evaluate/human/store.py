@@ -74,7 +74,6 @@ _LENT = Table(
     Column("seconds", Float),
     Column("revision", Integer, nullable=False, default=0),
     Column("answers", Text),
-    Column("chat", Text, nullable=False, default="[]"),
 )
 
 Place: TypeAlias = int | None
@@ -104,8 +103,6 @@ class Lent:
     """How often it was answered; a form carries the number that it was made with."""
     answers: Answers
     """Empty before the first submit."""
-    chat: tuple[str, ...] = ()
-    """What rater and speaker said so far; the rater is first."""
 
 
 @dataclass(frozen=True)
@@ -328,9 +325,7 @@ class Store:
         return step.execute(select(_LENT).where(_LENT.c.rater == rater, _LENT.c.item == item)).first()
 
     def _lent(self, row: Row[Any]) -> Lent:
-        return Lent(
-            self.items[row.item], row.revision, _answers(row.answers), tuple(json.loads(row.chat or "[]"))
-        )
+        return Lent(self.items[row.item], row.revision, _answers(row.answers))
 
     def _renewed(self, step: Connection, row: Row[Any], again: bool = True) -> bool:
         """Whether an item is still a rater's own, who gets the full time again; else it is taken back."""

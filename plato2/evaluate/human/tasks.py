@@ -41,26 +41,6 @@ def _yes_no(name: str, text: str, per: PER, no: str, yes: str) -> Question:
     return Question(name=name, text=text, per=per, levels=levels)
 
 
-DIALOGUE_QUESTIONS = (
-    _scale(
-        "engagingness",
-        "Would you like to talk with this speaker?",
-        "dialogue",
-        "I do not want to talk with this speaker.",
-        "It is a bit boring, but it is still all right to talk with this speaker.",
-        "I would like to talk with this speaker for a long conversation.",
-    ),
-    _scale(
-        "humanness",
-        "Is this speaker a human being?",
-        "dialogue",
-        "The speaker seems like a bot.",
-        "Some replies are unnatural, and the speaker does not seem quite human.",
-        "The speaker seems like a human being.",
-    ),
-)
-"""Table 7's, of a whole dialogue."""
-
 PRESETS: dict[str, tuple[Question, ...]] = {
     "plato": (
         _scale(
@@ -80,7 +60,22 @@ PRESETS: dict[str, tuple[Question, ...]] = {
             "It conflicts with common sense, or has factual errors.",
             "It has appropriate and correct information.",
         ),
-        *DIALOGUE_QUESTIONS,
+        _scale(
+            "engagingness",
+            "Would you like to talk with this speaker?",
+            "dialogue",
+            "I do not want to talk with this speaker.",
+            "It is a bit boring, but it is still all right to talk with this speaker.",
+            "I would like to talk with this speaker for a long conversation.",
+        ),
+        _scale(
+            "humanness",
+            "Is this speaker a human being?",
+            "dialogue",
+            "The speaker seems like a bot.",
+            "Some replies are unnatural, and the speaker does not seem quite human.",
+            "The speaker seems like a human being.",
+        ),
     ),
     "topic": (
         _choice(
@@ -116,9 +111,8 @@ PRESETS: dict[str, tuple[Question, ...]] = {
             "It is a reply that makes sense here.",
         ),
     ),
-    "chat": DIALOGUE_QUESTIONS,
 }
-"""What each preset asks. Of a chat the rest is asked of others, once it is exported."""
+"""What each preset asks."""
 CHECKED = {"plato": "coherence", "ssa": "sensible", "candidates": "fits"}
 """Which of their questions has but one right answer, 0, where a reply belongs to another context."""
 
@@ -203,33 +197,6 @@ def make_tasks(dialogues: Sequence[Dialogue], selection: Selection) -> Tasks:
     n_checks = -(-len(items) * round(selection.checks * 1000) // 1000)
     for _ in range(n_checks):
         items.append(make_check(seen, selection, rng))
-    return _numbered(items, selection, rng)
-
-
-def make_chats(topics: Sequence[str], names: Sequence[str], selection: Selection) -> Tasks:
-    """Tasks in which raters talk with each of some speakers, once on each topic.
-
-    Args:
-        topics: what each chat begins with.
-        names: of the speakers, as `serve` will be told them.
-        selection: its seed, raters and limit count.
-
-    Raises:
-        UserError: no topic, no speaker, or one of them twice.
-    """
-    rng = random.Random(selection.seed)
-    topics = list(dict.fromkeys(topics))
-    if not topics or not names:
-        raise UserError("--preset chat: needs a file of topics, one on a line, and --system NAME")
-    if len(set(names)) < len(names):
-        raise UserError(f"--system {names[0]}: one of the names is there twice; give each its own")
-    if selection.limit is not None and selection.limit < len(topics):
-        topics = rng.sample(topics, selection.limit)
-    items = [
-        Item(id="", start=topic, shown=[Shown(system=name, dialogue=str(number), turns=[])])
-        for number, topic in enumerate(topics)
-        for name in names
-    ]
     return _numbered(items, selection, rng)
 
 
