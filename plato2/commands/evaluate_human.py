@@ -174,6 +174,8 @@ def serve(
 
     listener = listen(host, port)
     file = db or tasks.with_suffix(".sqlite")
+    if not file.parent.is_dir():  # which the lock would make
+        raise UserError(f"--db {file}: {file.parent} is not a folder; make it first")
     with locked(file.with_name(f"{file.name}.lock"), file, "stop the other server, or name another --db"):
         store = Store(file, found, lease_s=lease * 60)
         known = store.raters(raters)

@@ -322,7 +322,10 @@ def test_serve_says_what_is_wrong_before_it_begins(tmp_path: Path) -> None:
             ["--raters", "3", "--address", "rate.example.org"],
             "--address rate.example.org: give it with its scheme",
         ),
-        (["--raters", "3", "--db", "/no/such/folder/x"], "--db /no/such/folder/x: cannot be written"),
+        (
+            ["--raters", "3", "--db", "/no/such/folder/x"],
+            "--db /no/such/folder/x: /no/such/folder is not a folder",
+        ),
     ):
         done = CliRunner().invoke(app, ["serve", str(tasks), *options, "--port", "0"])
         assert message in str(done.exception)
