@@ -108,6 +108,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "plato2.serve": ("plato2.talk", "plato2.data.samples", "plato2.files", "plato2.config"),
     "plato2.evaluate": (
+        "plato2.serve",
         "plato2.talk",
         "plato2.metrics",
         "plato2.model",

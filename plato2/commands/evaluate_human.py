@@ -1,25 +1,269 @@
-"""`plato2 evaluate human`: human evaluation, from tasks to what raters found."""
+"""`plato2 evaluate human`: tasks for raters, the page on which they rate, and what their ratings say."""
 
 from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from plato2.commands import evaluate_human_ratings as of_ratings
+from plato2.config import UserError, install
+
+if TYPE_CHECKING:
+    from plato2.evaluate.human.formats import Tasks
+    from plato2.evaluate.human.store import Rater, Store
 
 app = typer.Typer(
-    help="""Let people rate dialogues and replies, as the paper does.
+    help="""Let people rate (section 3.3.2 of the paper): make tasks, serve the page, see what the ratings say.
+
+[bold]Examples[/]
+
+plato2 evaluate human make chats.jsonl --preset plato --out tasks.json
+
+plato2 evaluate human serve tasks.json --raters 6
+
+plato2 evaluate human export tasks.sqlite --out ratings.jsonl
+
+plato2 evaluate human report tasks.json ratings.jsonl --out human.json
 """,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+EXTRAS = {"fastapi", "uvicorn", "starlette", "sqlalchemy"}
+"""Modules that the extra `eval` brings for the page."""
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")]
+Seed = Annotated[int, typer.Option(help="Of all that is drawn: items, sides, checks, order.")]
+
+MAKE = """Make tasks for raters of dialogues, static replies or candidates.
+
+FILES hold dialogues as plato2 self-chat and plato2 reply --contexts write them, ParlAI's logs, or
+transcripts (docs/human.md). Presets: plato (coherence and informativeness of each reply, engagingness and
+humanness of the dialogue, 0 to 2), topic (which of two dialogues goes deeper), ssa (sensible, specific),
+acute (two dialogues side by side), candidates (which replies fit). Raters never see which system they rate.
+
+[bold]Examples[/]
+
+plato2 evaluate human make chats.jsonl --preset plato --limit 50 --out tasks.json
+
+plato2 evaluate human make ours.jsonl theirs.jsonl --preset acute --out pairs.json
+"""
+SERVE = """Serve the page on which raters rate, each by a secret link.
+
+All of a study is in one SQLite file, --db: its tasks, links and answers. The same command goes on after it
+was stopped or killed, with the same links; more --raters adds links. Ctrl-C stops.
+
+[bold]Examples[/]
+
+plato2 evaluate human serve tasks.json --raters 6 --links links.txt
+
+plato2 evaluate human serve tasks.json --raters 6 --host 0.0.0.0 --allow-host rate.example.org
+--address https://rate.example.org
+"""
+EXPORT = """Write the ratings of a study, one per line, while it goes on or afterwards.
+
+[bold]Examples[/]
+
+plato2 evaluate human export tasks.sqlite --out ratings.jsonl
+
+plato2 evaluate human export candidates.sqlite --out ratings.jsonl --selection selection.jsonl
+"""
+
+
+@app.command(help=MAKE)
+def make(
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="What is rated.")],
+    preset: Annotated[str, typer.Option(help="plato, topic, ssa, acute or candidates.")],
+    out: Annotated[Path, typer.Option(help="File of tasks to write.")],
+    speaker: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose turns are rated where a system plays both sides, as A; else who replies first."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Starts, contexts or topics drawn; default: all.")] = None,
+    candidates: Annotated[int, typer.Option(help="candidates: how many are shown.")] = 10,
+    checks: Annotated[float, typer.Option(help="Attention checks per item: 0.1 = one for each ten.")] = 0.1,
+    raters: Annotated[int, typer.Option(help="Raters of each item.")] = 3,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Run the verb."""
+    from plato2.evaluate.dialogues import read_dialogues
+    from plato2.evaluate.human.tasks import Selection, make_tasks
+
+    selection = Selection(preset, speaker, limit, candidates, checks, raters, seed)
+    tasks = make_tasks([dialogue for file in files for dialogue in read_dialogues(file)], selection)
+    _write(out, tasks.model_dump_json(indent=1) + "\n")
+    _print_made(tasks, out, as_json)
+
+
+def _print_made(tasks: Tasks, out: Path, as_json: bool) -> None:
+    """How many items there are of each system, and how many checks."""
+    from collections import Counter
+
+    items: Counter[str] = Counter()
+    for item in tasks.items:
+        items.update(["attention checks"] if item.expected else [one.system for one in item.shown])
+    n_answers = tasks.raters_per_item * sum(map(len, _places_of(tasks)))
+    if as_json:
+        said = {
+            "preset": tasks.preset,
+            "items": len(tasks.items),
+            "systems": dict(items),
+            "answers": n_answers,
+        }
+        typer.echo(json.dumps({**said, "out": str(out)}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("system", "items", title=f"{out}: {tasks.preset}", title_justify="left")
+    for name in sorted(items, key=lambda one: one == "attention checks"):
+        table.add_row(name, str(items[name]))
+    Console().print(table)
+    typer.echo(f"{len(tasks.items)} items for {tasks.raters_per_item} raters each: {n_answers:,} answers")
+
+
+def _places_of(tasks: Tasks) -> list[list[Any]]:
+    from plato2.evaluate.human.formats import places
+
+    return [
+        [place for question in tasks.questions for place in places(question, item)] for item in tasks.items
+    ]
+
+
+@app.command(help=SERVE)
+def serve(
+    tasks: Annotated[Path, typer.Argument(metavar="TASKS", help="File that make wrote.")],
+    raters: Annotated[int, typer.Option(help="Links to give out; each is one rater's.")],
+    db: Annotated[
+        Path | None, typer.Option(help="File of the study; default: TASKS with the ending .sqlite.")
+    ] = None,
+    links: Annotated[Path | None, typer.Option(help="File for the links, instead of printing them.")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="What links begin with, where raters reach the server by another address."),
+    ] = None,
+    lease: Annotated[
+        float, typer.Option(help="Minutes for which an item is a rater's; then others may get it.")
+    ] = 30.0,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 = every one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8000,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A host name of the server, besides localhost and its address; may be repeated."),
+    ] = None,
+) -> None:
+    """Run the verb."""
+    if raters < 1:
+        raise UserError(f"--raters {raters}: must be at least 1")
+    if not lease > 0:
+        raise UserError(f"--lease {lease:g}: must be more than 0 minutes")
+    if address is not None and not address.startswith(("http://", "https://")):
+        raise UserError(f"--address {address}: give it with its scheme, such as https://rate.example.org")
+    from plato2.evaluate.human.formats import read_tasks
+    from plato2.files import locked
+
+    found = read_tasks(tasks)
+    _import_extras()
+    from plato2.evaluate.human.server import make_app
+    from plato2.evaluate.human.store import Store
+    from plato2.serve.server import listen, make_server, run, url_of
+
+    listener = listen(host, port)
+    file = db or tasks.with_suffix(".sqlite")
+    if not file.parent.is_dir():  # which the lock would make
+        raise UserError(f"--db {file}: {file.parent} is not a folder; make it first")
+    with locked(file.with_name(f"{file.name}.lock"), file, "stop the other server, or name another --db"):
+        store = Store(file, found, lease_s=lease * 60)
+        known = store.raters(raters)
+        hosts = {name.lower() for name in (host, *(allow_host or ()))}
+        ready = lambda: _say_ready(store, known, (address or url_of(listener)).rstrip("/"), links)  # noqa: E731
+        run(make_server(make_app(store, hosts), None, on_ready=ready), listener)
+        store.close()
+
+
+def _import_extras() -> None:
+    """Imports what the page needs.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import plato2.evaluate.human.server  # noqa: F401
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] not in EXTRAS:
+            raise
+        raise UserError(f"plato2 evaluate human needs {error.name}: {install('eval')}") from None
+
+
+def _say_ready(store: Store, raters: list[Rater], address: str, links: Path | None) -> None:
+    """The links, as soon as the server takes connections."""
+    n, per_item = len(raters), store.tasks.raters_per_item
+    if n < per_item:
+        typer.echo(f"--raters {n}: each item is for {per_item} raters, so none gets all of them", err=True)
+    lines = [f"{rater.name} {address}/r/{rater.token}" for rater in raters]
+    lines.append(f"admin {address}/admin/{store.admin_token}")
+    if links is None:
+        typer.echo("\n".join(lines))
+    else:
+        links.unlink(missing_ok=True)
+        _write(links, "\n".join(lines) + "\n", mode=0o600)
+        typer.echo(f"{links}: the links of {n} raters and of the admin, all secret")
+    typer.echo(f"{address} serves {len(store.items)} items; answers go to {store.path}")
+    sys.stdout.flush()
+
+
+@app.command(help=EXPORT)
+def export(
+    db: Annotated[Path, typer.Argument(metavar="DB", help="File of the study.")],
+    out: Annotated[Path, typer.Option(help="File of ratings to write, JSON lines.")],
+    selection: Annotated[
+        Path | None,
+        typer.Option(help="candidates: also a selection set, labelled by the majority of the raters."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the verb."""
+    _import_extras()
+    from plato2.evaluate.human.store import Store
+    from plato2.evaluate.human.tasks import selection_set
+
+    store = Store(db)
+    ratings = store.ratings()
+    _write(out, "".join(f"{rating.model_dump_json()}\n" for rating in ratings))
+    if selection is not None:
+        sets = selection_set(store.tasks, ratings)
+        _write(selection, "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in sets))
+    progress = store.progress()
+    said = {"ratings": len(ratings), "submits": progress.n_ratings, "done": round(progress.share, 4)}
+    if as_json:
+        typer.echo(json.dumps({**said, "out": str(out)}))
+    else:
+        typer.echo(
+            f"{out}: {len(ratings):,} ratings of {progress.n_ratings:,} submits ({progress.share:.0%} done)"
+        )
+
+
 app.command(help=of_ratings.REPORT)(of_ratings.report)
 app.command(help=of_ratings.POWER)(of_ratings.power)
 app.command(help=of_ratings.CONVERT)(of_ratings.convert)
 app.command("import", help=of_ratings.IMPORT)(of_ratings.import_)
 
 
-@app.callback()
-def _human() -> None:
-    """What stands before a sub-command."""
+def _write(path: Path, text: str, mode: int | None = None) -> None:
+    from plato2.files import replace_text
+
+    try:
+        if mode is not None:
+            path.touch(mode)
+            path.write_text(text, encoding="utf-8")
+        else:
+            replace_text(path, text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); name another file") from None

@@ -10,13 +10,16 @@ import secrets
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from plato2.serve.chat_api import ApiError
-from plato2.serve.metrics import Metrics
+
+if TYPE_CHECKING:
+    from plato2.serve.metrics import Metrics
 
 CLIENT_GONE = 499
 """Status under which requests are counted whose client closed the connection; nobody sees it."""
@@ -87,7 +90,7 @@ class Gate:
 
     Args:
         app: the application behind it.
-        metrics: counts.
+        metrics: counts; None: nobody does.
         max_body: bytes.
         receive_s: seconds in which a body has to arrive.
         access: who may pass.
@@ -97,7 +100,7 @@ class Gate:
     def __init__(
         self,
         app: ASGIApp,
-        metrics: Metrics,
+        metrics: Metrics | None,
         max_body: int,
         receive_s: float,
         access: Access,
@@ -124,7 +127,8 @@ class Gate:
             await self._pass(scope, receive, send_and_note)
         finally:
             seconds, status = time.perf_counter() - began, scope.get(STREAM_STATUS, status)
-            self.metrics.count_request(scope["path"], status, seconds)
+            if self.metrics is not None:
+                self.metrics.count_request(scope["path"], status, seconds)
             if self.log_requests:  # quoted: a path may have line ends in it; what comes after ? is not shown
                 client = (scope.get("client") or ["-"])[0]
                 with contextlib.suppress(OSError):  # nobody reads it any more

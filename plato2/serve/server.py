@@ -17,15 +17,17 @@ import sys
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from plato2.config import UserError
-from plato2.serve.batching import Batcher
 from plato2.serve.chat_api import ApiError
+
+if TYPE_CHECKING:
+    from plato2.serve.batching import Batcher
 
 BACKLOG = 2048
 """Connections that the system holds until they are taken."""
@@ -210,13 +212,17 @@ class Server(uvicorn.Server):
 
     Args:
         config: Uvicorn's.
-        batcher: what has to finish.
+        batcher: what has to finish; None where nothing waits.
         shutdown_s: seconds it has for that, and the answers for being sent.
         on_ready: called when connections are taken.
     """
 
     def __init__(
-        self, config: uvicorn.Config, batcher: Batcher, shutdown_s: float, on_ready: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        batcher: Batcher | None,
+        shutdown_s: float,
+        on_ready: Callable[[], None],
     ) -> None:
         super().__init__(config)
         self.batcher, self.shutdown_s, self.on_ready = batcher, shutdown_s, on_ready
@@ -238,14 +244,15 @@ class Server(uvicorn.Server):
         """Serves until a signal, and then until what was begun is done."""
         await super().main_loop()
         began = time.monotonic()
-        await asyncio.to_thread(self.batcher.close, self.shutdown_s)
+        if self.batcher is not None:
+            await asyncio.to_thread(self.batcher.close, self.shutdown_s)
         left = self.shutdown_s - (time.monotonic() - began)
         self.config.timeout_graceful_shutdown = max(1, math.ceil(left))  # for answers that are being sent
 
 
 def make_server(
-    app: FastAPI,
-    batcher: Batcher,
+    app: ASGIApp,
+    batcher: Batcher | None,
     *,
     receive_s: float = 20.0,
     max_connections: int = 1000,
@@ -256,7 +263,7 @@ def make_server(
 
     Args:
         app: the application.
-        batcher: the application's.
+        batcher: the application's, where it has one.
         receive_s: seconds in which a connection has to move on; see `Connection`.
         max_connections: at the same time; fewer where the system allows fewer.
         shutdown_s: seconds for what was begun when a signal comes.

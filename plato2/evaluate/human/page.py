@@ -1,0 +1,252 @@
+"""The HTML of the rating page: texts are escaped, nothing comes from elsewhere, nothing names a system."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
+from html import escape
+
+from plato2.evaluate.human.formats import Item, Question, Said, Shown, Tasks, places
+from plato2.evaluate.human.store import Lent, Place, Progress, RaterProgress
+
+INSTRUCTIONS = {
+    "utterance": "Read the dialogue. Rate each marked reply by what was said before it, then answer what is "
+    "asked at the end.",
+    "dialogue": "Read the dialogue, then answer what is asked about the marked speaker.",
+    "pair": "Read both dialogues. Compare the marked speakers only, not those they talk with.",
+    "candidate": "Read the dialogue. Which of the replies below could come next? Several may, or none.",
+}
+KEYS = "\N{LEFTWARDS ARROW} \N{RIGHTWARDS ARROW}: answer \N{MIDDLE DOT} \N{UPWARDS ARROW} "
+KEYS += "\N{DOWNWARDS ARROW}: question \N{MIDDLE DOT} Enter: submit \N{MIDDLE DOT} b: back"
+HEAD = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="robots" content="noindex">
+{refresh}<title>{title}</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="/rate.css">
+</head>
+<body>
+"""
+FOOT = "</body>\n</html>\n"
+
+
+def document(title: str, body: str, refresh_s: int | None = None) -> str:
+    """A page; with `refresh_s` it is loaded again after so many seconds."""
+    refresh = "" if refresh_s is None else f'<meta http-equiv="refresh" content="{refresh_s}">\n'
+    return HEAD.format(title=escape(title), refresh=refresh) + body + FOOT
+
+
+def message_page(
+    title: str, text: str, link: tuple[str, str] | None = None, refresh_s: int | None = None
+) -> str:
+    """A page that says one thing; `link` is an address and what stands on it."""
+    button = f'<p><a class="button" href="{escape(link[0])}">{escape(link[1])}</a></p>' if link else ""
+    body = f'<main class="message"><h1>{escape(title)}</h1><p>{escape(text)}</p>{button}</main>\n'
+    return document(title, body, refresh_s)
+
+
+def field(number: int, place: Place) -> str:
+    """The name of an answer in the form: of the question with that number, at a place."""
+    return f"q{number}" if place is None else f"q{number}.{place}"
+
+
+# ------------------------------------------------------------------------------------------------- an item
+
+
+def item_page(
+    tasks: Tasks,
+    lent: Lent,
+    base: str,
+    back: str | None,
+    onward: str | None,
+    progress: tuple[int, float],
+    missing: Collection[str] = (),
+    given: dict[str, int] | None = None,
+) -> str:
+    """The page on which an item is rated or corrected.
+
+    Args:
+        tasks: the study's.
+        lent: the item, and what was answered.
+        base: address of the rater's link, without a slash at its end.
+        back: id of the item before, where there is one.
+        onward: of the one after.
+        progress: items that the rater has rated, and the share of the study that is done.
+        missing: fields that were sent without an answer.
+        given: field -> number of the level, of what was sent; None takes `lent.answers`.
+    """
+    item, questions = lent.item, tasks.questions
+    ticked = _ticked(questions, lent) if given is None else given
+    form = _Form(questions, item, ticked, missing)
+    notes = ""
+    if missing:
+        notes += f'<p class="note error" role="alert">{len(missing)} not answered yet: see below.</p>'
+    elif lent.revision:
+        notes += '<p class="note">You have answered this. What you change here is saved as a correction.</p>'
+    digits = "" if questions[0].per == "pair" else f"{_digits(questions)}: answer \N{MIDDLE DOT} "
+    links = (
+        f'<a id="back" href="{escape(f"{base}/{back}")}">\N{LEFTWARDS ARROW} back</a>'
+        if back
+        else "<span></span>"
+    )
+    if lent.revision:
+        target = f"{base}/{onward}" if onward else base
+        links += f'<a id="onward" href="{escape(target)}">go on \N{RIGHTWARDS ARROW}</a>'
+    body = f"""<header><nav>{links}</nav>
+<div><progress max="1" value="{progress[1]:.3f}"></progress>
+<span>{progress[0]} rated by you \N{MIDDLE DOT} study {progress[1]:.0%} done</span></div></header>
+<main>{notes}
+{criteria(questions)}
+<form id="rate" method="post" action="{escape(f"{base}/{item.id}")}" autocomplete="off">
+<input type="hidden" name="revision" value="{lent.revision}">
+<p class="how">{escape(INSTRUCTIONS[questions[0].per])}</p>
+{form.html()}
+<p class="keys">{digits}{KEYS}</p>
+<p id="trouble" class="note error" role="alert" hidden></p>
+<p class="send"><button type="submit">{"Save the correction" if lent.revision else "Submit"}</button></p>
+</form></main>
+<script src="/rate.js"></script>
+"""
+    return document(f"Item {item.id}", body)
+
+
+def _digits(questions: Sequence[Question]) -> str:
+    return " ".join(map(str, range(max(len(question.levels) for question in questions))))
+
+
+def _ticked(questions: Sequence[Question], lent: Lent) -> dict[str, int]:
+    """Field -> number of the level that was answered."""
+    found = {}
+    for number, question in enumerate(questions):
+        values = [level.value for level in question.levels]
+        for place in places(question, lent.item):
+            if (question.name, place) in lent.answers:
+                found[field(number, place)] = values.index(lent.answers[question.name, place])
+    return found
+
+
+def criteria(questions: Sequence[Question]) -> str:
+    """When to give which answer."""
+    rows = "".join(
+        f"<dt>{escape(question.name)}</dt><dd>{escape(question.text)}<ul>"
+        + "".join(
+            f"<li><b>{escape(level.label)}</b> {escape(level.criterion)}</li>"
+            for level in question.levels
+            if level.criterion
+        )
+        + "</ul></dd>"
+        for question in questions
+    )
+    return f'<details id="criteria" open><summary>What the answers mean</summary><dl>{rows}</dl></details>'
+
+
+class _Form:
+    """The texts of an item and the questions at their places."""
+
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        item: Item,
+        ticked: dict[str, int],
+        missing: Collection[str],
+    ) -> None:
+        self.questions, self.item, self.ticked, self.missing = questions, item, ticked, missing
+
+    def html(self) -> str:
+        """All of it."""
+        if len(self.item.shown) == 2:
+            columns = "".join(
+                f'<section class="dialogue"><h2>{name}</h2>{self.turns(shown)}</section>'
+                for name, shown in zip(("Left", "Right"), self.item.shown, strict=True)
+            )
+            texts = f'<div class="pair">{columns}</div>'
+        else:
+            texts = f'<section class="dialogue">{self.turns(self.item.shown[0])}</section>'
+        candidates = "".join(
+            f'<li><p class="text">{text_html(text)}</p>{self.asked("candidate", place)}</li>'
+            for place, text in enumerate(self.item.shown[0].candidates)
+        )
+        texts += f'<ol class="candidates">{candidates}</ol>' if candidates else ""
+        return f'{texts}<section class="whole">{self.asked("dialogue")}{self.asked("pair")}</section>'
+
+    def turns(self, shown: Shown) -> str:
+        """A dialogue."""
+        return "".join(self.turn(place, said) for place, said in enumerate(shown.turns))
+
+    def turn(self, place: int, said: Said) -> str:
+        """A turn, and what is asked of it."""
+        side = said.side if said.side is not None else int(not said.by_system)
+        kind = f"turn side{min(side, 3)}" + (" rated" if said.by_system else "")
+        asked = self.asked("utterance", place) if said.by_system and len(self.item.shown) == 1 else ""
+        return f'<div class="{kind}"><p class="text">{text_html(said.text)}</p>{asked}</div>'
+
+    def asked(self, per: str, place: Place = None) -> str:
+        """The questions of one kind at one place."""
+        return "".join(
+            self.question(number, question, place)
+            for number, question in enumerate(self.questions)
+            if question.per == per
+        )
+
+    def question(self, number: int, question: Question, place: Place) -> str:
+        """A question with its answers."""
+        name = field(number, place)
+        kind = "question missing" if name in self.missing else "question"
+        whole = question.per in ("dialogue", "pair")
+        said = f'<span class="ask">{escape(question.text)}</span>' if whole else ""
+        answers = "".join(
+            f'<label title="{escape(level.criterion)}"><input type="radio" name="{name}" value="{value}"'
+            f"{' checked' if self.ticked.get(name) == value else ''} required><span>{escape(level.label)}"
+            "</span></label>"
+            for value, level in enumerate(question.levels)
+        )
+        return (
+            f'<fieldset class="{kind}"><legend>{escape(question.name)}</legend>{said}'
+            f'<div class="answers">{answers}</div></fieldset>'
+        )
+
+
+def text_html(text: str) -> str:
+    """What was said, as text."""
+    return escape(text) if text.strip() else '<i class="nothing">(says nothing)</i>'
+
+
+# ------------------------------------------------------------------------------------------------- the admin
+
+
+def admin_page(tasks: Tasks, progress: Progress, base: str) -> str:
+    """How far the study is and what each rater did; it loads itself again every half minute."""
+    n, per_item = progress.n_items, progress.raters_per_item
+    done = sum(items for count, items in progress.by_count.items() if count >= per_item)
+    counts = "".join(
+        f"<tr><td>{count}</td><td>{items}</td><td>{items / n:.0%}</td></tr>"
+        for count, items in progress.by_count.items()
+    )
+    raters = "".join(map(_rater_row, progress.raters))
+    n_checks = sum(item.expected is not None for item in tasks.items)
+    body = f"""<main class="admin"><h1>Progress</h1>
+<p><progress max="1" value="{progress.share:.3f}"></progress> {progress.n_ratings} of
+{n * per_item} ratings \N{MIDDLE DOT} {done} of {n} items have {per_item} raters \N{MIDDLE DOT}
+preset {escape(tasks.preset)} \N{MIDDLE DOT} {n_checks} attention checks</p>
+<h2>Items</h2>
+<table><thead><tr><th>ratings</th><th>items</th><th>share</th></tr></thead><tbody>{counts}</tbody></table>
+<h2>Raters</h2>
+<div class="wide"><table><thead><tr><th>rater</th><th>rated</th><th>in hand</th><th>checks passed</th>
+<th>median seconds</th><th>last submit (UTC)</th></tr></thead><tbody>{raters}</tbody></table></div>
+<p><a class="button" href="{escape(base)}/ratings.jsonl">ratings.jsonl</a></p></main>
+"""
+    return document("Progress", body, refresh_s=30)
+
+
+def _rater_row(one: RaterProgress) -> str:
+    passed, answered = one.checks
+    checks = f"{passed} of {answered}" if answered else ""
+    median = "" if one.median_s is None else f"{one.median_s:.0f}"
+    last = "" if one.last_at is None else f"{datetime.fromtimestamp(one.last_at, UTC):%Y-%m-%d %H:%M}"
+    return (
+        f"<tr><td>{escape(one.name)}</td><td>{one.n_rated}</td><td>{one.n_open}</td><td>{checks}</td>"
+        f"<td>{median}</td><td>{last}</td></tr>"
+    )

@@ -1,0 +1,403 @@
+"""What raters are asked, and of what: dialogues become tasks (section 3.3.2, tables 4 and 7, appendix E).
+
+Raters must not know which system they see: names, files and the order in which systems were given appear
+nowhere on the page, items are shuffled and then numbered, and of a pair chance decides which is left.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from plato2.config import UserError, did_you_mean
+from plato2.evaluate.dialogues import Dialogue, systems
+from plato2.evaluate.human.formats import PER, Item, Level, Question, Rating, Said, Shown, Tasks
+
+SHORT = 4
+"""Words: what is shorter may fit anywhere, so that no attention check is made of it."""
+
+
+def _scale(name: str, text: str, per: PER, *criteria: str) -> Question:
+    levels = [
+        Level(value=value, label=str(value), criterion=criterion) for value, criterion in enumerate(criteria)
+    ]
+    return Question(name=name, text=text, per=per, levels=levels)
+
+
+def _choice(name: str, text: str, tie: bool = False) -> Question:
+    sides = ["left", "tie", "right"] if tie else ["left", "right"]
+    labels = {"left": "left", "tie": "no difference", "right": "right"}
+    return Question(
+        name=name, text=text, per="pair", levels=[Level(value=side, label=labels[side]) for side in sides]
+    )
+
+
+def _yes_no(name: str, text: str, per: PER, no: str, yes: str) -> Question:
+    levels = [Level(value=0, label="no", criterion=no), Level(value=1, label="yes", criterion=yes)]
+    return Question(name=name, text=text, per=per, levels=levels)
+
+
+PRESETS: dict[str, tuple[Question, ...]] = {
+    "plato": (
+        _scale(
+            "coherence",
+            "Is the reply relevant to what was said before, and consistent with it?",
+            "utterance",
+            "It is not related to the context, only repeats it, clearly contradicts it, or is illogical in "
+            "itself.",
+            "It contradicts the context in a minor point, or has a minor logical flaw.",
+            "It is coherent with the context.",
+        ),
+        _scale(
+            "informativeness",
+            "Does the reply say something, given what was said before?",
+            "utterance",
+            "It says nothing, or only repeats the context and adds nothing; also where coherence is 0.",
+            "It conflicts with common sense, or has factual errors.",
+            "It has appropriate and correct information.",
+        ),
+        _scale(
+            "engagingness",
+            "Would you like to talk with this speaker?",
+            "dialogue",
+            "I do not want to talk with this speaker.",
+            "It is a bit boring, but it is still all right to talk with this speaker.",
+            "I would like to talk with this speaker for a long conversation.",
+        ),
+        _scale(
+            "humanness",
+            "Is this speaker a human being?",
+            "dialogue",
+            "The speaker seems like a bot.",
+            "Some replies are unnatural, and the speaker does not seem quite human.",
+            "The speaker seems like a human being.",
+        ),
+    ),
+    "topic": (
+        _choice(
+            "depth", "Which dialogue stays with what it began with and discusses it in more depth?", True
+        ),
+    ),
+    "ssa": (
+        _yes_no(
+            "sensible",
+            "Does the reply make sense in this context?",
+            "utterance",
+            "It is confusing, illogical, out of context, or factually wrong.",
+            "It makes sense.",
+        ),
+        _yes_no(
+            "specific",
+            "Is the reply specific to this context?",
+            "utterance",
+            "It is vague, would fit many other contexts just as well, or does not make sense.",
+            "It fits this context and few others.",
+        ),
+    ),
+    "acute": (
+        _choice("engagingness", "Which of the two would you rather talk to for a long conversation?"),
+        _choice("humanness", "Which of the two sounds more human?"),
+    ),
+    "candidates": (
+        _yes_no(
+            "fits",
+            "Could this be the next reply?",
+            "candidate",
+            "It is not related to the context, contradicts it, or is illogical.",
+            "It is a reply that makes sense here.",
+        ),
+    ),
+}
+"""What each preset asks."""
+CHECKED = {"plato": "coherence", "ssa": "sensible", "candidates": "fits"}
+"""Which of their questions has but one right answer, 0, where a reply belongs to another context."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What tasks are made of; checks itself."""
+
+    preset: str
+    speaker: str | None = None
+    """Whose turns are rated where a system plays both sides; None: who replies first."""
+    limit: int | None = None
+    """Contexts or starts that are drawn, the same for all systems; None: all."""
+    candidates: int = 10
+    """Of the preset `candidates`: how many are shown."""
+    checks: float = 0.1
+    """Attention checks for each item."""
+    raters: int = 3
+    """For each item."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks values.
+
+        Raises:
+            UserError: an impossible one.
+        """
+        if self.preset not in PRESETS:
+            raise UserError(f"--preset {self.preset}: unknown; {did_you_mean(self.preset, PRESETS)}")
+        for option, value, least in (
+            ("limit", self.limit, 1),
+            ("candidates", self.candidates, 2),
+            ("raters", self.raters, 1),
+            ("seed", self.seed, 0),
+        ):
+            if value is not None and value < least:
+                raise UserError(f"--{option} {value}: must be at least {least}")
+        if not 0 <= self.checks <= 1:
+            raise UserError(f"--checks {self.checks}: must be from 0 (none) to 1 (as many as items)")
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A dialogue of which one system's turns are rated."""
+
+    system: str
+    start: str
+    shown: Shown
+    candidates: tuple[str, ...] = ()
+
+    @property
+    def rated(self) -> list[int]:
+        """Which turns are rated."""
+        return [place for place, said in enumerate(self.shown.turns) if said.by_system]
+
+
+def make_tasks(dialogues: Sequence[Dialogue], selection: Selection) -> Tasks:
+    """Tasks of every system that says something in the dialogues.
+
+    Args:
+        dialogues: self-chats, chats with people, or static replies; of one or several files.
+        selection: what is asked, of how many.
+
+    Raises:
+        UserError: nothing to rate in them, one system where two are compared, or too little for checks.
+    """
+    rng = random.Random(selection.seed)
+    seen = _drawn([_seen(d, system, selection.speaker) for d, system in _parts(dialogues)], selection, rng)
+    questions = PRESETS[selection.preset]
+    if questions[0].per == "pair":
+        items, make_check = _pairs(seen, rng), _pair_check
+    elif selection.preset == "candidates":
+        items = [_with_candidates(one, selection.candidates, rng) for one in seen if one.candidates]
+        make_check = _candidates_check
+        if not items:
+            raise UserError(
+                "--preset candidates: no reply has candidates; write them with plato2 reply --candidates, "
+                'or as {"turns": [..., {"candidates": [{"text": "..."}, ...]}]}'
+            )
+    else:
+        items, make_check = [Item(id="", start=one.start, shown=[one.shown]) for one in seen], _swapped_reply
+    n_checks = -(-len(items) * round(selection.checks * 1000) // 1000)
+    for _ in range(n_checks):
+        items.append(make_check(seen, selection, rng))
+    return _numbered(items, selection, rng)
+
+
+def _numbered(items: list[Item], selection: Selection, rng: random.Random) -> Tasks:
+    """Tasks whose order and ids say nothing of where they come from."""
+    rng.shuffle(items)
+    items = [item.model_copy(update={"id": f"{number:04d}"}) for number, item in enumerate(items, start=1)]
+    return Tasks(
+        preset=selection.preset,
+        questions=list(PRESETS[selection.preset]),
+        items=items,
+        raters_per_item=selection.raters,
+        seed=selection.seed,
+    )
+
+
+def _parts(dialogues: Iterable[Dialogue]) -> list[tuple[Dialogue, str]]:
+    return [(dialogue, system) for dialogue in dialogues for system in systems([dialogue])]
+
+
+def _seen(dialogue: Dialogue, system: str, speaker: str | None) -> _Seen | None:
+    """A dialogue as raters see it: no names, only sides; None where that speaker has no turn in it."""
+    said = dialogue.said_by(system, speaker)
+    if not said:
+        return None
+    rated_one = dialogue.turns[said[0]].speaker
+    rated = dialogue.said_by(system, rated_one)
+    sides = {rated_one: 0}
+    for turn in dialogue.turns:
+        sides.setdefault(turn.speaker, len(sides))
+    named = all(turn.speaker for turn in dialogue.turns)
+    turns = [
+        Said(
+            text=turn.text,
+            by_system=number in rated,
+            side=sides[turn.speaker] if named else (rated[0] - number) % 2,
+        )
+        for number, turn in enumerate(dialogue.turns)
+    ]
+    given = dialogue.texts()[: dialogue.n_given] or dialogue.texts()[:1]
+    return _Seen(
+        system,
+        "\n".join(given),
+        Shown(system=system, dialogue=dialogue.id, turns=turns),
+        dialogue.turns[-1].candidates if rated[-1] == len(turns) - 1 else (),
+    )
+
+
+def _drawn(found: Sequence[_Seen | None], selection: Selection, rng: random.Random) -> list[_Seen]:
+    """Those of as many starts as wanted: the same starts for all systems."""
+    seen = [one for one in found if one is not None]
+    if not seen:
+        whose = f" as speaker {selection.speaker}" if selection.speaker else ""
+        raise UserError(
+            f"no system says anything{whose} in these files; give files of plato2 self-chat or reply"
+        )
+    starts = list(dict.fromkeys(one.start for one in seen))
+    if selection.limit is not None and selection.limit < len(starts):
+        kept = set(rng.sample(starts, selection.limit))
+        seen = [one for one in seen if one.start in kept]
+    return seen
+
+
+def _with_candidates(one: _Seen, most: int, rng: random.Random) -> Item:
+    """A context and some of the candidates for its reply, in an order that says nothing of their rank."""
+    texts = list(dict.fromkeys(one.candidates))
+    texts = rng.sample(texts, min(most, len(texts)))
+    shown = one.shown.model_copy(
+        update={
+            "turns": [said.model_copy(update={"by_system": False}) for said in one.shown.turns[:-1]],
+            "candidates": texts,
+        }
+    )
+    return Item(id="", start=one.start, shown=[shown])
+
+
+def _pairs(seen: Sequence[_Seen], rng: random.Random) -> list[Item]:
+    """Two systems side by side: dialogues of the same start where both have such, else drawn ones."""
+    by_system: dict[str, list[_Seen]] = defaultdict(list)
+    for one in seen:
+        by_system[one.system].append(one)
+    if len(by_system) < 2:
+        raise UserError(
+            f"only the system {seen[0].system} is in these files, and two are compared; give another's file"
+        )
+    items = []
+    for first, second in combinations(by_system.values(), 2):
+        others: dict[str, list[_Seen]] = defaultdict(list)
+        for one in second:
+            others[one.start].append(one)
+        pairs = [(one, others[one.start].pop(0)) for one in first if others.get(one.start)]
+        if not pairs:
+            pairs = list(zip(rng.sample(first, len(first)), rng.sample(second, len(second)), strict=False))
+        for one, other in pairs:
+            start = one.start if one.start == other.start else f"{one.start}\n\n{other.start}"
+            left_right = [one.shown, other.shown]
+            rng.shuffle(left_right)
+            items.append(Item(id="", start=start, shown=left_right))
+    return items
+
+
+# ----------------------------------------------------------------------------------------- attention checks
+
+
+def _foreign(seen: Sequence[_Seen], one: _Seen, rng: random.Random) -> list[str]:
+    """Rated turns of dialogues with other starts, in random order; short ones only if there is no other."""
+    own = {said.text for said in one.shown.turns}
+    texts = [
+        other.shown.turns[place].text for other in seen if other.start != one.start for place in other.rated
+    ]
+    texts = list(dict.fromkeys(text for text in texts if text and text not in own))
+    if not texts:
+        raise UserError(
+            "--checks: an attention check takes a reply to another start, and there is only one start; "
+            "give --checks 0"
+        )
+    long = [text for text in texts if len(text.split()) >= SHORT or not text.isascii()]
+    return rng.sample(long or texts, len(long or texts))
+
+
+def _swapped_reply(seen: Sequence[_Seen], selection: Selection, rng: random.Random) -> Item:
+    """A dialogue up to a reply that belongs to another one; only this reply is rated."""
+    one = rng.choice([one for one in seen if one.rated[-1] > 0] or list(seen))
+    place = rng.choice([place for place in one.rated if place > 0] or one.rated)
+    turns = [said.model_copy(update={"by_system": False}) for said in one.shown.turns[:place]]
+    turns.append(
+        one.shown.turns[place].model_copy(update={"text": _foreign(seen, one, rng)[0], "by_system": True})
+    )
+    shown = one.shown.model_copy(update={"turns": turns})
+    return Item(id="", start=one.start, shown=[shown], expected={CHECKED[selection.preset]: 0})
+
+
+def _candidates_check(seen: Sequence[_Seen], selection: Selection, rng: random.Random) -> Item:
+    """A context and candidates for other contexts, whose words are out of order: none fits."""
+    one = rng.choice([one for one in seen if one.candidates])
+    texts = [
+        text
+        for other in seen
+        if other.start != one.start
+        for text in other.candidates
+        if len(text.split()) >= SHORT
+    ]
+    texts = list(dict.fromkeys(texts))
+    if not texts:
+        raise UserError(
+            f"--checks: an attention check takes candidates of {SHORT} words or more for other contexts, and "
+            "there is none; give --checks 0"
+        )
+    jumbled = [
+        " ".join(rng.sample(words, len(words)))
+        for words in map(str.split, rng.sample(texts, min(selection.candidates, len(texts))))
+    ]
+    item = _with_candidates(one, selection.candidates, rng)
+    shown = item.shown[0].model_copy(update={"candidates": jumbled})
+    return Item(id="", start=one.start, shown=[shown], expected={CHECKED[selection.preset]: 0})
+
+
+def _pair_check(seen: Sequence[_Seen], selection: Selection, rng: random.Random) -> Item:
+    """A dialogue beside itself with all replies from other dialogues: the real one is better in all."""
+    one = rng.choice(seen)
+    turns, foreign = list(one.shown.turns), _foreign(seen, one, rng)
+    for number, place in enumerate(one.rated):
+        turns[place] = turns[place].model_copy(update={"text": foreign[number % len(foreign)]})
+    false = one.shown.model_copy(update={"turns": turns})
+    real_left = rng.random() < 0.5
+    shown = [one.shown, false] if real_left else [false, one.shown]
+    right = "left" if real_left else "right"
+    expected: dict[str, int | str] = {question.name: right for question in PRESETS[selection.preset]}
+    return Item(id="", start=one.start, shown=shown, expected=expected)
+
+
+def selection_set(tasks: Tasks, ratings: Sequence[Rating]) -> list[dict[str, Any]]:
+    """What raters said of candidates, as a set to choose from: `context`, `candidates`, `labels`.
+
+    A label is 1 where more raters said that the candidate fits than that it does not; a tie is 0.
+
+    Args:
+        tasks: of the preset `candidates`.
+        ratings: of them; items without a rating and attention checks are left out.
+
+    Raises:
+        UserError: tasks of another preset, or no rating.
+    """
+    if tasks.preset != "candidates":
+        raise UserError(
+            f"--selection: these are tasks of {tasks.preset}; only those of candidates have labels"
+        )
+    votes: dict[tuple[str, int | None], int] = defaultdict(int)
+    for rating in ratings:
+        votes[rating.item, rating.place] += 1 if rating.value == 1 else -1
+    rated = {item for item, _ in votes}
+    found = [
+        {
+            "id": item.id,
+            "context": [said.text for said in item.shown[0].turns],
+            "candidates": item.shown[0].candidates,
+            "labels": [int(votes[item.id, place] > 0) for place in range(len(item.shown[0].candidates))],
+        }
+        for item in tasks.items
+        if item.id in rated and item.expected is None
+    ]
+    if not found:
+        raise UserError("--selection: nobody has rated an item yet; export again later")
+    return found
