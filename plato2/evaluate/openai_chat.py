@@ -35,6 +35,7 @@ class _Message(Open):
 
 class _Choice(Open):
     message: _Message
+    finish_reason: str | None = None
 
 
 class _Answer(Open):
@@ -133,10 +134,12 @@ class OpenAIChat:
             wait_s *= 2
         self._has_answered = True
         cure = "is this the address of OpenAI's chat API? It usually ends in /v1"
-        message = parse(_Answer, data or b"", f"{self.url}: the answer", cure).choices[0].message
-        text = " ".join((message.content or "").split())
-        if not text and message.refusal:
-            return Said(refusal=" ".join(message.refusal.split()))
+        choice = parse(_Answer, data or b"", f"{self.url}: the answer", cure).choices[0]
+        text, refusal = (
+            " ".join((t or "").split()) for t in (choice.message.content, choice.message.refusal)
+        )
+        if refusal or choice.finish_reason == "content_filter":
+            return Said(refusal=refusal or text)
         return Said([{"text": text, "latent": None, "log_prob": None, "coherence": None}] if text else [])
 
     async def _try(self, client: Any, body: Mapping[str, Any]) -> tuple[bytes | None, str, float | None]:
