@@ -292,7 +292,10 @@ def smollm2(folder: Path) -> Path:
     transformers = pytest.importorskip("transformers")
     (file,) = Path(found.submodule_search_locations[0]).glob("*.gguf")
     given = {"gguf_file": file.name, "local_files_only": True}
-    transformers.AutoModelForCausalLM.from_pretrained(file.parent, **given).save_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, **given)
+    model.hf_quantizer = None  # what was read is not quantized any more
+    del model.config.quantization_config
+    model.save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(file.parent, **given).save_pretrained(folder)
     return folder
 
