@@ -480,11 +480,15 @@ def sample(
             break
         mask, position = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1), position + 1
         logits, cache = logits_of(token[:, None], mask, position, cache)
-    lengths = (torch.stack(tokens, dim=1) >= 0).sum(dim=1)
-    means = (torch.stack(scores, dim=1).double().sum(dim=1) / lengths).tolist()
-    rows = [[id for id in row if id >= 0 and id not in ends] for row in torch.stack(tokens, dim=1).tolist()]
-    found = [Sample(row, mean) for row, mean in zip(rows, means, strict=True)]
+    found = _samples(torch.stack(tokens, dim=1), torch.stack(scores, dim=1), ends)
     return [found[first : first + n] for first in range(0, len(found), n)]
+
+
+def _samples(tokens: Tensor, scores: Tensor, ends: Sequence[int]) -> list[Sample]:
+    """Of each row of ids (rows, T), which are -1 after its end, and of their log-probabilities."""
+    means = (scores.double().sum(dim=1) / (tokens >= 0).sum(dim=1)).tolist()
+    rows = [[token for token in row if token >= 0 and token not in ends] for row in tokens.tolist()]
+    return [Sample(row, mean) for row, mean in zip(rows, means, strict=True)]
 
 
 @torch.no_grad()
