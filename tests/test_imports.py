@@ -121,6 +121,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "plato2.words",
         "plato2.formats",
         "plato2.bounded",
+        "plato2.random",
         "plato2.files",
         "plato2.config",
     ),

@@ -44,11 +44,11 @@ VERBS = {
 EVALUATIONS = {
     "replies": "Static replies: variety, overlap and similarity with references, coverage.",
     "dialogues": "Self-chats and chats with people: variety, repetition, staying on topic.",
-    "human": "Let people rate dialogues and replies; what their ratings say.",
-    "audit": "Show which automatic scores have to do with human ratings, and which do not.",
-    "judge": "Let an LLM compare systems side by side, if it can be believed.",
     "selection": "How well scores choose the right ones of a context's candidates (table 8).",
     "latents": "What the latents say: how often each wins, how candidates differ, an alarm at collapse.",
+    "human": "Let people rate dialogues and replies; what their ratings say.",
+    "judge": "Let an LLM compare systems side by side, if it can be believed.",
+    "audit": "Show which automatic scores have to do with human ratings, and which do not.",
 }
 """What `plato2 evaluate` can do, as VERBS; the code is in plato2/commands/evaluate_<name>.py."""
 

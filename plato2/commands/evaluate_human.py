@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from plato2.evaluate.human.store import Rater, Store
 
 app = typer.Typer(
-    help="""Let people rate (section 3.3.2 of the paper): make tasks, serve the page, see what the ratings say.
+    help="""Let people rate (section 3.3.2): make tasks, serve the page, see what the ratings say.
 
 [bold]Examples[/]
 

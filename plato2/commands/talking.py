@@ -1,7 +1,7 @@
 """The options of the verbs that talk: which models, how they decode, what ranks, what must not be said.
 
-A verb names the options it has, but for those of decoding, which `decodes` gives it; `load_bot` and
-`load_safety` take what was given.
+A verb names the options it has, but for those of decoding, which `decodes` gives it; `load_bot`,
+`load_safety` and `load_speaker` take what was given.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from plato2.config import DecodeConfig, RankConfig, UserError
 if TYPE_CHECKING:
     from plato2.talk.bot import PlatoBot
     from plato2.talk.safety import Safety
+    from plato2.talk.speaker import Speaker
 
 DEFAULT = DecodeConfig()
 MODELS, DECODING, RANKING, SAFETY = "Models", "Decoding", "Ranking", "Safety"
@@ -29,6 +30,17 @@ Generation = Annotated[
     Path,
     typer.Option(
         help="Run folder, checkpoint or model folder of stage 2_gen (or 1_coarse, plato).",
+        rich_help_panel=MODELS,
+    ),
+]
+GenerationIfAny = Annotated[Path | None, *Generation.__metadata__]
+"""The same for verbs that take another system in its place."""
+OtherSystem = Annotated[
+    str | None,
+    typer.Option(
+        "--speaker",
+        help="Another system instead: dialogpt:FOLDER, blender:FOLDER, hf:FOLDER, openai:URL#MODEL or "
+        "log:FILE (docs/evaluate.md).",
         rich_help_panel=MODELS,
     ),
 ]
@@ -111,3 +123,70 @@ def say_if_unranked(bot: PlatoBot) -> None:
         typer.echo(bot.doubt, err=True)
     if bot.evaluation is None and bot.rank_config.weights is None:
         typer.echo("no --evaluation: candidates are ranked by log-probability, not by coherence", err=True)
+
+
+def load_speaker(
+    generation: Path | None,
+    evaluation: Path | None,
+    backward: Path | None,
+    other: str | None,
+    number: str,
+    decode: DecodeConfig,
+    device: str = "auto",
+    precision: str = "float32",
+    rank: str | None = None,
+    safety: Safety | None = None,
+) -> Speaker:
+    """The system of `--generation` and what goes with it, or of `--speaker`.
+
+    Args:
+        generation: where its network is.
+        evaluation: and the one that ranks.
+        backward: and another that ranks.
+        other: KIND:WHERE of a system that is not plato2's.
+        number: what the names of these options end with, for messages.
+        decode: how plato2 finds candidates; the seed is not used.
+        device: for both.
+        precision: of plato2.
+        rank: what plato2 ranks by.
+        safety: a filter, for plato2.
+
+    Raises:
+        UserError: both, neither, or an option that is for the other one.
+    """
+    if (generation is None) == (other is None):
+        raise UserError(f"give --generation{number} or --speaker{number}, one of the two")
+    if other is not None:
+        for name, given in (("evaluation", evaluation), ("backward", backward)):
+            if given is not None:
+                raise UserError(f"--{name}{number} {given}: goes with --generation{number}; leave it out")
+        from plato2.evaluate.speakers import read_speaker
+
+        return read_speaker(other, f"--speaker{number}", device)
+    assert generation is not None
+    bot = load_bot(generation, evaluation, decode, device, precision, backward, rank, safety)
+    say_if_unranked(bot)
+    from plato2.talk.speaker import PlatoSpeaker
+
+    return PlatoSpeaker(str(generation), bot, decode)
+
+
+def check_is_plato(decode: DecodeConfig, **others: object) -> None:
+    """Refuses what only PLATO-2 has, where it does not take part.
+
+    Args:
+        decode: options of decoding; another system takes the seed alone.
+        others: further options and their values; None or False = not given.
+
+    Raises:
+        UserError: the first that was given.
+    """
+    given = {field.name: getattr(decode, field.name) for field in fields(decode) if field.name != "seed"}
+    changed = {name: value for name, value in given.items() if value != getattr(DEFAULT, name)}
+    for name, value in {**changed, **others}.items():
+        if value:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"{option} {value}: holds for --generation; a speaker has its own settings, as in "
+                "dialogpt:FOLDER,top_k=5 (docs/evaluate.md)"
+            )

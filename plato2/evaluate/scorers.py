@@ -29,7 +29,7 @@ from plato2.formats import parse
 from plato2.model.networks import EvaluationNetwork, GenerationNetwork
 from plato2.talk.rank import backward_log_probs, coherence
 from plato2.talk.score import Record, score
-from plato2.talk.self_chat import weights_hash
+from plato2.talk.speaker import weights_hash
 from plato2.weights.folder import load_backward, load_evaluation, load_generation, saved_tokenizer
 from plato2.words import split_words
 

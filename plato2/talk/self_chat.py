@@ -1,51 +1,41 @@
-"""Self-chat: one model, or two, play both sides of a dialogue from a given start (section 3.2 of the paper).
+"""Self-chat: one system, or two, play both sides of a dialogue from a given start (section 3.2 of the paper).
 
 1. `read_starts` reads what is said first; a start is usually one question.
 2. `plan` makes a dialogue of each. Speaker A says turns 1, 3, 5, ..., the start among them, and B the others.
 3. `play` finds the missing turns of many dialogues together.
 4. `resumed` opens the file they are written to, where an interrupted run left off.
 
-Every turn has a seed of its own, a function of (seed, dialogue, turn): what is said does not depend on which
-dialogues are played together.
+A static reply is a dialogue that ends after one turn; its start is the context. Every turn has a seed of its
+own, a function of (seed, dialogue, turn): what is said does not depend on what is played together.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from hashlib import blake2b, sha256
+from hashlib import blake2b
+from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
-
-from torch import nn
+from typing import Any, BinaryIO, Literal
 
 from plato2.bounded import TEXT_BYTES, read_file
-from plato2.config import DecodeConfig, UserError
+from plato2.config import UserError
 from plato2.data.tokenizer import MOST_UNREAD
 from plato2.files import lock_file, locked
 from plato2.formats import JSON_BYTES, Open, parse
-from plato2.talk.bot import PlatoBot
-from plato2.talk.rank import Candidate
+from plato2.talk.speaker import PlatoSpeaker, Speaker
 
 SPEAKERS = ("A", "B")
 UTTERANCES = 10
 """Turns of a dialogue, the start included (section 3.2)."""
-DIGITS = 6
-"""Of the scores that are written: beyond them a float32 depends on what else is in the batch."""
-SAMPLED_WEIGHTS = 1024
-"""Values of each parameter that tell one model from another."""
-
-
-@dataclass(frozen=True)
-class Player:
-    """A model that plays."""
-
-    name: str
-    """Where it was loaded from."""
-    bot: PlatoBot
+STARTS = "starts_en.txt"
+"""Starts that ship with plato2, in plato2/lists."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +45,8 @@ class Start:
     place: str
     """FILE:LINE, for messages."""
     turns: tuple[str, ...]
+    references: tuple[str, ...] = ()
+    """What humans reply to it."""
 
 
 @dataclass
@@ -64,8 +56,10 @@ class SelfChat:
     number: int
     """Its place in the file, from 0."""
     start: Start
-    players: tuple[int, int]
-    """Which player speaks as A, and which as B."""
+    sides: tuple[int, int]
+    """Which of the speakers is A, and which is B."""
+    utterances: int
+    """Turns it will have, the start included."""
     turns: list[dict[str, Any]] = field(default_factory=list)
     """What was said, as it is written."""
     stuck: bool = False
@@ -76,50 +70,89 @@ class SelfChat:
         """What was said."""
         return [turn["text"] for turn in self.turns]
 
-    def player(self, turn: int) -> int:
-        """Which player says that turn, from 0."""
-        return self.players[turn % 2]
+    @property
+    def missing(self) -> int:
+        """Turns that are still to be said."""
+        return 0 if self.stuck else self.utterances - len(self.turns)
+
+    def side(self, turn: int) -> int:
+        """Which of the speakers says that turn, from 0."""
+        return self.sides[turn % 2]
 
 
-def read_starts(path: str | Path) -> list[Start]:
-    """The starts in a file, by its suffix: `.jsonl`, `.tsv`, or anything else for text.
+def read_starts(path: str | Path | None = None, option: str = "--starts") -> list[Start]:
+    """The starts in a file, or the contexts of static replies, by its suffix: `.jsonl`, `.tsv`, or text.
 
     A line of text is a start of one turn. A line of JSON is `{"turns": [...]}` with texts or `{"text": ...}`,
-    as in a corpus or a saved chat; texts of one `speaker` in a row are one turn. The first column of a TSV
-    file is turns joined by [SEP], as in Knover's files. Empty lines do not count.
+    as in a corpus or a saved chat; texts of one `speaker` in a row are one turn; `references` may hold human
+    replies. A line `{"dialogue": [{"text": ..., "responses": [...]}]}`, as in DailyDialog's multi-reference
+    test set, is a start for each turn that has responses. The first column of a TSV file is turns joined by
+    [SEP], the second a reference, as in Knover's files. Empty lines do not count. `.gz` is unpacked.
+
+    Args:
+        path: the file; None = the 200 starts that ship with plato2.
+        option: what the user gave it by, for messages.
 
     Raises:
         UserError: no such file, not UTF-8, a line of another form, or no start in it.
     """
-    path = Path(path)
-    read = {".jsonl": _json_turns, ".tsv": _tsv_turns}.get(path.suffix.lower(), lambda line: [line])
-    try:
-        data = read_file(path, TEXT_BYTES, "give a file with one start per line", "--starts ")
-        lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except OSError as error:
-        raise UserError(f"--starts {path}: {error.strerror}; give a file with one start per line") from None
+    path = Path(str(files("plato2") / "lists" / STARTS)) if path is None else Path(path)
+    data = _read(path, option)
+    suffix = Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
+    read = {".jsonl": _json_starts, ".tsv": _tsv_starts}.get(suffix, lambda line: [([line], [])])
     starts = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         place = f"{path}:{number}"
         try:
             text = line.decode("utf-8")
-            turns = [" ".join(turn.split()) for turn in read(text)] if text.strip() else []
+            found = read(text) if text.strip() else []
         except UnicodeDecodeError as error:
             raise UserError(f"{place}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from None
         except ValueError as error:
             raise UserError(f"{place}: {error}") from None
-        if turns:
-            starts.append(Start(place, tuple(turns)))
+        if number == 1 and suffix == ".tsv" and found[:1] == [(["src"], ["tgt"])]:
+            continue  # Knover's names of the columns
+        for turns, references in found:
+            starts.append(Start(place, tuple(map(_one_line, turns)), tuple(map(_one_line, references))))
     if not starts:
-        raise UserError(f"--starts {path}: it is empty; write one start per line")
+        raise UserError(f"{option} {path}: it is empty; write one start per line")
     return starts
 
 
-def _json_turns(line: str) -> list[str]:
+def _read(path: Path, option: str) -> bytes:
+    """The file's text, unpacked."""
+    cure = "give a file with one start per line"
+    try:
+        data = read_file(path, TEXT_BYTES, cure, f"{option} ")
+        if path.suffix.lower() != ".gz":
+            return data
+        with gzip.GzipFile(fileobj=BytesIO(data)) as unpacked:
+            data = unpacked.read(TEXT_BYTES + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{option} {path}: cannot be unpacked ({error}); {cure}") from None
+    except OSError as error:
+        raise UserError(f"{option} {path}: {error.strerror}; {cure}") from None
+    if len(data) > TEXT_BYTES:
+        raise UserError(f"{option} {path}: unpacks to more than {TEXT_BYTES:,} bytes; {cure}")
+    return data
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _json_starts(line: str) -> list[tuple[list[str], list[str]]]:
     wrong = ValueError('not of the form {"turns": ["hi", ...]} or {"turns": [{"text": "hi"}, ...]}')
     try:
-        turns = json.loads(line)["turns"]
-        if not isinstance(turns, list):  # the letters of a text are no turns
+        record = json.loads(line)
+        if "dialogue" in record:
+            if found := _after_each_turn(record["dialogue"]):
+                return found
+            raise wrong
+        turns, references = record["turns"], record.get("references") or []
+        if not isinstance(turns, list) or not isinstance(
+            references, list
+        ):  # the letters of a text are no turns
             raise wrong
         said = [
             (None, turn) if isinstance(turn, str) else (turn.get("speaker"), turn["text"]) for turn in turns
@@ -130,57 +163,70 @@ def _json_turns(line: str) -> list[str]:
                 texts[-1] += f" {text}"
             else:
                 texts.append(text)
-        " ".join(texts).encode()  # half of a surrogate pair is no text
+        " ".join([*texts, *references]).encode()  # half of a surrogate pair is no text
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise wrong from None
     if not texts:
         raise wrong
-    return texts
+    return [(texts, references)]
 
 
-def _tsv_turns(line: str) -> list[str]:
-    return line.split("\t")[0].split("[SEP]")
+def _after_each_turn(dialogue: list[dict[str, Any]]) -> list[tuple[list[str], list[str]]]:
+    """The contexts of a dialogue that has responses to its turns."""
+    texts = [turn["text"] for turn in dialogue]
+    found = [(texts[: n + 1], turn.get("responses") or []) for n, turn in enumerate(dialogue)]
+    " ".join([text for _, references in found for text in [*texts, *references]]).encode()
+    return [(turns, references) for turns, references in found if references]
+
+
+def _tsv_starts(line: str) -> list[tuple[list[str], list[str]]]:
+    context, *columns = line.rstrip("\r\n").split("\t")
+    return [(context.split("[SEP]"), [text for text in columns[:1] if text.strip()])]
 
 
 def plan(
-    starts: Sequence[Start], players: Sequence[Player], utterances: int = UTTERANCES, swap: bool = False
+    starts: Sequence[Start],
+    speakers: Sequence[Speaker],
+    utterances: int | None = UTTERANCES,
+    swap: bool = False,
 ) -> list[SelfChat]:
     """The dialogues that are to be played, in the order of their starts.
 
     Args:
         starts: what is said first.
-        players: one, who speaks as A and as B, or two, A and B.
-        utterances: turns of each dialogue, the start included.
+        speakers: one, who speaks as A and as B, or two, A and B.
+        utterances: turns of each dialogue, the start included; None = one reply to each start.
         swap: then all of them once more with A and B exchanged.
 
     Raises:
         UserError: a start that leaves nothing to say, or that a model cannot read.
     """
     dialogues: list[SelfChat] = []
-    sides = (0, len(players) - 1)
+    sides = (0, len(speakers) - 1)
     for start in starts:
-        if len(start.turns) >= utterances:
+        if utterances is not None and len(start.turns) >= utterances:
             raise UserError(
                 f"{start.place}: a start of {len(start.turns)} turns and utterances={utterances}: nothing is "
                 "left to say; ask for more utterances, or shorten the start"
             )
-        if not all(player.bot.tokenizer.encode(turn) for player in players for turn in start.turns):
+        if not all(speaker.reads(turn) for speaker in speakers for turn in start.turns):
             raise UserError(f"{start.place}: one of its turns is empty; write something there, or remove it")
     for a, b in (sides, sides[::-1]) if swap else (sides,):
         for start in starts:
-            dialogue = SelfChat(len(dialogues), start, (a, b))
+            dialogue = SelfChat(len(dialogues), start, (a, b), utterances or len(start.turns) + 1)
             for place, text in enumerate(start.turns):
                 dialogue.turns.append(_turn(place, text))
             dialogues.append(dialogue)
     return dialogues
 
 
-def unread_starts(starts: Sequence[Start], players: Sequence[Player]) -> str | None:
+def unread_starts(starts: Sequence[Start], speakers: Sequence[Speaker]) -> str | None:
     """Which starts a model can hardly read, in words."""
+    tokenizers = [speaker.bot.tokenizer for speaker in speakers if isinstance(speaker, PlatoSpeaker)]
     places = [
         start.place
         for start in starts
-        if any(player.bot.tokenizer.unread_share(start.turns[-1]) > MOST_UNREAD for player in players)
+        if any(tokenizer.unread_share(start.turns[-1]) > MOST_UNREAD for tokenizer in tokenizers)
     ]
     if not places:
         return None
@@ -188,22 +234,17 @@ def unread_starts(starts: Sequence[Start], players: Sequence[Player]) -> str | N
 
 
 def _turn(
-    place: int, text: str, model: str | None = None, candidate: Candidate | None = None
+    place: int, text: str, model: str | None = None, candidate: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """A turn as it is written; one that was given has no model."""
-    scores = (
-        {"latent": None, "log_prob": None, "coherence": None}
-        if candidate is None
-        else candidate.to_dict(digits=DIGITS)
-    )
-    return {"speaker": SPEAKERS[place % 2], "model": model, "text": text} | scores
+    scores = candidate or {"latent": None, "log_prob": None, "coherence": None}
+    return {"speaker": SPEAKERS[place % 2], "model": model, "text": text, **scores}
 
 
 def play(
     dialogues: Sequence[SelfChat],
-    players: Sequence[Player],
-    decode: DecodeConfig,
-    utterances: int = UTTERANCES,
+    speakers: Sequence[Speaker],
+    seed: int = 11,
     with_candidates: bool = False,
 ) -> Iterator[int]:
     """Plays dialogues to their end, a turn of each at a time; yields after each round how many turns it had.
@@ -212,40 +253,34 @@ def play(
 
     Args:
         dialogues: from `plan`; their turns are added to them.
-        players: the same as there.
-        decode: how to find candidates.
-        utterances: turns of each dialogue, the start included.
+        speakers: the same as there.
+        seed: of all turns; each has its own, made of it.
         with_candidates: keep all candidates of a turn, best first, beside the one that was said.
     """
     while True:
-        said = 0
-        for number, player in enumerate(players):
-            asked = [
-                dialogue
-                for dialogue in dialogues
-                if not dialogue.stuck
-                and len(dialogue.turns) < utterances
-                and dialogue.player(len(dialogue.turns)) == number
-            ]
-            seeds = [turn_seed(decode.seed, dialogue.number, len(dialogue.turns)) for dialogue in asked]
-            replies = player.bot.reply_batch([dialogue.texts for dialogue in asked], decode, seeds)
-            for dialogue, reply in zip(asked, replies, strict=True):
-                listener = players[dialogue.player(len(dialogue.turns) + 1)].bot
-                candidate = next((c for c in reply.candidates if listener.tokenizer.encode(c.text)), None)
-                if reply.is_refusal:
-                    turn = _turn(len(dialogue.turns), reply.text, player.name)
+        n_said = 0
+        for number, speaker in enumerate(speakers):
+            asked = [d for d in dialogues if d.missing and d.side(len(d.turns)) == number]
+            seeds = [turn_seed(seed, dialogue.number, len(dialogue.turns)) for dialogue in asked]
+            replies = speaker.reply_batch([dialogue.texts for dialogue in asked], seeds) if asked else []
+            for dialogue, said in zip(asked, replies, strict=True):
+                place = len(dialogue.turns)
+                listener = speakers[dialogue.side(place + 1)]
+                candidate = next((c for c in said.candidates if listener.reads(c["text"])), None)
+                if said.refusal is not None:
+                    turn = _turn(place, said.refusal, speaker.name)
                 elif candidate is not None:
-                    turn = _turn(len(dialogue.turns), candidate.text, player.name, candidate)
+                    turn = _turn(place, candidate["text"], speaker.name, candidate)
                 else:
                     dialogue.stuck = True
                     continue
                 if with_candidates:
-                    turn["candidates"] = [c.to_dict(digits=DIGITS) for c in reply.candidates]
+                    turn["candidates"] = list(said.candidates)
                 dialogue.turns.append(turn)
-                said += 1
-        if not said:
+                n_said += 1
+        if not n_said:
             return
-        yield said
+        yield n_said
 
 
 def turn_seed(seed: int, dialogue: int, turn: int) -> int:
@@ -253,17 +288,20 @@ def turn_seed(seed: int, dialogue: int, turn: int) -> int:
     return int.from_bytes(blake2b(f"{seed}/{dialogue}/{turn}".encode(), digest_size=7).digest(), "big")
 
 
-def to_dict(dialogue: SelfChat, players: Sequence[Player], decode: DecodeConfig) -> dict[str, Any]:
+def to_dict(dialogue: SelfChat, speakers: Sequence[Speaker], seed: int) -> dict[str, Any]:
     """A dialogue as it is written; see docs/talk.md."""
-    settings = asdict(decode)
-    return {
+    sides = [speakers[n] for n in dialogue.sides]
+    found = {
         "id": dialogue.number,
         "start": list(dialogue.start.turns),
-        "speakers": {name: players[n].name for name, n in zip(SPEAKERS, dialogue.players, strict=True)},
+        "speakers": {name: speaker.name for name, speaker in zip(SPEAKERS, sides, strict=True)},
         "turns": dialogue.turns,
-        "seed": settings.pop("seed"),
-        "settings": settings,
+        "seed": seed,
+        "settings": settings_of(sides),
     }
+    if dialogue.start.references and dialogue.utterances == len(dialogue.start.turns) + 1:
+        found["references"] = list(dialogue.start.references)
+    return found
 
 
 def to_line(record: Mapping[str, Any]) -> bytes:
@@ -271,29 +309,21 @@ def to_line(record: Mapping[str, Any]) -> bytes:
     return json.dumps(record, ensure_ascii=False).encode() + b"\n"
 
 
+def settings_of(speakers: Sequence[Speaker]) -> dict[str, Any]:
+    """How they find candidates: settings, or those of A and those of B where they differ."""
+    a, b = dict(speakers[0].settings), dict(speakers[-1].settings)
+    return a if a == b else {"A": a, "B": b}
+
+
 # ---------------------------------------------------------------------------------------------- resuming
 
 
-def describe(players: Sequence[Player]) -> dict[str, Any]:
-    """What tells these models from others, for `resumed`."""
-    found = {}
-    for number, player in enumerate(players, start=1):
-        bot = player.bot
-        networks = {"generation": bot.generation, "evaluation": bot.evaluation, "backward": bot.backward}
-        hashes = {
-            name: None if network is None else weights_hash(cast(nn.Module, network))
-            for name, network in networks.items()
-        }
-        found[f"model{number}"] = {"name": player.name, "tokenizer": bot.tokenizer.sha256[:16], **hashes}
-    return found
-
-
-def weights_hash(network: nn.Module) -> str:
-    """Of some values of each parameter: another training differs in all of them."""
-    found = sha256()
-    for _, weights in sorted(network.state_dict().items()):
-        found.update(weights.flatten()[:SAMPLED_WEIGHTS].float().cpu().numpy().tobytes())
-    return found.hexdigest()[:16]
+def describe(speakers: Sequence[Speaker]) -> dict[str, Any]:
+    """What tells these speakers from others, for `resumed`."""
+    return {
+        f"model{number}": {"name": speaker.name, **speaker.describe()}
+        for number, speaker in enumerate(speakers, start=1)
+    }
 
 
 def meta_file(out: Path) -> Path:
@@ -354,7 +384,7 @@ def _same_settings(out: Path, about: Mapping[str, Any]) -> None:
     meta = meta_file(out)
     anew = f"remove it and {meta.name} to start over, or give another file"
     if not meta.exists():
-        raise UserError(f"--out {out}: already exists, and self-chat did not write it; give a new file")
+        raise UserError(f"--out {out}: already exists, and plato2 did not write it; give a new file")
     try:
         data = read_file(meta, JSON_BYTES, anew)
         before = _flat(parse(dict[str, Any], data, str(meta), anew))

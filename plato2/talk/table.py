@@ -23,12 +23,12 @@ def candidate_table(candidates: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(column, justify="right")
     table.add_column("reply", overflow="fold")
     for number, candidate in enumerate(candidates, start=1):
-        latent, score = candidate["latent"], candidate["coherence"]
+        latent, score, log_prob = (candidate[key] for key in ("latent", "coherence", "log_prob"))
         table.add_row(
             str(number),
             "" if latent is None else str(latent),
             "" if score is None else f"{score:.3f}",
-            f"{candidate['log_prob']:.2f}",
+            "" if log_prob is None else f"{log_prob:.2f}",
             Text(printable(candidate["text"])),
         )
     scores = [candidate["coherence"] for candidate in candidates]

@@ -479,6 +479,10 @@ DUMP = DumpReport("RC_2011-01.zst", "comments", 9, "ab" * 32, 3, 1, None)
 PART = ShardPart(0, ShardInfo("a.parquet", 1, 2, 3, "ab" * 32, 9), "ab", 1, {"2011": 3}, {}, {}, {"a": [1]})
 SWEEP = {"command": {"overrides": ["seed=1,2"], "params": {"stage": "2_gen"}}, "name": "a", "finished": True}
 STARTS = [{"turns": ["hi", {"text": "yes", "speaker": "a"}, {"text": "so", "speaker": "a"}]}] * 2
+CONTEXTS = [
+    {"turns": ["hi"], "references": ["yes"]},
+    {"dialogue": [{"text": "hi", "responses": ["yes", "no"]}]},
+]
 SMALL_FILES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "metrics.csv": ("step,metric,value\n1,val/loss,2.5\n2,val/loss,2.0\n", read_metrics),
     "sweep.json": (json.dumps(SWEEP), read_sweep),
@@ -486,6 +490,7 @@ SMALL_FILES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "starts.jsonl": ("\n".join(map(json.dumps, STARTS)), read_starts),
     "starts.tsv": ("hi [SEP] yes\tx\nwell\ty\n", read_starts),
     "starts.txt": ("hi there\nwell\n", read_starts),
+    "contexts.jsonl": ("\n".join(map(json.dumps, CONTEXTS)), read_starts),
     "pairs.tsv": ("hi [SEP] yes\tx\nwell\ty\n", score_lines_of),
     "set.jsonl": (
         json.dumps({"id": 1, "context": ["hi"], "candidates": ["yes", "no"], "labels": [1, 0]}),

@@ -21,7 +21,6 @@ from plato2.talk.bot import PlatoBot, Reply
 from plato2.talk.rank import Candidate
 from plato2.talk.safety import Safety, WordRule
 from plato2.talk.self_chat import (
-    Player,
     SelfChat,
     Start,
     describe,
@@ -33,6 +32,7 @@ from plato2.talk.self_chat import (
     to_line,
     write_parlai,
 )
+from plato2.talk.speaker import PlatoSpeaker
 
 TOKENIZER = Tokenizer.load(KNOVER)
 DECODE = DecodeConfig(max_tokens=6)
@@ -42,22 +42,22 @@ IN_A_ROW = json.dumps({"turns": SAID})
 QUESTIONS = ["what is love ?", "how old are you ?", "is the sky blue ?", "what is love ?", "hello !"]
 
 
-def player(name: str, **model: Any) -> Player:
+def player(name: str, **model: Any) -> PlatoSpeaker:
     networks = [make_stage(stage, vocab_size=TOKENIZER.vocab_size, **model) for stage in ("2_gen", "2_eval")]
-    return Player(name, PlatoBot(networks[0], TOKENIZER, networks[1], DECODE))
+    return PlatoSpeaker(name, PlatoBot(networks[0], TOKENIZER, networks[1], DECODE), DECODE)
 
 
 @pytest.fixture(scope="module")
-def one() -> Player:
+def one() -> PlatoSpeaker:
     return player("one")
 
 
 @pytest.fixture(scope="module")
-def two() -> Player:
+def two() -> PlatoSpeaker:
     """A model with another tokenizer, fewer positions and no evaluation model."""
     tokenizer = train_tokenizer(small_tokenizer_texts(), 100)
     network = make_stage("2_gen", vocab_size=tokenizer.vocab_size, n_layer=2, max_position=64)
-    return Player("two", PlatoBot(network, tokenizer, None, DECODE))
+    return PlatoSpeaker("two", PlatoBot(network, tokenizer, None, DECODE), DECODE)
 
 
 def starts(*texts: str) -> list[Start]:
@@ -65,11 +65,15 @@ def starts(*texts: str) -> list[Start]:
 
 
 def played(
-    given: Sequence[Start], players: Sequence[Player], utterances: int = 6, batch: int = 16, **options: Any
+    given: Sequence[Start],
+    players: Sequence[PlatoSpeaker],
+    utterances: int = 6,
+    batch: int = 16,
+    **options: Any,
 ) -> list[SelfChat]:
     dialogues = plan(given, players, utterances, options.pop("swap", False))
     for first in range(0, len(dialogues), batch):
-        list(play(dialogues[first : first + batch], players, DECODE, utterances, **options))
+        list(play(dialogues[first : first + batch], players, DECODE.seed, **options))
     return dialogues
 
 
@@ -89,7 +93,7 @@ def test_the_verb_warns_of_what_cannot_be_read_and_follows_a_link(tmp_path: Path
 # ------------------------------------------------------------------------------------------- who says what
 
 
-def test_a_dialogue_is_its_start_and_what_the_bot_answers(one: Player) -> None:
+def test_a_dialogue_is_its_start_and_what_the_bot_answers(one: PlatoSpeaker) -> None:
     (dialogue,) = played(starts("what is love ?"), [one])
     assert dialogue.texts[0] == "what is love ?"
     assert [turn["speaker"] for turn in dialogue.turns] == ["A", "B", "A", "B", "A", "B"]
@@ -102,25 +106,25 @@ def test_a_dialogue_is_its_start_and_what_the_bot_answers(one: Player) -> None:
         assert dialogue.turns[n]["coherence"] == pytest.approx(reply.candidates[0].coherence, abs=1e-5)
 
 
-def test_what_is_said_does_not_depend_on_what_is_played_together(one: Player) -> None:
+def test_what_is_said_does_not_depend_on_what_is_played_together(one: PlatoSpeaker) -> None:
     together = [dialogue.texts for dialogue in played(starts(*QUESTIONS), [one])]
     assert [dialogue.texts for dialogue in played(starts(*QUESTIONS), [one], batch=2)] == together
     assert [dialogue.texts for dialogue in played(starts(*QUESTIONS), [one], batch=1)] == together
     assert together[0] != together[3]  # the same start twice: each has its own seed
 
 
-def test_another_seed_is_another_dialogue(one: Player) -> None:
+def test_another_seed_is_another_dialogue(one: PlatoSpeaker) -> None:
     dialogues = plan(starts("hello !"), [one], 4)
-    list(play(dialogues, [one], DecodeConfig(max_tokens=6, seed=3), 4))
+    list(play(dialogues, [one], 3))
     assert dialogues[0].texts != played(starts("hello !"), [one], 4)[0].texts
 
 
-def test_two_models_speak_by_turns_and_once_more_exchanged(one: Player, two: Player) -> None:
+def test_two_models_speak_by_turns_and_once_more_exchanged(one: PlatoSpeaker, two: PlatoSpeaker) -> None:
     dialogues = played(starts("hello !", "who are you ?"), [one, two], 5, swap=True)
     assert [dialogue.number for dialogue in dialogues] == [0, 1, 2, 3]
     models = [[turn["model"] for turn in dialogue.turns] for dialogue in dialogues]
     assert models == [[None, "two", "one", "two", "one"]] * 2 + [[None, "one", "two", "one", "two"]] * 2
-    assert [to_dict(dialogue, [one, two], DECODE)["speakers"] for dialogue in dialogues[1:3]] == [
+    assert [to_dict(dialogue, [one, two], 11)["speakers"] for dialogue in dialogues[1:3]] == [
         {"A": "one", "B": "two"},
         {"A": "two", "B": "one"},
     ]
@@ -128,7 +132,9 @@ def test_two_models_speak_by_turns_and_once_more_exchanged(one: Player, two: Pla
     assert [coherence is None for coherence in coherences] == [True, True, False, True, False]
 
 
-def test_a_start_of_several_turns_is_answered_by_whose_turn_it_is(one: Player, two: Player) -> None:
+def test_a_start_of_several_turns_is_answered_by_whose_turn_it_is(
+    one: PlatoSpeaker, two: PlatoSpeaker
+) -> None:
     given = [Start("s:1", ("hi", "hello")), Start("s:2", ("hi",)), Start("s:3", ("hi", "hello", "you ?"))]
     dialogues = played(given, [one, two], 4)
     assert [len(dialogue.turns) for dialogue in dialogues] == [4, 4, 4]
@@ -136,7 +142,7 @@ def test_a_start_of_several_turns_is_answered_by_whose_turn_it_is(one: Player, t
     assert models == [[None, None, "one", "two"], [None, "two", "one", "two"], [None, None, None, "two"]]
 
 
-def test_all_candidates_if_asked_for(one: Player) -> None:
+def test_all_candidates_if_asked_for(one: PlatoSpeaker) -> None:
     (dialogue,) = played(starts("hello !"), [one], 3, with_candidates=True)
     assert "candidates" not in dialogue.turns[0]
     for turn in dialogue.turns[1:]:
@@ -145,13 +151,13 @@ def test_all_candidates_if_asked_for(one: Player) -> None:
         assert turn["candidates"][0].keys() == {"text", "latent", "log_prob", "coherence"}
 
 
-def test_progress_is_the_turns_that_were_said(one: Player, two: Player) -> None:
+def test_progress_is_the_turns_that_were_said(one: PlatoSpeaker, two: PlatoSpeaker) -> None:
     dialogues = plan(starts(*QUESTIONS), [one, two], 6, swap=True)
-    assert sum(play(dialogues, [one, two], DECODE, 6)) == 2 * 5 * 5
-    assert list(play(dialogues, [one, two], DECODE, 6)) == []
+    assert sum(play(dialogues, [one, two])) == 2 * 5 * 5
+    assert list(play(dialogues, [one, two])) == []
 
 
-def test_nothing_to_say_ends_a_dialogue(one: Player, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_to_say_ends_a_dialogue(one: PlatoSpeaker, monkeypatch: pytest.MonkeyPatch) -> None:
     empty = [Candidate("", (), 0, -1.0, 0.9), Candidate("\u200b", (9,), 2, -1.5, 0.7)]
     said = Candidate("yes .", (5,), 1, -2.0, 0.5)
 
@@ -166,15 +172,15 @@ def test_nothing_to_say_ends_a_dialogue(one: Player, monkeypatch: pytest.MonkeyP
     assert dialogue.turns[1]["latent"] == 1
 
 
-def test_a_refusal_is_a_turn_too(one: Player) -> None:
+def test_a_refusal_is_a_turn_too(one: PlatoSpeaker) -> None:
     bot = PlatoBot(one.bot.generation, TOKENIZER, None, DECODE, safety=Safety([WordRule(["love"])]))
-    (dialogue,) = played(starts("what is love ?"), [Player("one", bot)], 3)
+    (dialogue,) = played(starts("what is love ?"), [PlatoSpeaker("one", bot, DECODE)], 3)
     assert dialogue.turns[1]["text"] == "I would rather not talk about that."
     assert dialogue.turns[1]["latent"] is None
     assert dialogue.turns[2]["latent"] is not None
 
 
-def test_a_start_longer_than_the_context_is_read_from_its_end(one: Player) -> None:
+def test_a_start_longer_than_the_context_is_read_from_its_end(one: PlatoSpeaker) -> None:
     tail = " ".join(["cats"] * 130)
     texts = [dialogue.texts[1:] for dialogue in played(starts("dogs " * 9_000 + tail), [one], 3)]
     assert texts == [dialogue.texts[1:] for dialogue in played(starts("birds " * 200 + tail), [one], 3)]
@@ -188,7 +194,7 @@ def test_a_start_longer_than_the_context_is_read_from_its_end(one: Player) -> No
         (("hi", "ho", "he", "ha"), "s.txt:7: a start of 4 turns and utterances=4: nothing is left to say"),
     ],
 )
-def test_starts_that_cannot_be_played(one: Player, turns: tuple[str, ...], message: str) -> None:
+def test_starts_that_cannot_be_played(one: PlatoSpeaker, turns: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         plan([Start("s.txt:7", turns)], [one], 4)
 
@@ -243,7 +249,7 @@ def test_starts_are_read_as_they_were_written(
     ],
 )
 def test_files_that_are_no_starts(
-    tmp_path: Path, one: Player, name: str, content: bytes, message: str
+    tmp_path: Path, one: PlatoSpeaker, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
@@ -320,7 +326,7 @@ def test_files_that_self_chat_did_not_write_are_left_alone(tmp_path: Path) -> No
         assert out.read_bytes() == content
 
     out.write_text("my notes\n", encoding="utf-8")
-    refused("already exists, and self-chat did not write it; give a new file")
+    refused("already exists, and plato2 did not write it; give a new file")
     out.write_bytes(b"")
     write(out, line(0) + b"my notes\n" + line(2))
     refused("line 2 is not dialogue 1, it has changed since; remove the file and chats.jsonl.meta.json")
@@ -349,13 +355,13 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
         raise full
 
 
-def test_models_are_told_apart_by_their_weights(one: Player, tmp_path: Path) -> None:
+def test_models_are_told_apart_by_their_weights(one: PlatoSpeaker, tmp_path: Path) -> None:
     found = describe([one])
     assert found["model1"].keys() == {"name", "tokenizer", "generation", "evaluation", "backward"}
     assert found["model1"]["backward"] is None
     assert describe([player("one")]) == found
     other = PlatoBot.load(make_run(tmp_path / "run", "1_coarse"))
-    changed = describe([Player("one", other)])["model1"]
+    changed = describe([PlatoSpeaker("one", other, DECODE)])["model1"]
     assert changed["tokenizer"] == found["model1"]["tokenizer"]
     assert changed["generation"] != found["model1"]["generation"]
 
@@ -363,13 +369,13 @@ def test_models_are_told_apart_by_their_weights(one: Player, tmp_path: Path) -> 
 # ------------------------------------------------------------------------------------------------ ParlAI
 
 
-def test_parlai_reads_it(one: Player, two: Player, tmp_path: Path) -> None:
+def test_parlai_reads_it(one: PlatoSpeaker, two: PlatoSpeaker, tmp_path: Path) -> None:
     out = tmp_path / "chats.jsonl"
     players = [one, two]
     dialogues = played(starts("hello \x85 \u2028 🙂 !", "who are you ?"), players, 5, swap=True)
     about = describe(players)
     with resumed(out, about, 4, 4) as (file, _):
-        file.write(b"".join(to_line(to_dict(dialogue, players, DECODE)) for dialogue in dialogues))
+        file.write(b"".join(to_line(to_dict(dialogue, players, 11)) for dialogue in dialogues))
     written = write_parlai(out)
     assert written == tmp_path / "chats.parlai.jsonl"
     episodes = [json.loads(text) for text in written.read_text(encoding="ascii").splitlines()]
@@ -389,7 +395,7 @@ def test_parlai_reads_it(one: Player, two: Player, tmp_path: Path) -> None:
     assert episodes[0]["metadata_path"] == str(tmp_path / "chats.parlai.metadata")
 
 
-def test_it_has_the_form_of_parlais_own_logs(one: Player, tmp_path: Path) -> None:
+def test_it_has_the_form_of_parlais_own_logs(one: PlatoSpeaker, tmp_path: Path) -> None:
     """Two models' logs as ParlAI's repository has them."""
     log = Path(__file__).parents[3] / "shared" / "data" / "parlai_acute" / "model1.blended_skill_talk.jsonl"
     if not log.exists():
@@ -398,7 +404,7 @@ def test_it_has_the_form_of_parlais_own_logs(one: Player, tmp_path: Path) -> Non
     out = tmp_path / "chats.jsonl"
     (dialogue,) = played(starts("hello !"), [one], 10)
     with resumed(out, describe([one]), 1, 1) as (file, _):
-        file.write(to_line(to_dict(dialogue, [one], DECODE)))
+        file.write(to_line(to_dict(dialogue, [one], 11)))
     ours = json.loads(write_parlai(out).read_text(encoding="utf-8"))
     assert ours.keys() == theirs.keys()
     assert [len(pair) for pair in ours["dialog"]] == [len(pair) for pair in theirs["dialog"]]
