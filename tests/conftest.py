@@ -11,8 +11,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from composing import remember
 from forks import Forks
 from small import ROOT, Done, Train, command, environment, train_in_process, write_dialogues
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compositions_are_remembered() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        remember(patch)
+        yield
 
 
 @pytest.fixture(scope="session")

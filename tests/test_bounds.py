@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from plato2.prepare.corpora import corpus_names
 from plato2.weights.export import export_to_huggingface
 
 READ = """
-import contextlib, io, json, resource, sys
+import contextlib, io, json, os, resource, signal, sys
 from pathlib import Path
 from plato2.commands import app, score
 from plato2.config import UserError
@@ -62,7 +62,7 @@ def dump(path):
 def scored(path):
     score.check_files(path, None)
     with contextlib.redirect_stdout(io.StringIO()) as told:
-        app(["score", str(path), "--generation", sys.argv[2]], standalone_mode=False)
+        app(["score", str(path), "--generation", sys.argv[1]], standalone_mode=False)
     raise UserError(told.getvalue().strip())
 
 KINDS = {
@@ -72,41 +72,55 @@ KINDS = {
     "model": load_generation, "stage": load_stage, "lineage": lambda path: RunFolder(path).lineage(),
     "release": lambda path: import_knover(path, path.parent / "imported"),
 }
-load_stage(Path(sys.argv[2]))  # what is imported late is imported now
+load_stage(Path(sys.argv[1]))  # what is imported late is imported now
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 most = pages * resource.getpagesize() + (500 << 20)
-resource.setrlimit(resource.RLIMIT_AS, (most, most))
-for kind, path in json.loads(sys.argv[1]):
-    try:
-        KINDS[kind](Path(path))
-        print(json.dumps([path, None]), flush=True)
-    except UserError as error:
-        print(json.dumps([path, str(error)]), flush=True)
+for line in sys.stdin:
+    child = os.fork()
+    if child:
+        print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])), flush=True)
+        continue
+    signal.alarm(600)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    for kind, path in json.loads(line):
+        try:
+            KINDS[kind](Path(path))
+            print(json.dumps([path, None]), flush=True)
+        except UserError as error:
+            print(json.dumps([path, str(error)]), flush=True)
+    os._exit(0)
 """
-
-
-def read_with_little_memory(files: dict[tuple[str, Path], str], run: Path) -> None:
-    """Asserts that each (kind, file) is refused, with these words."""
-    wanted = [[kind, str(path)] for kind, path in files]
-    done = subprocess.run(
-        [sys.executable, "-c", READ, json.dumps(wanted), str(run)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    told = [json.loads(line) for line in done.stdout.splitlines()]
-    for (path, message), words in zip(told, files.values(), strict=True):
-        assert message is not None, f"{path} was read"
-        assert words in message
-        assert len(message.splitlines()) == 1
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("runs") / "run", "2_gen")
+
+
+@pytest.fixture(scope="module")
+def process(run: Path) -> Iterator[subprocess.Popen[str]]:
+    """Reads each list of files in a fork with little memory."""
+    command = [sys.executable, "-c", READ, str(run)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdin=pipe, stdout=pipe, text=True
+    ) as started:
+        yield started
+
+
+def read_with_little_memory(files: dict[tuple[str, Path], str], process: subprocess.Popen[str]) -> None:
+    """Asserts that each (kind, file) is refused, with these words."""
+    assert process.stdin
+    assert process.stdout
+    print(json.dumps([[kind, str(path)] for kind, path in files]), file=process.stdin, flush=True)
+    told = []
+    while isinstance(answer := json.loads(process.stdout.readline()), list):
+        told.append(answer)
+    assert answer == 0
+    for (path, message), words in zip(told, files.values(), strict=True):
+        assert message is not None, f"{path} was read"
+        assert words in message
+        assert len(message.splitlines()) == 1
 
 
 Compress = Callable[[bytes], bytes]
@@ -120,7 +134,7 @@ def write_in_parts(path: Path, *parts: tuple[bytes, int], compress: Compress = g
 
 
 @pytest.mark.slow
-def test_bombs(tmp_path: Path, run: Path) -> None:
+def test_bombs(tmp_path: Path, process: subprocess.Popen[str]) -> None:
     files: dict[tuple[str, Path], str] = {}
     block = b"a" * (1 << 26)
 
@@ -154,11 +168,11 @@ def test_bombs(tmp_path: Path, run: Path) -> None:
     with pa.ipc.new_stream(str(nulls), table.schema) as writer:
         writer.write_table(table)
     files["hf_datasets", nulls] = "column messages is of type null"
-    read_with_little_memory(files, run)
+    read_with_little_memory(files, process)
 
 
 @pytest.mark.slow
-def test_bombs_of_every_compression_and_reader(tmp_path: Path, run: Path) -> None:
+def test_bombs_of_every_compression_and_reader(tmp_path: Path, process: subprocess.Popen[str]) -> None:
     files: dict[tuple[str, Path], str] = {}
     block, whole = b"a" * (1 << 26), b'{"turns": ["hi", "yes"]}\n'
     others: dict[str, Compress] = {"bz2": bz2.compress, "xz": lambda data: lzma.compress(data, preset=0)}
@@ -182,10 +196,10 @@ def test_bombs_of_every_compression_and_reader(tmp_path: Path, run: Path) -> Non
         files[reader, path] = (
             f"{path} is damaged" if is_json or reader == "lccc" else f"['{path}:1: longer than 16 MiB']"
         )
-    read_with_little_memory(files, run)
+    read_with_little_memory(files, process)
 
 
-def test_sizes_that_are_lies(tmp_path: Path, run: Path) -> None:
+def test_sizes_that_are_lies(tmp_path: Path, run: Path, process: subprocess.Popen[str]) -> None:
     files: dict[tuple[str, Path], str] = {}
     whole = checkpoint_of(make_stage("1_coarse"), Tokenizer.load(KNOVER))
 
@@ -221,10 +235,10 @@ def test_sizes_that_are_lies(tmp_path: Path, run: Path) -> None:
         file.truncate(1 << 30)
     files["words", lines] = files["names", lines] = files["starts", lines] = "larger than 67,108,864 bytes"
     files["scored", lines] = '{"error": "line 1: '
-    read_with_little_memory(files, run)
+    read_with_little_memory(files, process)
 
 
-def test_pipes_are_not_waited_for(tmp_path: Path, run: Path) -> None:
+def test_pipes_are_not_waited_for(tmp_path: Path, process: subprocess.Popen[str]) -> None:
     files: dict[tuple[str, Path], str] = {}
     for name in ("index.json", "valid-00000.parquet"):
         corpus = make_corpus(tmp_path / name, [(["hi there ."], "well .")])
@@ -247,4 +261,4 @@ def test_pipes_are_not_waited_for(tmp_path: Path, run: Path) -> None:
         files[kind, tmp_path / "a.jsonl"] = "a.jsonl: not a regular file"
     os.mkfifo(tmp_path / "a.pdparams")
     files["release", tmp_path / "a.pdparams"] = "neither a folder, a tar nor"
-    read_with_little_memory(files, run)
+    read_with_little_memory(files, process)

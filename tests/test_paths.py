@@ -229,4 +229,5 @@ def test_a_locale_that_is_not_utf_8() -> None:
 @pytest.mark.slow
 def test_train_says_any_path_in_any_encoding(run_train, tmp_path: Path) -> None:
     done = run_train(f"data.path={tmp_path}/数据", expect=2, PYTHONIOENCODING="cp1252")
+    assert done.stdout == ""
     assert_one_line(done.stderr, "\\u6570\\u636e")

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from runs import make_run
+from typer.testing import CliRunner
 
+from plato2.commands import app
 from plato2.config import UserError
 from plato2.files import check_sha256, file_sha256, lock_file, locked, read_sha256, write_sha256
 
@@ -126,20 +128,16 @@ def test_a_verb_does_not_write_what_another_process_writes(tmp_path: Path, comma
     model = make_run(tmp_path / "2_eval", "2_eval")
     words = command.format(tmp=tmp_path, model=model).split()
 
-    def call() -> subprocess.CompletedProcess[str]:
-        whole = [sys.executable, "-m", "plato2", *words]
-        return subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, timeout=100)
-
     process = holding(lock_file(tmp_path / "out"))
-    done = call()
+    done = CliRunner().invoke(app, words)
     end(process)
-    assert done.returncode == 2, done.stderr
+    assert done.exit_code == 2, done.stderr
     assert (
         f"error: --out {tmp_path}/out is being written by another process (process {process.pid}"
         in done.stderr
     )
     assert not (tmp_path / "out").exists()
-    assert call().returncode == 0
+    assert CliRunner().invoke(app, words).exit_code == 0
     assert (tmp_path / "out").exists()
     assert not lock_file(tmp_path / "out").exists()
 

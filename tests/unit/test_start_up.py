@@ -44,49 +44,45 @@ def imported(program: str, *arguments: object, is_server: bool = False) -> tuple
     return set(names.split()), ready + printed
 
 
-VERB = """
-import sys
+VERBS = f"""
+import json, sys
 from plato2.commands import app
-app(sys.argv[1:], standalone_mode=False)
+for words in json.loads(sys.argv[1]):
+    app(words, standalone_mode=False)
+    print(end="\\0", flush=True)
+    assert not {HEAVY} & sys.modules.keys(), words
 """
 
 
-def test_reply_from_a_run_folder(tmp_path: Path) -> None:
-    models = [(f"--{option}", stage) for option, stage in (("generation", "2_gen"), ("evaluation", "2_eval"))]
-    given = [word for option, stage in models for word in (option, str(make_run(tmp_path / stage, stage)))]
-    names, printed = imported(VERB, "reply", *given, "--json", "hi , how are you ?")
-    assert '"reply"' in printed
-    assert names == set()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("chat --max-tokens 8", "\nbot "),
-        ("score {lines}", '"coherence"'),
-        ("self-chat --starts {lines} --out {lines}.jsonl --utterances 2 --json", '"dialogues": 1'),
-        ("serve --port 0", "/v1 serves "),
-    ],
-)
-def test_what_else_loads_a_run_folder(tmp_path: Path, arguments: str, words: str) -> None:
-    lines = tmp_path / "lines.tsv"
+def test_what_loads_run_folders(tmp_path: Path) -> None:
+    lines, out = tmp_path / "lines.tsv", tmp_path / "talks.jsonl"
     lines.write_text("hi there .\tyes .\n")
-    given = [*arguments.format(lines=lines).split(), "--generation", make_run(tmp_path / "gen", "2_gen")]
-    given += ["--evaluation", make_run(tmp_path / "eval", "2_eval")]
-    names, printed = imported(VERB, *given, is_server=arguments.startswith("serve"))
-    assert words in printed
+    data = make_corpus(tmp_path / "data", [([f"question {n} ?"], f"answer {n} .") for n in range(9)])
+    given = {}
+    for option, stage in (("coarse", "1_coarse"), ("generation", "2_gen"), ("evaluation", "2_eval")):
+        given[option] = run = make_run(tmp_path / stage, stage)
+        write_metrics(run, [(1, stage_class(stage).monitor[0], 0.5)])
+    coarse, *both = (f"--{option}={run}" for option, run in given.items())
+    verbs = {
+        "reply --json hi": '"reply"',
+        "chat --max-tokens 8": "\nbot ",
+        f"score {lines}": '"coherence"',
+        f"self-chat --starts {lines} --out {out} --utterances 2 --json": '"dialogues": 1',
+        f"report {coarse} --data {data} --json --latent-contexts 1": '"contexts"',
+    }
+    names, printed = imported(VERBS, json.dumps([[*verb.split(), *both] for verb in verbs]))
+    parts = printed.split("\0")
+    for part, words in zip(parts[:-1], verbs.values(), strict=True):
+        assert words in part
+    assert json.loads(parts[-2])["contexts"]
     assert names == set()
 
 
-def test_a_report_of_run_folders(tmp_path: Path) -> None:
-    data = make_corpus(tmp_path / "data", [([f"question {n} ?"], f"answer {n} .") for n in range(9)])
-    given = []
-    for option, stage in (("coarse", "1_coarse"), ("generation", "2_gen"), ("evaluation", "2_eval")):
-        run = make_run(tmp_path / stage, stage)
-        write_metrics(run, [(1, stage_class(stage).monitor[0], 0.5)])
-        given += [f"--{option}", str(run)]
-    names, printed = imported(VERB, "report", *given, "--data", str(data), "--json", "--latent-contexts", "1")
-    assert json.loads(printed)["contexts"]
+def test_a_server_loads_run_folders(tmp_path: Path) -> None:
+    both = [("generation", "2_gen"), ("evaluation", "2_eval")]
+    words = [f"--{option}={make_run(tmp_path / stage, stage)}" for option, stage in both]
+    names, printed = imported(VERBS, json.dumps([["serve", "--port", "0", *words]]), is_server=True)
+    assert "/v1 serves " in printed
     assert names == set()
 
 
