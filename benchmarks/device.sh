@@ -31,7 +31,7 @@ declare -A limits=(
 models=${MODELS:-93m 314m 1.6b}
 total=$((minutes * 60))
 margin=5                          # seconds in which a part that is told to end does so by itself
-dry_limit=300 dry_work=10         # a dry run has no hurry to be over, only little to do
+dry_limit=300 dry_work=1          # a dry run has no hurry to be over, only little to do
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

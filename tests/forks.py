@@ -4,7 +4,8 @@
 
 A job runs a Python file as `__main__`. Its opens for writing, renames, links and removals below a folder are
 counted; at the one with the number that it is given it kills itself, just before it happens (SIGKILL), or in
-the middle of the first write after it (SIGXFSZ of the kernel, which cuts the file).
+the middle of the first write after it (SIGXFSZ of the kernel, which cuts the file). What changes nothing, as
+making a folder that is there, does not count: a kill before it and one after it leave the same files.
 """
 
 from __future__ import annotations
@@ -34,12 +35,22 @@ class Forks:
             command, env=os.environ | variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def begin(self, script: Path, *arguments: str, folder: Path, kill_at: int = 0, cut: bool = False) -> None:
-        """Starts a job in `folder`, the leader of a group of its own; one at a time."""
+    def begin(
+        self,
+        script: Path,
+        *arguments: str,
+        folder: Path,
+        kill_at: int = 0,
+        cut: bool = False,
+        **variables: str,
+    ) -> int:
+        """Starts a job in `folder`, the leader of a group of its own; one at a time. Returns its pid."""
         job = {"script": str(script), "arguments": arguments, "folder": str(folder), "kill_at": kill_at}
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(job | {"cut": cut}) + "\n")
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(job | {"cut": cut, "variables": variables}) + "\n")
         self.process.stdin.flush()
+        return int(self.process.stdout.readline())
 
     def end(self) -> tuple[int, list[list[str]], str]:
         """Waits for the job.
@@ -65,9 +76,31 @@ class Forks:
 
 def serve() -> None:
     """Imports what takes seconds, then forks for each job."""
-    import hydra  # noqa: F401
-    import pyarrow.parquet  # noqa: F401
-    import pytorch_lightning  # noqa: F401
+    import gc
+
+    import pandas  # noqa: F401  pyarrow does so when it first reads a shard
+    import pyarrow.compute  # noqa: F401  the same
+    import torch
+    from hydra.core.hydra_config import HydraConfig
+
+    import plato2.data.module
+    import plato2.runs.callbacks
+    import plato2.runs.checkpoint
+    import plato2.runs.corpus
+    import plato2.runs.loggers
+    import plato2.runs.metrics
+    import plato2.runs.parallel
+    import plato2.runs.start
+    import plato2.stages.sharding
+    import plato2.talk.replies
+    import plato2.talk.selection  # noqa: F401
+    from plato2.commands.train import composed
+    from plato2.runs.plan import peak_flops
+
+    composed("experiment=smoke", "data=shards", "data.path=none")  # Hydra's parsers and plugins
+    HydraConfig.instance().cfg = None
+    peak_flops(torch.device("cpu"), "32-true")  # measured once, not by each job
+    gc.freeze()  # no job walks through all of this again
 
     for line in sys.stdin:
         job = json.loads(line)
@@ -76,6 +109,7 @@ def serve() -> None:
         if not child:
             os.close(said)
             work(job, told)
+        print(child, flush=True)
         os.close(told)
         code, printed = ended(child, said)
         lines = printed.decode(errors="replace").splitlines()
@@ -105,6 +139,7 @@ def work(job: dict[str, Any], told: int) -> None:
     for stream in (1, 2):
         os.dup2(told, stream)
     sys.stdout, sys.stderr = (os.fdopen(stream, "w", closefd=False) for stream in (1, 2))  # pipes, not files
+    os.environ.update(job["variables"])
     os.chdir(job["folder"])
     sys.addaudithook(Watch(**{key: job[key] for key in ("folder", "kill_at", "cut")}))
     sys.argv = [job["script"], *job["arguments"]]
@@ -137,6 +172,8 @@ class Watch:
         else:
             return
         if not isinstance(path, str | os.PathLike) or not os.path.abspath(path).startswith(self.folder):
+            return
+        if os.path.isdir(path) if event == "os.mkdir" else event == "os.remove" and not os.path.exists(path):
             return
         self.number += 1
         name = os.path.relpath(path, self.folder)

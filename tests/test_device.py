@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from small import ROOT, environment
 
-MODELS = ("93m", "no_such_model", "314m", "1.6b")
+MODELS = ("no_such_model", "93m")  # a dry run makes every size the same
 STAGES = ("1_coarse", "2_gen", "2_eval")
 CORPORA = {"chitchat": (128, 128), "chitchat_64": (64, 64)}
 

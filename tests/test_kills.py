@@ -113,8 +113,9 @@ STAGES = [
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", STAGES, ids=lambda overrides: overrides[0])
 def test_a_kill_before_any_change(forks: Forks, corpus: Path, tmp_path: Path, overrides: list[str]) -> None:
-    every = 1 if overrides == STAGES[0] else 5  # what the others write differs little
-    assert killed_everywhere(forks, corpus, tmp_path, overrides, False, "last.ckpt", every) > 30 // every
+    every = 1 if overrides == STAGES[0] else 4  # what the others write differs little
+    at_least = 31 if every == 1 else 7
+    assert killed_everywhere(forks, corpus, tmp_path, overrides, False, "last.ckpt", every) >= at_least
 
 
 @pytest.mark.slow
@@ -125,7 +126,7 @@ def test_a_kill_in_the_middle_of_any_write(forks: Forks, corpus: Path, tmp_path:
 def test_a_kill_before_some_changes(forks: Forks, corpus: Path, tmp_path: Path) -> None:
     """A few of the points, for the short run of the tests; with logs of every second step."""
     overrides = [*STAGES[1], "trainer.log_every_n_steps=2"]
-    killed = killed_everywhere(forks, corpus, tmp_path, overrides, cut=False, after="last.ckpt", every=16)
+    killed = killed_everywhere(forks, corpus, tmp_path, overrides, cut=False, after="last.ckpt", every=7)
     assert killed > 3
 
 

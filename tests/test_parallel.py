@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from forks import Forks
 from pytorch_lightning.utilities import rank_zero_only
-from small import Train, assert_one_line, command, environment
+from small import ROOT, Train, assert_one_line, command, environment
 
 from plato2.runs.saved import read_metrics
 
@@ -25,6 +26,37 @@ RUN = ["stage=2_gen", "init_from=scratch", "model.dropout=0", "trainer.val_check
 STEP = ["optim.batch_tokens=2048"]  # four units of 512: 4 on one rank, 2 on each of two
 DDP = ["strategy=ddp", "strategy.accelerator=cpu", "strategy.devices=2"]
 FSDP = ["strategy=fsdp", "strategy.accelerator=cpu", "strategy.devices=2", "strategy.precision=32-true"]
+TWO_RANKS = """
+import os, runpy, sys
+child = os.fork()
+os.environ["RANK"] = os.environ["LOCAL_RANK"] = "1" if child == 0 else "0"
+runpy.run_path("TRAIN", run_name="__main__")
+assert child == 0 or os.waitpid(child, 0)[1] == 0
+""".replace("TRAIN", str(ROOT / "train.py"))
+"""train.py as torchrun starts it for two processes, but as forks."""
+
+
+@pytest.fixture
+def run_fork(forks: Forks, corpus: Path, tmp_path: Path) -> Callable[..., str]:
+    """Runs train.py, with `strategy.devices=2` in two processes; its output."""
+    script = tmp_path / "two_ranks.py"
+    script.write_text(TWO_RANKS)
+
+    def run(*overrides: str, run_id: str) -> str:
+        arguments = command(corpus, tmp_path / "outputs", *overrides)[2:]
+        if "strategy.devices=2" not in overrides:
+            code, _, output = forks.run(ROOT / "train.py", *arguments, folder=tmp_path, RUN_ID=run_id)
+        else:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = str(free.getsockname()[1])
+            world = {"TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            world |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "RUN_ID": run_id}
+            code, _, output = forks.run(script, *arguments, folder=tmp_path, **world)
+        assert code == 0, output
+        return output
+
+    return run
 
 
 def losses(tmp_path: Path, run_id: str) -> dict[tuple[int, str], float]:
@@ -41,15 +73,15 @@ def checkpoint(tmp_path: Path, run_id: str) -> dict[str, object]:
 
 
 @pytest.mark.slow
-def test_runs_move_between_one_and_two_processes(run_train: Run, tmp_path: Path) -> None:
+def test_runs_move_between_one_and_two_processes(run_fork: Callable[..., str], tmp_path: Path) -> None:
     whole = [*RUN, *STEP, "trainer.max_steps=6"]
     half = [*RUN, *STEP, "trainer.max_steps=3"]
-    run_train(*whole, RUN_ID="one")
-    run_train(*half, *DDP, RUN_ID="two_then_one")
-    run_train(*whole, RUN_ID="two_then_one")
-    run_train(*half, RUN_ID="one_then_two")
-    done = run_train(*whole, *DDP, RUN_ID="one_then_two")
-    assert "resuming" in done.stderr
+    run_fork(*whole, run_id="one")
+    run_fork(*half, *DDP, run_id="two_then_one")
+    run_fork(*whole, run_id="two_then_one")
+    run_fork(*half, run_id="one_then_two")
+    done = run_fork(*whole, *DDP, run_id="one_then_two")
+    assert "resuming" in done
 
     reference, position = losses(tmp_path, "one"), checkpoint(tmp_path, "one")["DialogueDataModule"]
     assert len(reference) == 6 * 3 + 2 * 4
@@ -60,29 +92,29 @@ def test_runs_move_between_one_and_two_processes(run_train: Run, tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("distributed_checkpoint", ["false", "true"])
-def test_sharded_runs_resume_exactly(run_train: Run, tmp_path: Path, distributed_checkpoint: str) -> None:
+def test_sharded_runs_resume_exactly(
+    run_fork: Callable[..., str], tmp_path: Path, distributed_checkpoint: str
+) -> None:
     option = f"strategy.strategy.save_distributed_checkpoint={distributed_checkpoint}"
     common = [*RUN, *STEP, *FSDP, option]
-    run_train(*common, "trainer.max_steps=6", RUN_ID="whole")
-    run_train(*common, "trainer.max_steps=3", RUN_ID="parts")
-    run_train(*common, "trainer.max_steps=6", RUN_ID="parts")
+    run_fork(*common, "trainer.max_steps=6", run_id="whole")
+    run_fork(*common, "trainer.max_steps=3", run_id="parts")
+    run_fork(*common, "trainer.max_steps=6", run_id="parts")
     assert losses(tmp_path, "parts") == losses(tmp_path, "whole")
 
 
 @pytest.mark.slow
 def test_a_sharded_run_starts_where_an_unsharded_one_does_and_warm_starts_the_next_stage(
-    run_train: Run, tmp_path: Path
+    run_fork: Callable[..., str], tmp_path: Path
 ) -> None:
-    run_train(*RUN, *STEP, "trainer.max_steps=3", RUN_ID="plain")
-    run_train(*RUN, *STEP, *FSDP, "trainer.max_steps=3", RUN_ID="sharded")
+    run_fork(*RUN, *STEP, "trainer.max_steps=3", run_id="plain")
+    run_fork(*RUN, *STEP, *FSDP, "trainer.max_steps=3", run_id="sharded")
     plain, sharded = losses(tmp_path, "plain"), losses(tmp_path, "sharded")
     assert sharded == pytest.approx(plain, rel=5e-3)  # bf16 against float32
     coarse = ["stage=1_coarse", *STEP, *FSDP, "trainer.max_steps=2"]
-    run_train(*coarse, RUN_ID="coarse")
-    done = run_train(
-        *STEP, "stage=2_gen", f"init_from={tmp_path}/outputs/tiny-1_coarse/coarse", RUN_ID="warm"
-    )
-    assert "new: bag_of_words, recognition" in done.stderr
+    run_fork(*coarse, run_id="coarse")
+    done = run_fork(*STEP, "stage=2_gen", f"init_from={tmp_path}/outputs/tiny-1_coarse/coarse", run_id="warm")
+    assert "new: bag_of_words, recognition" in done
 
 
 @pytest.mark.slow

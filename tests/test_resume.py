@@ -6,13 +6,15 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small import Train, command, environment
+from forks import Forks
+from small import ROOT, Train, command, environment
 
 from plato2.runs.saved import read_metrics
 from plato2.stages import Stage
@@ -20,22 +22,33 @@ from plato2.stages import Stage
 STEPS = 12
 
 
-def start(corpus: Path, output_dir: Path, *overrides: str, **variables: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(corpus, output_dir, f"trainer.max_steps={STEPS}", "trainer.val_check_interval=4", *overrides),
-        env=environment(**variables),
-        cwd=output_dir.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # a group of its own, to be signalled as a terminal, `timeout` and Slurm do
-    )
+class Start:
+    """`python train.py OVERRIDES`, to be killed; the leader of a group of its own, as in a terminal."""
 
+    def __init__(
+        self, forks: Forks, corpus: Path, output_dir: Path, *overrides: str, **variables: str
+    ) -> None:
+        given = [f"trainer.max_steps={STEPS}", "trainer.val_check_interval=4", *overrides]
+        arguments = command(corpus, output_dir, *given)[2:]
+        self.forks = forks
+        self.pid = forks.begin(ROOT / "train.py", *arguments, folder=output_dir.parent, **variables)
 
-def finish(process: subprocess.Popen[str], expect: int = 0) -> str:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == expect, output
-    return output
+    def wait_for(self, ready: Callable[[], object]) -> None:
+        until = time.monotonic() + 200
+        while not ready():
+            assert time.monotonic() < until
+            assert Path(f"/proc/{self.pid}").exists(), self.forks.end()
+            time.sleep(0.01)
+
+    def wait_for_step(self, run: Path, step: int) -> None:
+        """Waits until `train/loss` of a step is on disk: the next step is then being computed."""
+        metrics = run / "metrics.csv"
+        self.wait_for(lambda: metrics.exists() and any(s >= step for s, *_ in read_metrics_quietly(run)))
+
+    def finish(self, expect: int = 0) -> str:
+        code, _, output = self.forks.end()
+        assert code == expect, output
+        return output
 
 
 def outcome(run: Path) -> tuple[list[Any], dict[str, Any]]:
@@ -56,16 +69,6 @@ def assert_same(run: Path, other: Path) -> None:
     moments, other_moments = (c["optimizer_states"][0]["state"] for c in (checkpoint, other_checkpoint))
     for index, state in moments.items():
         assert all(torch.equal(state[key], other_moments[index][key]) for key in state)
-
-
-def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
-    """Waits until `train/loss` of a step is on disk: the next step is then being computed."""
-    until = time.monotonic() + 200
-    while time.monotonic() < until and process.poll() is None:
-        if (run / "metrics.csv").exists() and any(s >= step for s, *_ in read_metrics_quietly(run)):
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"no step {step}: {process.communicate()[0]}")
 
 
 def read_metrics_quietly(run: Path) -> list[tuple[int, str, float]]:
@@ -92,71 +95,68 @@ CASES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_killed_and_started_again_is_bit_identical(corpus: Path, tmp_path: Path, case: str) -> None:
+def test_killed_and_started_again_is_bit_identical(
+    forks: Forks, corpus: Path, tmp_path: Path, case: str
+) -> None:
     overrides = CASES[case]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(start(corpus, whole, *overrides, RUN_ID="a"))
+    Start(forks, corpus, whole, *overrides, RUN_ID="a").finish()
     name = f"tiny-{overrides[0].removeprefix('stage=')}"
 
     run = killed / name / "a"
     for at_step in (3, 7):
-        process = start(corpus, killed, *overrides, RUN_ID="a")
-        wait_for_step(run, at_step, process)
+        process = Start(forks, corpus, killed, *overrides, RUN_ID="a")
+        process.wait_for_step(run, at_step)
         os.kill(process.pid, signal.SIGKILL)
-        finish(process, expect=-signal.SIGKILL)
-    output = finish(start(corpus, killed, *overrides, RUN_ID="a"))
-    assert "resuming" in output
+        process.finish(expect=-signal.SIGKILL)
+    assert "resuming" in Start(forks, corpus, killed, *overrides, RUN_ID="a").finish()
     assert_same(whole / name / "a", run)
 
 
 @pytest.mark.slow
-def test_the_unfinished_run_of_the_same_config_goes_on_without_a_name(corpus: Path, tmp_path: Path) -> None:
+def test_the_unfinished_run_of_the_same_config_goes_on_without_a_name(
+    forks: Forks, corpus: Path, tmp_path: Path
+) -> None:
     output_dir = tmp_path / "outputs"
-    process = start(corpus, output_dir)
-    until = time.monotonic() + 200
-    while not list(output_dir.glob("*/*/checkpoints/last.ckpt")):
-        assert time.monotonic() < until
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    finish(process, expect=128 + signal.SIGTERM)
+    process = Start(forks, corpus, output_dir)
+    process.wait_for(lambda: list(output_dir.glob("*/*/checkpoints/last.ckpt")))
+    os.kill(process.pid, signal.SIGTERM)
+    process.finish(expect=128 + signal.SIGTERM)
     (run,) = (output_dir / "tiny-1_coarse").iterdir()
     step = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     assert 0 < step < STEPS
 
-    other = finish(start(corpus, output_dir, "optim.lr=0.5"))  # another config is another run
+    other = Start(forks, corpus, output_dir, "optim.lr=0.5").finish()  # another config is another run
     assert "new run" in other
-    output = finish(start(corpus, output_dir))
-    assert f"resuming {run}" in output
+    assert f"resuming {run}" in Start(forks, corpus, output_dir).finish()
     assert len(list((output_dir / "tiny-1_coarse").iterdir())) == 2
 
     whole = tmp_path / "whole"
-    finish(start(corpus, whole, RUN_ID="b"))
+    Start(forks, corpus, whole, RUN_ID="b").finish()
     assert_same(whole / "tiny-1_coarse" / "b", run)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_to_all_processes_saves_the_step_at_hand(
-    corpus: Path, tmp_path: Path, number: signal.Signals
+    forks: Forks, corpus: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     """Worker processes go on until the step is saved; the run ends as one that was never stopped."""
+    outputs, whole = tmp_path / "outputs", tmp_path / "whole"
     given = ["data.n_workers=2", "checkpoint_steps=1000", "trainer.val_check_interval=1000"]
-    process = start(corpus, tmp_path / "outputs", *given, "trainer.max_steps=100000", RUN_ID="a")
-    run = tmp_path / "outputs" / "tiny-1_coarse" / "a"
-    wait_for_step(run, 2, process)
+    process = Start(forks, corpus, outputs, *given, "trainer.max_steps=100000", RUN_ID="a")
+    run = outputs / "tiny-1_coarse" / "a"
+    process.wait_for_step(run, 2)
     os.killpg(process.pid, number)
-    output = finish(process, expect=128 + number)
+    output = process.finish(expect=128 + number)
     assert "Traceback" not in output
     step = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     assert f"stopped: step {step} is saved; the same command resumes" in output
     assert max(row[0] for row in read_metrics(run / "metrics.csv")) == step >= 2
     more = [*given, f"trainer.max_steps={step + 2}"]
-    assert f"resuming {run} from step {step}" in finish(
-        start(corpus, tmp_path / "outputs", *more, RUN_ID="a")
-    )
-    finish(start(corpus, tmp_path / "whole", *more, RUN_ID="a"))
-    assert_same(tmp_path / "whole" / "tiny-1_coarse" / "a", run)
+    assert f"resuming {run} from step {step}" in Start(forks, corpus, outputs, *more, RUN_ID="a").finish()
+    Start(forks, corpus, whole, *more, RUN_ID="a").finish()
+    assert_same(whole / "tiny-1_coarse" / "a", run)
 
 
 @pytest.mark.parametrize(
@@ -195,14 +195,23 @@ def test_a_signal_to_a_step_and_its_workers(
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_while_starting_up_is_one_line(corpus: Path, tmp_path: Path, number: signal.Signals) -> None:
-    process = start(corpus, tmp_path / "outputs")
+    process = subprocess.Popen(
+        command(corpus, tmp_path / "outputs"),
+        env=environment(),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     until = time.monotonic() + 100
     while not handles(process.pid, number):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < until
         time.sleep(0.001)
     os.killpg(process.pid, number)
-    output = finish(process, expect=128 + number)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 128 + number, output
     assert "stopped: nothing was being trained" in output
     assert "Traceback" not in output
     assert not (tmp_path / "outputs").exists()
@@ -216,22 +225,21 @@ def handles(pid: int, number: int) -> bool:
 
 
 @pytest.mark.slow
-def test_slurms_warning_saves_and_puts_the_job_back_into_the_queue(corpus: Path, tmp_path: Path) -> None:
+def test_slurms_warning_saves_and_puts_the_job_back_into_the_queue(
+    forks: Forks, corpus: Path, tmp_path: Path
+) -> None:
     """SIGUSR1 with a job id: the run saves, calls `scontrol requeue`, and the requeued job goes on."""
-    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol, outputs = tmp_path / "bin" / "scontrol", tmp_path / "outputs"
     scontrol.parent.mkdir()
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n')
     scontrol.chmod(0o755)
     variables = {"SLURM_JOB_ID": "4711", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
-    process = start(
-        corpus, tmp_path / "outputs", "trainer.max_steps=400", "checkpoint_steps=1000", **variables
-    )
-    run = tmp_path / "outputs" / "tiny-1_coarse" / "4711"
-    wait_for_step(run, 2, process)
-    process.send_signal(signal.SIGUSR1)
-    finish(process, expect=128 + signal.SIGUSR1)
+    process = Start(forks, corpus, outputs, "trainer.max_steps=400", "checkpoint_steps=1000", **variables)
+    run = outputs / "tiny-1_coarse" / "4711"
+    process.wait_for_step(run, 2)
+    os.kill(process.pid, signal.SIGUSR1)
+    process.finish(expect=128 + signal.SIGUSR1)
     assert (tmp_path / "called").read_text() == "requeue 4711\n"
     step = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-    more = f"trainer.max_steps={step + 2}"
-    output = finish(start(corpus, tmp_path / "outputs", more, **variables))
+    output = Start(forks, corpus, outputs, f"trainer.max_steps={step + 2}", **variables).finish()
     assert f"resuming {run}" in output

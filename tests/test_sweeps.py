@@ -6,14 +6,13 @@ import json
 import os
 import re
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from forks import Forks
-from small import ROOT, Train, assert_one_line, command, environment
+from small import ROOT, Train, assert_one_line, command
 
 from plato2.runs.folder import RunFolder
 
@@ -128,37 +127,21 @@ def test_each_job_of_a_sweep_has_its_own_parent(train_here: Train, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_sweep_killed_in_its_second_job_goes_on(corpus: Path, tmp_path: Path) -> None:
+def test_a_sweep_killed_in_its_second_job_goes_on(forks: Forks, corpus: Path, tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
-    overrides = [
-        *CURRICULUM[:-1],
-        "trainer.max_steps=40",
-        "trainer.val_check_interval=40",
-        "checkpoint_steps=1",
-    ]
-
-    def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            command(corpus, outputs, *overrides),
-            env=environment(),
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    process, until = start(), time.monotonic() + 200
+    steps = ["trainer.max_steps=40", "trainer.val_check_interval=40", "checkpoint_steps=1"]
+    arguments = command(corpus, outputs, *CURRICULUM[:-1], *steps)[2:]
+    pid, until = forks.begin(ROOT / "train.py", *arguments, folder=tmp_path), time.monotonic() + 200
     while not list(outputs.glob("tiny-2_gen/*/checkpoints/last.ckpt")):
-        assert process.poll() is None, process.communicate()[0]
+        assert Path(f"/proc/{pid}").exists(), forks.end()
         assert time.monotonic() < until
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    os.kill(pid, signal.SIGKILL)
+    assert forks.end()[0] == -signal.SIGKILL
     assert not jobs_finished(outputs, "2_gen")
 
-    again = start()
-    output, _ = again.communicate(timeout=300)
-    assert again.returncode == 0, output
+    code, _, output = forks.run(ROOT / "train.py", *arguments, folder=tmp_path)
+    assert code == 0, output
     (sweep,) = sweeps(outputs)
     assert sweep["finished"]
     found = jobs(outputs)

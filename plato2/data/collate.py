@@ -16,10 +16,10 @@ import torch
 
 from plato2.batch import Unit
 from plato2.config import UserError
-from plato2.data.packing import UnitLayout
+from plato2.data.packing import UnitLayout, ranges
 from plato2.data.shards import Samples, ShardIndex
 from plato2.data.tokenizer import BOS_ID, EOS_ID
-from plato2.data.units import Masked, Positions, Records, Tokens, build_unit, ranges
+from plato2.data.units import Masked, Positions, Records, Tokens, build_unit
 from plato2.random import Draw, draw, draw_key, permutation
 
 

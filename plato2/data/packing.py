@@ -166,3 +166,9 @@ def _start_in_group(lengths: np.ndarray, group: np.ndarray) -> np.ndarray:
     begins = ends - lengths
     first = np.searchsorted(group, np.arange(int(group[-1]) + 1))
     return begins - begins[first][group]
+
+
+def ranges(first: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """The integers first[0], first[0] + 1, ... (length[0] of them), first[1], ...: (sum of length,) int64."""
+    before = np.cumsum(length) - length
+    return np.repeat(first - before, length) + np.arange(int(length.sum()))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from plato2.batch import Unit
-from plato2.data.packing import UnitLayout, best_fit_rows
+from plato2.data.packing import UnitLayout, best_fit_rows, ranges
 from plato2.data.tokenizer import EOS_ID
 
 Positions = Literal["continuous", "relative", "restart"]
@@ -191,9 +191,3 @@ def one_a_row(lengths: np.ndarray) -> UnitLayout:
     """Each record in a row of its own."""
     rows = np.arange(len(lengths))
     return UnitLayout(rows, rows, np.zeros_like(rows), len(rows), int(lengths.max()))
-
-
-def ranges(first: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """The integers first[0], first[0] + 1, ... (length[0] of them), first[1], ...: (sum of length,) int64."""
-    before = np.cumsum(length) - length
-    return np.repeat(first - before, length) + np.arange(int(length.sum()))

@@ -25,9 +25,9 @@ def test_killed_again_and_again(dumps: DumpFacts, whole: Path, tmp_path: Path) -
     moments: list[Callable[[Run], object]] = [
         lambda run: run.wait_for(lambda: [*run.work.glob("tokenizer-*/settings.json")]),
         lambda run: run.wait_for(lambda: [*run.work.rglob("*.part")]),
-        *(lambda run, n=n: run.wait_for_parts(NODES, n) for n in (1, 2, 4, 6)),  # type: ignore[misc]
+        *(lambda run, n=n: run.wait_for_parts(NODES, n) for n in (1, 4)),  # type: ignore[misc]
         lambda run: run.wait_for(lambda: [*run.work.glob("repeated-*")]),
-        *(lambda run, n=n: run.wait_for_parts(SHARDS, n) for n in (1, 4, 8)),  # type: ignore[misc]
+        *(lambda run, n=n: run.wait_for_parts(SHARDS, n) for n in (1, 8)),  # type: ignore[misc]
         lambda run: run.wait_for((tmp_path / ".out.preparing").exists),
         lambda run: run.wait_for((tmp_path / ".out.preparing" / "card.html").exists),
     ]
@@ -50,10 +50,11 @@ def test_killed_again_and_again(dumps: DumpFacts, whole: Path, tmp_path: Path) -
 def test_killed_at_random_times(dumps: DumpFacts, whole: Path, tmp_path: Path) -> None:
     rng = random.Random(5)
     before: dict[str, tuple[int, int]] = {}
-    for _ in range(60):
+    moments = [rng.uniform(0.6, 4) for _ in range(8)]
+    for seconds in (*moments, 120):  # the last is to end by itself
         run = Run(tmp_path / "out", dumps.comments, workers=2, keep_work=True)
         try:
-            run.process.wait(rng.uniform(0.6, 6))
+            run.process.wait(seconds)
         except subprocess.TimeoutExpired:
             run.signal(signal.SIGKILL)
         code = run.process.wait(60)
@@ -90,7 +91,7 @@ def test_ctrl_c_reaches_the_whole_group_and_a_second_run_is_refused(
 @pytest.mark.slow
 def test_ctrl_c_at_every_stage(dumps: DumpFacts, whole: Path, tmp_path: Path) -> None:
     before: dict[str, tuple[int, int]] = {}
-    for pattern, n in (("*", 1), (NODES, 1), (NODES, 4), (SHARDS, 1), (SHARDS, 5)):
+    for pattern, n in (("*", 1), (NODES, 1), (SHARDS, 1)):
         run = Run(tmp_path / "out", dumps.comments, workers=2, keep_work=True)
         run.wait_for_parts(pattern, n)
         began = time.monotonic()
@@ -143,7 +144,7 @@ def test_sigterm_ends_all_processes(dumps: DumpFacts, whole: Path, tmp_path: Pat
 def test_a_worker_that_dies_is_one_line(dumps: DumpFacts, whole: Path, tmp_path: Path) -> None:
     big = [fatten(path, tmp_path / path.name) for path in dumps.comments]
     before: dict[str, tuple[int, int]] = {}
-    for n in (1, 4, 8):
+    for n in (1, 8):
         run = Run(tmp_path / "out", big, workers=2, keep_work=True)
         run.wait_for_parts(NODES, n)
         os.kill(run.family("spawn_main")[-1], signal.SIGKILL)

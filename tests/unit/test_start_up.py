@@ -119,8 +119,10 @@ def test_closed_streams_are_no_traceback(tmp_path: Path, arguments: str) -> None
     assert silent.returncode == done.returncode
 
 
-@pytest.mark.parametrize("module", ["plato2.runs.folder", "plato2.runs.saved", "plato2.runs.start"])
-def test_what_reads_runs_does_without_lightning_and_torch(module: str) -> None:
+@pytest.mark.parametrize(
+    "module", ["plato2.runs.folder", "plato2.runs.saved", "plato2.runs.start", "plato2.prepare.reddit.local"]
+)
+def test_what_reads_runs_or_prepares_does_without_lightning_and_torch(module: str) -> None:
     program = f"import {module}, sys\nassert 'torch' not in sys.modules"
     assert imported(program)[0] == set()
 

@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from plato2.data.packing import ranges
 from plato2.data.tokenizer import BOS_ID, EOS_ID
-from plato2.data.units import ranges
 from plato2.prepare.clean import overlaps
 from plato2.random import hashed
 
