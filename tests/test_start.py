@@ -186,7 +186,7 @@ def test_jobs_side_by_side_wait_for_the_parent_of_their_sweep(
 
 def test_which_stages_need_a_parent() -> None:
     parents = {name: parent_stage(name, stage.warm_starts_from) for name, stage in STAGES.items()}
-    assert parents == {**dict.fromkeys(STAGES, "1_coarse"), "1_coarse": None}
+    assert parents == {**dict.fromkeys(STAGES, "1_coarse"), "1_coarse": None, "plato": None}
     assert parent_stage("own", ("own",)) is None
     assert parent_stage("own", ("own", "2_gen", "1_coarse")) == "2_gen"
 

@@ -25,6 +25,6 @@ def log(project: str, title: str, page: str, found: Found) -> None:
         for name, figure in by_name.items()
         if figure.value is not None
     }
-    with wandb.init(project=project, name=title, job_type="report") as run:
+    with wandb.init(project=project, name=title, job_type="report", reinit="create_new") as run:
         run.log({"report": wandb.Html(page, inject=False)})
         run.summary.update(figures)
