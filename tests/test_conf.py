@@ -13,7 +13,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning import Trainer
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.strategies import ModelParallelStrategy
 from small import ROOT
 
@@ -143,6 +143,9 @@ def test_every_logger_builds(
     assert len(loggers) == len(nodes)
     assert all(isinstance(logger, Logger) for logger in loggers)
     assert ("csv" in nodes) == (name != "none")
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):  # or the next test in this process would go on with its run
+            logger.experiment.finish()
 
 
 @pytest.mark.parametrize("name", options("experiment"))

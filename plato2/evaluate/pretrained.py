@@ -8,7 +8,9 @@ seed, and padding is masked.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -91,8 +93,9 @@ class Pretrained:
         kind = transformers.AutoModelForSeq2SeqLM if is_blender else transformers.AutoModelForCausalLM
         given: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **given)
-            model: Any = kind.from_pretrained(folder, weights_only=True, dtype=torch.float32, **given)
+            with contextlib.redirect_stdout(io.StringIO()):  # with WANDB_MODE=offline it prints at an import
+                tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **given)
+                model: Any = kind.from_pretrained(folder, weights_only=True, dtype=torch.float32, **given)
         except Exception as error:  # whatever a damaged file makes it raise
             reason = str(error).strip().split("\n")[0][:300]
             raise UserError(

@@ -109,10 +109,10 @@ class Encoder:
 
     def __init__(self, device: str = "auto") -> None:
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints when it is imported
+            with contextlib.redirect_stdout(io.StringIO()):  # two of them print when they are imported
                 import all_minilm_l6_v2
-            from sentence_transformers import SentenceTransformer
-            from transformers.utils import logging
+                from sentence_transformers import SentenceTransformer
+                from transformers.utils import logging
         except ImportError:
             raise UserError(
                 f"embedding similarity needs a sentence encoder: {install('eval')}, or give --no-embedding"
