@@ -180,7 +180,6 @@ def alternative_annotator_test(
     Raises:
         UserError: no rater shares an item with two others.
     """
-    from scipy.stats import ttest_1samp, wilcoxon
     from statsmodels.stats.multitest import multipletests
 
     by_item: dict[str, dict[str, str]] = defaultdict(dict)
@@ -201,13 +200,7 @@ def alternative_annotator_test(
         if not judge_wins:
             continue
         advantages.append(float(np.mean(judge_wins)))
-        difference = np.array(rater_wins, dtype=float) - np.array(judge_wins, dtype=float) - epsilon
-        if difference.std() == 0:
-            p_values.append(0.0 if difference[0] < 0 else 1.0)
-        elif len(difference) < FEWEST_ITEMS:
-            p_values.append(float(wilcoxon(difference, alternative="less").pvalue))
-        else:
-            p_values.append(float(ttest_1samp(difference, 0.0, alternative="less").pvalue))
+        p_values.append(_p_of_lower(np.subtract(rater_wins, judge_wins, dtype=float) - epsilon))
     if not p_values:
         raise UserError("--ratings: no item has votes of three people; the test needs that")
     rejected = multipletests(p_values, alpha=Q, method="fdr_by")[0]
@@ -221,3 +214,14 @@ def alternative_annotator_test(
         "agreement": float(np.mean([judge[item] == label for item, label in votes_of])),
         "human_agreement": float(np.mean(pairs)),
     }
+
+
+def _p_of_lower(differences: np.ndarray) -> float:
+    """The one-sided p-value that the mean of these differences is not below 0."""
+    from scipy.stats import ttest_1samp, wilcoxon
+
+    if differences.std() == 0:
+        return 0.0 if differences[0] < 0 else 1.0
+    if len(differences) < FEWEST_ITEMS:
+        return float(wilcoxon(differences, alternative="less").pvalue)
+    return float(ttest_1samp(differences, 0.0, alternative="less").pvalue)
