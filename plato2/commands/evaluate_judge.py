@@ -161,8 +161,7 @@ def read_contest(files: Sequence[Path], speaker: str, most: int | None, seed: in
                 both = {turn.speaker for turn in dialogue.turns if turn.model == system}
                 judged = side(dialogue, system, speaker if len(both) > 1 and speaker != "both" else None)
                 if judged.words:
-                    start = "\n".join(dialogue.texts()[: dialogue.n_given])
-                    played.setdefault(name, []).append((start, replace(judged, system=name)))
+                    played.setdefault(name, []).append((dialogue.start, replace(judged, system=name)))
             if name not in played:
                 raise UserError(f"{file}: {system} says nothing as speaker {speaker}; give another --speaker")
     return matches(dict(played), most, seed)

@@ -61,6 +61,21 @@ class Dialogue:
         """What was said."""
         return [turn.text for turn in self.turns]
 
+    @property
+    def start(self) -> str:
+        """What it began with: the start utterance or context, else the first turn."""
+        return "\n".join(self.texts()[: self.n_given or 1])
+
+    @property
+    def case(self) -> str:
+        """What was sampled, and is drawn again for intervals.
+
+        Dialogues of one start are one case. A chat with a person is a case of its own: people begin alike
+        ("Hi!") and go on differently. So is one between people.
+        """
+        with_person = self.n_given == 0 or any(turn.model is None for turn in self.turns[self.n_given :])
+        return f"{self.start}\n[{self.id}]" if with_person else self.start
+
     def said_by(self, system: str, speaker: str | None = None) -> list[int]:
         """Which turns a system said, from 0; of one speaker only where one is named."""
         return [

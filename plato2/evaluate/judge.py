@@ -61,6 +61,8 @@ class Side:
     system: str
     lines: tuple[tuple[bool, str], ...]
     """Each turn: whether it is judged, and its text."""
+    case: str = ""
+    """What is drawn again for intervals (`Dialogue.case`); the start if it is not given."""
 
     @property
     def words(self) -> int:
@@ -104,7 +106,8 @@ def side(dialogue: Dialogue, system: str, speaker: str | None = None) -> Side:
         speaker: only this speaker's, where a system plays both sides.
     """
     judged = set(dialogue.said_by(system, speaker))
-    return Side(system, tuple((number in judged, turn.text) for number, turn in enumerate(dialogue.turns)))
+    lines = tuple((number in judged, turn.text) for number, turn in enumerate(dialogue.turns))
+    return Side(system, lines, dialogue.case)
 
 
 def matches(
@@ -113,7 +116,7 @@ def matches(
     """Dialogues of each two systems that began alike, one against one.
 
     Args:
-        by_system: for each system (start, side) of its dialogues; an empty start fits any other empty one.
+        by_system: for each system (start, side) of its dialogues.
         most: of each two systems; a random choice.
         seed: of that choice.
 
@@ -138,7 +141,7 @@ def matches(
         if most is not None and len(pairs) > most:
             pairs = random.Random(f"{seed}/{left}/{right}").sample(pairs, most)
         found += [
-            Match(f"{left}/{right}/{number}", start or str(number), a, b)
+            Match(f"{left}/{right}/{number}", a.case or start, a, b)
             for number, (start, a, b) in enumerate(pairs)
         ]
     return found

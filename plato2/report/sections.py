@@ -204,7 +204,9 @@ def _ours(results: Sequence[tuple[Path, Result]]) -> tuple[Figures, Figures, Fig
             elif result.kind == "human" and "coherence" in result.measures:
                 static[system] |= figures
             elif result.kind == "selection":
-                choice[system] |= figures
+                for name, figure in figures.items():  # SET/MEASURE
+                    of_set, _, measure = name.rpartition("/")
+                    choice[f"{system} ({of_set})" if of_set else system][measure] = figure
     return _seeds_together(talk), _seeds_together(static), dict(choice)
 
 
@@ -350,7 +352,7 @@ def _agreement(result: Result) -> Table | None:
 
 def _dialogues(results: Sequence[tuple[Path, Result]]) -> Section:
     """Dialogues of several systems that began alike, side by side."""
-    by_start: dict[tuple[str, ...], dict[str, Dialogue]] = defaultdict(dict)
+    by_start: dict[str, dict[str, Dialogue]] = defaultdict(dict)
     gone: list[str] = []
     for _, result in results:
         if result.kind not in ("dialogues", "replies"):
@@ -367,7 +369,7 @@ def _dialogues(results: Sequence[tuple[Path, Result]]) -> Section:
             for dialogue in dialogues:
                 names = [turn.model for turn in dialogue.turns if turn.model is not None]
                 if names:
-                    by_start[tuple(dialogue.texts()[: dialogue.n_given])].setdefault(names[0], dialogue)
+                    by_start[dialogue.start].setdefault(names[0], dialogue)
     most = sorted(by_start.values(), key=len, reverse=True)[:SIDE_BY_SIDE]
     blocks: list[Block] = [
         Dialogues(

@@ -74,6 +74,20 @@ def test_people_are_a_system_where_there_is_no_other(tmp_path: Path) -> None:
     assert (dialogue.n_given, dialogue.said_by("human")) == (0, [0, 1])
 
 
+def test_what_is_drawn_again_for_intervals(tmp_path: Path) -> None:
+    """Self-chats and replies by their start; a chat with a person, or between people, by itself."""
+    start, reply = {"speaker": "A", "text": "Hi!"}, {"speaker": "B", "model": "m", "text": "hello"}
+    person = {"speaker": "A", "text": "how are you"}
+    again = {"speaker": "A", "model": "m", "text": "bye"}
+    path = write(tmp_path / "a.jsonl", *({"turns": turns} for turns in ([start, reply, again],) * 2))
+    assert [dialogue.case for dialogue in read_dialogues(path)] == ["Hi!", "Hi!"]
+    path = write(tmp_path / "b.jsonl", *({"turns": [start, reply, person, reply]} for _ in range(2)))
+    assert [dialogue.start for dialogue in read_dialogues(path)] == ["Hi!", "Hi!"]
+    assert len({dialogue.case for dialogue in read_dialogues(path)}) == 2
+    path = write(tmp_path / "c.jsonl", *({"turns": [start, {**person, "speaker": "B"}]} for _ in range(2)))
+    assert len({dialogue.case for dialogue in read_dialogues(path)}) == 2
+
+
 @needs_data
 def test_the_released_transcripts() -> None:
     for name, system, n in (

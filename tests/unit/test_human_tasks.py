@@ -254,3 +254,26 @@ def test_released_transcripts_become_tasks() -> None:
         for shown in item.shown:
             assert any(said.by_system for said in shown.turns)
             assert {said.by_system for said in shown.turns if said.side} == {False}
+
+
+def test_chats_with_people_that_begin_alike_are_cases_of_their_own() -> None:
+    """As in the released transcripts: a limit counts chats, and a check takes the reply of another chat."""
+    chats = [
+        Dialogue(
+            str(n),
+            (
+                Turn("Hi!", "Human"),
+                Turn(f"this is the first reply {n}", "Bot", "bot"),
+                Turn("and then ?", "Human"),
+                Turn(f"this is the second reply {n}", "Bot", "bot"),
+            ),
+            1,
+        )
+        for n in range(20)
+    ]
+    tasks = make_tasks(chats, Selection("plato", limit=5, checks=0.2))
+    rated = [item for item in tasks.items if item.expected is None]
+    assert len({item.start for item in rated}) == len(rated) == 5
+    (check,) = (item for item in tasks.items if item.expected is not None)
+    swapped = check.shown[0].turns[-1].text
+    assert swapped.split()[-1] != check.shown[0].dialogue

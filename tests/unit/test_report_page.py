@@ -85,6 +85,12 @@ def place(tmp_path: Path) -> Path:
         },
     )
     write_result(results / "human.json", human)
+    choice = Result(
+        kind="selection",
+        measures=measures("dev/map", "dev/mrr", "dev/p1"),
+        systems={"shared words": figures(**{"dev/map": 0.79, "dev/mrr": 0.94, "dev/p1": 0.9})},
+    )
+    write_result(results / "selection.json", choice)
     judge = Result(kind="judge", measures={}, systems={}, details={"withheld": ["it takes the first"]})
     write_result(results / "judge.json", judge)
     (results / "broken.json").write_text((results / "human.json").read_text()[:-40])
@@ -167,7 +173,8 @@ def test_a_page_of_everything(place: Path) -> None:
     assert row(page.rows, "coherence")[1:] == ["0.500", "n/a", "0.750"]
     text = out.read_text(encoding="utf-8")
     assert "withheld: it takes the first" in text
-    assert row(page.rows, "response selection")[1].startswith("plato2 evaluate selection")
+    assert row(page.rows, "the latents")[1].startswith("plato2 evaluate latents")
+    assert row(page.rows, "shared words (dev)")[1] == "0.790 (0.780 to 0.800)"
     missing = next(cells[0] for cells in page.rows if cells and cells[0].startswith("people's ratings of"))
     assert missing.count("seed-") == 2
     assert "rival" not in missing
@@ -221,7 +228,7 @@ def test_the_terminal(place: Path) -> None:
 def test_json(place: Path) -> None:
     found = json.loads(run(place, "--json", "--out", place / "r.html").stdout)
     assert len(found["runs"]) == 2
-    assert [result["kind"] for result in found["results"]] == ["dialogues", "human", "judge"]
+    assert [result["kind"] for result in found["results"]] == ["dialogues", "human", "judge", "selection"]
     assert found["written"] == [str(place / "r.html")]
 
 

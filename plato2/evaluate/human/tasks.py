@@ -160,6 +160,8 @@ class _Seen:
 
     system: str
     start: str
+    case: str
+    """What is drawn, and drawn again for intervals (`Dialogue.case`)."""
     shown: Shown
     candidates: tuple[str, ...] = ()
 
@@ -193,7 +195,7 @@ def make_tasks(dialogues: Sequence[Dialogue], selection: Selection) -> Tasks:
                 'or as {"turns": [..., {"candidates": [{"text": "..."}, ...]}]}'
             )
     else:
-        items, make_check = [Item(id="", start=one.start, shown=[one.shown]) for one in seen], _swapped_reply
+        items, make_check = [Item(id="", start=one.case, shown=[one.shown]) for one in seen], _swapped_reply
     n_checks = -(-len(items) * round(selection.checks * 1000) // 1000)
     for _ in range(n_checks):
         items.append(make_check(seen, selection, rng))
@@ -236,27 +238,27 @@ def _seen(dialogue: Dialogue, system: str, speaker: str | None) -> _Seen | None:
         )
         for number, turn in enumerate(dialogue.turns)
     ]
-    given = dialogue.texts()[: dialogue.n_given] or dialogue.texts()[:1]
     return _Seen(
         system,
-        "\n".join(given),
+        dialogue.start,
+        dialogue.case,
         Shown(system=system, dialogue=dialogue.id, turns=turns),
         dialogue.turns[-1].candidates if rated[-1] == len(turns) - 1 else (),
     )
 
 
 def _drawn(found: Sequence[_Seen | None], selection: Selection, rng: random.Random) -> list[_Seen]:
-    """Those of as many starts as wanted: the same starts for all systems."""
+    """Those of as many cases as wanted: the same starts for all systems."""
     seen = [one for one in found if one is not None]
     if not seen:
         whose = f" as speaker {selection.speaker}" if selection.speaker else ""
         raise UserError(
             f"no system says anything{whose} in these files; give files of plato2 self-chat or reply"
         )
-    starts = list(dict.fromkeys(one.start for one in seen))
-    if selection.limit is not None and selection.limit < len(starts):
-        kept = set(rng.sample(starts, selection.limit))
-        seen = [one for one in seen if one.start in kept]
+    cases = list(dict.fromkeys(one.case for one in seen))
+    if selection.limit is not None and selection.limit < len(cases):
+        kept = set(rng.sample(cases, selection.limit))
+        seen = [one for one in seen if one.case in kept]
     return seen
 
 
@@ -270,7 +272,7 @@ def _with_candidates(one: _Seen, most: int, rng: random.Random) -> Item:
             "candidates": texts,
         }
     )
-    return Item(id="", start=one.start, shown=[shown])
+    return Item(id="", start=one.case, shown=[shown])
 
 
 def _pairs(seen: Sequence[_Seen], rng: random.Random) -> list[Item]:
@@ -291,7 +293,7 @@ def _pairs(seen: Sequence[_Seen], rng: random.Random) -> list[Item]:
         if not pairs:
             pairs = list(zip(rng.sample(first, len(first)), rng.sample(second, len(second)), strict=False))
         for one, other in pairs:
-            start = one.start if one.start == other.start else f"{one.start}\n\n{other.start}"
+            start = one.case if one.case == other.case else f"{one.case}\n\n{other.case}"
             left_right = [one.shown, other.shown]
             rng.shuffle(left_right)
             items.append(Item(id="", start=start, shown=left_right))
@@ -302,10 +304,10 @@ def _pairs(seen: Sequence[_Seen], rng: random.Random) -> list[Item]:
 
 
 def _foreign(seen: Sequence[_Seen], one: _Seen, rng: random.Random) -> list[str]:
-    """Rated turns of dialogues with other starts, in random order; short ones only if there is no other."""
+    """Rated turns of other cases, in random order; short ones only if there is no other."""
     own = {said.text for said in one.shown.turns}
     texts = [
-        other.shown.turns[place].text for other in seen if other.start != one.start for place in other.rated
+        other.shown.turns[place].text for other in seen if other.case != one.case for place in other.rated
     ]
     texts = list(dict.fromkeys(text for text in texts if text and text not in own))
     if not texts:
@@ -326,7 +328,7 @@ def _swapped_reply(seen: Sequence[_Seen], selection: Selection, rng: random.Rand
         one.shown.turns[place].model_copy(update={"text": _foreign(seen, one, rng)[0], "by_system": True})
     )
     shown = one.shown.model_copy(update={"turns": turns})
-    return Item(id="", start=one.start, shown=[shown], expected={CHECKED[selection.preset]: 0})
+    return Item(id="", start=one.case, shown=[shown], expected={CHECKED[selection.preset]: 0})
 
 
 def _candidates_check(seen: Sequence[_Seen], selection: Selection, rng: random.Random) -> Item:
@@ -335,7 +337,7 @@ def _candidates_check(seen: Sequence[_Seen], selection: Selection, rng: random.R
     texts = [
         text
         for other in seen
-        if other.start != one.start
+        if other.case != one.case
         for text in other.candidates
         if len(text.split()) >= SHORT
     ]
@@ -351,7 +353,7 @@ def _candidates_check(seen: Sequence[_Seen], selection: Selection, rng: random.R
     ]
     item = _with_candidates(one, selection.candidates, rng)
     shown = item.shown[0].model_copy(update={"candidates": jumbled})
-    return Item(id="", start=one.start, shown=[shown], expected={CHECKED[selection.preset]: 0})
+    return Item(id="", start=one.case, shown=[shown], expected={CHECKED[selection.preset]: 0})
 
 
 def _pair_check(seen: Sequence[_Seen], selection: Selection, rng: random.Random) -> Item:
@@ -365,7 +367,7 @@ def _pair_check(seen: Sequence[_Seen], selection: Selection, rng: random.Random)
     shown = [one.shown, false] if real_left else [false, one.shown]
     right = "left" if real_left else "right"
     expected: dict[str, int | str] = {question.name: right for question in PRESETS[selection.preset]}
-    return Item(id="", start=one.start, shown=shown, expected=expected)
+    return Item(id="", start=one.case, shown=shown, expected=expected)
 
 
 def selection_set(tasks: Tasks, ratings: Sequence[Rating]) -> list[dict[str, Any]]:
