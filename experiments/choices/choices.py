@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,8 @@ def train(name: str, overrides: list[str], common: list[str], out: Path) -> None
     command = [sys.executable, "train.py", "stage=2_eval", *common, *overrides]
     command += [f"output_dir={out}", "name=runs", f"run_id={name}"]
     print("+", " ".join(command[1:]), flush=True)
-    subprocess.run(command, cwd=ROOT, check=True)
+    paths = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))  # heads_and_negatives.py
+    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": paths})
 
 
 def curve(run: Path) -> list[dict[str, float]]:
@@ -106,7 +108,12 @@ def main() -> None:
     for name, overrides in plan["variants"].items():
         if not given.only_draw and (not given.begins or name.startswith(tuple(given.begins))):
             common = [*plan["common"], f"init_from={given.parent}", f"data.path={given.data}"]
-            train(name, overrides, common, out)
+            train(
+                name,
+                [text.format(runs=out / "runs", data=given.data, parent=given.parent) for text in overrides],
+                common,
+                out,
+            )
     results: dict[str, Any] = {"common": plan["common"], "overlap": {}, "variants": {}}
     if (HERE / "results.json").exists():  # also variants that are no longer planned
         results["variants"] = json.loads((HERE / "results.json").read_text())["variants"]

@@ -3,6 +3,12 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 export OMP_NUM_THREADS=1
-python -m plato2 prepare chitchat --out data/chitchat_64 --max-context 64 --max-response 64
-python train.py experiment=evening hydra.mode=RUN stage=1_coarse run_id=choices report=false
-python experiments/choices/choices.py --parent outputs/tiny-1_coarse/choices --data data/chitchat_64
+corpus=data/chitchat_64 first=outputs/tiny-1_coarse/choices
+python -m plato2 prepare chitchat --out $corpus --max-context 64 --max-response 64
+python -m plato2 prepare chitchat --out ${corpus}_32 --max-context 32 --max-response 32 --tokenizer $corpus/tokenizer
+stage1=(python train.py hydra.mode=RUN stage=1_coarse report=false data.path=$corpus)
+"${stage1[@]}" experiment=evening run_id=choices
+"${stage1[@]}" experiment=quickstart run_id=choices-520
+"${stage1[@]}" experiment=evening run_id=choices-2000 trainer.max_steps=2000
+"${stage1[@]}" experiment=evening run_id=choices-9000 trainer.max_steps=3000 init_from=$first optim.warmup_steps=100
+python experiments/choices/choices.py --parent $first --data $corpus
