@@ -22,7 +22,7 @@ from plato2.stages.fine import FineGeneration
 class Plato(FineGeneration):
     """L = L_NLL + L_BOW + L_RS (equation 8), the last one logged as `rce`, as in stage 2.2.
 
-    L_NLL = -E_z sum_t log p(r_t | c, z, r_<t)           (3), z ~ p(z|c,r) = softmax(W1 h_[M] + b1)   (2)
+    L_NLL = -E_z sum_t log p(r_t | c, z, r_<t)           (2), z ~ p(z|c,r) = softmax(W1 h_[M] + b1)   (3)
     L_BOW = -E_z sum_t log f_(r_t)                       (4), f = softmax(W2 h_z + b2)                (5)
     L_RS  = -log p(l=1|c,r) - log p(l=0|c,r-)            (6), p(l=1|c,r) = sigmoid(W3 h_[M] + b3)     (7)
 
