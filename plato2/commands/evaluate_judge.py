@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from plato2.commands.options import takes
+from plato2.commands.results import ResultOptions, deliver
 from plato2.config import UserError, did_you_mean
 from plato2.evaluate.endpoint import EndpointConfig
 
@@ -77,22 +79,20 @@ class JudgeOptions:
 @app.command(help=HELP)
 @takes(EndpointConfig, panel="Judge")
 @takes(JudgeOptions)
+@takes(ResultOptions)
 def judge(
     *,
     files: Annotated[list[Path], typer.Argument(help="Files of dialogues; NAME=FILE renames a system.")],
     endpoint: EndpointConfig,
     options: JudgeOptions,
     answers: Annotated[Path, typer.Option(help="Keeps all answers.")] = Path("judge.answers.jsonl"),
-    out: Annotated[Path | None, typer.Option(help="Write the result file.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Draw the result, into .png, .svg or .pdf.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    to: ResultOptions,
 ) -> None:
     """Run the verb."""
     from plato2.evaluate.endpoint import Endpoint, kept_answers
     from plato2.evaluate.judge_controls import readable_control
-    from plato2.evaluate.results import check_picture, to_json, write_picture, write_result
+    from plato2.evaluate.results import picture
 
-    check_picture(picture)
     contest = read_contest(files, options.speaker, options.pairs, options.seed)
     with kept_answers(answers, Endpoint(endpoint)) as kept:
         controls = put_to_the_test(options, kept)
@@ -106,14 +106,9 @@ def judge(
     }
     given = [*map(file_of, files), options.human, options.tasks, options.ratings]
     result = as_result(outcomes, controls, settings, [path for path in given if path is not None])
-    if out is not None:
-        write_result(out, result)
-    if picture is not None and result.systems:
-        write_picture(picture, result)
-    if as_json:
-        typer.echo(to_json(result))
-    else:
-        show(result, controls)
+    if not result.systems:
+        to = replace(to, picture=None)
+    deliver(result, to, picture, partial(show, controls=controls))
 
 
 def put_to_the_test(options: JudgeOptions, answers: Answers) -> list[Control]:

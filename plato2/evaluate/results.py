@@ -183,15 +183,6 @@ def picture(result: Result, only: Sequence[str] = ()) -> Picture:
     return drawing
 
 
-def write_picture(path: Path, result: Result, only: Sequence[str] = ()) -> None:
-    """Draws into an image, by its suffix.
-
-    Raises:
-        UserError: another suffix, or it cannot be written.
-    """
-    save_picture(path, picture(result, only))
-
-
 def save_picture(path: Path, drawing: Picture) -> None:
     """Writes a drawing into an image, by its suffix.
 

@@ -19,7 +19,7 @@ from plato2.evaluate.results import (
     picture,
     read_result,
     result_table,
-    write_picture,
+    save_picture,
     write_result,
 )
 
@@ -201,7 +201,7 @@ def test_a_table() -> None:
 def test_a_picture(tmp_path: Path) -> None:
     drawing = picture(RESULT)
     assert [axes.get_title(loc="left") for axes in drawing.axes[:2]] == ["words per reply", "P@1 →"]
-    write_picture(tmp_path / "a.svg", RESULT)
+    save_picture(tmp_path / "a.svg", picture(RESULT))
     assert (tmp_path / "a.svg").read_text().startswith("<?xml")
     with pytest.raises(UserError, match=r"--picture a\.txt: give a file that ends in \.png"):
-        write_picture(Path("a.txt"), RESULT)
+        save_picture(Path("a.txt"), picture(RESULT))
