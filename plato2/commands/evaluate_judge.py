@@ -89,12 +89,13 @@ def judge(
     to: ResultOptions,
 ) -> None:
     """Run the verb."""
-    from plato2.evaluate.endpoint import Endpoint, kept_answers
+    from plato2.evaluate.endpoint import AGAIN, Endpoint, kept_answers
     from plato2.evaluate.judge_controls import readable_control
     from plato2.evaluate.results import picture
 
     contest = read_contest(files, options.speaker, options.pairs, options.seed)
-    with kept_answers(answers, Endpoint(endpoint)) as kept:
+    again = f"give a longer --timeout-s or more --retries; {AGAIN}"
+    with kept_answers(answers, Endpoint(endpoint, again=again)) as kept:
         controls = put_to_the_test(options, kept)
         passed = all(control.passed for control in controls)
         outcomes = ask(contest, options, kept, "pairs") if passed else []
@@ -213,8 +214,7 @@ def ask(matches: Sequence[Match], options: JudgeOptions, answers: Answers, what:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(what, total=len(answers.missing(every)))
         try:
-            for _ in answers.ask(every):
-                progress.advance(bar)
+            answers.ask(every, lambda: progress.advance(bar))
         except KeyboardInterrupt:
             typer.echo("stopped; the same command continues from here", err=True)
             raise
