@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from plato2.commands import needs
 from plato2.commands.options import takes
 from plato2.commands.results import ResultOptions, deliver, watch
 from plato2.commands.talking import Device
-from plato2.config import UserError, install
+from plato2.config import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,10 +75,8 @@ def audit(
         )
     from plato2.evaluate.audit import audit_picture, audit_result
 
-    try:
+    with needs("eval", "evaluate audit"):
         scores = _scores(replies, generation, evaluation, embedding, device)
-    except ModuleNotFoundError as error:
-        raise UserError(f"plato2 evaluate audit needs {error.name}: {install('eval')}") from None
     models = [path for path in (generation, evaluation) if path is not None]
     result = audit_result(
         {name: (found, scores[name]) for name, found in replies.items() if found},

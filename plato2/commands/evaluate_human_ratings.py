@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from plato2.commands import needs
 from plato2.commands.options import takes
 from plato2.commands.results import ResultOptions, deliver
-from plato2.config import UserError, install
+from plato2.config import UserError
 
 if TYPE_CHECKING:
     from plato2.evaluate.human.power import Variances
@@ -60,7 +60,7 @@ def report(
             f"{', '.join(map(str, ratings))}: no rating counts ({'; '.join(told(checked.counts))}); "
             "see --failed-checks"
         )
-    with the_extra():
+    with needs("eval", "evaluate human"):
         result = human_result(checked, inputs(tasks, *ratings), failed_checks, seed)
     deliver(result, to, human_picture, partial(_show_ratings, counts=checked.counts))
 
@@ -191,7 +191,7 @@ def power(*, options: PowerOptions, to: ResultOptions) -> None:
     from plato2.evaluate.results import inputs, picture, result_table
 
     source, variances = options.variances()
-    with the_extra():
+    with needs("eval", "evaluate human"):
         result = power_result(
             options.preset,
             options.differences(),
@@ -311,15 +311,6 @@ def import_(
     typer.echo(f"written: {out}, {len(ratings)} ratings of {checked.counts['raters']} raters")
     for line in told(checked.counts):
         typer.echo(line)
-
-
-@contextmanager
-def the_extra() -> Iterator[None]:
-    """What needs the extra `eval`, and says so where it is not installed."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise UserError(f"plato2 evaluate human needs {error.name}: {install('eval')}") from None
 
 
 def _write(out: Path, text: str) -> None:

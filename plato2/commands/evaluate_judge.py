@@ -19,7 +19,6 @@ from plato2.evaluate.endpoint import EndpointConfig
 
 if TYPE_CHECKING:
     from plato2.evaluate.endpoint import Answers
-    from plato2.evaluate.human.formats import Rating, Tasks
     from plato2.evaluate.judge import Match, Outcome
     from plato2.evaluate.judge_controls import Control
     from plato2.evaluate.results import Result
@@ -114,6 +113,8 @@ def judge(
 
 def put_to_the_test(options: JudgeOptions, answers: Answers) -> list[Control]:
     """All controls; whether the answers have verdicts comes first."""
+    from plato2.evaluate.human.formats import read_tasks
+    from plato2.evaluate.human.ratings import read_ratings
     from plato2.evaluate.judge_controls import (
         people_control,
         readable_control,
@@ -127,7 +128,7 @@ def put_to_the_test(options: JudgeOptions, answers: Answers) -> list[Control]:
     found = ask(shuffled, options, answers, "control")
     controls = [readable_control(found), shuffled_control(found)]
     if options.tasks is not None and options.ratings is not None:
-        tasks, ratings = read_votes(options.tasks, options.ratings)
+        tasks, ratings = read_tasks(options.tasks), read_ratings([options.ratings])
         voted = ask(voted_matches(tasks, ratings, options.question), options, answers, "votes")
         controls.append(people_control(voted, votes(ratings, options.question)))
     return controls
@@ -184,24 +185,6 @@ def read_people(human: Path | None) -> list[list[str]]:
     from plato2.prepare.corpora.chitchat import read
 
     return [[" ".join(turn.text.split()) for turn in dialogue.turns] for dialogue in read([], ReadReport())]
-
-
-def read_votes(tasks: Path, ratings: Path) -> tuple[Tasks, list[Rating]]:
-    """Tasks and ratings."""
-    from plato2.bounded import read_file
-    from plato2.evaluate.dialogues import DIALOGUES_BYTES, read_text
-    from plato2.evaluate.human.formats import Rating, Tasks
-    from plato2.formats import parse
-
-    cure = "give the files of plato2 evaluate human"
-    try:
-        read_tasks = parse(Tasks, read_file(tasks, DIALOGUES_BYTES, cure, "--tasks "), str(tasks), cure)
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"--tasks {tasks}: no such file; {cure}") from None
-    lines = enumerate(read_text(ratings, cure).splitlines(), start=1)
-    return read_tasks, [
-        parse(Rating, line.encode(), f"{ratings}:{number}", cure) for number, line in lines if line.strip()
-    ]
 
 
 def ask(matches: Sequence[Match], options: JudgeOptions, answers: Answers, what: str) -> list[Outcome]:
