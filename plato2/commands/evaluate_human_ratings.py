@@ -244,6 +244,7 @@ def convert(
     from plato2.evaluate.human.exchange import to_acute, to_csv, to_potato
     from plato2.evaluate.human.formats import read_tasks
     from plato2.evaluate.human.ratings import read_ratings
+    from plato2.evaluate.results import write_text
 
     known = read_tasks(tasks)
     if to not in ("csv", "acute", "potato"):
@@ -256,7 +257,7 @@ def convert(
         for path in to_potato(known, out):
             typer.echo(f"potato start {path}")
         return
-    _write(out, to_csv(known, read_ratings(ratings or [])) if to == "csv" else to_acute(known))
+    write_text(out, to_csv(known, read_ratings(ratings or [])) if to == "csv" else to_acute(known))
     typer.echo(f"written: {out}")
 
 
@@ -291,12 +292,13 @@ def import_(
     )
     from plato2.evaluate.human.formats import read_tasks
     from plato2.evaluate.human.ratings import check_ratings, told
+    from plato2.evaluate.results import write_text
 
     if source not in ("csv", "acute", "potato"):
         raise UserError(f"--from {source}: there are csv, acute, potato")
     if source == "acute" and file.suffix != ".csv":
         made = acute_tasks(file, question or ACUTE_QUESTION)
-        _write(out, made.model_dump_json(indent=1) + "\n")
+        write_text(out, made.model_dump_json(indent=1) + "\n")
         typer.echo(f"written: {out}, {len(made.items)} pairs")
         return
     if tasks is None:
@@ -307,16 +309,7 @@ def import_(
     if not ratings:
         raise UserError(f"{file}: no rating in it; give the file that {source} wrote after rating")
     checked = check_ratings(known, ratings)
-    _write(out, "".join(rating.model_dump_json() + "\n" for rating in ratings))
+    write_text(out, "".join(rating.model_dump_json() + "\n" for rating in ratings))
     typer.echo(f"written: {out}, {len(ratings)} ratings of {checked.counts['raters']} raters")
     for line in told(checked.counts):
         typer.echo(line)
-
-
-def _write(out: Path, text: str) -> None:
-    from plato2.files import replace_text
-
-    try:
-        replace_text(out, text)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror}); name another file") from None

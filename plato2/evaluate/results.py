@@ -88,13 +88,18 @@ def inputs(*paths: str | Path) -> list[Input]:
 
 
 def write_result(path: Path, result: Result) -> None:
-    """Writes the file, whole or not at all.
+    """Writes the file, as `write_text`."""
+    write_text(path, result.model_dump_json(indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes the file of --out, whole or not at all.
 
     Raises:
         UserError: it cannot be written.
     """
     try:
-        replace_text(path, result.model_dump_json(indent=1) + "\n")
+        replace_text(path, text)
     except OSError as error:
         raise UserError(f"--out {path}: cannot be written ({error.strerror}); name another file") from None
 
