@@ -14,6 +14,8 @@ import keyword
 import os
 import re
 import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from plato2 import __version__
-from plato2.config import UserError, did_you_mean, expand_path, in_typed_words
+from plato2.config import UserError, did_you_mean, expand_path, in_typed_words, install
 from plato2.runs.console import print_any_text
 
 VERBS = {
@@ -182,6 +184,26 @@ def option_names(command: Any) -> dict[str, str]:
             is_option = given.param_type_name == "option"
             names[given.name] = max(given.opts, key=len) if is_option else given.name.upper()
     return names
+
+
+@contextmanager
+def needs(extra: str, verb: str, brings: Collection[str] = ()) -> Iterator[None]:
+    """Says what to install where a module is missing.
+
+    Args:
+        extra: of pyproject.toml.
+        verb: who needs it.
+        brings: modules of the extra; others are our mistake. Empty = any module.
+
+    Raises:
+        UserError: one of them is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if brings and str(error.name).partition(".")[0] not in brings:
+            raise
+        raise UserError(f"plato2 {verb} needs {error.name}: {install(extra)}") from None
 
 
 def print_error(message: str) -> None:

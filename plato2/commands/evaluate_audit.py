@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import track
 
+from plato2.commands import needs
+from plato2.commands.options import takes
+from plato2.commands.results import ResultOptions, deliver, watch
 from plato2.commands.talking import Device
-from plato2.config import UserError, install
+from plato2.config import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from plato2.evaluate.rated import RatedReply
+    from plato2.evaluate.results import Result
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -37,7 +40,9 @@ plato2 evaluate audit fed_data.json.gz --generation RUN --evaluation RUN --out a
 
 
 @app.command(help=HELP)
+@takes(ResultOptions)
 def audit(
+    *,
     file: Annotated[list[Path], typer.Argument(help="Rated replies.")],
     quality: Annotated[
         list[str] | None, typer.Option(help="Only this quality; may be repeated. Default: all.")
@@ -52,17 +57,13 @@ def audit(
     ] = True,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of the intervals.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write the result file, for plato2 report.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Draw into this image (.png, .svg, .pdf).")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+    to: ResultOptions,
 ) -> None:
     """Run the verb."""
     if seed < 0:
         raise UserError(f"--seed {seed}: must be at least 0")
-    from plato2.evaluate.results import check_picture, inputs, save_picture, to_json, write_result
-
-    check_picture(picture)
     from plato2.evaluate.rated import read_rated
+    from plato2.evaluate.results import inputs
 
     names = _names(file)
     read = {name: read_rated(path) for name, path in zip(names, file, strict=True)}
@@ -72,18 +73,10 @@ def audit(
         raise UserError(
             f"--quality {', '.join(quality or [])}: not rated there; there are {', '.join(known)}"
         )
-    from plato2.evaluate.audit import audit_picture, audit_result, audit_tables
+    from plato2.evaluate.audit import audit_picture, audit_result
 
-    console = Console(stderr=True)
-
-    def watch(work: list[tuple[str, str]]) -> Iterable[tuple[str, str]]:
-        hidden = not console.is_terminal
-        return track(work, "correlations", console=console, transient=True, disable=hidden)
-
-    try:
-        scores = _scores(replies, generation, evaluation, embedding, device, console)
-    except ModuleNotFoundError as error:
-        raise UserError(f"plato2 evaluate audit needs {error.name}: {install('eval')}") from None
+    with needs("eval", "evaluate audit"):
+        scores = _scores(replies, generation, evaluation, embedding, device)
     models = [path for path in (generation, evaluation) if path is not None]
     result = audit_result(
         {name: (found, scores[name]) for name, found in replies.items() if found},
@@ -95,18 +88,18 @@ def audit(
         },
         {name: counts for name, (_, counts) in read.items()},
         seed,
-        watch,
+        partial(watch, description="correlations"),
     )
-    if out is not None:
-        write_result(out, result)
-    if picture is not None:
-        save_picture(picture, audit_picture(result))
-    if as_json:
-        typer.echo(to_json(result))
-        return
+    deliver(result, to, audit_picture, _show)
+
+
+def _show(result: Result) -> None:
+    """The tables, and what was counted in each file."""
+    from plato2.evaluate.audit import audit_tables
+
     Console(highlight=False).print(*audit_tables(result), sep="\n")
     typer.echo("\N{MIDDLE DOT} the 95 % interval over contexts holds 0: the score says nothing here")
-    for name, (_, counts) in read.items():
+    for name, counts in result.details["counts"].items():
         left_out = {"unrated": "without a rating", "dialogues": "of whole dialogues"}
         parts = [f"{counts[key]} {what} left out" for key, what in left_out.items() if counts[key]]
         parts += [f"{counts['labels_missing']} labels are no numbers"] * bool(counts["labels_missing"])
@@ -141,7 +134,6 @@ def _scores(
     evaluation: Path | None,
     embedding: bool,
     device: str,
-    console: Console,
 ) -> dict[str, dict[str, np.ndarray]]:
     """All scores that apply, of each file."""
     from plato2.evaluate.audit import embedding_scores, model_scores, reference_scores, text_scores, to_line
@@ -153,14 +145,7 @@ def _scores(
 
         models: Any = load_models(generation, evaluation, device)
         for name, rated in replies.items():
-            scored = track(
-                score_lines(map(to_line, rated), *models),
-                "models",
-                len(rated),
-                console=console,
-                transient=True,
-                disable=not console.is_terminal,
-            )
+            scored = watch(score_lines(map(to_line, rated), *models), "models", len(rated))
             found[name] |= model_scores(list(scored))
     if embedding:
         from plato2.evaluate.scores import Encoder

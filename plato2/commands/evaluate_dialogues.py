@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from plato2.commands.evaluate_replies import FLAGS, AsJson, Files, Out, Picture, evaluate_files
+from plato2.commands.evaluate_replies import FLAGS, Files, evaluate_files
 from plato2.commands.options import takes
+from plato2.commands.results import ResultOptions
 from plato2.evaluate.options import AutomaticOptions
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -16,7 +17,7 @@ A FILE has self-chats (plato2 self-chat), logs of ParlAI, or transcripts in the 
 what systems said counts: not the start, not the other side of a chat with a person. Several files, or
 systems in one file, are compared. NAME=FILE names a system; otherwise it has the name of its model. Counts
 are of words in lower case without punctuation; in scripts without blanks a character is a word.
-Needs pip install '.\\[eval]'.
+With --out, an interrupted evaluation continues. Needs pip install '.\\[eval]'.
 
 [bold]Examples[/]
 
@@ -28,13 +29,7 @@ plato2 evaluate dialogues human.txt meena.txt mine=chats.jsonl --no-embedding --
 
 @app.command(help=HELP)
 @takes(AutomaticOptions, leave_out=("near",), flags=FLAGS)
-def dialogues(
-    *,
-    file: Files,
-    options: AutomaticOptions,
-    out: Out = None,
-    picture: Picture = None,
-    as_json: AsJson = False,
-) -> None:
+@takes(ResultOptions)
+def dialogues(*, file: Files, options: AutomaticOptions, to: ResultOptions) -> None:
     """Run the verb."""
-    evaluate_files("dialogues", file, options, out, picture, as_json)
+    evaluate_files("dialogues", file, options, to)

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from plato2.commands import evaluate_human_ratings as of_ratings
-from plato2.config import UserError, install
+from plato2.commands import needs
+from plato2.commands.options import takes
+from plato2.commands.serve import ListenOptions
+from plato2.config import UserError
 
 if TYPE_CHECKING:
     from plato2.evaluate.human.formats import Tasks
@@ -138,7 +141,9 @@ def _places_of(tasks: Tasks) -> list[list[Any]]:
 
 
 @app.command(help=SERVE)
+@takes(ListenOptions)
 def serve(
+    *,
     tasks: Annotated[Path, typer.Argument(metavar="TASKS", help="File that make wrote.")],
     raters: Annotated[int, typer.Option(help="Links to give out; each is one rater's.")],
     db: Annotated[
@@ -152,12 +157,7 @@ def serve(
     lease: Annotated[
         float, typer.Option(help="Minutes for which an item is a rater's; then others may get it.")
     ] = 30.0,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 = every one.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8000,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(help="A host name of the server, besides localhost and its address; may be repeated."),
-    ] = None,
+    at: ListenOptions,
 ) -> None:
     """Run the verb."""
     if raters < 1:
@@ -175,16 +175,15 @@ def serve(
     from plato2.evaluate.human.store import Store
     from plato2.serve.server import listen, make_server, run, url_of
 
-    listener = listen(host, port)
+    listener = listen(at.host, at.port)
     file = db or tasks.with_suffix(".sqlite")
     if not file.parent.is_dir():  # which the lock would make
         raise UserError(f"--db {file}: {file.parent} is not a folder; make it first")
     with locked(file.with_name(f"{file.name}.lock"), file, "stop the other server, or name another --db"):
         store = Store(file, found, lease_s=lease * 60)
         known = store.raters(raters)
-        hosts = {name.lower() for name in (host, *(allow_host or ()))}
         ready = lambda: _say_ready(store, known, (address or url_of(listener)).rstrip("/"), links)  # noqa: E731
-        run(make_server(make_app(store, hosts), None, on_ready=ready), listener)
+        run(make_server(make_app(store, at.hosts()), None, on_ready=ready), listener)
         store.close()
 
 
@@ -194,12 +193,8 @@ def _import_extras() -> None:
     Raises:
         UserError: it is not installed.
     """
-    try:
+    with needs("eval", "evaluate human", EXTRAS):
         import plato2.evaluate.human.server  # noqa: F401
-    except ModuleNotFoundError as error:
-        if str(error.name).partition(".")[0] not in EXTRAS:
-            raise
-        raise UserError(f"plato2 evaluate human needs {error.name}: {install('eval')}") from None
 
 
 def _say_ready(store: Store, raters: list[Rater], address: str, links: Path | None) -> None:

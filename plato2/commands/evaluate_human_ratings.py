@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from plato2.config import UserError, install
+from plato2.commands import needs
+from plato2.commands.options import takes
+from plato2.commands.results import ResultOptions, deliver
+from plato2.config import UserError
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Out = Annotated[Path | None, typer.Option(help="Write the result file, for plato2 report.")]
-Drawing = Annotated[Path | None, typer.Option(help="Draw into this image (.png, .svg, .pdf).")]
+if TYPE_CHECKING:
+    from plato2.evaluate.human.power import Variances
+    from plato2.evaluate.results import Result
+
 Seed = Annotated[int, typer.Option(help="Of what is drawn at random.")]
 
 REPORT = """Scores, comparisons and agreement of ratings.
@@ -31,48 +36,41 @@ plato2 evaluate human report tasks.json ratings.jsonl --out human.json --picture
 """
 
 
+@takes(ResultOptions)
 def report(
+    *,
     tasks: Annotated[Path, typer.Argument(help="What was rated, of plato2 evaluate human make.")],
     ratings: Annotated[list[Path], typer.Argument(help="Ratings, JSON lines; all files count.")],
     failed_checks: Annotated[int, typer.Option(help="Attention checks that a rater may fail.")] = 0,
     seed: Seed = 0,
-    out: Out = None,
-    picture: Drawing = None,
-    as_json: AsJson = False,
+    to: ResultOptions,
 ) -> None:
     """Run `report`."""
     from plato2.evaluate.human.formats import read_tasks
     from plato2.evaluate.human.ratings import check_ratings, read_ratings, told
-    from plato2.evaluate.human.report import agreement_table, comparison_table, human_picture, human_result
-    from plato2.evaluate.results import (
-        check_picture,
-        inputs,
-        result_table,
-        save_picture,
-        to_json,
-        write_result,
-    )
+    from plato2.evaluate.human.report import human_picture, human_result
+    from plato2.evaluate.results import inputs
 
     for option, value in (("--failed-checks", failed_checks), ("--seed", seed)):
         if value < 0:
             raise UserError(f"{option} {value}: must be at least 0")
-    check_picture(picture)
     checked = check_ratings(read_tasks(tasks), read_ratings(ratings), failed_checks)
     if not checked.rated:
         raise UserError(
             f"{', '.join(map(str, ratings))}: no rating counts ({'; '.join(told(checked.counts))}); "
             "see --failed-checks"
         )
-    with the_extra():
+    with needs("eval", "evaluate human"):
         result = human_result(checked, inputs(tasks, *ratings), failed_checks, seed)
-    if out is not None:
-        write_result(out, result)
-    if picture is not None:
-        save_picture(picture, human_picture(result))
-    if as_json:
-        typer.echo(to_json(result))
-        return
-    counts = checked.counts
+    deliver(result, to, human_picture, partial(_show_ratings, counts=checked.counts))
+
+
+def _show_ratings(result: Result, counts: dict[str, int]) -> None:
+    """Scores, agreement, comparisons, and how many ratings count."""
+    from plato2.evaluate.human.ratings import told
+    from plato2.evaluate.human.report import agreement_table, comparison_table
+    from plato2.evaluate.results import result_table
+
     console = Console(highlight=False)
     if result.measures:
         console.print(result_table(result, "human ratings (majority of raters, 95 % interval)"))
@@ -99,95 +97,127 @@ plato2 evaluate human power --preset acute --difference 0.55 --difference 0.6 --
 """
 DIFFERENCES = (0.05, 0.1, 0.15, 0.2, 0.3)
 SHARES = (0.55, 0.6, 0.65, 0.7, 0.8)
+RATERS = (1, 2, 3, 5)
 
 
-def power(
-    preset: Annotated[str, typer.Option(help="Of plato2 evaluate human make.")] = "plato",
+@dataclass(frozen=True)
+class PowerOptions:
+    """What is to be found, by how many; checks itself.
+
+    Raises:
+        UserError: an unknown preset, an impossible value, or one of two files that belong together.
+    """
+
+    preset: Annotated[str, typer.Option(help="Of plato2 evaluate human make.")] = "plato"
     difference: Annotated[
         list[float] | None,
         typer.Option(
             help="Of mean scores; of pairs how often a rater prefers the better system. May be repeated.",
             show_default="0.05 to 0.3; 0.55 to 0.8 of pairs",
         ),
-    ] = None,
+    ] = None
     rater: Annotated[
         list[int] | None,
         typer.Option(help="Raters of each item. May be repeated.", show_default="1, 2, 3, 5"),
-    ] = None,
+    ] = None
     items: Annotated[
         int | None, typer.Option(help="Say which difference so many cases of each system, or pairs, show.")
-    ] = None,
-    wanted: Annotated[float, typer.Option("--power", help="How often the difference is to be found.")] = 0.8,
-    alpha: Annotated[float, typer.Option(help="Level of the test, two-sided.")] = 0.05,
+    ] = None
+    power: Annotated[float, typer.Option(help="How often the difference is to be found.")] = 0.8
+    alpha: Annotated[float, typer.Option(help="Level of the test, two-sided.")] = 0.05
     agreement: Annotated[
         float, typer.Option(help="Of pairs: correlation of two raters; default: the paper's kappa.")
-    ] = 0.466,
-    ties: Annotated[float, typer.Option(help="Of pairs: share that ends as a tie.")] = 0.0,
-    tasks: Annotated[Path | None, typer.Option(help="Tasks that were rated before.")] = None,
-    ratings: Annotated[Path | None, typer.Option(help="Their ratings, which give the variances.")] = None,
-    question: Annotated[str | None, typer.Option(help="Whose variances; default: the first.")] = None,
-    out: Out = None,
-    picture: Drawing = None,
-    as_json: AsJson = False,
-) -> None:
-    """Run `power`."""
-    from plato2.evaluate.human.power import PAIRS, TOP_SCORE, Variances, measured, power_result
-    from plato2.evaluate.results import (
-        check_picture,
-        inputs,
-        result_table,
-        to_json,
-        write_picture,
-        write_result,
-    )
+    ] = 0.466
+    ties: Annotated[float, typer.Option(help="Of pairs: share that ends as a tie.")] = 0.0
+    tasks: Annotated[Path | None, typer.Option(help="Tasks that were rated before.")] = None
+    ratings: Annotated[Path | None, typer.Option(help="Their ratings, which give the variances.")] = None
+    question: Annotated[str | None, typer.Option(help="Whose variances; default: the first.")] = None
 
-    is_pairs = preset in PAIRS
-    if not is_pairs and preset not in TOP_SCORE:
-        raise UserError(f"--preset {preset}: there are {', '.join([*TOP_SCORE, *PAIRS])}")
-    differences = difference or (SHARES if is_pairs else DIFFERENCES)
-    raters = rater or [1, 2, 3, 5]
-    least, most = (0.5, 1.0) if is_pairs else (0.0, float(TOP_SCORE[preset]))
-    for option, value, low, high in (
-        *(("--difference", value, least, most) for value in differences),
-        *(("--rater", value, 0, 101) for value in raters),
-        ("--items", 2 if items is None else items, 1, 1e9),
-        ("--power", wanted, alpha, 1),
-        ("--alpha", alpha, 0, 1),
-        ("--agreement", agreement, -1e-9, 1),
-        ("--ties", ties, -1e-9, 1),
-    ):
-        if not low < value < high:
-            raise UserError(f"{option} {value}: must be between {max(low, 0):g} and {high:g}")
-    if (tasks is None) != (ratings is None):
-        raise UserError("--tasks and --ratings: give both, or none")
-    check_picture(picture)
-    scale = (TOP_SCORE.get(preset, 2) / 2) ** 2
-    variances = Variances(Variances().case * scale, Variances().rater * scale)
-    if tasks is not None and ratings is not None and not is_pairs:
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        from plato2.evaluate.human.power import PAIRS, TOP_SCORE
+
+        if self.preset not in (*TOP_SCORE, *PAIRS):
+            raise UserError(f"--preset {self.preset}: there are {', '.join([*TOP_SCORE, *PAIRS])}")
+        least, most = (0.5, 1.0) if self.is_pairs else (0.0, float(TOP_SCORE[self.preset]))
+        for option, value, low, high in (
+            *(("--difference", value, least, most) for value in self.differences()),
+            *(("--rater", value, 0, 101) for value in self.rater or RATERS),
+            ("--items", 2 if self.items is None else self.items, 1, 1e9),
+            ("--power", self.power, self.alpha, 1),
+            ("--alpha", self.alpha, 0, 1),
+            ("--agreement", self.agreement, -1e-9, 1),
+            ("--ties", self.ties, -1e-9, 1),
+        ):
+            if not low < value < high:
+                raise UserError(f"{option} {value}: must be between {max(low, 0):g} and {high:g}")
+        if (self.tasks is None) != (self.ratings is None):
+            raise UserError("--tasks and --ratings: give both, or none")
+
+    @property
+    def is_pairs(self) -> bool:
+        """Whether raters choose one of two."""
+        from plato2.evaluate.human.power import PAIRS
+
+        return self.preset in PAIRS
+
+    def differences(self) -> Sequence[float]:
+        """Those given, else the preset's."""
+        return self.difference or (SHARES if self.is_pairs else DIFFERENCES)
+
+    def variances(self) -> tuple[str, Variances]:
+        """Of scores, and where they are from: FED's raters, scaled to the preset's scores, or its ratings.
+
+        Raises:
+            UserError: ratings that cannot be read, or too few of them.
+        """
         from plato2.evaluate.human.formats import read_tasks
+        from plato2.evaluate.human.power import TOP_SCORE, Variances, measured
         from plato2.evaluate.human.ratings import check_ratings, read_ratings
 
-        question, variances = measured(check_ratings(read_tasks(tasks), read_ratings([ratings])), question)
-    with the_extra():
-        result = power_result(preset, differences, raters, variances, items, wanted, alpha, agreement, ties)
-    result.inputs.extend(inputs(*(path for path in (tasks, ratings) if path is not None)))
-    if out is not None:
-        write_result(out, result)
-    if picture is not None:
-        write_picture(picture, result)
-    if as_json:
-        typer.echo(to_json(result))
-        return
-    console = Console(highlight=False)
-    what = "pairs" if is_pairs else "cases of each system"
-    console.print(result_table(result, f"{preset}: {what} needed (power {wanted:g}, alpha {alpha:g})"))
-    if is_pairs:
-        console.print(
-            f"two raters of a pair correlate by {agreement:g}; {100 * ties:g} % of the pairs are ties"
+        if self.tasks is None or self.ratings is None or self.is_pairs:
+            scale = (TOP_SCORE.get(self.preset, 2) / 2) ** 2
+            return "as FED's raters", Variances(Variances().case * scale, Variances().rater * scale)
+        checked = check_ratings(read_tasks(self.tasks), read_ratings([self.ratings]))
+        question, variances = measured(checked, self.question)
+        return f"measured, {question}", variances
+
+
+@takes(PowerOptions)
+@takes(ResultOptions)
+def power(*, options: PowerOptions, to: ResultOptions) -> None:
+    """Run `power`."""
+    from plato2.evaluate.human.power import power_result
+    from plato2.evaluate.results import inputs, picture, result_table
+
+    source, variances = options.variances()
+    with needs("eval", "evaluate human"):
+        result = power_result(
+            options.preset,
+            options.differences(),
+            options.rater or RATERS,
+            variances,
+            options.items,
+            options.power,
+            options.alpha,
+            options.agreement,
+            options.ties,
         )
-    else:
-        of = f"measured, {question}" if tasks else "as FED's raters"
-        console.print(f"variance {variances.case:.3f} of cases, {variances.rater:.3f} of a rater ({of})")
+    result.inputs.extend(inputs(*(path for path in (options.tasks, options.ratings) if path is not None)))
+
+    def show(result: Result) -> None:
+        console = Console(highlight=False)
+        what = "pairs" if options.is_pairs else "cases of each system"
+        settings = f"power {options.power:g}, alpha {options.alpha:g}"
+        console.print(result_table(result, f"{options.preset}: {what} needed ({settings})"))
+        if options.is_pairs:
+            ties = f"{100 * options.ties:g} % of the pairs are ties"
+            console.print(f"two raters of a pair correlate by {options.agreement:g}; {ties}")
+        else:
+            of = f"{variances.case:.3f} of cases, {variances.rater:.3f} of a rater"
+            console.print(f"variance {of} ({source})")
+
+    deliver(result, to, picture, show)
 
 
 CONVERT = """Tasks and ratings in the format of another tool.
@@ -214,6 +244,7 @@ def convert(
     from plato2.evaluate.human.exchange import to_acute, to_csv, to_potato
     from plato2.evaluate.human.formats import read_tasks
     from plato2.evaluate.human.ratings import read_ratings
+    from plato2.evaluate.results import write_text
 
     known = read_tasks(tasks)
     if to not in ("csv", "acute", "potato"):
@@ -226,7 +257,7 @@ def convert(
         for path in to_potato(known, out):
             typer.echo(f"potato start {path}")
         return
-    _write(out, to_csv(known, read_ratings(ratings or [])) if to == "csv" else to_acute(known))
+    write_text(out, to_csv(known, read_ratings(ratings or [])) if to == "csv" else to_acute(known))
     typer.echo(f"written: {out}")
 
 
@@ -261,12 +292,13 @@ def import_(
     )
     from plato2.evaluate.human.formats import read_tasks
     from plato2.evaluate.human.ratings import check_ratings, told
+    from plato2.evaluate.results import write_text
 
     if source not in ("csv", "acute", "potato"):
         raise UserError(f"--from {source}: there are csv, acute, potato")
     if source == "acute" and file.suffix != ".csv":
         made = acute_tasks(file, question or ACUTE_QUESTION)
-        _write(out, made.model_dump_json(indent=1) + "\n")
+        write_text(out, made.model_dump_json(indent=1) + "\n")
         typer.echo(f"written: {out}, {len(made.items)} pairs")
         return
     if tasks is None:
@@ -277,25 +309,7 @@ def import_(
     if not ratings:
         raise UserError(f"{file}: no rating in it; give the file that {source} wrote after rating")
     checked = check_ratings(known, ratings)
-    _write(out, "".join(rating.model_dump_json() + "\n" for rating in ratings))
+    write_text(out, "".join(rating.model_dump_json() + "\n" for rating in ratings))
     typer.echo(f"written: {out}, {len(ratings)} ratings of {checked.counts['raters']} raters")
     for line in told(checked.counts):
         typer.echo(line)
-
-
-@contextmanager
-def the_extra() -> Iterator[None]:
-    """What needs the extra `eval`, and says so where it is not installed."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise UserError(f"plato2 evaluate human needs {error.name}: {install('eval')}") from None
-
-
-def _write(out: Path, text: str) -> None:
-    from plato2.files import replace_text
-
-    try:
-        replace_text(out, text)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror}); name another file") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,12 +13,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from plato2.commands.options import takes
+from plato2.commands.results import ResultOptions, deliver
 from plato2.config import UserError, did_you_mean
 from plato2.evaluate.endpoint import EndpointConfig
 
 if TYPE_CHECKING:
     from plato2.evaluate.endpoint import Answers
-    from plato2.evaluate.human.formats import Rating, Tasks
     from plato2.evaluate.judge import Match, Outcome
     from plato2.evaluate.judge_controls import Control
     from plato2.evaluate.results import Result
@@ -77,24 +78,23 @@ class JudgeOptions:
 @app.command(help=HELP)
 @takes(EndpointConfig, panel="Judge")
 @takes(JudgeOptions)
+@takes(ResultOptions)
 def judge(
     *,
     files: Annotated[list[Path], typer.Argument(help="Files of dialogues; NAME=FILE renames a system.")],
     endpoint: EndpointConfig,
     options: JudgeOptions,
     answers: Annotated[Path, typer.Option(help="Keeps all answers.")] = Path("judge.answers.jsonl"),
-    out: Annotated[Path | None, typer.Option(help="Write the result file.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Draw the result, into .png, .svg or .pdf.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    to: ResultOptions,
 ) -> None:
     """Run the verb."""
-    from plato2.evaluate.endpoint import Endpoint, kept_answers
+    from plato2.evaluate.endpoint import AGAIN, Endpoint, kept_answers
     from plato2.evaluate.judge_controls import readable_control
-    from plato2.evaluate.results import check_picture, to_json, write_picture, write_result
+    from plato2.evaluate.results import picture
 
-    check_picture(picture)
     contest = read_contest(files, options.speaker, options.pairs, options.seed)
-    with kept_answers(answers, Endpoint(endpoint)) as kept:
+    again = f"give a longer --timeout-s or more --retries; {AGAIN}"
+    with kept_answers(answers, Endpoint(endpoint, again=again)) as kept:
         controls = put_to_the_test(options, kept)
         passed = all(control.passed for control in controls)
         outcomes = ask(contest, options, kept, "pairs") if passed else []
@@ -106,18 +106,15 @@ def judge(
     }
     given = [*map(file_of, files), options.human, options.tasks, options.ratings]
     result = as_result(outcomes, controls, settings, [path for path in given if path is not None])
-    if out is not None:
-        write_result(out, result)
-    if picture is not None and result.systems:
-        write_picture(picture, result)
-    if as_json:
-        typer.echo(to_json(result))
-    else:
-        show(result, controls)
+    if not result.systems:
+        to = replace(to, picture=None)
+    deliver(result, to, picture, partial(show, controls=controls))
 
 
 def put_to_the_test(options: JudgeOptions, answers: Answers) -> list[Control]:
     """All controls; whether the answers have verdicts comes first."""
+    from plato2.evaluate.human.formats import read_tasks
+    from plato2.evaluate.human.ratings import read_ratings
     from plato2.evaluate.judge_controls import (
         people_control,
         readable_control,
@@ -131,7 +128,7 @@ def put_to_the_test(options: JudgeOptions, answers: Answers) -> list[Control]:
     found = ask(shuffled, options, answers, "control")
     controls = [readable_control(found), shuffled_control(found)]
     if options.tasks is not None and options.ratings is not None:
-        tasks, ratings = read_votes(options.tasks, options.ratings)
+        tasks, ratings = read_tasks(options.tasks), read_ratings([options.ratings])
         voted = ask(voted_matches(tasks, ratings, options.question), options, answers, "votes")
         controls.append(people_control(voted, votes(ratings, options.question)))
     return controls
@@ -190,24 +187,6 @@ def read_people(human: Path | None) -> list[list[str]]:
     return [[" ".join(turn.text.split()) for turn in dialogue.turns] for dialogue in read([], ReadReport())]
 
 
-def read_votes(tasks: Path, ratings: Path) -> tuple[Tasks, list[Rating]]:
-    """Tasks and ratings."""
-    from plato2.bounded import read_file
-    from plato2.evaluate.dialogues import DIALOGUES_BYTES, read_text
-    from plato2.evaluate.human.formats import Rating, Tasks
-    from plato2.formats import parse
-
-    cure = "give the files of plato2 evaluate human"
-    try:
-        read_tasks = parse(Tasks, read_file(tasks, DIALOGUES_BYTES, cure, "--tasks "), str(tasks), cure)
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"--tasks {tasks}: no such file; {cure}") from None
-    lines = enumerate(read_text(ratings, cure).splitlines(), start=1)
-    return read_tasks, [
-        parse(Rating, line.encode(), f"{ratings}:{number}", cure) for number, line in lines if line.strip()
-    ]
-
-
 def ask(matches: Sequence[Match], options: JudgeOptions, answers: Answers, what: str) -> list[Outcome]:
     """The outcomes of all matches; asks what was not asked before."""
     from plato2.evaluate.judge import outcome, questions
@@ -218,8 +197,7 @@ def ask(matches: Sequence[Match], options: JudgeOptions, answers: Answers, what:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(what, total=len(answers.missing(every)))
         try:
-            for _ in answers.ask(every):
-                progress.advance(bar)
+            answers.ask(every, lambda: progress.advance(bar))
         except KeyboardInterrupt:
             typer.echo("stopped; the same command continues from here", err=True)
             raise

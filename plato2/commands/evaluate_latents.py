@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import track
 
+from plato2.commands.options import takes
+from plato2.commands.results import ResultOptions, deliver, watch
 from plato2.commands.talking import DEFAULT, Backward, Device, Evaluation, Generation, Rank, decodes, load_bot
 from plato2.config import DecodeConfig, UserError, expand_path
 
@@ -32,6 +34,7 @@ plato2 evaluate latents --generation outputs/tiny-2_gen/RUN --evaluation outputs
 
 @app.command(help=HELP)
 @decodes
+@takes(ResultOptions)
 def latents(
     *,
     generation: Generation,
@@ -43,18 +46,13 @@ def latents(
     decode: DecodeConfig = DEFAULT,
     rank: Rank = None,
     device: Device = "auto",
-    out: Annotated[Path | None, typer.Option(help="Result file (JSON) to write.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Picture to write: .png, .svg or .pdf.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    to: ResultOptions,
 ) -> None:
     """Run the verb."""
-    from plato2.evaluate.results import check_picture
-
-    check_picture(picture)
     # After the options are checked: importing torch takes seconds.
     from plato2.data.examples import read_examples
     from plato2.evaluate.latents import audit, hear, latents_picture, print_latents
-    from plato2.evaluate.results import inputs, save_picture, to_json, write_result
+    from plato2.evaluate.results import inputs
     from plato2.talk.bot import pick_device
     from plato2.weights.folder import has_recognition, load_generation, saved_tokenizer
 
@@ -80,19 +78,8 @@ def latents(
     full = (
         load_generation(generation, "--generation", True).to(where) if has_recognition(generation) else None
     )
-    console = Console(stderr=True)
-    heard = hear(bot, examples, stage_1, full)
-    bar = track(
-        heard, "contexts", len(examples), console=console, transient=True, disable=not console.is_terminal
-    )
-    result = audit(str(generation), list(bar), decode.seed)
+    heard = watch(hear(bot, examples, stage_1, full), "contexts", len(examples))
+    result = audit(str(generation), list(heard), decode.seed)
     result.inputs = inputs(*(path for path in (generation, evaluation, backward, coarse, data) if path))
     result.settings = {"contexts": len(examples), "rank": rank, "decode": asdict(bot.decode_config)}
-    if out:
-        write_result(out, result)
-    if picture:
-        save_picture(picture, latents_picture(result))
-    if as_json:
-        typer.echo(to_json(result))
-    else:
-        print_latents(result, Console(highlight=False))
+    deliver(result, to, latents_picture, partial(print_latents, console=Console(highlight=False)))

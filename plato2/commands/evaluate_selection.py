@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import track
 
 from plato2.commands.options import takes
+from plato2.commands.results import ResultOptions, deliver, watch
 from plato2.commands.talking import MODELS, RANKING, Device
 from plato2.config import UserError, did_you_mean, expand_path
 
@@ -103,6 +104,7 @@ class Given:
 
 @app.command(help=HELP)
 @takes(Given)
+@takes(ResultOptions)
 def selection(
     *,
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Selection sets.")],
@@ -113,16 +115,13 @@ def selection(
         typer.Option(help="File to keep the models' scores in; the same command continues from there."),
     ] = None,
     device: Device = "auto",
-    out: Annotated[Path | None, typer.Option(help="Result file (JSON) to write.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Picture to write: .png, .svg or .pdf.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    to: ResultOptions,
 ) -> None:
     """Run the verb."""
     from plato2.evaluate.candidates import read_queries
-    from plato2.evaluate.results import check_picture, inputs, to_json, write_picture, write_result
+    from plato2.evaluate.results import inputs, picture
     from plato2.evaluate.selection import evaluate_selection, print_selection, sets_of
 
-    check_picture(picture)
     queries = [query for file in files for query in islice(read_queries(file, format), given.limit)]
     sets_of(queries, given.ks())  # says what is wrong with them before a model is loaded
     # After the options are checked: importing torch takes seconds.
@@ -159,14 +158,9 @@ def selection(
         "limit": given.limit,
         "models": hashes,
     }
-    if out:
-        write_result(out, result)
-    if picture:
-        write_picture(picture, result, [key for key in result.measures if not key.endswith("/ties")])
-    if as_json:
-        typer.echo(to_json(result))
-    else:
-        print_selection(result, Console(highlight=False))
+    drawn = [key for key in result.measures if not key.endswith("/ties")]
+    show = partial(print_selection, console=Console(highlight=False))
+    deliver(result, to, partial(picture, only=drawn), show)
 
 
 def all_scores(
@@ -178,18 +172,8 @@ def all_scores(
 
     if not models:
         return [{} for _ in queries]
-    console = Console(stderr=True)
     with saved_scores(path, about) as (done, append):
-        found = score_queries(queries, models, done, append)
-        bar = track(
-            found,
-            "scoring",
-            total=len(queries),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        return list(bar)
+        return list(watch(score_queries(queries, models, done, append), "scoring", len(queries)))
 
 
 def baselines_of(queries: list[Query], given: Given) -> dict[str, Scorer]:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
-from rich.console import Console
-from rich.progress import track
 
 from plato2.bounded import read_lines_of
+from plato2.commands.results import watch
 from plato2.commands.talking import Device
 from plato2.config import UserError
 from plato2.files import lock_file, locked
@@ -60,13 +59,10 @@ def score(
     with file.open("rb") as opened:
         n_lines = sum(1 for _ in read_lines_of(opened))
     n_errors = n_unread = 0
-    console = Console(stderr=True)
     with file.open("rb") as lines, to_write(out) as target:
         bounded = (line or b"" for line in read_lines_of(lines))
         found = score_lines(bounded, tokenizer, generator, evaluator)
-        for scores in track(
-            found, "scoring", n_lines, console=console, transient=True, disable=not console.is_terminal
-        ):
+        for scores in watch(found, "scoring", n_lines):
             n_errors += "error" in scores
             n_unread += "unread_share" in scores
             typer.echo(json.dumps(scores, ensure_ascii=False), file=target)

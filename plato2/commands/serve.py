@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from plato2.commands import needs
 from plato2.commands.options import takes
 from plato2.commands.talking import (
     DECODING,
@@ -31,7 +32,7 @@ from plato2.commands.talking import (
     load_safety,
     say_if_unranked,
 )
-from plato2.config import DecodeConfig, UserError, install
+from plato2.config import DecodeConfig, UserError
 
 if TYPE_CHECKING:
     from plato2.serve.chat_api import System
@@ -42,7 +43,6 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptio
 SERVER, BATCHING, ACCESS = "Server", "Batching", "Access"
 """Groups of options in `--help`."""
 LIMITS: dict[str, tuple[float, float | None]] = {
-    "port": (0, 65535),
     "timeout": (0.001, None),
     "shutdown_timeout": (0, None),
     "max_body_kb": (1, None),
@@ -73,9 +73,9 @@ plato2 serve models/24L --host 0.0.0.0 --safety words.txt --max-queue 64 --timeo
 """
 
 
-@dataclass(repr=False)  # it has the key
-class ServerOptions:
-    """What the server is told beside its model and how to decode; checks itself."""
+@dataclass
+class ListenOptions:
+    """Where a server listens, and what it is called; checks itself."""
 
     host: Annotated[
         str,
@@ -86,6 +86,38 @@ class ServerOptions:
     port: Annotated[
         int, typer.Option(help="Port to listen on; 0 picks a free one.", rich_help_panel=SERVER)
     ] = 8000
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A host name of the server, such as chat.example.org, besides localhost and its "
+            "address; * = any. May be repeated.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        """Checks values.
+
+        Raises:
+            UserError: an impossible value.
+        """
+        if not 0 <= self.port <= 65535:
+            raise UserError(f"--port {self.port}: use 0 to 65535")
+        for given in self.allow_host or ():
+            if given != "*" and not re.fullmatch(
+                r"[^\s/:@\[\]]+|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*", given
+            ):
+                raise UserError(f"--allow-host {given}: give a name alone, such as chat.example.org, or *")
+
+    def hosts(self) -> set[str]:
+        """Names that the server answers to, besides those of this machine."""
+        return {name.lower() for name in (self.host, *(self.allow_host or ()))}
+
+
+@dataclass(repr=False)  # it has the key
+class ServerOptions(ListenOptions):
+    """What the server is told beside its model and how to decode; checks itself."""
+
     ui: Annotated[
         bool, typer.Option("--ui", help="Also serve a web page to talk on, at /.", rich_help_panel=SERVER)
     ] = False
@@ -143,14 +175,6 @@ class ServerOptions:
             show_default=False,
         ),
     ] = None
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A host name of the server, such as chat.example.org, besides localhost and its "
-            "address; * = any. May be repeated.",
-            rich_help_panel=ACCESS,
-        ),
-    ] = None
     cors_origin: Annotated[
         list[str] | None,
         typer.Option(
@@ -178,16 +202,12 @@ class ServerOptions:
         Raises:
             UserError: an impossible value.
         """
+        super().__post_init__()
         for name, (least, most) in LIMITS.items():
             value = getattr(self, name)
             if not (isfinite(value) and value >= least and (most is None or value <= most)):
                 bounds = f"{least} or more" if most is None else f"{least} to {most}"
                 raise UserError(f"--{name.replace('_', '-')} {value}: use {bounds}")
-        for given in self.allow_host or ():
-            if given != "*" and not re.fullmatch(
-                r"[^\s/:@\[\]]+|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*", given
-            ):
-                raise UserError(f"--allow-host {given}: give a name alone, such as chat.example.org, or *")
         for given in self.cors_origin or ():
             if given != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/@?#]+", given):
                 raise UserError(f"--cors-origin {given}: give scheme and name, such as https://example.org")
@@ -279,13 +299,9 @@ def import_extras(ui: bool) -> None:
     Raises:
         UserError: it is not installed.
     """
-    try:
+    with needs("serve", "serve", EXTRAS):
         import plato2.serve.app
         import plato2.serve.server
-    except ModuleNotFoundError as error:
-        if str(error.name).partition(".")[0] not in EXTRAS:
-            raise
-        raise UserError(f"plato2 serve needs {error.name}: {install('serve')}") from None
     if ui:
         import plato2.serve.page  # noqa: F401
 
@@ -324,7 +340,7 @@ def answer_requests(
         name,
         api_key=options.api_key,
         page_key=bool(options.ui and options.ui_login),
-        hosts={known.lower() for known in (options.host, *(options.allow_host or ()))},
+        hosts=options.hosts(),
         cors_origins=options.cors_origin or (),
         max_body=options.max_body_kb * 1024,
         receive_s=options.receive_timeout,

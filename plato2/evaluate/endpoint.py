@@ -1,29 +1,37 @@
-"""A chat model behind an OpenAI-compatible address, and a file that keeps every answer it gave."""
+"""Chat models behind addresses of OpenAI's form, such as `plato2 serve`, vLLM, llama.cpp, OpenAI; a file that
+keeps every answer.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import Annotated, Any, BinaryIO
+
+from pydantic import Field
 
 from plato2.bounded import read_file
 from plato2.config import UserError, check_options, install, option
 from plato2.files import lock_file, locked, sync
-from plato2.formats import Closed, parse
-
-if TYPE_CHECKING:
-    from openai import OpenAI
+from plato2.formats import JSON_BYTES, Closed, Open, parse
 
 ANSWERS_BYTES = 1 << 30
 ANSWER_CHARACTERS = 100_000
 """More than that of an answer is cut off: no verdict needs it, and the file stays readable."""
+API_KEY = "OPENAI_API_KEY"
+"""The environment variable of the key, for addresses that want one."""
+LONGEST_WAIT_S = 60.0
+"""Between two tries, whatever the server asks for."""
+AGAIN = "the same command continues from here"
+NO_API = "is this the address? What came is not an answer of OpenAI's chat API; it usually ends in /v1"
 
 Message = Mapping[str, str]
 
@@ -40,10 +48,10 @@ class EndpointConfig:
     model: str = option(help="The model's name there.")
     temperature: float = option(0.0, help="Of its answers.", ge=0)
     max_tokens: int = option(512, help="Tokens of an answer.", ge=1)
-    timeout_s: float = option(60.0, help="Seconds to wait for an answer.", ge=0.1)
+    timeout_s: float = option(60.0, help="Seconds to wait for an answer.", ge=0.01)
     retries: int = option(5, help="Retries after a time-out, 429, 5xx or nonsense.", ge=0)
     key_variable: str = option(
-        "OPENAI_API_KEY", help="The environment variable that holds the API's key; local servers need none."
+        API_KEY, help="The environment variable that holds the API's key; local servers need none."
     )
     parallel: int = option(8, help="Questions asked at once.", ge=1)
 
@@ -52,67 +60,178 @@ class EndpointConfig:
         check_options(self)
         if not self.url.startswith(("http://", "https://")):
             raise UserError(f"url={self.url}: give the address of an API, as http://127.0.0.1:8000/v1")
+        if "@" in self.url.split("/")[2]:
+            raise UserError(
+                f"the address holds a password; set {self.key_variable} instead, which is not recorded"
+            )
+        self.url = self.url.rstrip("/")
 
 
-class _Answer(Closed):
+class Reply(Open):
+    """What the model said."""
+
+    content: str | None = None
+    refusal: str | None = None
+
+
+class Choice(Open):
+    """The answer to a question."""
+
+    message: Reply
+    finish_reason: str | None = None
+
+
+class _Body(Open):
+    choices: Annotated[list[Choice], Field(min_length=1)]
+
+
+class _Again(Exception):
+    """A try that failed, and another may not. Its text is what is said if this was the last one.
+
+    Args:
+        text: of a `UserError`.
+        wait_s: the seconds to wait; None = as long as the client likes.
+    """
+
+    def __init__(self, text: str, wait_s: float | None = None) -> None:
+        super().__init__(text)
+        self.wait_s = wait_s
+
+
+class Endpoint:
+    """Asks the model.
+
+    What fails for a while (no connection, a time-out, 408, 429, 5xx, what is not an answer) is asked again.
+
+    Args:
+        config: which model, and how; the caller's requests say how it decodes.
+        wait_s: before the second try; then twice as long each time, unless the server says how long.
+        again: what to do when all tries have failed, for the message.
+
+    Raises:
+        UserError: the package `httpx` is not installed.
+    """
+
+    def __init__(self, config: EndpointConfig, wait_s: float = 1.0, again: str = AGAIN) -> None:
+        try:
+            import httpx  # noqa: F401
+        except ImportError:
+            raise UserError(f"a chat API is asked through httpx: {install('eval')}") from None
+        self.config = config
+        self._wait_s, self._again = wait_s, again
+        self._has_answered = False
+
+    def ask(
+        self, requests: Sequence[Mapping[str, Any]], keep: Callable[[int, Choice], None] | None = None
+    ) -> list[Choice]:
+        """The answers, asked for several at a time.
+
+        Args:
+            requests: bodies of requests, without the model.
+            keep: gets the number of a request and its answer, as soon as it is there.
+
+        Raises:
+            UserError: no answer after all tries, or one that is an error.
+        """
+        return asyncio.run(self._ask_all(requests, keep))
+
+    async def _ask_all(
+        self, requests: Sequence[Mapping[str, Any]], keep: Callable[[int, Choice], None] | None
+    ) -> list[Choice]:
+        import httpx
+
+        key = os.environ.get(self.config.key_variable)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        free = asyncio.Semaphore(self.config.parallel)
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(headers=headers, timeout=self.config.timeout_s, limits=limits) as client:
+
+            async def ask(number: int, request: Mapping[str, Any]) -> Choice:
+                async with free:
+                    answer = await self._ask(client, {"model": self.config.model, **request})
+                    if keep is not None:
+                        keep(number, answer)
+                    return answer
+
+            return list(await asyncio.gather(*map(ask, range(len(requests)), requests)))
+
+    async def _ask(self, client: Any, body: Mapping[str, Any]) -> Choice:
+        """One answer."""
+        wait_s = self._wait_s
+        for left in reversed(range(self.config.retries + 1)):
+            try:
+                answer = await self._try(client, body)
+                self._has_answered = True
+                return answer
+            except _Again as failed:
+                if not left:
+                    raise UserError(str(failed)) from None
+                await asyncio.sleep(min(wait_s if failed.wait_s is None else failed.wait_s, LONGEST_WAIT_S))
+            wait_s *= 2
+        raise AssertionError("the last try returns or raises")
+
+    async def _try(self, client: Any, body: Mapping[str, Any]) -> Choice:
+        """One answer.
+
+        Raises:
+            _Again: an error that may be over soon.
+            UserError: one that would come again.
+        """
+        import httpx
+
+        url, timeout_s = self.config.url, self.config.timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                async with client.stream("POST", f"{url}/chat/completions", json=body) as response:
+                    data = b""
+                    async for part in response.aiter_bytes():
+                        data += part
+                        if len(data) > JSON_BYTES:
+                            raise UserError(f"{url}: an answer of more than {JSON_BYTES:,} bytes")
+        except (TimeoutError, httpx.TimeoutException):
+            raise self._failed(f"nothing within {timeout_s:g} seconds") from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            reason = f"{type(error).__name__}: {error}".rstrip(": ")
+            if isinstance(error, httpx.ConnectError | httpx.InvalidURL) and not self._has_answered:
+                raise UserError(f"{url}: cannot be reached ({reason}); is the server running?") from None
+            raise self._failed(reason) from None
+        if response.status_code == 200:
+            try:
+                return parse(_Body, data, f"{url}: the answer", NO_API).choices[0]
+            except UserError as error:
+                raise _Again(str(error), wait_s=0.0) from None
+        said = " ".join(data[:300].decode("utf-8", "replace").split())
+        reason = f"status {response.status_code}: {said}"
+        if response.status_code in (408, 429) or response.status_code >= 500:
+            raise self._failed(reason, retry_after(response.headers.get("retry-after")))
+        key = f"; set {self.config.key_variable}" if response.status_code in (401, 403) else ""
+        raise UserError(f"{url}: {reason}{key}")
+
+    def _failed(self, reason: str, wait_s: float | None = None) -> _Again:
+        tries = "1 try" if self.config.retries == 0 else f"{self.config.retries + 1} tries"
+        told = f"{self.config.url}: no answer after {tries}, the last: {reason}; {self._again}"
+        return _Again(told, wait_s)
+
+
+def retry_after(value: str | None) -> float | None:
+    """The seconds of a Retry-After header, which has a number or a date; None where it has neither."""
+    try:
+        return max(0.0, float(value or ""))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(value or "") - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None
+
+
+class _Kept(Closed):
     key: str
     answer: str
 
 
-class Endpoint:
-    """Asks the model; safe to call from several threads.
-
-    Args:
-        config: which model, and how.
-
-    Raises:
-        UserError: the package `openai` is not installed.
-    """
-
-    def __init__(self, config: EndpointConfig) -> None:
-        self.config = config
-        self.client: OpenAI = _client(config)
-
-    def answer(self, messages: Sequence[Message]) -> str:
-        """The text of the answer; a refusal is its text, too.
-
-        Raises:
-            UserError: no answer after all retries; says what the endpoint said.
-        """
-        import openai
-
-        told = f"--url {self.config.url}, model {self.config.model}"
-        reason = ""
-        for _ in range(self.config.retries + 1):
-            try:
-                found = self.client.chat.completions.create(
-                    model=self.config.model,
-                    messages=list(messages),  # type: ignore[arg-type]
-                    temperature=self.config.temperature,
-                    max_tokens=self.config.max_tokens,
-                )
-                said = found.choices[0].message
-                return (said.content or said.refusal or "")[:ANSWER_CHARACTERS]
-            except openai.APITimeoutError:
-                raise UserError(
-                    f"{told}: no answer within {self.config.timeout_s:g} s, "
-                    f"{self.config.retries + 1} times; give a longer --timeout-s, or a faster server"
-                ) from None
-            except openai.APIStatusError as error:
-                raise UserError(f"{told}: status {error.status_code}: {_one_line(error.message)}") from None
-            except openai.APIConnectionError as error:
-                cause = error.__cause__ or error
-                raise UserError(f"{told}: cannot be reached ({_one_line(str(cause))})") from None
-            except (ValueError, AttributeError, LookupError, TypeError, openai.OpenAIError) as error:
-                reason = _one_line(str(error))  # not JSON, or JSON of something else
-        raise UserError(
-            f"{told}: what it sends is not an answer of OpenAI's chat API ({reason}); check the address, it "
-            "usually ends in /v1"
-        )
-
-
 class Answers:
-    """All answers so far, by question; each is on the disk before the next is asked for.
+    """All answers so far, by question; each is on the disk before it counts.
 
     Args:
         endpoint: who is asked what is not in the file.
@@ -122,10 +241,9 @@ class Answers:
 
     def __init__(self, endpoint: Endpoint, file: BinaryIO, known: dict[str, str]) -> None:
         self.endpoint, self.file, self.known = endpoint, file, known
-        self.lock = threading.Lock()
 
     def key(self, messages: Sequence[Message]) -> str:
-        """Of a question to this model with these config."""
+        """Of a question to this model with these settings."""
         config = self.endpoint.config
         asked = [config.model, config.temperature, config.max_tokens, [dict(m) for m in messages]]
         return sha256(json.dumps(asked).encode()).hexdigest()
@@ -135,34 +253,29 @@ class Answers:
         by_key = {self.key(messages): messages for messages in questions}
         return [messages for key, messages in by_key.items() if key not in self.known]
 
-    def ask(self, questions: Sequence[Sequence[Message]]) -> Iterator[None]:
-        """Asks what has no answer yet, several at a time; yields after each.
+    def ask(self, questions: Sequence[Sequence[Message]], advance: Callable[[], object]) -> None:
+        """Asks what has no answer yet; calls `advance` after each. A refusal is an answer, too.
 
         Raises:
-            UserError: as `Endpoint.answer`; what was answered is kept.
+            UserError: as `Endpoint.ask`; what was answered is kept.
         """
-        with ThreadPoolExecutor(self.endpoint.config.parallel) as pool:
-            waiting = [pool.submit(self._ask, messages) for messages in self.missing(questions)]
-            try:
-                for done in as_completed(waiting):
-                    done.result()
-                    yield
-            finally:
-                for future in waiting:
-                    future.cancel()
+        config, missing = self.endpoint.config, self.missing(questions)
+
+        def keep(number: int, answer: Choice) -> None:
+            key, said = self.key(missing[number]), answer.message
+            text = (said.content or said.refusal or "")[:ANSWER_CHARACTERS]
+            self.file.write(json.dumps({"key": key, "answer": text}).encode() + b"\n")
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.known[key] = text
+            advance()
+
+        settings = {"temperature": config.temperature, "max_tokens": config.max_tokens}
+        self.endpoint.ask([{"messages": messages, **settings} for messages in missing], keep)
 
     def __getitem__(self, messages: Sequence[Message]) -> str:
         """The answer."""
         return self.known[self.key(messages)]
-
-    def _ask(self, messages: Sequence[Message]) -> None:
-        key, text = self.key(messages), self.endpoint.answer(messages)
-        line = json.dumps({"key": key, "answer": text}).encode() + b"\n"  # ASCII: also half a surrogate pair
-        with self.lock:
-            self.file.write(line)
-            self.file.flush()
-            os.fsync(self.file.fileno())
-            self.known[key] = text
 
 
 @contextmanager
@@ -179,7 +292,7 @@ def kept_answers(path: Path, endpoint: Endpoint) -> Iterator[Answers]:
             whole = data[: data.rfind(b"\n") + 1]
             lines = whole.splitlines()
             read = [
-                parse(_Answer, line, f"--answers {path}:{number}", cure)
+                parse(_Kept, line, f"--answers {path}:{number}", cure)
                 for number, line in enumerate(lines, start=1)
             ]
             if data and not whole:
@@ -189,20 +302,3 @@ def kept_answers(path: Path, endpoint: Endpoint) -> Iterator[Answers]:
             yield Answers(endpoint, file, {one.key: one.answer for one in read})
     except OSError as error:
         raise UserError(f"--answers {path}: {error.strerror or error}; name another file") from None
-
-
-def _client(config: EndpointConfig) -> OpenAI:
-    try:
-        from openai import OpenAI
-    except ImportError:
-        raise UserError(f"a judge is asked through the package openai: {install('eval')}") from None
-    return OpenAI(
-        base_url=config.url,
-        api_key=os.environ.get(config.key_variable) or "none",
-        timeout=config.timeout_s,
-        max_retries=config.retries,
-    )
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:200]

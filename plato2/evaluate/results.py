@@ -88,13 +88,18 @@ def inputs(*paths: str | Path) -> list[Input]:
 
 
 def write_result(path: Path, result: Result) -> None:
-    """Writes the file, whole or not at all.
+    """Writes the file, as `write_text`."""
+    write_text(path, result.model_dump_json(indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes the file of --out, whole or not at all.
 
     Raises:
         UserError: it cannot be written.
     """
     try:
-        replace_text(path, result.model_dump_json(indent=1) + "\n")
+        replace_text(path, text)
     except OSError as error:
         raise UserError(f"--out {path}: cannot be written ({error.strerror}); name another file") from None
 
@@ -181,15 +186,6 @@ def picture(result: Result, only: Sequence[str] = ()) -> Picture:
     for panel in panels[len(names) :]:
         panel.set_axis_off()
     return drawing
-
-
-def write_picture(path: Path, result: Result, only: Sequence[str] = ()) -> None:
-    """Draws into an image, by its suffix.
-
-    Raises:
-        UserError: another suffix, or it cannot be written.
-    """
-    save_picture(path, picture(result, only))
 
 
 def save_picture(path: Path, drawing: Picture) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from plato2.bounded import TEXT_BYTES, read_file
-from plato2.config import UserError
+from plato2.config import UserError, dotted
 from plato2.data.tokenizer import MOST_UNREAD
 from plato2.files import lock_file, locked
 from plato2.formats import JSON_BYTES, Open, parse
@@ -387,24 +387,16 @@ def _same_settings(out: Path, about: Mapping[str, Any]) -> None:
         raise UserError(f"--out {out}: already exists, and plato2 did not write it; give a new file")
     try:
         data = read_file(meta, JSON_BYTES, anew)
-        before = _flat(parse(dict[str, Any], data, str(meta), anew))
+        before = dotted(parse(dict[str, Any], data, str(meta), anew))
     except UserError:
         raise UserError(f"--out {out}: {meta.name} is damaged; {anew}") from None
-    after = _flat(json.loads(json.dumps(about)))
+    after = dotted(json.loads(json.dumps(about)))
     for key in [*after, *(before.keys() - {"begun"})]:
         if before.get(key) != after.get(key):
             raise UserError(
                 f"--out {out}: was begun with {key}={before.get(key)!s:.200}, not {after.get(key)}; give the "
                 f"same, or {anew}"
             )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
 
 
 def _id(line: bytes) -> object:

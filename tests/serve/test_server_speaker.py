@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 from plato2.commands import app
 from plato2.config import UserError
-from plato2.evaluate.openai_chat import OpenAIChat, retry_after
+from plato2.evaluate.endpoint import retry_after
+from plato2.evaluate.openai_chat import OpenAIChat
 from plato2.talk.bot import PlatoBot
 from plato2.talk.safety import Safety, WordRule
 from plato2.talk.self_chat import turn_seed

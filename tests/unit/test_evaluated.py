@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from plato2.commands import app
 from plato2.config import UserError
 from plato2.evaluate.dialogues import Dialogue, Turn, read_dialogues, systems
 from plato2.evaluate.results import (
@@ -19,7 +21,7 @@ from plato2.evaluate.results import (
     picture,
     read_result,
     result_table,
-    write_picture,
+    save_picture,
     write_result,
 )
 
@@ -201,7 +203,20 @@ def test_a_table() -> None:
 def test_a_picture(tmp_path: Path) -> None:
     drawing = picture(RESULT)
     assert [axes.get_title(loc="left") for axes in drawing.axes[:2]] == ["words per reply", "P@1 →"]
-    write_picture(tmp_path / "a.svg", RESULT)
+    save_picture(tmp_path / "a.svg", picture(RESULT))
     assert (tmp_path / "a.svg").read_text().startswith("<?xml")
     with pytest.raises(UserError, match=r"--picture a\.txt: give a file that ends in \.png"):
-        write_picture(Path("a.txt"), RESULT)
+        save_picture(Path("a.txt"), picture(RESULT))
+
+
+@pytest.mark.parametrize("verb", ["replies", "dialogues", "selection", "audit", "human report none"])
+def test_a_place_where_no_result_can_be_is_told_before_anything_is_read(tmp_path: Path, verb: str) -> None:
+    (tmp_path / "r.svg").mkdir()
+    for option, path, message in (
+        ("--out", "no/r.json", f"{tmp_path / 'no'} is not a folder; make it first"),
+        ("--picture", "r.svg", "a folder; give a file"),
+        ("--picture", "r.txt", "give a file that ends in .png, .svg, .pdf"),
+    ):
+        given = str(tmp_path / path)
+        done = CliRunner().invoke(app, ["evaluate", *verb.split(), "none", option, given])
+        assert (done.exit_code, f"{option} {given}: {message}" in done.stderr) == (2, True), done.stderr

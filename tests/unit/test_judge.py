@@ -31,7 +31,7 @@ from plato2.evaluate.judge_controls import (
     votes,
 )
 
-pytest.importorskip("openai", reason="the judge is asked through the package openai")
+pytest.importorskip("httpx", reason="the judge is asked through the package httpx")
 
 Judge = Callable[[str, str], str]
 """The two dialogues as they were asked about -> the answer."""
@@ -246,8 +246,8 @@ def test_an_endpoint_that_misbehaves_for_a_while(
         ("500", "status 500: "),
         ("html", "is not an answer of OpenAI's chat API"),
         ("other", "is not an answer of OpenAI's chat API"),
-        ("late", "no answer within 0.2 s, 1 times; give a longer --timeout-s"),
-        ("cut", "cannot be reached"),
+        ("late", "no answer after 1 try, the last: nothing within 0.2 seconds; give a longer --timeout-s"),
+        ("cut", "no answer after 1 try, the last: RemoteProtocolError"),
     ],
 )
 def test_an_endpoint_that_stays_so(
@@ -291,6 +291,7 @@ def test_a_half_written_answer_is_asked_again(
         (["--question", "humaness"], "--question humaness: did you mean humanness?"),
         (["--tasks", "t.json"], "--tasks and --ratings belong together"),
         (["--url", "localhost:8000"], "--url localhost:8000: give the address of an API"),
+        (["--url", "http://me:secret@localhost/v1"], "the address holds a password; set OPENAI_API_KEY"),
         (["--picture", "a.txt"], "--picture a.txt: give a file that ends in"),
         (["--speaker", "C"], "a says nothing as speaker C"),
         (["--controls", "31"], "there are 30"),
@@ -581,7 +582,7 @@ def test_votes_withhold_a_judge_through_the_command(
     assert "no votes on pairs for --question coherence; people were asked about humanness" in done.stderr
 
 
-def test_answers_to_several_threads_are_each_kept_once(tmp_path: Path, serve: Callable[..., Server]) -> None:
+def test_questions_asked_at_once_are_each_kept_once(tmp_path: Path, serve: Callable[..., Server]) -> None:
     server = serve(fair)
     config = EndpointConfig(server.url, "m")
     asked = [
@@ -590,6 +591,8 @@ def test_answers_to_several_threads_are_each_kept_once(tmp_path: Path, serve: Ca
         for messages in questions(Match(str(n), "s", MATCH.left, MATCH.right), "humanness")
     ]
     with kept_answers(tmp_path / "a.jsonl", Endpoint(config)) as answers:
-        assert len(list(answers.ask([*asked, *asked]))) == len({answers.key(messages) for messages in asked})
+        counted = itertools.count()
+        answers.ask([*asked, *asked], lambda: next(counted))
+        assert next(counted) == len({answers.key(messages) for messages in asked})
     with kept_answers(tmp_path / "a.jsonl", Endpoint(config)) as answers:
         assert answers.missing(asked) == []

@@ -56,24 +56,8 @@ def human_result(checked: Checked, inputs: Sequence[Input], failed_checks: int =
     by_question: dict[str, list[Rated]] = defaultdict(list)
     for rated in checked.rated:
         by_question[rated.unit.question.name].append(rated)
-    measures: dict[str, Measure] = {}
-    systems: dict[str, dict[str, Figure]] = {
-        shown.system: {} for item in checked.tasks.items if item.expected is None for shown in item.shown
-    }
-    agreement: dict[str, dict[str, Any]] = {}
-    comparisons: list[dict[str, Any]] = []
-    for question in checked.tasks.questions:
-        if not (units := by_question[question.name]):
-            continue
-        agreement[question.name] = _agreement(question, units, seed)
-        if question.per == "pair" and set(_levels(question)) <= {"left", "right", "tie"}:
-            _pairs(question, units, measures, systems, comparisons, seed)
-        elif question.per != "pair" and scale_of(_levels(question)) == "ordinal":
-            _scores(question, units, measures, systems, comparisons, seed)
-    if (pooled := _pooled(checked)) is not None:
-        agreement["all"] = _agreement(*pooled, seed)
-    _correct(comparisons)
-    return Result(
+    names = [shown.system for item in checked.tasks.items if item.expected is None for shown in item.shown]
+    result = Result(
         kind="human",
         inputs=list(inputs),
         settings={
@@ -83,16 +67,29 @@ def human_result(checked: Checked, inputs: Sequence[Input], failed_checks: int =
             "failed_checks": failed_checks,
             "majority": "the level that most raters gave; of a split of numbers the median, of a pair a tie",
         },
-        measures=measures,
-        systems=systems,
+        measures={},
+        systems={name: {} for name in names},
         details={
             "counts": checked.counts,
             "failed": checked.failed,
-            "agreement": agreement,
+            "agreement": {},
             "paper_kappa": PAPER_KAPPA,
-            "comparisons": comparisons,
+            "comparisons": [],
         },
     )
+    agreement = result.details["agreement"]
+    for question in checked.tasks.questions:
+        if not (units := by_question[question.name]):
+            continue
+        agreement[question.name] = _agreement(question, units, seed)
+        if question.per == "pair" and set(_levels(question)) <= {"left", "right", "tie"}:
+            _pairs(question, units, result)
+        elif question.per != "pair" and scale_of(_levels(question)) == "ordinal":
+            _scores(question, units, result)
+    if (pooled := _pooled(checked)) is not None:
+        agreement["all"] = _agreement(*pooled, seed)
+    _correct(result.details["comparisons"])
+    return result
 
 
 # ---------------------------------------------------------------------------------------------- the figures
@@ -121,15 +118,9 @@ def _figure(values: Values, seed: int, note: str = "") -> Figure:
     return Figure(value=mean, low=low, high=high, n=n, note=note)
 
 
-def _scores(
-    question: Question,
-    units: Sequence[Rated],
-    measures: dict[str, Measure],
-    systems: dict[str, dict[str, Figure]],
-    comparisons: list[dict[str, Any]],
-    seed: int,
-) -> None:
-    """Scores of a turn, a dialogue or a candidate, by system; of every two systems on the starts of both."""
+def _scores(question: Question, units: Sequence[Rated], result: Result) -> None:
+    """Adds scores of what was said, by system; of every two systems on the starts of both."""
+    seed = result.settings["seed"]
     voted, split = majority(_table(question, units), _levels(question))
     by_vote: dict[str, Values] = defaultdict(lambda: defaultdict(list))
     by_mean: dict[str, Values] = defaultdict(lambda: defaultdict(list))
@@ -140,12 +131,12 @@ def _scores(
         by_mean[system][start].append(float(np.mean([float(value) for value in rated.answers.values()])))
         splits[system] += int(is_split)
     name = question.name
-    measures[name] = Measure(label=name, better="high")
-    measures[f"{name}_mean"] = Measure(label=f"{name}, mean of all ratings", better="high")
+    result.measures[name] = Measure(label=name, better="high")
+    result.measures[f"{name}_mean"] = Measure(label=f"{name}, mean of all ratings", better="high")
     for system, values in by_vote.items():
         note = f"{splits[system]} units without a majority: the median" if splits[system] else ""
-        systems[system][name] = _figure(values, seed, note)
-        systems[system][f"{name}_mean"] = _figure(by_mean[system], seed)
+        result.systems[system][name] = _figure(values, seed, note)
+        result.systems[system][f"{name}_mean"] = _figure(by_mean[system], seed)
     for one, other in combinations(by_vote, 2):
         starts = [start for start in by_vote[one] if start in by_vote[other]]
         if not starts:
@@ -153,22 +144,15 @@ def _scores(
         differences = [
             float(np.mean(by_vote[one][start]) - np.mean(by_vote[other][start])) for start in starts
         ]
-        comparisons.append(
+        result.details["comparisons"].append(
             _compared(name, "start", one, other, dict(zip(starts, differences, strict=True)), seed)
         )
 
 
-def _pairs(
-    question: Question,
-    units: Sequence[Rated],
-    measures: dict[str, Measure],
-    systems: dict[str, dict[str, Figure]],
-    comparisons: list[dict[str, Any]],
-    seed: int,
-) -> None:
-    """Wins, ties and losses of pairs, whichever side each system was shown on."""
+def _pairs(question: Question, units: Sequence[Rated], result: Result) -> None:
+    """Adds wins, ties and losses of pairs, whichever side each system was shown on."""
+    seed, order = result.settings["seed"], list(result.systems)
     voted, split = majority(_table(question, units), _levels(question))
-    order = list(systems)
     points: dict[str, Values] = defaultdict(lambda: defaultdict(list))
     pairs: dict[tuple[str, str], dict[tuple[str, str], float]] = defaultdict(dict)
     splits: dict[str, int] = defaultdict(int)
@@ -181,12 +165,15 @@ def _pairs(
         one, other = sorted((left, right), key=order.index)
         won = of_left if one == left else -of_left
         pairs[one, other][rated.unit.item.start, rated.unit.item.id] = won
-    measures[question.name] = Measure(label=f"{question.name}, share of wins", better="high", chance=0.5)
+    result.measures[question.name] = Measure(
+        label=f"{question.name}, share of wins", better="high", chance=0.5
+    )
     for system, values in points.items():
         note = f"{splits[system]} pairs without a majority: a tie" if splits[system] else ""
-        systems[system][question.name] = _figure(values, seed, note)
+        result.systems[system][question.name] = _figure(values, seed, note)
     for (one, other), results in pairs.items():
-        comparisons.append(_compared(question.name, "pair", one, other, results, seed))
+        found = _compared(question.name, "pair", one, other, results, seed)
+        result.details["comparisons"].append(found)
 
 
 def _compared(
