@@ -54,6 +54,23 @@ def replaced(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
         raise
 
 
+def check_place(path: Path, option: str) -> None:
+    """Whether a file may be written there later; missing folders are no obstacle, they are made for it.
+
+    Args:
+        path: of the file.
+        option: it was given by.
+
+    Raises:
+        UserError: it is a folder, or something in its way is not.
+    """
+    if path.is_dir():
+        raise UserError(f"{option} {path}: a folder; give a file")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"{option} {path}: {above} is not a folder; name another file")
+
+
 def sync(path: Path, inside: bool = True) -> None:
     """Waits until a file, or a folder and what is in it, is on the disk: a power cut does not undo it.
 

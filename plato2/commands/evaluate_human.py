@@ -167,7 +167,7 @@ def serve(
     if address is not None and not address.startswith(("http://", "https://")):
         raise UserError(f"--address {address}: give it with its scheme, such as https://rate.example.org")
     from plato2.evaluate.human.formats import read_tasks
-    from plato2.files import locked
+    from plato2.files import check_place, locked
 
     found = read_tasks(tasks)
     _import_extras()
@@ -177,8 +177,7 @@ def serve(
 
     listener = listen(at.host, at.port)
     file = db or tasks.with_suffix(".sqlite")
-    if not file.parent.is_dir():  # which the lock would make
-        raise UserError(f"--db {file}: {file.parent} is not a folder; make it first")
+    check_place(file, "--db")
     with locked(file.with_name(f"{file.name}.lock"), file, "stop the other server, or name another --db"):
         store = Store(file, found, lease_s=lease * 60)
         known = store.raters(raters)

@@ -13,6 +13,7 @@ from rich.progress import Progress
 
 from plato2.commands.talking import DECODING
 from plato2.config import UserError
+from plato2.files import check_place
 
 if TYPE_CHECKING:
     from plato2.talk.self_chat import SelfChat
@@ -35,8 +36,7 @@ def check_out(out: Path, given: Path | None, option: str) -> None:
     Raises:
         UserError: if not.
     """
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: {out.parent} is not a folder; make it first")
+    check_place(out, "--out")
     if out.exists() and not out.is_file():
         raise UserError(f"--out {out}: not a file; give a new one")
     if given is not None and out.exists() and given.exists() and out.samefile(given):

@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from plato2.config import UserError, option
+from plato2.config import option
+from plato2.files import check_place
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
@@ -39,10 +40,8 @@ class ResultOptions:
 
         check_picture(self.picture)
         for name, path in (("--out", self.out), ("--picture", self.picture)):
-            if path is not None and not path.parent.is_dir():
-                raise UserError(f"{name} {path}: {path.parent} is not a folder; make it first")
-            if path is not None and path.is_dir():
-                raise UserError(f"{name} {path}: a folder; give a file")
+            if path is not None:
+                check_place(path, name)
 
 
 def deliver(

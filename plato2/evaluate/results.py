@@ -99,6 +99,7 @@ def write_text(path: Path, text: str) -> None:
         UserError: it cannot be written.
     """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, text)
     except OSError as error:
         raise UserError(f"--out {path}: cannot be written ({error.strerror}); name another file") from None
@@ -196,6 +197,7 @@ def save_picture(path: Path, drawing: Picture) -> None:
     """
     check_picture(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         drawing.savefig(path, dpi=150)
     except OSError as error:
         raise UserError(

@@ -90,14 +90,16 @@ def test_what_is_kept_goes_when_the_result_is_written(chats: Path, tmp_path: Pat
         (["--match-words", "-1"], "--match-words -1: must be 0 (as the smallest has) or more"),
         (["--vocabulary", "1"], "--vocabulary 1: must be at least 2"),
         (["--picture", "a.txt"], "--picture a.txt: give a file that ends in .png"),
-        (["--out", "no/r.json"], "--out no/r.json: no is not a folder"),
+        (["--out", "{chats}/r.json"], "chats.jsonl is not a folder; name another file"),
         (["--offensive", "no.txt"], "no.txt: cannot be read"),
         (["--model", "no"], "no: no such run folder, checkpoint or model folder"),
         (["no.jsonl"], "no.jsonl: no such file"),
     ],
 )
 def test_what_cannot_be_is_told_in_one_line(chats: Path, options: list[str], message: str) -> None:
-    done = plato2("evaluate", "dialogues", chats, "--no-embedding", *options)
+    done = plato2(
+        "evaluate", "dialogues", chats, "--no-embedding", *(option.format(chats=chats) for option in options)
+    )
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1

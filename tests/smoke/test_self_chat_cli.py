@@ -201,7 +201,7 @@ def test_a_file_goes_on_with_its_own_settings_only(
         (["--rank", "backward"], "--rank backward: needs a model of stage=backward; give --backward"),
         (["--starts", "{starts}x"], "--starts {starts}x: No such file or directory"),
         (["--out", "{starts}"], "--out {starts}: the same file as --starts; give a new one"),
-        (["--out", "{starts}/x"], "--out {starts}/x: {starts} is not a folder; make it first"),
+        (["--out", "{starts}/x"], "--out {starts}/x: {starts} is not a folder; name another file"),
         (["--out", "/dev/full"], "--out /dev/full: not a file; give a new one"),
         (["--generation", "{2_eval}"], "this is a 2_eval run; give a run of 2_gen or 1_coarse"),
     ],

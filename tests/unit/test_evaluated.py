@@ -212,8 +212,9 @@ def test_a_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize("verb", ["replies", "dialogues", "selection", "audit", "human report none"])
 def test_a_place_where_no_result_can_be_is_told_before_anything_is_read(tmp_path: Path, verb: str) -> None:
     (tmp_path / "r.svg").mkdir()
+    (tmp_path / "file").touch()
     for option, path, message in (
-        ("--out", "no/r.json", f"{tmp_path / 'no'} is not a folder; make it first"),
+        ("--out", "file/r.json", f"{tmp_path / 'file'} is not a folder; name another file"),
         ("--picture", "r.svg", "a folder; give a file"),
         ("--picture", "r.txt", "give a file that ends in .png, .svg, .pdf"),
     ):

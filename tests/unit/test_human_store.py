@@ -323,8 +323,8 @@ def test_serve_says_what_is_wrong_before_it_begins(tmp_path: Path) -> None:
             "--address rate.example.org: give it with its scheme",
         ),
         (
-            ["--raters", "3", "--db", "/no/such/folder/x"],
-            "--db /no/such/folder/x: /no/such/folder is not a folder",
+            ["--raters", "3", "--db", f"{tasks}/x"],
+            f"--db {tasks}/x: {tasks} is not a folder",
         ),
     ):
         done = CliRunner().invoke(app, ["serve", str(tasks), *options, "--port", "0"])
