@@ -23,6 +23,7 @@ class Draw(IntEnum):
     NEGATIVES = 4
     NOISE = 5
     MASKS = 6
+    TEST = 7
 
 
 def draw_key(*parts: int) -> int:

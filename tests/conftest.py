@@ -39,6 +39,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_response=32,
         shard_samples=128,
         valid_dialogues=20,
+        test_fraction=0.0,
     )
     prepare(options)
     return folder / "shards"

@@ -17,7 +17,7 @@ from plato2.config import DecodeConfig, UserError, expand_path
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
-HELP = """Measure what the latents z of a 2_gen model say, on validation contexts of a corpus.
+HELP = """Measure what the latents z of a 2_gen model say, on contexts of a corpus that are not trained on.
 
 How often the candidate of each z is the one that is said; what the posterior knows of a response; how
 candidates of different z differ, compared with as many samples of one z and of stage 1; each z's typical
@@ -42,7 +42,13 @@ def latents(
     evaluation: Evaluation = None,
     backward: Backward = None,
     coarse: Annotated[Path | None, typer.Option(help="The same for stage 1_coarse, to compare with.")] = None,
-    contexts: Annotated[int, typer.Option(min=1, help="Validation contexts to answer.")] = 100,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="test or valid: where the contexts are from; default: test where the corpus has it."
+        ),
+    ] = None,
+    contexts: Annotated[int, typer.Option(min=1, help="Contexts to answer.")] = 100,
     decode: DecodeConfig = DEFAULT,
     rank: Rank = None,
     device: Device = "auto",
@@ -50,13 +56,14 @@ def latents(
 ) -> None:
     """Run the verb."""
     # After the options are checked: importing torch takes seconds.
-    from plato2.data.examples import read_examples
+    from plato2.data.examples import read_examples, split_to_measure
     from plato2.evaluate.latents import audit, hear, latents_picture, print_latents
     from plato2.evaluate.results import inputs
     from plato2.talk.bot import pick_device
     from plato2.weights.folder import has_recognition, load_generation, saved_tokenizer
 
     data = expand_path(data, "--data")
+    split = split_to_measure(data, split)
     bot = load_bot(generation, evaluation, decode, device, backward=backward, rank=rank)
     if bot.generation.recognition is None:
         raise UserError(
@@ -67,10 +74,10 @@ def latents(
             f"--coarse {coarse}: trained with another tokenizer than --generation {generation}; give runs of "
             "one curriculum"
         )
-    examples = read_examples(data, bot.tokenizer, contexts, max_context=bot.max_context)
+    examples = read_examples(data, bot.tokenizer, contexts, split, max_context=bot.max_context)
     if not examples:
         raise UserError(
-            f"--data {data}: no validation context has at most {bot.max_context} tokens, half of the model's "
+            f"--data {data}: no {split} context has at most {bot.max_context} tokens, half of the model's "
             "positions; give another corpus"
         )
     where = pick_device(device)
@@ -81,5 +88,10 @@ def latents(
     heard = watch(hear(bot, examples, stage_1, full), "contexts", len(examples))
     result = audit(str(generation), list(heard), decode.seed)
     result.inputs = inputs(*(path for path in (generation, evaluation, backward, coarse, data) if path))
-    result.settings = {"contexts": len(examples), "rank": rank, "decode": asdict(bot.decode_config)}
+    result.settings = {
+        "split": split,
+        "contexts": len(examples),
+        "rank": rank,
+        "decode": asdict(bot.decode_config),
+    }
     deliver(result, to, latents_picture, partial(print_latents, console=Console(highlight=False)))

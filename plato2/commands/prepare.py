@@ -83,6 +83,7 @@ def _print_summary(folder: Path, as_json: bool) -> None:
         found = {
             "out": str(folder),
             "samples": samples,
+            "repeated": facts.get("repeated", {}),
             "kept": sum(samples.values()) / facts["counts"]["pairs"],
             "counts": facts["counts"],
             "rules": facts["rules"],

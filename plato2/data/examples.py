@@ -38,7 +38,7 @@ def read_examples(
         folder: a prepared corpus, local or fsspec address.
         tokenizer: the one it was prepared with.
         n: how many.
-        split: `valid` or `train`.
+        split: `test`, `valid` or `train`.
         max_context: take the next sample instead of one with a longer context, counted in ids.
         cache_dir: where copies of remote shards are kept.
 
@@ -69,6 +69,23 @@ def read_examples(
                 examples.append(_example(tokenizer, first + row, ids, int(samples.context_len[row])))
         first += shard.samples
     return examples
+
+
+def split_to_measure(folder: str | Path, split: str | None) -> str:
+    """The split that figures are made of: the one asked for, else test, or valid in a corpus without test.
+
+    Raises:
+        UserError: no corpus, or not such a split.
+    """
+    splits = [name for name in ("test", "valid") if name in read_index(folder).splits]
+    if split is None and splits:
+        return splits[0]
+    if split not in splits:
+        raise UserError(
+            f"--split {split}: {folder} has {' and '.join(splits) or 'no split'} to measure on; give one it "
+            "has, or prepare the corpus again"
+        )
+    return split
 
 
 def _example(tokenizer: Tokenizer, sample_id: int, ids: list[int], context_len: int) -> Example:

@@ -53,7 +53,7 @@ def read_selection(
     Args:
         folder: a prepared corpus, local or fsspec address.
         n: contexts; rounded up to a multiple of 10, or as many as there are.
-        split: `valid` or `train`.
+        split: `test`, `valid` or `train`.
         cache_dir: where copies of remote shards are kept.
 
     Raises:

@@ -60,7 +60,7 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class SplitIndex:
-    """The shards of one split (`train`, `valid`) in stored order."""
+    """The shards of one split (`train`, `valid`, `test`) in stored order."""
 
     shards: tuple[ShardInfo, ...] = ()
 

@@ -61,6 +61,8 @@ class CardFacts:
     """Share of the training targets that are unknown to the tokenizer."""
     notes: list[str] = field(default_factory=list)
     """What else the reader said of the files."""
+    repeated: dict[str, int] = field(default_factory=dict)
+    """By split: samples that are, word for word, in the training split as well."""
 
 
 def write_card(
@@ -72,7 +74,7 @@ def write_card(
         f"# Data card: {escape(str(index.source['corpus']))}",
         _source(index, facts),
         "## From dialogues to samples",
-        table(("", "number"), _funnel(facts.counts)),
+        table(("", "number"), _funnel(facts.counts, facts.repeated)),
         _broken(facts),
         "## Cleaning rules",
         f"{facts.n_messages_failing:,} of {facts.n_messages_judged:,} messages "
@@ -103,6 +105,7 @@ def _source(index: ShardIndex, facts: CardFacts) -> str:
         [
             f"- source: {files}; {days}",
             f"- validation: the latest dialogues by {facts.split_by}",
+            *(["- test: random ones of the other dialogues"] if "test" in index.splits else []),
             f"- prepared: {source['prepared']} with plato2 {source['plato2']}",
             f"- tokenizer: {index.vocab_size - 1:,} pieces, sha256 `{index.tokenizer_sha256}`",
             f"- unigram baseline on the validation responses: perplexity {index.unigram['ppl']:.1f} "
@@ -111,9 +114,14 @@ def _source(index: ShardIndex, facts: CardFacts) -> str:
     )
 
 
+def n_samples(counts: Mapping[str, int]) -> int:
+    """Samples of all splits."""
+    return sum(counts.get(f"{split}_samples", 0) for split in ("train", "valid", "test"))
+
+
 def lost_pairs(counts: Mapping[str, int]) -> dict[str, int]:
     """Pairs of context and response that became no sample, by reason."""
-    samples = counts.get("train_samples", 0) + counts.get("valid_samples", 0)
+    samples = n_samples(counts)
     failing = counts.get("pairs_failing_response", 0)
     long_turn = counts.get("pairs_long_context_turn", 0)
     return {
@@ -133,8 +141,8 @@ def losses(counts: Mapping[str, int], rules: Mapping[str, int]) -> str:
     )
 
 
-def _funnel(counts: Mapping[str, int]) -> list[tuple[str, str]]:
-    samples = counts.get("train_samples", 0) + counts.get("valid_samples", 0)
+def _funnel(counts: Mapping[str, int], repeated: Mapping[str, int]) -> list[tuple[str, str]]:
+    samples = n_samples(counts)
     rows = [
         ("dialogues", counts["dialogues"]),
         ("of two or more turns", counts["dialogues_of_two_or_more_turns"]),
@@ -145,6 +153,8 @@ def _funnel(counts: Mapping[str, int]) -> list[tuple[str, str]]:
         ("of these: response cut, without end token", counts.get("samples_response_cut", 0)),
         ("for training", counts.get("train_samples", 0)),
         ("for validation", counts.get("valid_samples", 0)),
+        ("for test", counts.get("test_samples", 0)),
+        *((f"of {split}: word for word in train as well", n) for split, n in repeated.items()),
     ]
     table = [(name, f"{n:,}") for name, n in rows]
     return [*table, ("samples / pairs", f"{samples / counts['pairs']:.1%}")]

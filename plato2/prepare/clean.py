@@ -179,9 +179,10 @@ class RepeatCounter:
         """Start with no message."""
         self._keys = array("Q")
 
-    def add(self, text: str) -> None:
-        """Count one message."""
-        self._keys.append(message_key(text))
+    def add(self, text: str) -> int:
+        """Count one message; returns its key."""
+        self._keys.append(key := message_key(text))
+        return key
 
     def __len__(self) -> int:
         """Messages counted."""

@@ -1,12 +1,13 @@
-"""A corpus to shards: read, clean, encode, split by time, shuffle, write, describe.
+"""A corpus to shards: read, clean, encode, split, shuffle, write, describe.
 
 Two passes over the corpus, and one more when a tokenizer is trained:
 
 1. count: dialogues, their times, how often each message occurs (8 bytes per message);
 2. encode the turns, apply the rules, cut the dialogues into (context, response) samples and shuffle them.
 
-Text is never held: memory is some bytes for each message and one bucket of samples. Everything is written to
-a hidden sibling of the target, which takes its name at the very end: a killed run leaves nothing half-done.
+Text is never held: memory is some bytes for each message and sample, and one bucket of samples. Everything is
+written to a hidden sibling of the target, which takes its name at the very end: a killed run leaves nothing
+half-done.
 The same corpus, options and seed give the same bytes in every shard.
 """
 
@@ -16,6 +17,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -53,6 +55,7 @@ from plato2.prepare.clean import Cleaner, conversations
 from plato2.prepare.corpora import ReadReport, read_corpus
 from plato2.prepare.options import PrepareOptions
 from plato2.prepare.shuffle import DiskShuffle
+from plato2.prepare.splits import n_repeated, sample_keys
 from plato2.prepare.statistics import SplitStatistics, unigram_nll
 from plato2.prepare.survey import Survey
 
@@ -62,6 +65,7 @@ T = TypeVar("T")
 TOKENIZER_MESSAGES = 1_000_000
 """Messages a tokenizer is trained on at most, evenly spread over the corpus: SentencePiece holds them all."""
 _ENCODE_TURNS = 4096
+SPLITS = ("train", "valid", "test")
 _MOST_UNREAD = 0.05
 """Share of unknown tokens that is not warned about: emoji, rare characters."""
 
@@ -96,9 +100,17 @@ def summary(folder: Path) -> list[str]:
     facts, samples = index.extra["facts"], {name: split.samples for name, split in index.splits.items()}
     n_pairs, n_samples = facts["counts"]["pairs"], sum(samples.values())
     lines = [
-        f"{folder}: {samples['train']:,} samples to train on and {samples['valid']:,} for validation, "
-        f"{n_samples / n_pairs:.1%} of {n_pairs:,} pairs; unigram perplexity {index.unigram['ppl']:.1f}"
+        f"{folder}: {samples['train']:,} samples to train on, {samples['valid']:,} for validation and "
+        f"{samples.get('test', 0):,} for test, {n_samples / n_pairs:.1%} of {n_pairs:,} pairs; unigram "
+        f"perplexity {index.unigram['ppl']:.1f}"
     ]
+    if "test" not in samples and index.prepare.get("test_fraction"):
+        lines.append("no dialogue is held out for test: the corpus is small; test_dialogues sets a number")
+    for split, n in facts.get("repeated", {}).items():  # corpora prepared before have none
+        if n:
+            lines.append(
+                f"{n:,} of the {samples[split]:,} {split} samples are word for word in train as well"
+            )
     if dropped := losses(facts["counts"], facts["rules"]):
         lines.append(f"left out of the pairs: {dropped}")
     if n_broken := facts["counts"]["broken"]:
@@ -119,20 +131,26 @@ def summary(folder: Path) -> list[str]:
 def _prepare(options: PrepareOptions, folder: Path, progress: Progress) -> None:
     given = Tokenizer.load(options.tokenizer) if options.tokenizer else None
     survey = _survey(options, progress)
-    is_valid = survey.choose_valid(options)
-    tokenizer = _tokenizer(options, given, survey, is_valid, progress)
+    chosen = survey.choose_splits(options)
+    tokenizer = _tokenizer(options, given, survey, chosen["valid"], progress)
     tokenizer.save(folder / "tokenizer")
     repeated = survey.messages.above(options.clean.max_repeats) if options.clean.max_repeats else frozenset()
     cleaner = Cleaner(options.clean, repeated)
-    writer = _SampleWriter(options, folder, tokenizer, survey)
-    with writer.shuffles["train"], writer.shuffles["valid"]:
+    writer = _SampleWriter(options, folder, tokenizer, survey, chosen)
+    split_of = np.select([chosen[split] for split in SPLITS], np.arange(len(SPLITS)))
+    with ExitStack() as stack:
+        for shuffle in writer.shuffles.values():
+            stack.enter_context(shuffle)
         dialogues = _read(options, progress, "encoding", survey.n_dialogues)
         for numbered in _encoded(dialogues, tokenizer, options.background == "context"):
-            _cut(numbered, cleaner, options, writer, "valid" if is_valid[numbered.number] else "train")
-        splits = {split: writer.finish(split, progress) for split in ("train", "valid")}
+            _cut(numbered, cleaner, options, writer, SPLITS[split_of[numbered.number]])
+        splits = {split: writer.finish(split, progress) for split in SPLITS}
+    if not splits["test"].samples and options.test_dialogues is None:
+        splits.pop("test")
     _check_not_empty(splits, survey, writer.counts, cleaner.hits)
-    targets = writer.statistics["train"].targets
-    nll = unigram_nll(writer.statistics["train"].targets, writer.statistics["valid"].targets)
+    statistics = {split: writer.statistics[split] for split in splits}
+    targets = statistics["train"].targets
+    nll = unigram_nll(targets, statistics["valid"].targets)
     facts = CardFacts(
         counts=survey.counts() | {key: int(n) for key, n in writer.counts.items()},
         rules=dict(cleaner.hits),
@@ -144,6 +162,7 @@ def _prepare(options: PrepareOptions, folder: Path, progress: Progress) -> None:
         dates=survey.dates(),
         split_by="time" if survey.has_times() else "order in the corpus",
         unread_share=float(targets[UNK_ID] / targets.sum()),
+        repeated=writer.repeated(splits),
     )
     index = ShardIndex(
         tokenizer_sha256=tokenizer.sha256,
@@ -162,7 +181,7 @@ def _prepare(options: PrepareOptions, folder: Path, progress: Progress) -> None:
         },
         extra={"facts": dataclasses.asdict(facts)},
     )
-    write_card(folder, index, facts, writer.statistics)
+    write_card(folder, index, facts, statistics)
     write_index(folder, index)
 
 
@@ -310,15 +329,26 @@ def _background(encoded: _Encoded, i: int) -> list[list[int]]:
 
 
 class _SampleWriter:
-    """Shuffles the samples of both splits on disk and writes them as shards."""
+    """Shuffles the samples of all splits on disk and writes them as shards."""
 
-    def __init__(self, options: PrepareOptions, folder: Path, tokenizer: Tokenizer, survey: Survey) -> None:
+    def __init__(
+        self,
+        options: PrepareOptions,
+        folder: Path,
+        tokenizer: Tokenizer,
+        survey: Survey,
+        chosen: dict[str, np.ndarray],
+    ) -> None:
         self._options, self._folder, self._vocab_size = options, folder, tokenizer.vocab_size
         size = (options.max_context, options.max_response, tokenizer.vocab_size)
-        self.statistics = {split: SplitStatistics(*size) for split in ("train", "valid")}
+        self.statistics = {split: SplitStatistics(*size) for split in SPLITS}
         self.counts: Counter[str] = Counter()
+        self.keys: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+        """Of the samples written, to count those of one split that are in another."""
 
-        n_expected = {"train": survey.n_pairs, "valid": round(survey.n_pairs * survey.valid_share)}
+        n_usable = len(survey.usable())
+        n_expected = {split: round(survey.n_pairs * int(chosen[split].sum()) / n_usable) for split in SPLITS}
+        n_expected["train"] = survey.n_pairs
         self.shuffles = {
             split: DiskShuffle(folder / f"{split}.buckets", n, options.shard_samples, [options.seed, number])
             for number, (split, n) in enumerate(n_expected.items())
@@ -336,9 +366,17 @@ class _SampleWriter:
             if records:
                 lengths = [len(record) for record in records]
                 offsets = np.concatenate([[0], np.cumsum(lengths)])
-                self.statistics[split].add(np.concatenate(records), offsets, np.array(context_len))
+                arrays = (np.concatenate(records), offsets, np.array(context_len))
+                self.statistics[split].add(*arrays)
+                self.keys[split].append(sample_keys(*arrays))
             writer.write(records, context_len)
         return SplitIndex(tuple(writer.close()))
+
+    def repeated(self, splits: Iterable[str]) -> dict[str, int]:
+        """By split: samples that are, word for word, in the training split as well."""
+        train = np.concatenate(self.keys["train"])
+        others = (split for split in splits if split != "train")
+        return {split: n_repeated(np.concatenate(self.keys[split]), train) for split in others}
 
 
 # -- checks ---------------------------------------------------------------------------------------------
@@ -383,5 +421,6 @@ def _check_not_empty(
             raise UserError(
                 f"no sample is left for {split}: of {survey.n_pairs:,} pairs of context and response: "
                 f"{losses(survey.counts() | counts, rules) or 'too few'}{read}; switch rules off "
-                "(--rule NAME=off), or change policy, valid_fraction or valid_dialogues"
+                "(--rule NAME=off), or change policy, valid_fraction or valid_dialogues, test_fraction or "
+                "test_dialogues"
             )

@@ -66,6 +66,12 @@ class PrepareOptions:
     valid_dialogues: int | None = option(
         None, help="Number of validation dialogues, instead of a share.", ge=1
     )
+    test_fraction: float = option(
+        0.02,
+        help="Share of the dialogues, random ones of those before validation, that are held out for test; "
+        "0: none.",
+    )
+    test_dialogues: int | None = option(None, help="Number of test dialogues, instead of a share.", ge=1)
     seed: int = option(11, help="Seeds the order of the samples.")
     strict: bool = option(False, help="Stop at the first broken record, instead of counting it.")
     force: bool = option(False, help="Replace an existing prepared corpus.")
@@ -89,6 +95,8 @@ class PrepareOptions:
             raise UserError(f"seed={self.seed}: must be at least 0 and below 2**63")
         if not 0 < self.valid_fraction < 1:
             raise UserError(f"valid_fraction={self.valid_fraction}: must be between 0 and 1")
+        if not 0 <= self.test_fraction < 1:
+            raise UserError(f"test_fraction={self.test_fraction}: must be at least 0 and below 1")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PrepareOptions:

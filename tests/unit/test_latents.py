@@ -153,7 +153,9 @@ def test_the_verb(data: Path, tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 0, shown.output
     assert "typical words" in shown.stdout
+    assert "on the valid split" in shown.stdout  # this corpus has no test split
     result = read_result(out)
+    assert result.settings["split"] == "valid"
     again = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
     assert again["systems"] == result.model_dump()["systems"]
     assert again["details"] == result.details
@@ -162,6 +164,7 @@ def test_the_verb(data: Path, tmp_path: Path) -> None:
     assert load_generation(runs["2_gen"]).recognition is not None
     for bad, message in (
         (["--generation", runs["1_coarse"]], "a stage-1 model, which has no latents"),
+        (["--generation", runs["2_gen"], "--split", "test"], "--split test: "),
         (["--generation", runs["2_gen"], "--picture", "x.gif"], "--picture x.gif"),
         (["--generation", runs["2_gen"], "--coarse", runs["2_eval"]], "2_eval"),
     ):

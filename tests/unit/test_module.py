@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,8 @@ from synthetic import write_corpus
 from plato2.config import UserError
 from plato2.data.collate import CoherenceBatch, GenerationBatch
 from plato2.data.module import DialogueDataModule
+from plato2.data.selection import read_selection
+from plato2.data.shards import SplitIndex, read_index, write_index
 from plato2.data.stream import Step
 
 ROOT = Path(__file__).parents[2]
@@ -117,6 +121,22 @@ def test_a_resumed_run_sees_the_rest(
     if stop_at < 28:  # the last of the validations, one every 7 steps
         assert sorted(set(second.validated)) == list(range(40))
     assert data.state_dict()["step"] == 30
+
+
+def test_training_never_opens_the_test_split(path: str, whole: list[Any], tmp_path: Path) -> None:
+    """Its shards are not even there: training and validation are what they are without it."""
+    shutil.copytree(path, tmp_path / "corpus")
+    index = read_index(path)
+    missing = replace(index.splits["train"].shards[0], file="test-00000.parquet")
+    with_test = index.splits | {"test": SplitIndex((missing,))}
+    write_index(tmp_path / "corpus", replace(index, splits=with_test))
+    recorder, data = Recorder(), module(str(tmp_path / "corpus"))
+    trainer(tmp_path, enable_checkpointing=False, val_check_interval=7).fit(recorder, data)
+    assert recorder.seen == whole
+    assert sorted(set(recorder.validated)) == list(range(40))
+    assert data.identity | {"path": path} == module(path).identity
+    with pytest.raises(UserError, match=r"test-00000\.parquet: shard is missing"):
+        read_selection(data.path, 10, "test")
 
 
 def test_position_without_a_trainer(path: str) -> None:

@@ -51,7 +51,7 @@ def corpus(tmp_path) -> Path:
 
 def options(path: Path, out: Path, **changes) -> PrepareOptions:
     values = {"corpus": "jsonl", "files": [str(path)], "out": str(out), "tokenizer": str(KNOVER)}
-    values |= {"clean": CleanRules.off(), "valid_fraction": 0.1}
+    values |= {"clean": CleanRules.off(), "valid_fraction": 0.1, "test_fraction": 0.0}
     return PrepareOptions(**values | changes)
 
 
@@ -483,7 +483,7 @@ def test_command_prints_one_json_object(corpus, tmp_path):
     summary = json.loads(result.stdout)
     assert summary["counts"]["pairs"] == 160
     assert list(summary["rules"]) == ["1. more than 9 tokens"]
-    assert summary["samples"] == {"train": 156, "valid": 4}
+    assert summary["samples"] == {"train": 152, "valid": 4, "test": 4}
 
 
 @pytest.mark.parametrize(
