@@ -29,7 +29,7 @@ from plato2.prepare.reddit.options import RedditOptions
 from plato2.prepare.reddit.pipeline import prepare_reddit
 
 OFFENSIVE = "zorkblat"
-RUN = {"vocab_pieces": 500, "shard_nodes": 300, "valid_samples": 40}
+RUN = {"vocab_pieces": 500, "shard_nodes": 300, "valid_samples": 40, "test_fraction": 0.0}
 SMALL = {"workers": 1, "valid_from": "2011-01-25"}
 
 
@@ -104,7 +104,12 @@ def digest(folder: Path) -> str:
             for info, sha in zip(index.splits["train"].shards, digests["train"], strict=True)
         }
         parts = [train.get(number, empty) for number in range(n_shards)]
-        if hashlib.sha256("\n".join([*parts, *digests["valid"]]).encode()).hexdigest() == stated:
+        if (
+            hashlib.sha256(
+                "\n".join([*parts, *digests["valid"], *digests.get("test", [])]).encode()
+            ).hexdigest()
+            == stated
+        ):
             return stated
     raise AssertionError("the digest of the index is not that of the samples")
 
@@ -277,9 +282,10 @@ def assert_adds_up(folder: Path) -> None:
     assert {name: n for name, n in facts["counts"].items() if n} == dict(totals)
     written = {
         split: sum(shard["samples"] for shard in index["splits"][split]["shards"])
-        for split in ("train", "valid")
+        for split in index["splits"]
     }
-    assert totals["samples"] == written["train"] + facts["n_candidates"]
+    assert totals["samples"] == written["train"] + facts["n_candidates"] + facts["n_held_out"]
+    assert facts["n_test"] == written.get("test", 0)
     assert facts["n_valid"] == written["valid"]
     assert facts["n_candidates"] >= facts["n_valid"]
     n_lines = sum(file["n_lines"] for file in index["source"]["files"])

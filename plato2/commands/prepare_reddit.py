@@ -86,11 +86,19 @@ def _print_summary(folder: Path, pieces: int | None, as_json: bool) -> None:
         return
     console = Console(highlight=False)
     lines = [
-        f"{folder}: {samples['train']:,} samples to train on and {samples['valid']:,} for validation from "
-        f"{counts['read']:,} messages; unigram perplexity {index.unigram['ppl']:.1f}",
+        f"{folder}: {samples['train']:,} samples to train on, {samples['valid']:,} for validation and "
+        f"{samples.get('test', 0):,} for test from {counts['read']:,} messages; unigram perplexity "
+        f"{index.unigram['ppl']:.1f}",
         *filter(None, [fewer_pieces(index.vocab_size, pieces) if pieces else None]),
         f"the data card: {folder / 'card.md'}",
     ]
+    for split, n in facts["repeated_in_train"].items():
+        if n:
+            lines.append(
+                f"{n:,} of the {samples[split]:,} {split} samples are word for word in train as well"
+            )
+    if "test" not in samples and index.prepare["test_fraction"]:
+        lines.append("no community is held out for test: all are too large; --test-from takes later months")
     if facts["n_broken"]:
         lines.insert(
             1, f"{facts['n_broken']:,} lines could not be read; the first: {facts['broken_examples'][0]}"

@@ -112,7 +112,8 @@ def check_adds_up(folder: Path, files: list[Path]) -> None:
     left = [number(row[1]) for row in funnel if row[0].startswith("= ")]
     index = read_index(folder)
     not_chosen = facts["n_candidates"] - facts["n_valid"]
-    assert left[2] == index.splits["train"].samples + index.splits["valid"].samples + not_chosen
+    not_chosen += facts["n_held_out"] - facts["n_test"]
+    assert left[2] == sum(split.samples for split in index.splits.values()) + not_chosen
     months = table(card, "Months")
     assert [row[0] for row in months] == [*sorted(per_month), "all"]
     for column, total in ((1, left[0]), (2, left[1]), (4, left[2])):
@@ -275,7 +276,7 @@ def test_a_file_that_was_cut_short_is_named(tmp_path):
 
 def test_index_has_the_biggest_subreddits_only():
     forums = {f"forum{i:03d}": Counter(read=2 if i >= 100 else 1, kept=1) for i in range(150)}
-    facts = FunnelFacts.of(Counts(subreddits=forums), None, {}, RedditRules.off(), [], 0, 0).plain()
+    facts = FunnelFacts.of(Counts(subreddits=forums), None, {}, RedditRules.off(), [], 0, 0, [], {}).plain()
     assert list(facts["subreddits"]) == [*list(forums)[100:], *list(forums)[:50]]
     assert facts["subreddits"]["forum149"] == {"read": 2, "kept": 1}
     assert facts["other_subreddits"] == {"subreddits": 50, "read": 50, "kept": 50}
@@ -283,7 +284,7 @@ def test_index_has_the_biggest_subreddits_only():
 
 def test_a_count_that_is_missing_has_a_line():
     counts = Counts(funnel={"2011-01": Counter(read=10, kept=7, **{"no text": 3})})
-    facts = FunnelFacts.of(counts, None, {}, RedditRules.off(), [], 0, 0)
+    facts = FunnelFacts.of(counts, None, {}, RedditRules.off(), [], 0, 0, [], {})
     assert [(step.name[:8], step.n) for step in facts.steps() if step.n] == [
         ("messages", 10),
         ("no text", 3),

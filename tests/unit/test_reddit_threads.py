@@ -37,6 +37,7 @@ def table(nodes: list[Node], vocab_size: int = 8001) -> pa.Table:
         "parent": [node.parent for node in nodes],
         "time": [node.time for node in nodes],
         "month": [MONTH + node.time // (30 * DAY) for node in nodes],
+        "community": [7 for _ in nodes],
         "text_key": [node.key for node in nodes],
         "token_ids": [node.ids for node in nodes],
     }
@@ -331,6 +332,7 @@ def test_a_thread_of_100000_comments() -> None:
         "parent": np.where(above < 0, 1, 2 * above + 2),
         "time": np.arange(n),
         "month": np.full(n, MONTH, np.int32),
+        "community": np.zeros(n, np.int64),
         "text_key": np.arange(n),
         "token_ids": pa.ListArray.from_arrays(np.arange(0, 6 * n + 1, 6, dtype=np.int32), ids.ravel()),
     }

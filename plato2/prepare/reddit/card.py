@@ -44,8 +44,9 @@ def write_card(
         "## Sources",
         *_sources(index, facts),
         "## From messages to samples",
-        "Each message ends in one line with a minus or in one of the last three, and these add up to the "
-        "messages read. A sample is a message with at least one above it: the message is the response.",
+        'Each message ends in one line with a minus or in one of those that begin with "of these", and these '
+        "add up to the messages read. A sample is a message with at least one above it: the message is the "
+        "response.",
         _funnel(facts),
         "## Rules",
         "A message is *removed* by the first rule that it breaks, in this order, and counts for each rule "
@@ -78,6 +79,7 @@ def _about(index: ShardIndex, facts: FunnelFacts) -> str:
     lines = [
         f"messages from {months[0]} to {months[-1]}{hours} (UTC)" if months else "no messages",
         f"validation: drawn from the responses written from {source['valid_from']} on",
+        _test(index, facts),
         f"prepared: {source['prepared']} with plato2 {source['plato2']}",
         f"engine: {escape(settings)}; {escape(versions)}",
         f"tokenizer: {index.vocab_size - 1:,} pieces, sha256 `{index.tokenizer_sha256}`",
@@ -87,7 +89,20 @@ def _about(index: ShardIndex, facts: FunnelFacts) -> str:
     ]
     if "digest" in index.extra:
         lines.append(f"digest of all samples in their order: `{index.extra['digest']}`")
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {line}" for line in lines if line)
+
+
+def _test(index: ShardIndex, facts: FunnelFacts) -> str:
+    """Where the test samples are from; empty without any."""
+    if not facts.n_held_out:
+        return ""
+    until = f"; and all responses from {day} on" if (day := index.prepare.get("test_from")) else ""
+    repeated = facts.repeated_in_train
+    return (
+        f"test: {len(facts.held_out):,} communities that are not trained on (subreddits.csv), before "
+        f"validation{until}; {repeated.get('test', 0):,} of its samples and {repeated['valid']:,} of "
+        "validation are word for word in training as well"
+    )
 
 
 def _sources(index: ShardIndex, facts: FunnelFacts) -> list[str]:
@@ -198,5 +213,6 @@ def _responses_cut(statistics: Mapping[str, SplitStatistics]) -> str:
 def _write_subreddits(path: Path, facts: FunnelFacts) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("subreddit", "read", "kept"))
-        writer.writerows(facts.by_subreddit())
+        writer.writerow(("subreddit", "read", "kept", "split"))
+        held_out = frozenset(facts.held_out)
+        writer.writerows((*row, "test" if row[0] in held_out else "") for row in facts.by_subreddit())

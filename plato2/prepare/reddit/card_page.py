@@ -183,7 +183,7 @@ def _funnel(facts: FunnelFacts) -> _Picture:
     totals = facts.totals()
     alt = "; ".join(f"{step.name}: {step.n:,}" for step in facts.steps())
     caption = (
-        "Each message is lost in one line (-) or is in one of the last three: these add up to the "
+        "Each message is lost in one line (-) or is in one below the samples: these add up to the "
         f"{totals['read']:,} messages read, of which the percentages are."
     )
     return _Picture("From messages to samples", alt, caption, _bars(bars))

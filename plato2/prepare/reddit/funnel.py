@@ -64,6 +64,13 @@ class FunnelFacts:
     n_candidates: int
     """Samples after the cut-off; those that are not for validation are left out."""
     n_valid: int
+    n_held_out: int
+    """Samples of the communities and the time held out for test; those that are not chosen are left out."""
+    n_test: int
+    held_out: list[str]
+    """Communities held out."""
+    repeated_in_train: dict[str, int]
+    """By split: samples that are, word for word, in the training split as well."""
 
     @classmethod
     def of(
@@ -73,8 +80,10 @@ class FunnelFacts:
         repeated: Mapping[int, int],
         rules: RedditRules,
         shards: Sequence[ShardPart],
-        n_candidates: int,
         n_valid: int,
+        n_test: int,
+        held_out: list[str],
+        repeated_in_train: dict[str, int],
     ) -> FunnelFacts:
         """Put together what the stages counted."""
         counts = Counts()
@@ -113,8 +122,12 @@ class FunnelFacts:
             quarantined=counts.quarantined,
             n_broken=counts.n_broken,
             broken_examples=counts.broken_examples,
-            n_candidates=n_candidates,
+            n_candidates=sum(shard.n_candidates for shard in shards),
             n_valid=n_valid,
+            n_held_out=sum(shard.n_held_out for shard in shards),
+            n_test=n_test,
+            held_out=held_out,
+            repeated_in_train=repeated_in_train,
         )
 
     def totals(self) -> Counter[str]:
@@ -152,9 +165,12 @@ class FunnelFacts:
         if left != totals["samples"]:
             take("not accounted for: please report this", left - totals["samples"], "lost")
         steps.append(Step("samples", left, _hundredths(left, n_read), "left"))
-        take("for training", totals["samples"] - self.n_candidates, "part")
+        take("for training", totals["samples"] - self.n_candidates - self.n_held_out, "part")
         take("for validation", self.n_valid, "part")
         take("after the cut-off, not chosen", self.n_candidates - self.n_valid, "part")
+        if self.n_held_out:
+            take("for test", self.n_test, "part")
+            take("held out for test, not chosen", self.n_held_out - self.n_test, "part")
         return steps
 
     def by_subreddit(self) -> list[tuple[str, int, int]]:
@@ -163,12 +179,13 @@ class FunnelFacts:
         return sorted(rows, key=lambda row: (-row[1], row[0]))
 
     def plain(self) -> dict[str, Any]:
-        """For index.json: everything but the subreddits with few messages, which are in subreddits.csv."""
+        """For index.json: all but the names of most subreddits, which are in subreddits.csv."""
         forums = self.by_subreddit()
         others, totals = forums[N_SUBREDDITS:], self.totals()
         return {
             "counts": {name: totals[name] for name in ("read", *self.alone, *self.together, "samples")},
             **vars(self),
+            "held_out": len(self.held_out),
             "subreddits": {name: {"read": n, "kept": kept} for name, n, kept in forums[:N_SUBREDDITS]},
             "other_subreddits": {
                 "subreddits": len(others),

@@ -121,7 +121,7 @@ class LocalEngine:
             anti_join = "ANTI JOIN read_parquet($repeated) AS repeated USING (text_key)" if repeated else ""
             batches = connection.sql(
                 f"""
-                SELECT shard_key % $n AS shard, id, parent, time, month, nodes.text_key, token_ids
+                SELECT shard_key % $n AS shard, id, parent, time, month, community, nodes.text_key, token_ids
                 FROM read_parquet($parts) AS nodes {anti_join}
                 WHERE shard_key % $n IN (SELECT shard FROM missing) ORDER BY shard
                 """,

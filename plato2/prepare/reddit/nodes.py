@@ -1,7 +1,7 @@
 """Stage 1: a block of lines to the nodes that may be part of a sample, with their token ids.
 
 A node that breaks rules 1-5 or 8-10 is not written, so the messages below it have no parent any more and go
-with it in stage 3. A node takes about 35 bytes and its ids; its text is not kept.
+with it in stage 3. A node takes about 43 bytes and its ids; its text is not kept.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _CHUNK = 1024  # messages that are encoded together
 def node_schema(vocab_size: int) -> pa.Schema:
     """Columns of the nodes; signed types only, because Spark has no others.
 
-    `shard_key` is a hash of the thread (not negative), `month` counts from year 0, `text_key` stands for the
-    text in rule 7.
+    `shard_key` is a hash of the thread (not negative), `month` counts from year 0, `community` stands for the
+    name of the forum, `text_key` for the text in rule 7.
     """
     ids = pa.int16() if vocab_size <= 2**15 else pa.int32()
     return pa.schema(
@@ -44,6 +44,7 @@ def node_schema(vocab_size: int) -> pa.Schema:
             ("parent", pa.int64()),
             ("time", pa.int64()),
             ("month", pa.int32()),
+            ("community", pa.int64()),
             ("text_key", pa.int64()),
             ("token_ids", pa.list_(ids)),
         ]
@@ -116,6 +117,7 @@ class NodeMaker:
         self._lengths = length_rules(rules)
         self._tokenizer = tokenizer
         self._on_broken = on_broken
+        self._communities: dict[str, int] = {}
         self._schema = node_schema(tokenizer.vocab_size)
         self._id_type = np.int16 if tokenizer.vocab_size <= 2**15 else np.int32
 
@@ -189,16 +191,24 @@ class NodeMaker:
         time = np.array([message.time for message in kept], dtype=np.int64)
         threads = np.array([message.thread for message in kept], dtype=np.uint64)
         months = time.astype("datetime64[s]").astype("datetime64[M]").astype(np.int32) + 1970 * 12
+        communities = np.array([self._community(message.subreddit) for message in kept], dtype=np.uint64)
         columns = [
             pa.array((hashed(threads) >> np.uint64(1)).astype(np.int64)),
             pa.array([message.id for message in kept], pa.int64()),
             pa.array([message.parent for message in kept], pa.int64()),
             pa.array(time),
             pa.array(months),
+            pa.array(communities.view(np.int64)),
             pa.array(keys.view(np.int64)),
             pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids.astype(self._id_type))),
         ]
         return pa.table(columns, schema=self._schema)
+
+    def _community(self, name: str) -> int:
+        key = self._communities.get(name)
+        if key is None:
+            key = self._communities[name] = message_key(name)
+        return key
 
 
 def parse_lines(dump: Dump, block: Block, on_broken: str, counts: Counts) -> Iterator[Message]:

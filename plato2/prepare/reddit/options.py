@@ -65,6 +65,14 @@ class RedditOptions:
     valid_samples: int = option(
         200_000, help="At most this many validation samples, drawn from all after that day.", ge=1
     )
+    test_fraction: float = option(
+        0.02,
+        help="Share of the comments that are held out for test: those of random communities; 0: none.",
+    )
+    test_from: str | None = option(
+        None, help="First day (UTC) of responses that are for test and not for validation; needs valid_from."
+    )
+    test_samples: int = option(200_000, help="At most this many test samples, drawn from all of these.", ge=1)
     shard_nodes: int = option(32_768, help="Comments per shard, on average.", ge=1)
     on_broken: OnBroken = option(
         "stop", help="At a line or file that cannot be read: stop, or skip and count."
@@ -111,7 +119,13 @@ class RedditOptions:
         check_options(self)
         if self.engine != "spark" and (self.spark_master or self.spark_conf):
             raise UserError("master and conf are Spark's: add --engine spark, or leave them out")
-        self.valid_time  # noqa: B018  a wrong day fails here
+        if not 0 <= self.test_fraction < 1:
+            raise UserError(f"test_fraction={self.test_fraction}: must be at least 0 and below 1")
+        valid_time, test_time = self.valid_time, self.test_time  # a wrong day fails here
+        if test_time is not None and (valid_time is None or test_time <= valid_time):
+            raise UserError(
+                f"test_from={self.test_from!r}: comes after validation: give an earlier day as valid_from"
+            )
 
     @property
     def valid_time(self) -> int | None:
@@ -120,13 +134,16 @@ class RedditOptions:
         Raises:
             UserError: it is no day.
         """
-        if self.valid_from is None:
-            return None
-        try:
-            day = datetime.fromisoformat(self.valid_from)
-        except ValueError:
-            raise UserError(f"valid_from={self.valid_from!r}: must be a day such as 2019-08-01") from None
-        return int((day if day.tzinfo else day.replace(tzinfo=UTC)).timestamp())
+        return _seconds("valid_from", self.valid_from)
+
+    @property
+    def test_time(self) -> int | None:
+        """`test_from` in seconds since 1970.
+
+        Raises:
+            UserError: it is no day.
+        """
+        return _seconds("test_from", self.test_from)
 
     def plain(self) -> dict[str, Any]:
         """The options that shape the samples, as plain values for the index."""
@@ -142,3 +159,13 @@ class RedditOptions:
             "spark_conf",
         }
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in elsewhere}
+
+
+def _seconds(key: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        day = datetime.fromisoformat(text)
+    except ValueError:
+        raise UserError(f"{key}={text!r}: must be a day such as 2019-08-01") from None
+    return int((day if day.tzinfo else day.replace(tzinfo=UTC)).timestamp())

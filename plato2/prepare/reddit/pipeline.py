@@ -4,8 +4,9 @@
     1. nodes        every message that passes rules 1-5 and 8-10 (nodes.py); submissions first, when there are
                     any, because they say which forums are quarantined
     2. repeated     the messages of rule 7
-    3. shards       the samples of the threads (threads.py); those before `valid_from` are for training
-    4. the rest     validation samples with the lowest keys, index, data card
+    3. shards       the samples of the threads (threads.py); those before `valid_from` are for training, but
+                    for communities held out for test
+    4. the rest     validation and test samples with the lowest keys, index, data card
 
 Stages 1 to 3 leave their parts in the work folder, so the same command resumes after any interruption.
 """
@@ -18,7 +19,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -51,6 +52,7 @@ from plato2.data.shards import (
 )
 from plato2.data.tokenizer import Tokenizer, train_tokenizer
 from plato2.files import new_folder
+from plato2.prepare.clean import message_key
 from plato2.prepare.dialogues import check_target
 from plato2.prepare.reddit.card import FunnelFacts, write_card
 from plato2.prepare.reddit.dumps import Dump, DumpReader, find_dumps
@@ -62,12 +64,13 @@ from plato2.prepare.reddit.node_parts import (
     lowest,
     read_reports,
 )
-from plato2.prepare.reddit.nodes import Counts, parse_lines
+from plato2.prepare.reddit.nodes import Counts, node_schema, parse_lines
 from plato2.prepare.reddit.options import RedditOptions
 from plato2.prepare.reddit.rules import RedditRules, lists_sha256
 from plato2.prepare.reddit.shard_parts import ShardJob, ShardPart, read_part, samples_digest
 from plato2.prepare.reddit.threads import TreeOptions
 from plato2.prepare.reddit.work import clear_errors, open_work, part_metadata, stage_folder, write_text
+from plato2.prepare.splits import held_out, sample_keys
 from plato2.prepare.statistics import SplitStatistics, unigram_nll
 
 _COMMAND = "plato2 prepare reddit"
@@ -185,13 +188,14 @@ class _Run:
         n_nodes = nodes.counts.total("kept") + (titles.counts.total("kept") if titles else 0)
         hashes = [nodes.folder.name, *sorted(dump.key for dump in [*self.submissions, *self.comments])]
         repeated = self.repeated(parts, hashes)
+        communities = _held_out(nodes.counts, options.test_fraction)
         starts = [options.valid_time] if options.valid_time else _last_hours(nodes.counts.hours)
         for valid_from in starts:
-            folder, shards = self.shards(tokenizer, parts, repeated, n_nodes, valid_from, hashes)
+            folder, shards = self.shards(tokenizer, parts, repeated, n_nodes, valid_from, communities, hashes)
             if any(part.n_candidates for part in shards):
                 break
         with clear_errors(out, "--out", _COMMAND), new_folder(out) as target:
-            self.finish(target, tokenizer, titles, nodes, repeated, folder, shards, valid_from)
+            self.finish(target, tokenizer, titles, nodes, repeated, folder, shards, valid_from, communities)
 
     # -- the tokenizer ------------------------------------------------------------------------------------
 
@@ -234,6 +238,7 @@ class _Run:
         options = self.options
         rules = _alone(options.rules)
         identity = [_plain(rules), lists_sha256(rules), Tokenizer.load(tokenizer).sha256, sorted(flagged)]
+        identity.append(node_schema(Tokenizer.load(tokenizer).vocab_size).names)
         folder = stage_folder(self.work, "nodes", [*identity, options.on_broken])
         job = NodeJob(str(folder), str(tokenizer), rules, flagged, options.on_broken)
         with self.bars.bar(f"cleaning {dumps[0].kind}", _bytes(dumps)) as advance:
@@ -264,6 +269,7 @@ class _Run:
         repeated: Path | None,
         n_nodes: int,
         valid_from: int,
+        communities: list[str],
         hashes: list[str],
     ) -> tuple[Path, list[ShardPart]]:
         """(folder of the samples, what is known of each shard)."""
@@ -283,10 +289,22 @@ class _Run:
             n_shards,
             valid_from,
             options.valid_samples,
+            options.test_time,
+            options.test_samples,
+            communities,
         ]
         folder = stage_folder(self.work, "shards", identity)
         vocab_size = Tokenizer.load(tokenizer).vocab_size
-        job = ShardJob(str(folder), trees, vocab_size, valid_from, options.valid_samples)
+        job = ShardJob(
+            str(folder),
+            trees,
+            vocab_size,
+            valid_from,
+            options.valid_samples,
+            options.test_time,
+            options.test_samples,
+            tuple(_keys_of(communities).view(np.int64).tolist()),
+        )
         missing = [number for number in range(n_shards) if not (folder / f"{number:05d}.json").exists()]
         with self.bars.bar("building samples", n_nodes) as advance:
             advance(round(n_nodes * (1 - len(missing) / n_shards)))
@@ -306,24 +324,30 @@ class _Run:
         folder: Path,
         shards: list[ShardPart],
         valid_from: int,
+        communities: list[str],
     ) -> None:
-        """Validation samples, index and card; the training shards are taken as they are."""
+        """Validation and test samples, index and card; the training shards are taken as they are."""
         options = self.options
         tokenizer = Tokenizer.load(tokenizer_folder)
         tokenizer.save(target / "tokenizer")
         sizes = (options.max_context, options.max_response, tokenizer.vocab_size)
-        statistics = {"train": SplitStatistics(*sizes), "valid": SplitStatistics(*sizes)}
+        statistics = {"train": SplitStatistics(*sizes)}
         train: list[ShardInfo] = []
         for part in shards:
             part.add_to(statistics["train"])
             if part.train is not None:
                 _link(folder / part.train.file, target / part.train.file)
                 train.append(part.train)
-        valid = _choose_valid(folder, options.valid_samples)
-        statistics["valid"].add(valid.token_ids, valid.offsets, valid.context_len)
-        n_candidates = sum(part.n_candidates for part in shards)
-        _check_splits(options, valid_from, len(valid), statistics["train"].n_samples)
-        valid_info = write_shard(target, "valid-00000.parquet", valid, tokenizer.vocab_size)
+        valid = _choose(folder, "valid", options.valid_samples)
+        test = _choose(folder, "test", options.test_samples)
+        _check_splits(options, valid_from, len(valid), statistics["train"].n_samples, len(test))
+        splits = {"train": SplitIndex(tuple(train))}
+        drawn = {"valid": valid, "test": test} if len(test) else {"valid": valid}
+        for split, samples in drawn.items():
+            statistics[split] = SplitStatistics(*sizes)
+            statistics[split].add(samples.token_ids, samples.offsets, samples.context_len)
+            info = write_shard(target, f"{split}-00000.parquet", samples, tokenizer.vocab_size)
+            splits[split] = SplitIndex((info,))
         nll = unigram_nll(statistics["train"].targets, statistics["valid"].targets)
         facts = FunnelFacts.of(
             comments=nodes.counts,
@@ -331,19 +355,21 @@ class _Run:
             repeated=dict(json.loads(part_metadata(repeated)["months"])) if repeated else {},
             rules=options.rules,
             shards=shards,
-            n_candidates=n_candidates,
             n_valid=len(valid),
+            n_test=len(test),
+            held_out=communities,
+            repeated_in_train=_repeated(folder, drawn),
         )
         index = ShardIndex(
             tokenizer_sha256=tokenizer.sha256,
             vocab_size=tokenizer.vocab_size,
             max_context=options.max_context,
             max_response=options.max_response,
-            splits={"train": SplitIndex(tuple(train)), "valid": SplitIndex((valid_info,))},
+            splits=splits,
             unigram={"nll": nll, "ppl": exp(nll)},
             prepare=options.plain(),
             source=self.source([*(titles.reports if titles else []), *nodes.reports], valid_from),
-            extra={"digest": _digest(shards, valid), "facts": facts.plain()},
+            extra={"digest": _digest(shards, drawn.values()), "facts": facts.plain()},
         )
         write_card(target, index, facts, statistics)
         write_index(target, index)
@@ -400,9 +426,33 @@ def _last_hours(hours: Counter[str]) -> list[int]:
     return list(dict.fromkeys(3600 * int(hour) for hour in [*starts, numbers[-1]]))
 
 
-def _choose_valid(folder: Path, most: int) -> Samples:
-    """The validation samples: of all candidates those with the lowest keys, in the order of these."""
-    paths = sorted(folder.glob("valid-*.parquet"))
+def _held_out(counts: Counts, fraction: float) -> list[str]:
+    """The communities that are held out for test, with that share of the comments; sorted names."""
+    kept = {name: forum["kept"] for name, forum in counts.subreddits.items() if name and forum["kept"]}
+    sizes = np.array(list(kept.values()), dtype=np.int64)
+    chosen = held_out(_keys_of(kept), sizes, round(fraction * counts.total("kept")))
+    return sorted(name for name, is_chosen in zip(kept, chosen.tolist(), strict=True) if is_chosen)
+
+
+def _keys_of(communities: Iterable[str]) -> np.ndarray:
+    """(n,) uint64, as stage 1 writes them."""
+    return np.array([message_key(name) for name in communities], dtype=np.uint64)
+
+
+def _repeated(folder: Path, drawn: Mapping[str, Samples]) -> dict[str, int]:
+    """By split: samples that are, word for word, in the training split as well."""
+    keys = {name: sample_keys(one.token_ids, one.offsets, one.context_len) for name, one in drawn.items()}
+    found = {name: np.zeros(len(one), dtype=bool) for name, one in keys.items()}
+    for path in sorted(folder.glob("keys-*.parquet")):
+        train = pq.read_table(path).column("key").to_numpy()
+        for name, one in keys.items():
+            found[name] |= np.isin(one, train)
+    return {name: int(is_found.sum()) for name, is_found in found.items()}
+
+
+def _choose(folder: Path, split: str, most: int) -> Samples:
+    """The samples of a split: of all candidates those with the lowest keys, in the order of these."""
+    paths = sorted(folder.glob(f"{split}-*.parquet"))
     keys = [pq.read_table(path, columns=["key"]).column("key").to_numpy() for path in paths]
     together = np.concatenate([np.zeros(0, dtype=np.uint64), *keys])
     highest = np.partition(together, most - 1)[most - 1] if len(together) > most else None
@@ -426,10 +476,10 @@ def _choose_valid(folder: Path, most: int) -> Samples:
     )
 
 
-def _digest(shards: list[ShardPart], valid: Samples) -> str:
+def _digest(shards: list[ShardPart], drawn: Iterable[Samples]) -> str:
     """One hash of all samples; the same whatever the engine and its workers."""
     digests = [part.digest for part in shards]
-    digests.append(samples_digest(valid.token_ids, valid.offsets, valid.context_len))
+    digests += [samples_digest(one.token_ids, one.offsets, one.context_len) for one in drawn]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
@@ -474,7 +524,7 @@ def _no_text(options: RedditOptions, dumps: list[Dump]) -> str:
     )
 
 
-def _check_splits(options: RedditOptions, valid_from: int, n_valid: int, n_train: int) -> None:
+def _check_splits(options: RedditOptions, valid_from: int, n_valid: int, n_train: int, n_test: int) -> None:
     day = datetime.fromtimestamp(valid_from, UTC).isoformat(sep=" ")[:16]
     if not n_train:
         raise UserError(
@@ -484,4 +534,9 @@ def _check_splits(options: RedditOptions, valid_from: int, n_valid: int, n_train
         raise UserError(
             f"no sample is left for validation from {day} (UTC) on: name an earlier --valid-from, or give "
             "more dumps"
+        )
+    if options.test_from is not None and not n_test:
+        raise UserError(
+            f"test_from={options.test_from!r}: no sample is left for test from then on; name an earlier day, "
+            "or give more dumps"
         )

@@ -1,4 +1,4 @@
-"""Stage 3's output for one shard: its training samples as the final file, its validation candidates, counts.
+"""Stage 3's output for one shard: its training samples as the final file, candidates for validation and test.
 
 Written by whichever process got the shard's nodes. The `.json` comes last: with it the shard is finished.
 """
@@ -18,6 +18,7 @@ import pyarrow as pa
 from plato2.data.shards import Samples, ShardInfo, write_shard
 from plato2.prepare.reddit.threads import ThreadSamples, TreeOptions, build_threads
 from plato2.prepare.reddit.work import read_record, write_part, write_text
+from plato2.prepare.splits import sample_keys
 from plato2.prepare.statistics import SplitStatistics
 
 
@@ -32,6 +33,11 @@ class ShardJob:
     """Seconds since 1970: responses before it are for training, the others candidates for validation."""
     valid_samples: int
     """Validation samples in the whole corpus, so the most one shard can give."""
+    test_from: int | None
+    """Responses from then on are candidates for test instead."""
+    test_samples: int
+    held_out: tuple[int, ...]
+    """Communities whose earlier responses are candidates for test instead of for training."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,14 @@ class ShardPart:
     digest: str
     """Of the training samples, see `samples_digest`."""
     n_candidates: int
-    """Samples from `valid_from` on, those that were not written included."""
+    """Samples for validation, those that were not written included."""
+    n_held_out: int
+    """Samples for test, those that were not written included."""
     n_nodes: dict[str, int]
     lost: dict[str, dict[str, int]]
     """By month and reason."""
     samples: dict[str, int]
-    """By month, both splits."""
+    """By month, all splits."""
     statistics: dict[str, list[int] | int]
 
     def add_to(self, statistics: SplitStatistics) -> None:
@@ -61,22 +69,29 @@ def write_samples(job: ShardJob, number: int, nodes: pa.Table) -> ShardPart:
     """Build the samples of a shard's threads and write them."""
     folder = Path(job.folder)
     samples = build_threads(nodes, job.trees)
-    is_valid = samples.time >= job.valid_from
-    train = samples.take(np.flatnonzero(~is_valid))
+    is_valid, is_test = _chosen(job, samples)
+    # A tree of which there is more in another split gives no test samples.
+    is_whole = ~np.isin(samples.tree, samples.tree[~is_test])
+    train = samples.take(np.flatnonzero(~(is_valid | is_test)))
     valid = samples.take(np.flatnonzero(is_valid)[: job.valid_samples])  # the lowest keys: they are in order
+    test = samples.take(np.flatnonzero(is_test & is_whole)[: job.test_samples])
     statistics = SplitStatistics(job.trees.max_context, job.trees.max_response, job.vocab_size)
     statistics.add(train.token_ids, train.offsets, train.context_len)
     info = None
     if len(train):
         written = Samples(train.token_ids, train.offsets, train.context_len, np.arange(len(train)))
         info = write_shard(folder, f"train-{number:05d}.parquet", written, job.vocab_size)
-    if len(valid):
-        write_part(folder / f"valid-{number:05d}.parquet", _candidates(valid), {})
+        keys = sample_keys(train.token_ids, train.offsets, train.context_len)
+        write_part(folder / f"keys-{number:05d}.parquet", pa.table({"key": keys}), {})
+    for split, candidates in (("valid", valid), ("test", test)):
+        if len(candidates):
+            write_part(folder / f"{split}-{number:05d}.parquet", _candidates(candidates), {})
     part = ShardPart(
         number=number,
         train=info,
         digest=samples_digest(train.token_ids, train.offsets, train.context_len),
         n_candidates=int(is_valid.sum()),
+        n_held_out=int(is_test.sum()),
         n_nodes=dict(samples.n_nodes),
         lost={month_of(month): dict(counts) for month, counts in samples.lost.items()},
         samples=dict(Counter(np.datetime_as_string(samples.time.astype("datetime64[s]"), unit="M").tolist())),
@@ -84,6 +99,14 @@ def write_samples(job: ShardJob, number: int, nodes: pa.Table) -> ShardPart:
     )
     write_text(folder / f"{number:05d}.json", json.dumps(asdict(part)))
     return part
+
+
+def _chosen(job: ShardJob, samples: ThreadSamples) -> tuple[np.ndarray, np.ndarray]:
+    """(whether each sample is for validation, whether for test); the others are for training."""
+    is_late = samples.time >= (np.inf if job.test_from is None else job.test_from)
+    is_valid = (samples.time >= job.valid_from) & ~is_late
+    is_held_out = np.isin(samples.community, np.array(job.held_out, dtype=np.int64))
+    return is_valid, is_late | (is_held_out & ~is_valid)
 
 
 def read_part(path: Path) -> ShardPart:
@@ -109,7 +132,7 @@ def month_of(number: int) -> str:
 
 
 def _candidates(samples: ThreadSamples) -> pa.Table:
-    """Validation candidates with their keys."""
+    """Candidates for validation or test with their keys."""
     token_ids = pa.ListArray.from_arrays(
         pa.array(samples.offsets, pa.int32()), pa.array(samples.token_ids, pa.int32())
     )

@@ -9,7 +9,7 @@ the dumps, or answers itself through a cycle. The paper: "the message and its su
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -55,6 +55,10 @@ class ThreadSamples:
     """(n,) uint64 hash of the response's id; rising."""
     response_ids: np.ndarray
     """(n,) int64 node ids of the responses."""
+    tree: np.ndarray
+    """(n,) int64 node ids of the roots above them: samples of one tree share turns."""
+    community: np.ndarray
+    """(n,) int64 the `community` of the roots."""
     n_nodes: Counter[str]
     """What became of the nodes, by reason."""
     lost: dict[int, Counter[str]]
@@ -69,8 +73,9 @@ class ThreadSamples:
         lengths = np.diff(self.offsets)[rows]
         ids = self.token_ids[ranges(self.offsets[:-1][rows], lengths)]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        arrays = (self.context_len[rows], self.time[rows], self.keys[rows], self.response_ids[rows])
-        return ThreadSamples(ids, offsets, *arrays, self.n_nodes, self.lost)
+        columns = ("context_len", "time", "keys", "response_ids", "tree", "community")
+        taken = {name: getattr(self, name)[rows] for name in columns}
+        return replace(self, token_ids=ids, offsets=offsets, **taken)
 
 
 def build_threads(nodes: pa.Table, options: TreeOptions) -> ThreadSamples:
@@ -99,7 +104,8 @@ def build_threads(nodes: pa.Table, options: TreeOptions) -> ThreadSamples:
         rows = np.flatnonzero(alive & (parent >= 0))
         repeats_parent[rows] = tokens.overlaps(rows, parent[rows], options.max_overlap)
         up[repeats_parent] = dead
-    still = np.append(is_root, False)[_tops(up)]
+    root = _tops(up)
+    still = np.append(is_root, False)[root]
     below_repeat = alive & ~still & ~repeats_parent
 
     responses = np.flatnonzero(still & (parent >= 0))
@@ -129,7 +135,9 @@ def build_threads(nodes: pa.Table, options: TreeOptions) -> ThreadSamples:
     n_nodes = Counter({reason: len(of_reason) for reason, of_reason in months_lost.items()})
     n_nodes["samples"] = len(responses)
     time = table.column("time").to_numpy()[responses]
-    return ThreadSamples(token_ids, offsets, context_len, time, keys, ids[responses], n_nodes, lost)
+    community = table.column("community").to_numpy()[root[responses]]
+    arrays = (context_len, time, keys, ids[responses], ids[root[responses]], community)
+    return ThreadSamples(token_ids, offsets, *arrays, n_nodes, lost)
 
 
 def _sorted_once(nodes: pa.Table) -> tuple[pa.Table, pa.Table]:
