@@ -83,6 +83,7 @@ def _print_summary(folder: Path, as_json: bool) -> None:
         found = {
             "out": str(folder),
             "samples": samples,
+            "removed": facts.get("removed", []),
             "repeated": facts.get("repeated", {}),
             "kept": sum(samples.values()) / facts["counts"]["pairs"],
             "counts": facts["counts"],

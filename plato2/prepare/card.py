@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -63,6 +63,9 @@ class CardFacts:
     """What else the reader said of the files."""
     repeated: dict[str, int] = field(default_factory=dict)
     """By split: samples that are, word for word, in the training split as well."""
+    removed: list[dict[str, Any]] = field(default_factory=list)
+    """By evaluation set and rule: samples removed from train, and those that are in valid and test."""
+    removed_examples: list[str] = field(default_factory=list)
 
 
 def write_card(
@@ -81,6 +84,7 @@ def write_card(
         f"({facts.n_messages_failing / max(1, facts.n_messages_judged):.1%}) fail a rule. A message "
         f"counts for each rule it breaks. Policy: `{index.prepare['policy']}`.",
         table(("rule", "messages"), [(name, f"{n:,}") for name, n in sorted(facts.rules.items())]),
+        without_section(index.prepare["without"], facts.removed, facts.removed_examples),
         "## Samples",
         samples_table(folder, index, statistics),
         "![Lengths of contexts and responses](lengths.png)",
@@ -124,10 +128,12 @@ def lost_pairs(counts: Mapping[str, int]) -> dict[str, int]:
     samples = n_samples(counts)
     failing = counts.get("pairs_failing_response", 0)
     long_turn = counts.get("pairs_long_context_turn", 0)
+    of_sets = counts.get("pairs_of_evaluation_sets", 0)
     return {
         "response fails a rule": failing,
-        "no context left by the policy": counts["pairs"] - failing - long_turn - samples,
+        "no context left by the policy": counts["pairs"] - failing - long_turn - of_sets - samples,
         "last context turn too long": long_turn,
+        "has to do with an evaluation set": of_sets,
     }
 
 
@@ -158,6 +164,28 @@ def _funnel(counts: Mapping[str, int], repeated: Mapping[str, int]) -> list[tupl
     ]
     table = [(name, f"{n:,}") for name, n in rows]
     return [*table, ("samples / pairs", f"{samples / counts['pairs']:.1%}")]
+
+
+def removals(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What was removed from training for evaluation sets, in words."""
+    return ", ".join(f"{row['train']:,} of {row['file']} ({row['rule']})" for row in rows)
+
+
+def without_section(files: Sequence[str], rows: Sequence[Mapping[str, Any]], examples: Sequence[str]) -> str:
+    """What was removed for evaluation sets, for the card; empty without any."""
+    if not files:
+        return ""
+    splits = ("train", "valid", "test")
+    cells = [
+        (escape(f"{row['file']}, {row['rule']}"), *(f"{row[split]:,}" for split in splits)) for row in rows
+    ]
+    parts = [
+        "## Evaluation sets",
+        "Samples that have to do with their texts: removed from train, only counted in the other splits.",
+        table(("", *splits), cells),
+        "\n".join(f"- {escape(example)}" for example in examples),
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _broken(facts: CardFacts) -> str:

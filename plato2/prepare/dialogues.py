@@ -50,7 +50,7 @@ from plato2.data.shards import (
 )
 from plato2.data.tokenizer import SENTENCE_BYTES, UNK_ID, Tokenizer, fewer_pieces, train_tokenizer
 from plato2.files import new_folder
-from plato2.prepare.card import CARD_FILES, CardFacts, losses, write_card
+from plato2.prepare.card import CARD_FILES, CardFacts, losses, removals, write_card
 from plato2.prepare.clean import Cleaner, conversations
 from plato2.prepare.corpora import ReadReport, read_corpus
 from plato2.prepare.options import PrepareOptions
@@ -58,6 +58,7 @@ from plato2.prepare.shuffle import DiskShuffle
 from plato2.prepare.splits import n_repeated, sample_keys
 from plato2.prepare.statistics import SplitStatistics, unigram_nll
 from plato2.prepare.survey import Survey
+from plato2.prepare.without import EvaluationTexts, Removed, WithoutOptions
 
 __all__ = ["PrepareOptions", "prepare", "summary"]
 
@@ -111,6 +112,8 @@ def summary(folder: Path) -> list[str]:
             lines.append(
                 f"{n:,} of the {samples[split]:,} {split} samples are word for word in train as well"
             )
+    if index.prepare.get("without"):
+        lines.append(f"removed from training for the evaluation sets: {removals(facts['removed'])}")
     if dropped := losses(facts["counts"], facts["rules"]):
         lines.append(f"left out of the pairs: {dropped}")
     if n_broken := facts["counts"]["broken"]:
@@ -147,12 +150,16 @@ def _prepare(options: PrepareOptions, folder: Path, progress: Progress) -> None:
         splits = {split: writer.finish(split, progress) for split in SPLITS}
     if not splits["test"].samples and options.test_dialogues is None:
         splits.pop("test")
+    if options.without:
+        writer.counts["pairs_of_evaluation_sets"] = writer.removed.total("train")
     _check_not_empty(splits, survey, writer.counts, cleaner.hits)
     statistics = {split: writer.statistics[split] for split in splits}
     targets = statistics["train"].targets
     nll = unigram_nll(targets, statistics["valid"].targets)
     facts = CardFacts(
         counts=survey.counts() | {key: int(n) for key, n in writer.counts.items()},
+        removed=writer.removed.rows(),
+        removed_examples=writer.removed.examples,
         rules=dict(cleaner.hits),
         n_messages_judged=cleaner.n_messages,
         n_messages_failing=cleaner.n_failing,
@@ -299,6 +306,8 @@ def _cut(
     encoded: _Encoded, cleaner: Cleaner, options: PrepareOptions, writer: _SampleWriter, split: str
 ) -> None:
     """Cut one dialogue into samples and hand them to the writer."""
+    samples: list[tuple[list[int], list[int]]] = []
+    is_cut: list[bool] = []
     turns, turn_ids = encoded.dialogue.turns, encoded.turn_ids
     first_response = max(1, encoded.dialogue.first_response)
     passing = cleaner.check([turn.text for turn in turns], [len(ids) for ids in turn_ids])
@@ -314,9 +323,9 @@ def _cut(
             if context is None:
                 writer.counts["pairs_long_context_turn"] += 1
                 continue
-            writer.add(split, context, encode_response(turn_ids[i], options.max_response))
-            if len(turn_ids[i]) + 2 > options.max_response:
-                writer.counts["samples_response_cut"] += 1
+            samples.append((context, encode_response(turn_ids[i], options.max_response)))
+            is_cut.append(len(turn_ids[i]) + 2 > options.max_response)
+    writer.add(split, samples, is_cut)
 
 
 def _background(encoded: _Encoded, i: int) -> list[list[int]]:
@@ -343,6 +352,10 @@ class _SampleWriter:
         size = (options.max_context, options.max_response, tokenizer.vocab_size)
         self.statistics = {split: SplitStatistics(*size) for split in SPLITS}
         self.counts: Counter[str] = Counter()
+        without = WithoutOptions(tuple(options.without), options.without_words, options.without_similarity)
+        self._texts = EvaluationTexts(without, tokenizer) if options.without else None
+        self.removed = Removed(options.without)
+        self._tokenizer = tokenizer
         self.keys: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
         """Of the samples written, to count those of one split that are in another."""
 
@@ -354,9 +367,18 @@ class _SampleWriter:
             for number, (split, n) in enumerate(n_expected.items())
         }
 
-    def add(self, split: str, context: list[int], response: list[int]) -> None:
-        self.counts[f"{split}_samples"] += 1
-        self.shuffles[split].add([*context, *response], len(context))
+    def add(self, split: str, samples: list[tuple[list[int], list[int]]], is_cut: list[bool]) -> None:
+        """Take the samples of a dialogue, but from training those of evaluation sets."""
+        records = [[*context, *response] for context, response in samples]
+        found = self._texts.matches(records) if self._texts else [None] * len(records)
+        for (context, response), record, cut, match in zip(samples, records, is_cut, found, strict=True):
+            if match is not None:
+                self.removed.add(split, match, self._tokenizer.decode(response[1:-1]))
+                if split == "train":
+                    continue
+            self.counts[f"{split}_samples"] += 1
+            self.counts["samples_response_cut"] += cut
+            self.shuffles[split].add(record, len(context))
 
     def finish(self, split: str, progress: Progress) -> SplitIndex:
         """Write the shards of a split."""

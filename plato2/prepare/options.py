@@ -72,6 +72,18 @@ class PrepareOptions:
         "0: none.",
     )
     test_dialogues: int | None = option(None, help="Number of test dialogues, instead of a share.", ge=1)
+    without: list[str] = option(
+        factory=list,
+        help="Evaluation sets: training samples that have to do with their texts are removed.",
+    )
+    without_words: int = option(
+        13, help="Words in a row that a sample may not share with an evaluation set.", ge=1
+    )
+    without_similarity: float = option(
+        0.8,
+        help="Jaccard index of runs of three words from which a sample is a near-duplicate of a text; 0: any "
+        "may be.",
+    )
     seed: int = option(11, help="Seeds the order of the samples.")
     strict: bool = option(False, help="Stop at the first broken record, instead of counting it.")
     force: bool = option(False, help="Replace an existing prepared corpus.")
@@ -80,8 +92,9 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         """Check the values."""
         self.out = expand_path(self.out, "out")
-        files = [self.files] if isinstance(self.files, str) else self.files
-        self.files = [expand_path(file, "files") for file in files]
+        for key in ("files", "without"):
+            files = [getattr(self, key)] if isinstance(getattr(self, key), str) else getattr(self, key)
+            setattr(self, key, [expand_path(file, key) for file in files])
         self.reader = {
             key: expand_path(value, f"reader.{key}") if isinstance(value, str) else value
             for key, value in self.reader.items()
@@ -97,6 +110,8 @@ class PrepareOptions:
             raise UserError(f"valid_fraction={self.valid_fraction}: must be between 0 and 1")
         if not 0 <= self.test_fraction < 1:
             raise UserError(f"test_fraction={self.test_fraction}: must be at least 0 and below 1")
+        if not 0 <= self.without_similarity <= 1:
+            raise UserError(f"without_similarity={self.without_similarity}: must be 0 to 1")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PrepareOptions:
