@@ -284,7 +284,10 @@ def assert_adds_up(folder: Path) -> None:
         split: sum(shard["samples"] for shard in index["splits"][split]["shards"])
         for split in index["splits"]
     }
-    assert totals["samples"] == written["train"] + facts["n_candidates"] + facts["n_held_out"]
+    assert (
+        totals["samples"]
+        == written["train"] + facts["n_candidates"] + facts["n_held_out"] + facts["n_removed"]
+    )
     assert facts["n_test"] == written.get("test", 0)
     assert facts["n_valid"] == written["valid"]
     assert facts["n_candidates"] >= facts["n_valid"]

@@ -66,6 +66,7 @@ def _print_summary(folder: Path, pieces: int | None, as_json: bool) -> None:
     """What came of it: one JSON object, or a few lines; `pieces` were asked of a new tokenizer."""
     from plato2.data.shards import read_index
     from plato2.data.tokenizer import fewer_pieces
+    from plato2.prepare.card import removals
 
     index = read_index(folder)
     facts = index.extra["facts"]
@@ -92,6 +93,8 @@ def _print_summary(folder: Path, pieces: int | None, as_json: bool) -> None:
         *filter(None, [fewer_pieces(index.vocab_size, pieces) if pieces else None]),
         f"the data card: {folder / 'card.md'}",
     ]
+    if facts["removed"]:
+        lines.append(f"removed from training for the evaluation sets: {removals(facts['removed'])}")
     for split, n in facts["repeated_in_train"].items():
         if n:
             lines.append(

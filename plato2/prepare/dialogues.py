@@ -58,7 +58,7 @@ from plato2.prepare.shuffle import DiskShuffle
 from plato2.prepare.splits import n_repeated, sample_keys
 from plato2.prepare.statistics import SplitStatistics, unigram_nll
 from plato2.prepare.survey import Survey
-from plato2.prepare.without import EvaluationTexts, Removed, WithoutOptions
+from plato2.prepare.without import EvaluationTexts, Removed, WithoutOptions, check_sets
 
 __all__ = ["PrepareOptions", "prepare", "summary"]
 
@@ -83,6 +83,7 @@ def prepare(options: PrepareOptions, *, show_progress: bool = True) -> Path:
     out = Path(options.out)
     check_target(out, options.force)
     read_corpus(options.corpus, options.files, ReadReport(), options.reader)  # a wrong name fails at once
+    check_sets(options.without, options.without_similarity)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     progress = Progress(
         *columns, TimeElapsedColumn(), console=Console(stderr=True), disable=not show_progress

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -51,6 +51,8 @@ class WithoutOptions:
     n_words: int = 13
     similarity: float = 0.8
     """0: near-duplicates are not looked for."""
+    names: tuple[str, ...] = ()
+    """What the files are called in reports, where these are copies."""
 
     def identity(self) -> list[Any]:
         """All that decides what is removed: the files' hashes too."""
@@ -64,6 +66,30 @@ class Match:
     file: int
     rule: str
     """One of `RULES`."""
+
+
+def check_sets(files: Sequence[str], similarity: float) -> None:
+    """Refuse what would fail after hours.
+
+    Raises:
+        UserError: a file that cannot be read or has no text, or datasketch is missing.
+    """
+    for file in files:
+        for _ in read_texts(file):
+            pass
+    if files and similarity:
+        _min_hash_classes()
+
+
+def _min_hash_classes() -> Any:
+    """(MinHash, MinHashLSH) of datasketch."""
+    try:
+        from datasketch import MinHash, MinHashLSH
+    except ImportError:
+        raise UserError(
+            f"without: near-duplicates need datasketch: {install('without')}, or set without_similarity=0"
+        ) from None
+    return MinHash, MinHashLSH
 
 
 class EvaluationTexts:
@@ -111,6 +137,10 @@ class EvaluationTexts:
                     found[number] = self._alike(of_sample)
         return found
 
+    def text_of(self, response: np.ndarray) -> str:
+        """The text of a response's ids."""
+        return self._tokenizer.decode(response[response > EOS_ID].tolist())
+
     def _shared(self, words: list[np.ndarray]) -> list[Match | None]:
         """By runs of words; of all samples at once."""
         found: list[Match | None] = [None] * len(words)
@@ -138,12 +168,7 @@ class EvaluationTexts:
 
     def _min_hashes(self) -> Any:
         """The index of the texts' MinHashes."""
-        try:
-            from datasketch import MinHash, MinHashLSH
-        except ImportError:
-            raise UserError(
-                f"without: near-duplicates need datasketch: {install('without')}, or set without_similarity=0"
-            ) from None
+        MinHash, MinHashLSH = _min_hash_classes()
         self._template = MinHash(_PERMUTATIONS, seed=1, hashfunc=int, scheme="affine64")
         # Candidates are compared exactly, so that missing one weighs more than one too many.
         index = MinHashLSH(self._similarity, _PERMUTATIONS, weights=(0.1, 0.9))
@@ -170,6 +195,12 @@ class EvaluationTexts:
         return np.array([self._word_key(word) for word in split_words(text)], dtype=np.uint64)
 
 
+@lru_cache(maxsize=1)
+def evaluation_texts(options: WithoutOptions, tokenizer: str) -> EvaluationTexts:
+    """The texts, read once in every process that works; `tokenizer` is a folder."""
+    return EvaluationTexts(options, Tokenizer.load(tokenizer))
+
+
 class Removed:
     """Counts what has to do with evaluation sets, with examples; addable in a fixed order."""
 
@@ -186,7 +217,7 @@ class Removed:
         if split == "train" and len(self.examples) < N_EXAMPLES:
             self.examples.append(f"{self._names[match.file]}, {match.rule}: ... {response[:100]}")
 
-    def merge(self, counts: dict[str, int], examples: Sequence[str]) -> None:
+    def merge(self, counts: Mapping[str, int], examples: Sequence[str]) -> None:
         """Add what was found elsewhere."""
         self.counts.update(counts)
         self.examples = [*self.examples, *examples][:N_EXAMPLES]

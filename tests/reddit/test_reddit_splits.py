@@ -26,9 +26,11 @@ from preparing import (
 )
 
 from benchmarks.reddit_dumps import DumpFacts
+from plato2.data.tokenizer import Tokenizer
 from plato2.prepare.clean import message_key
 from plato2.prepare.reddit.rules import RedditRules
 from plato2.prepare.reddit.threads import TreeOptions, build_threads
+from plato2.words import split_words
 
 DAYS = {"valid_from": "2011-05-10", "test_from": "2011-06-10"}
 SHAPE: dict[str, Any] = {"workers": 1, "shard_nodes": 150, "valid_samples": 10_000}
@@ -119,6 +121,43 @@ def test_workers_and_a_resumed_run_change_nothing(
     assert outcome(prepare(tmp_path / "out", dumps.comments, **given)) == outcome(
         made(**DAYS, test_fraction=0.3)
     )
+
+
+def test_evaluation_sets_are_removed_from_training(
+    made: Callable[..., Path], dumps: DumpFacts, tokenizer: str, tmp_path: Path
+) -> None:
+    """The same by one process and by two; validation stays."""
+    plain = made(valid_from=DAYS["valid_from"])
+    decode = Tokenizer.load(tokenizer).decode
+
+    def words(record: tuple[int, ...]) -> str:
+        return " ".join(split_words(" ".join(map(decode, turns_of(record)))))
+
+    longest = max(records(plain, "train"), key=lambda record: len(split_words(words(record))))
+    run_of_words = words(longest).split()[-20:]
+    sets = tmp_path / "set.txt"
+    sets.write_text(" ".join(run_of_words) + "\n")
+    given = {"tokenizer": tokenizer, "valid_from": DAYS["valid_from"], "without": [str(sets)]}
+    one, two = (prepare(tmp_path / str(n), dumps.comments, **SHAPE | given | {"workers": n}) for n in (1, 2))
+    assert outcome(one) == outcome(two)
+    assert_adds_up(one)
+    runs = {" ".join(run_of_words[start : start + 13]) for start in range(8)}
+    expected = [r for r in records(plain, "train") if not any(run in words(r) for run in runs)]
+    assert Counter(records(one, "train")) == Counter(expected)
+    assert index_of(one)["splits"]["valid"] == index_of(plain)["splits"]["valid"]
+    n_removed = len(records(plain, "train")) - len(expected)
+    assert facts_of(one)["n_removed"] == facts_of(one)["removed"][0]["train"] == n_removed > 0
+    assert f"| set.txt, n-gram | {n_removed} |" in (one / "card.md").read_text()
+
+
+def turns_of(record: tuple[int, ...]) -> list[list[int]]:
+    turns: list[list[int]] = [[]]
+    for token in record[1:]:
+        if token > 2:
+            turns[-1].append(token)
+        else:
+            turns.append([])
+    return turns
 
 
 def test_one_community_is_trained_on(small: Callable[..., Path]) -> None:

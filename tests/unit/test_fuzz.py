@@ -477,7 +477,7 @@ def score_lines_of(path: Path) -> None:
 TOKENIZER = Tokenizer.load(KNOVER)
 DUMP = DumpReport("RC_2011-01.zst", "comments", 9, "ab" * 32, 3, 1, None)
 PART = ShardPart(
-    0, ShardInfo("a.parquet", 1, 2, 3, "ab" * 32, 9), "ab", 1, 0, {"2011": 3}, {}, {}, {"a": [1]}
+    0, ShardInfo("a.parquet", 1, 2, 3, "ab" * 32, 9), "ab", 1, 0, {}, [], {"2011": 3}, {}, {}, {"a": [1]}
 )
 SWEEP = {"command": {"overrides": ["seed=1,2"], "params": {"stage": "2_gen"}}, "name": "a", "finished": True}
 STARTS = [{"turns": ["hi", {"text": "yes", "speaker": "a"}, {"text": "so", "speaker": "a"}]}] * 2

@@ -26,6 +26,7 @@ from plato2.prepare.reddit.nodes import Counts
 from plato2.prepare.reddit.options import RedditOptions
 from plato2.prepare.reddit.pipeline import prepare_reddit
 from plato2.prepare.reddit.rules import RedditRules
+from plato2.prepare.without import Removed
 
 ROOT = Path(__file__).parents[2]
 KNOVER = ROOT / "tests" / "fixtures" / "knover"
@@ -276,7 +277,9 @@ def test_a_file_that_was_cut_short_is_named(tmp_path):
 
 def test_index_has_the_biggest_subreddits_only():
     forums = {f"forum{i:03d}": Counter(read=2 if i >= 100 else 1, kept=1) for i in range(150)}
-    facts = FunnelFacts.of(Counts(subreddits=forums), None, {}, RedditRules.off(), [], 0, 0, [], {}).plain()
+    facts = FunnelFacts.of(
+        Counts(subreddits=forums), None, {}, RedditRules.off(), [], 0, 0, [], {}, Removed([])
+    ).plain()
     assert list(facts["subreddits"]) == [*list(forums)[100:], *list(forums)[:50]]
     assert facts["subreddits"]["forum149"] == {"read": 2, "kept": 1}
     assert facts["other_subreddits"] == {"subreddits": 50, "read": 50, "kept": 50}
@@ -284,7 +287,7 @@ def test_index_has_the_biggest_subreddits_only():
 
 def test_a_count_that_is_missing_has_a_line():
     counts = Counts(funnel={"2011-01": Counter(read=10, kept=7, **{"no text": 3})})
-    facts = FunnelFacts.of(counts, None, {}, RedditRules.off(), [], 0, 0, [], {})
+    facts = FunnelFacts.of(counts, None, {}, RedditRules.off(), [], 0, 0, [], {}, Removed([]))
     assert [(step.name[:8], step.n) for step in facts.steps() if step.n] == [
         ("messages", 10),
         ("no text", 3),

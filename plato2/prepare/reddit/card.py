@@ -18,7 +18,7 @@ from pathlib import Path
 
 from plato2.data.shards import ShardIndex
 from plato2.data.tokenizer import EOS_ID
-from plato2.prepare.card import draw_lengths, escape, samples_table, table
+from plato2.prepare.card import draw_lengths, escape, samples_table, table, without_section
 from plato2.prepare.reddit.card_page import write_page
 from plato2.prepare.reddit.funnel import FunnelFacts
 from plato2.prepare.reddit.rules import RedditRules, lists_sha256
@@ -59,6 +59,7 @@ def write_card(
         _months(facts),
         "## Subreddits",
         *_subreddits(facts),
+        without_section(index.prepare["without"], facts.removed, facts.removed_examples),
         "## Samples",
         samples_table(folder, index, statistics),
         _responses_cut(statistics),
@@ -66,7 +67,7 @@ def write_card(
         "## Options",
         f"```json\n{json.dumps(index.prepare, indent=2, ensure_ascii=False)}\n```",
     ]
-    (folder / "card.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    (folder / "card.md").write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
 
 
 def _about(index: ShardIndex, facts: FunnelFacts) -> str:

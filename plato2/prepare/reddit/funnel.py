@@ -15,6 +15,7 @@ from typing import Any, Literal
 from plato2.prepare.reddit.nodes import Counts
 from plato2.prepare.reddit.rules import Judge, RedditRules, overlap_rule, repeat_rule
 from plato2.prepare.reddit.shard_parts import ShardPart, month_of
+from plato2.prepare.without import Removed
 
 N_SUBREDDITS = 100
 """Subreddits in index.json, those with most messages; there are over a million."""
@@ -71,6 +72,11 @@ class FunnelFacts:
     """Communities held out."""
     repeated_in_train: dict[str, int]
     """By split: samples that are, word for word, in the training split as well."""
+    n_removed: int
+    """Samples removed from training, because they have to do with an evaluation set."""
+    removed: list[dict[str, Any]]
+    """By evaluation set and rule: samples removed from train, and those that are in valid and test."""
+    removed_examples: list[str]
 
     @classmethod
     def of(
@@ -84,6 +90,7 @@ class FunnelFacts:
         n_test: int,
         held_out: list[str],
         repeated_in_train: dict[str, int],
+        removed: Removed,
     ) -> FunnelFacts:
         """Put together what the stages counted."""
         counts = Counts()
@@ -128,6 +135,9 @@ class FunnelFacts:
             n_test=n_test,
             held_out=held_out,
             repeated_in_train=repeated_in_train,
+            n_removed=removed.total("train"),
+            removed=removed.rows(),
+            removed_examples=removed.examples,
         )
 
     def totals(self) -> Counter[str]:
@@ -165,9 +175,11 @@ class FunnelFacts:
         if left != totals["samples"]:
             take("not accounted for: please report this", left - totals["samples"], "lost")
         steps.append(Step("samples", left, _hundredths(left, n_read), "left"))
-        take("for training", totals["samples"] - self.n_candidates - self.n_held_out, "part")
+        take("for training", totals["samples"] - self.n_candidates - self.n_held_out - self.n_removed, "part")
         take("for validation", self.n_valid, "part")
         take("after the cut-off, not chosen", self.n_candidates - self.n_valid, "part")
+        if self.n_removed:
+            take("removed for evaluation sets", self.n_removed, "part")
         if self.n_held_out:
             take("for test", self.n_test, "part")
             take("held out for test, not chosen", self.n_held_out - self.n_test, "part")

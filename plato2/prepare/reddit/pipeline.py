@@ -72,6 +72,7 @@ from plato2.prepare.reddit.threads import TreeOptions
 from plato2.prepare.reddit.work import clear_errors, open_work, part_metadata, stage_folder, write_text
 from plato2.prepare.splits import held_out, sample_keys
 from plato2.prepare.statistics import SplitStatistics, unigram_nll
+from plato2.prepare.without import Removed, WithoutOptions, check_sets, evaluation_texts
 
 _COMMAND = "plato2 prepare reddit"
 _VALID_SHARES = (0.02, 0.05, 0.1, 0.25, 0.5)
@@ -118,6 +119,7 @@ def prepare_reddit(options: RedditOptions, *, show_progress: bool = True) -> Pat
     """
     out = Path(options.out)
     check_target(out, options.force)
+    check_sets(options.without, options.without_similarity)
     comments = find_dumps(options.comments, "comments")
     submissions = find_dumps(options.submissions, "submissions") if options.submissions else []
     given = Tokenizer.load(options.tokenizer) if options.tokenizer else None
@@ -274,6 +276,7 @@ class _Run:
     ) -> tuple[Path, list[ShardPart]]:
         """(folder of the samples, what is known of each shard)."""
         options = self.options
+        without = self.without()
         n_shards = -(-n_nodes // options.shard_nodes)
         trees = TreeOptions(
             max_overlap=options.rules.max_overlap,
@@ -292,6 +295,7 @@ class _Run:
             options.test_time,
             options.test_samples,
             communities,
+            without.identity() if without else None,
         ]
         folder = stage_folder(self.work, "shards", identity)
         vocab_size = Tokenizer.load(tokenizer).vocab_size
@@ -304,6 +308,8 @@ class _Run:
             options.test_time,
             options.test_samples,
             tuple(_keys_of(communities).view(np.int64).tolist()),
+            str(tokenizer),
+            without,
         )
         missing = [number for number in range(n_shards) if not (folder / f"{number:05d}.json").exists()]
         with self.bars.bar("building samples", n_nodes) as advance:
@@ -311,6 +317,24 @@ class _Run:
             if missing:
                 self.engine.build_shards(job, parts, repeated, n_shards, missing, advance)
         return folder, [read_part(folder / f"{number:05d}.json") for number in range(n_shards)]
+
+    def without(self) -> WithoutOptions | None:
+        """The evaluation sets, copied to where every worker sees them."""
+        options = self.options
+        if not options.without:
+            return None
+        limits = (options.without_words, options.without_similarity, tuple(options.without))
+        try:
+            identity = WithoutOptions(tuple(options.without), *limits).identity()
+            folder = stage_folder(self.work, "without", identity)
+            files = [
+                folder / f"{number:03d}-{Path(file).name}" for number, file in enumerate(options.without)
+            ]
+            for source, copy in zip(options.without, files, strict=True):
+                shutil.copyfile(source, copy)
+        except OSError as error:
+            raise UserError(f"without={error.filename}: cannot be read ({error.strerror})") from None
+        return WithoutOptions(tuple(map(str, files)), *limits)
 
     # -- stage 4 ------------------------------------------------------------------------------------------
 
@@ -359,6 +383,7 @@ class _Run:
             n_test=len(test),
             held_out=communities,
             repeated_in_train=_repeated(folder, drawn),
+            removed=self.removed(tokenizer_folder, shards, drawn),
         )
         index = ShardIndex(
             tokenizer_sha256=tokenizer.sha256,
@@ -373,6 +398,19 @@ class _Run:
         )
         write_card(target, index, facts, statistics)
         write_index(target, index)
+
+    def removed(self, tokenizer: Path, shards: list[ShardPart], drawn: Mapping[str, Samples]) -> Removed:
+        """What was removed for evaluation sets, and what of the other splits has to do with them."""
+        removed = Removed(self.options.without)
+        for part in shards:
+            removed.merge(part.removed, part.removed_examples)
+        if without := self.without():
+            texts = evaluation_texts(without, str(tokenizer))
+            for split, samples in drawn.items():
+                for match in texts.matches(np.split(samples.token_ids, samples.offsets[1:-1])):
+                    if match is not None:
+                        removed.add(split, match, "")
+        return removed
 
     def source(self, reports: list[Any], valid_from: int) -> dict[str, Any]:
         """What the corpus was made of, when and by what."""

@@ -20,6 +20,7 @@ from plato2.prepare.reddit.threads import ThreadSamples, TreeOptions, build_thre
 from plato2.prepare.reddit.work import read_record, write_part, write_text
 from plato2.prepare.splits import sample_keys
 from plato2.prepare.statistics import SplitStatistics
+from plato2.prepare.without import Removed, WithoutOptions, evaluation_texts
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class ShardJob:
     test_samples: int
     held_out: tuple[int, ...]
     """Communities whose earlier responses are candidates for test instead of for training."""
+    tokenizer: str
+    """Folder."""
+    without: WithoutOptions | None
+    """Evaluation sets whose texts training samples must not share."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,9 @@ class ShardPart:
     """Samples for validation, those that were not written included."""
     n_held_out: int
     """Samples for test, those that were not written included."""
+    removed: dict[str, int]
+    """Samples removed from training for evaluation sets, see `Removed.counts`."""
+    removed_examples: list[str]
     n_nodes: dict[str, int]
     lost: dict[str, dict[str, int]]
     """By month and reason."""
@@ -75,6 +83,9 @@ def write_samples(job: ShardJob, number: int, nodes: pa.Table) -> ShardPart:
     train = samples.take(np.flatnonzero(~(is_valid | is_test)))
     valid = samples.take(np.flatnonzero(is_valid)[: job.valid_samples])  # the lowest keys: they are in order
     test = samples.take(np.flatnonzero(is_test & is_whole)[: job.test_samples])
+    removed = Removed(job.without.names if job.without else [])
+    if job.without:
+        train = _without(job.without, job.tokenizer, train, removed)
     statistics = SplitStatistics(job.trees.max_context, job.trees.max_response, job.vocab_size)
     statistics.add(train.token_ids, train.offsets, train.context_len)
     info = None
@@ -92,6 +103,8 @@ def write_samples(job: ShardJob, number: int, nodes: pa.Table) -> ShardPart:
         digest=samples_digest(train.token_ids, train.offsets, train.context_len),
         n_candidates=int(is_valid.sum()),
         n_held_out=int(is_test.sum()),
+        removed=dict(removed.counts),
+        removed_examples=removed.examples,
         n_nodes=dict(samples.n_nodes),
         lost={month_of(month): dict(counts) for month, counts in samples.lost.items()},
         samples=dict(Counter(np.datetime_as_string(samples.time.astype("datetime64[s]"), unit="M").tolist())),
@@ -107,6 +120,19 @@ def _chosen(job: ShardJob, samples: ThreadSamples) -> tuple[np.ndarray, np.ndarr
     is_valid = (samples.time >= job.valid_from) & ~is_late
     is_held_out = np.isin(samples.community, np.array(job.held_out, dtype=np.int64))
     return is_valid, is_late | (is_held_out & ~is_valid)
+
+
+def _without(
+    options: WithoutOptions, tokenizer: str, train: ThreadSamples, removed: Removed
+) -> ThreadSamples:
+    """The training samples that have nothing to do with evaluation sets; the others are counted."""
+    texts = evaluation_texts(options, tokenizer)
+    found = texts.matches(np.split(train.token_ids, train.offsets[1:-1]) if len(train) else [])
+    for row, match in enumerate(found):
+        if match is not None:
+            start, end = train.offsets[row] + train.context_len[row], train.offsets[row + 1]
+            removed.add("train", match, texts.text_of(train.token_ids[start:end]))
+    return train.take(np.array([row for row, match in enumerate(found) if match is None], dtype=np.int64))
 
 
 def read_part(path: Path) -> ShardPart:
