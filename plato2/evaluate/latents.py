@@ -254,7 +254,7 @@ def log_odds(counts: Sequence[Counter[str]]) -> list[dict[str, float]]:
 
 def print_latents(result: Result, console: Console) -> None:
     """The figures, a line for each z, and the alarms."""
-    split = result.settings.get("split", "valid")  # older results have none
+    split = result.settings.get("split", "valid")
     console.print(result_table(result, f"The latents, on the {split} split"))
     table = Table("z", title="What each z says", title_justify="left")
     for column in ("wins", "posterior", "questions", "words"):
