@@ -167,12 +167,12 @@ def all_scores(
     queries: list[Query], models: dict[str, Scorer], path: Path | None, about: dict[str, Any]
 ) -> list[Scores]:
     """The models' scores of all queries, those that are not in the file yet computed; with a progress bar."""
-    from plato2.evaluate.scorers import saved_scores
-    from plato2.evaluate.selection import score_queries
+    from plato2.evaluate.kept import kept
+    from plato2.evaluate.selection import Scores, score_queries
 
     if not models:
         return [{} for _ in queries]
-    with saved_scores(path, about) as (done, append):
+    with kept(path, about, Scores) as (done, append):
         return list(watch(score_queries(queries, models, done, append), "scoring", len(queries)))
 
 

@@ -93,7 +93,7 @@ def text_scores(replies: Sequence[RatedReply]) -> dict[str, Column]:
     return {name: np.array(values, dtype=float) for name, values in found.items()}
 
 
-def reference_scores(replies: Sequence[RatedReply]) -> dict[str, Column]:
+def reference_scores(replies: Iterable[RatedReply]) -> dict[str, Column]:
     """BLEU and chrF by sacrebleu, ROUGE-L by torchmetrics (the best reference); nan without references."""
     from sacrebleu import sentence_bleu, sentence_chrf
     from torchmetrics.functional.text import rouge_score
@@ -302,7 +302,7 @@ def audit_result(
             means = [np.mean(r.ratings[quality]) if quality in r.ratings else math.nan for r in replies]
             figure = correlation([(scores[score], np.array(means, dtype=float))], contexts, seed)
         systems.setdefault(system, {})[score] = figure
-        measures[score] = Measure(label=LABELS[score], digits=2, better="high", chance=0.0)
+        measures[score] = Measure(label=LABELS[score], digits=2)
     return Result(
         kind="audit",
         inputs=list(inputs),

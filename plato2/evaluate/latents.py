@@ -78,6 +78,7 @@ def hear(
     examples: Sequence[Example],
     coarse: Generator | None = None,
     recognition: Generator | None = None,
+    first: int = 0,
 ) -> Iterator[Heard]:
     """What the latents do with each context, one after the other.
 
@@ -86,8 +87,9 @@ def hear(
         examples: contexts and what a human said.
         coarse: a model of stage 1 to compare with.
         recognition: the bot's generation model with its recognition head, if it has one.
+        first: the number of the context to begin with; what is said to a context does not depend on it.
     """
-    for start in range(0, len(examples), CONTEXTS_AT_ONCE):
+    for start in range(first, len(examples), CONTEXTS_AT_ONCE):
         part = examples[start : start + CONTEXTS_AT_ONCE]
         contexts = [example.context_ids for example in part]
         replies = bot.reply_to_ids(contexts)

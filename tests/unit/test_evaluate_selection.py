@@ -23,6 +23,7 @@ from plato2.config import UserError
 from plato2.data.samples import encode_context, encode_response
 from plato2.data.tokenizer import Tokenizer
 from plato2.evaluate.candidates import Query, read_queries
+from plato2.evaluate.kept import kept
 from plato2.evaluate.results import read_result
 from plato2.evaluate.scorers import (
     BM25,
@@ -32,9 +33,9 @@ from plato2.evaluate.scorers import (
     baselines,
     model_scorers,
     random_scores,
-    saved_scores,
 )
 from plato2.evaluate.selection import (
+    Scores,
     chance,
     evaluate_selection,
     measured,
@@ -249,16 +250,16 @@ def test_scores_are_kept_and_continued(tmp_path: Path) -> None:
         asked.append(context)
         return [float(len(text)) for text in candidates]
 
-    with saved_scores(path, {"a": 1}) as (done, append):
+    with kept(path, {"a": 1}, Scores) as (done, append):
         found = score_queries(queries[:4], {"length": scorer}, done, append)
         assert len(list(found)) == 4
     path.write_bytes(path.read_bytes()[:-5])  # killed in the middle of a line
-    with saved_scores(path, {"a": 1}) as (done, append):
+    with kept(path, {"a": 1}, Scores) as (done, append):
         assert len(done) == 3
         found = list(score_queries(queries, {"length": scorer}, done, append))
     assert len(asked) == 4 + 3
     assert found == [{"length": [float(len(text)) for text in query.candidates]} for query in queries]
-    with pytest.raises(UserError, match="has scores of other a; remove it"), saved_scores(path, {"a": 2}):
+    with pytest.raises(UserError, match="has scores of other a; remove it"), kept(path, {"a": 2}, Scores):
         pass
     with pytest.raises(UserError, match=r"a.jsonl:1: bad gives a candidate nan, not a number"):
         list(score_queries(queries, {"bad": lambda c, r: [math.nan] * len(r)}))

@@ -25,7 +25,7 @@ from plato2.evaluate.results import Figure, read_result
 from plato2.stages import known_stages
 from plato2.talk.bot import PlatoBot
 from plato2.talk.score import Record, score
-from plato2.talk.variety import variety
+from plato2.talk.variety import variety, variety_by_context
 from plato2.weights.folder import load_generation
 
 K = 5
@@ -168,3 +168,38 @@ def test_the_verb(data: Path, tmp_path: Path) -> None:
         done = CliRunner().invoke(app, ["evaluate", "latents", "--data", str(data), *map(str, bad)])
         assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.output
         assert message in done.stderr
+
+
+def test_an_interrupted_audit_continues(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first context that is not in the file, also in the middle of those decoded together."""
+    run, kept = make_run(tmp_path / "2_gen", "2_gen"), tmp_path / "kept"
+    arguments = ["evaluate", "latents", "--generation", run, "--data", data, "--contexts", "12", "--json"]
+    arguments = list(map(str, [*arguments, "--max-tokens", "6", "--device", "cpu"]))
+
+    def result(*more: str) -> Any:  # posteriors differ in the last digit with what is scored together
+        shown = CliRunner().invoke(app, [*arguments, *more]).stdout
+        return json.loads(shown, parse_float=lambda number: round(float(number), 5))
+
+    whole = result()
+    decoded, parts = [], [1]
+
+    def interrupted(generator: Any, contexts: Any, *rest: Any, **options: Any) -> Any:
+        if len(decoded) == parts[0]:
+            raise KeyboardInterrupt
+        decoded.append(len(contexts))
+        return variety_by_context(generator, contexts, *rest, **options)
+
+    monkeypatch.setattr("plato2.evaluate.latents.variety_by_context", interrupted)
+    assert CliRunner().invoke(app, [*arguments, "--scores", str(kept)]).exit_code == 130
+    assert kept.read_bytes().count(b"\n") == 1 + 8
+    parts[0] = 9
+    for lines, rest in ((9, [4]), (4, [8, 1])):
+        written = kept.read_bytes().splitlines(keepends=True)
+        kept.write_bytes(b"".join(written[:lines]) + written[-1][:20])  # killed in the middle of a line
+        decoded[:] = []
+        again = result("--scores", str(kept))
+        assert decoded == rest
+        assert (again["systems"], again["details"]) == (whole["systems"], whole["details"])
+    other = CliRunner().invoke(app, [*arguments, "--scores", str(kept), "--contexts", "6"])
+    assert other.stderr.startswith(f"error: --scores {kept}: has scores of other contexts; remove it")
+    assert other.stderr.count("\n") == 1
