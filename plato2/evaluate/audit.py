@@ -215,7 +215,7 @@ def correlation(pairs: Sequence[tuple[Column, Column]], contexts: Sequence[Any],
     n = int(np.logical_or.reduce(there).sum()) if there else 0
     if n < 3:
         return Figure(value=None, n=n, note=f"{n} replies are too few" if n else "no reply has it")
-    for name, side in (("scores", 0), ("ratings", 1)):
+    for name, side in (("ratings", 1), ("scores", 0)):
         if all(len(np.unique(pair[side][one])) < 2 for pair, one in zip(pairs, there, strict=True)):
             return Figure(value=None, n=n, note=f"all {name} are equal: not defined")
     numbers = {context: number for number, context in enumerate(dict.fromkeys(contexts))}

@@ -150,6 +150,11 @@ def random_scores(seed: int) -> Scorer:
     return scores
 
 
+def shortness(context: Texts, candidates: Texts) -> list[float]:
+    """The fewer words, the better: all that a sum of log-probabilities may have found."""
+    return [-float(len(split_words(text))) for text in candidates]
+
+
 def corpus_texts(data: str | Path) -> list[str]:
     """Responses of a prepared corpus's training split, to count words in.
 
@@ -163,7 +168,7 @@ def corpus_texts(data: str | Path) -> list[str]:
 def baselines(
     contexts: Sequence[Texts], candidates: Texts, texts: Texts | None, seed: int
 ) -> dict[str, Scorer]:
-    """Random numbers, shared words, BM25.
+    """Random numbers, shared words, BM25, few words.
 
     Args:
         contexts: the contexts of all queries.
@@ -172,7 +177,12 @@ def baselines(
         seed: of the random numbers.
     """
     counted = [" ".join(context) for context in contexts] if texts is None else texts
-    return {"random": random_scores(seed), "shared words": WordOverlap(counted), "BM25": BM25(candidates)}
+    return {
+        "random": random_scores(seed),
+        "shared words": WordOverlap(counted),
+        "BM25": BM25(candidates),
+        "short": shortness,
+    }
 
 
 def model_scorers(
