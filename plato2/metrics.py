@@ -97,3 +97,22 @@ def bootstrap_means(
     means = np.stack([values[random.integers(0, n, n)].mean(axis=0) for _ in range(resamples)])
     low, high = np.quantile(means, (0.025, 0.975), axis=0)
     return low, high
+
+
+def jackknife(whole: float, left: np.ndarray) -> tuple[float, float, float]:
+    """A statistic without its bias of order 1/n, and its 95 % interval (Quenouille, 1956; Tukey, 1958).
+
+    For statistics that are too low on few cases, such as entropies: a bootstrap, which draws cases twice,
+    lowers them once more, and its interval lies below the truth.
+
+    Args:
+        whole: the statistic of all n cases.
+        left: (n,), the statistic without each case, n > 1.
+
+    Returns:
+        Value, low and high.
+    """
+    n = len(left)
+    value = n * whole - (n - 1) * float(left.mean())
+    half = 1.96 * math.sqrt((n - 1) * float(left.var()))
+    return value, value - half, value + half

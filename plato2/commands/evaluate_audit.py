@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import partial
+from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,6 +59,12 @@ def audit(
         bool, typer.Option("--embedding/--no-embedding", help="Measure similarity by a sentence encoder.")
     ] = True,
     device: Device = "auto",
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            "--scores", help="File to keep the models' scores in; the same command continues from there."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the intervals.")] = 0,
     to: ResultOptions,
 ) -> None:
@@ -76,7 +85,7 @@ def audit(
     from plato2.evaluate.audit import audit_picture, audit_result
 
     with needs("eval", "evaluate audit"):
-        scores = _scores(replies, generation, evaluation, embedding, device)
+        scores = _scores(replies, generation, evaluation, embedding, device, keep)
     models = [path for path in (generation, evaluation) if path is not None]
     result = audit_result(
         {name: (found, scores[name]) for name, found in replies.items() if found},
@@ -134,23 +143,53 @@ def _scores(
     evaluation: Path | None,
     embedding: bool,
     device: str,
+    path: Path | None,
 ) -> dict[str, dict[str, np.ndarray]]:
     """All scores that apply, of each file."""
-    from plato2.evaluate.audit import embedding_scores, model_scores, reference_scores, text_scores, to_line
+    from plato2.evaluate.audit import embedding_scores, model_scores, reference_scores, text_scores
 
-    found = {name: text_scores(rated) | reference_scores(rated) for name, rated in replies.items()}
+    found = {
+        name: text_scores(rated) | reference_scores(watch(rated, "references", len(rated)))
+        for name, rated in replies.items()
+    }
     if generation is not None or evaluation is not None:
-        from plato2.commands.score import load_models
-        from plato2.talk.score import score_lines
-
-        models: Any = load_models(generation, evaluation, device)
+        scored = _model_lines(
+            [one for rated in replies.values() for one in rated], generation, evaluation, device, path
+        )
         for name, rated in replies.items():
-            scored = watch(score_lines(map(to_line, rated), *models), "models", len(rated))
-            found[name] |= model_scores(list(scored))
+            found[name] |= model_scores(list(islice(scored, len(rated))))
     if embedding:
-        from plato2.evaluate.scores import Encoder
+        from plato2.evaluate.scores import WIDTH, Encoder, Kept
 
-        encode = Encoder(device)
+        encoder, vectors = Encoder(device), Kept(path and path.with_name(f"{path.name}.embeddings"), WIDTH)
         for name, rated in replies.items():
+
+            def encode(texts: Sequence[str]) -> np.ndarray:
+                return vectors.of(texts, lambda text: f"{encoder.name} {text}", encoder, "embeddings", watch)
+
             found[name] |= embedding_scores(rated, encode)
     return found
+
+
+def _model_lines(
+    rated: list[RatedReply],
+    generation: Path | None,
+    evaluation: Path | None,
+    device: str,
+    path: Path | None,
+) -> Iterator[dict[str, Any]]:
+    """What the models say of all replies, those that are not in the file yet scored."""
+    from plato2.commands.score import load_models
+    from plato2.evaluate.audit import to_line
+    from plato2.evaluate.kept import continued
+    from plato2.talk.score import score_lines
+    from plato2.talk.speaker import weights_hash
+
+    models: Any = load_models(generation, evaluation, device)
+    lines = list(map(to_line, rated))
+    about = {
+        "models": [None if one is None else weights_hash(one) for one in models[1:]],
+        "replies": sha256(b"\n".join(lines)).hexdigest(),
+    }
+    found = continued(path, about, dict[str, Any], lambda first: score_lines(lines[first:], *models))
+    return iter(list(watch(found, "models", len(lines))))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +15,12 @@ from plato2.commands.options import takes
 from plato2.commands.results import ResultOptions, deliver, watch
 from plato2.commands.talking import DEFAULT, Backward, Device, Evaluation, Generation, Rank, decodes, load_bot
 from plato2.config import DecodeConfig, UserError, expand_path
+
+if TYPE_CHECKING:
+    from plato2.data.examples import Example
+    from plato2.evaluate.latents import Heard
+    from plato2.model.networks import GenerationNetwork
+    from plato2.talk.bot import PlatoBot
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -52,12 +59,16 @@ def latents(
     decode: DecodeConfig = DEFAULT,
     rank: Rank = None,
     device: Device = "auto",
+    scores: Annotated[
+        Path | None,
+        typer.Option(help="File to keep what is found of each context in; the same command continues there."),
+    ] = None,
     to: ResultOptions,
 ) -> None:
     """Run the verb."""
     # After the options are checked: importing torch takes seconds.
-    from plato2.data.examples import read_examples, split_to_measure
-    from plato2.evaluate.latents import audit, hear, latents_picture, print_latents
+    from plato2.data.examples import split_to_measure
+    from plato2.evaluate.latents import audit, latents_picture, print_latents
     from plato2.evaluate.results import inputs
     from plato2.talk.bot import pick_device
     from plato2.weights.folder import has_recognition, load_generation, saved_tokenizer
@@ -74,19 +85,14 @@ def latents(
             f"--coarse {coarse}: trained with another tokenizer than --generation {generation}; give runs of "
             "one curriculum"
         )
-    examples = read_examples(data, bot.tokenizer, contexts, split, max_context=bot.max_context)
-    if not examples:
-        raise UserError(
-            f"--data {data}: no {split} context has at most {bot.max_context} tokens, half of the model's "
-            "positions; give another corpus"
-        )
+    examples = contexts_of(data, bot, contexts, split)
     where = pick_device(device)
     stage_1 = None if coarse is None else load_generation(coarse, "--coarse").to(where)
     full = (
         load_generation(generation, "--generation", True).to(where) if has_recognition(generation) else None
     )
-    heard = watch(hear(bot, examples, stage_1, full), "contexts", len(examples))
-    result = audit(str(generation), list(heard), decode.seed)
+    heard = all_heard(bot, examples, stage_1, full, scores)
+    result = audit(str(generation), heard, decode.seed)
     result.inputs = inputs(*(path for path in (generation, evaluation, backward, coarse, data) if path))
     result.settings = {
         "split": split,
@@ -95,3 +101,44 @@ def latents(
         "decode": asdict(bot.decode_config),
     }
     deliver(result, to, latents_picture, partial(print_latents, console=Console(highlight=False)))
+
+
+def contexts_of(data: str, bot: PlatoBot, n: int, split: str) -> list[Example]:
+    """The first contexts of a split that the model has room for.
+
+    Raises:
+        UserError: there are none.
+    """
+    from plato2.data.examples import read_examples
+
+    examples = read_examples(data, bot.tokenizer, n, split, max_context=bot.max_context)
+    if not examples:
+        raise UserError(
+            f"--data {data}: no {split} context has at most {bot.max_context} tokens, half of the model's "
+            "positions; give another corpus"
+        )
+    return examples
+
+
+def all_heard(
+    bot: PlatoBot,
+    examples: list[Example],
+    coarse: GenerationNetwork | None,
+    recognition: GenerationNetwork | None,
+    path: Path | None,
+) -> list[Heard]:
+    """What the latents do with all contexts, those decoded that are not in the file yet; with a bar."""
+    from plato2.evaluate.kept import continued
+    from plato2.evaluate.latents import Heard, hear
+    from plato2.talk.speaker import PlatoSpeaker, weights_hash
+
+    models = PlatoSpeaker("", bot, bot.decode_config).describe()
+    models |= {name: weights_hash(one) for name, one in (("coarse", coarse), ("full", recognition)) if one}
+    about = {
+        "models": models,
+        "contexts": sha256(repr(examples).encode("utf-8", "surrogatepass")).hexdigest(),
+        "decode": asdict(bot.decode_config),
+        "rank": asdict(bot.rank_config),
+    }
+    heard = continued(path, about, Heard, lambda first: hear(bot, examples, coarse, recognition, first))
+    return list(watch(heard, "contexts", len(examples)))

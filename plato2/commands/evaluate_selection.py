@@ -30,9 +30,9 @@ HELP = """Measure how well scores choose the right ones of a context's candidate
 
 FILE has a context, candidates and labels per line ({"context": ["hi"], "candidates": ["hello", "no"],
 "labels": [1, 0]}), or is DailyDialog++ or MuTual (--format). Scores: coherence p(l=1|c,r), forward
-log p(r|c), backward log p(c|r), weighted sums of them (--rank); beside them random numbers, shared words and
-BM25. Each figure has its 95 % bootstrap interval over contexts; scores are compared by paired permutation
-tests with Holm's correction.
+log p(r|c), backward log p(c|r), weighted sums of them (--rank); beside them random numbers, shared words,
+BM25 and few words. Each figure has its 95 % bootstrap interval over contexts; scores are compared by paired
+permutation tests with Holm's correction.
 
 [bold]Examples[/]
 
@@ -75,7 +75,9 @@ class Given:
             help="Log-probabilities per-token, as when talking, summed, or both.", rich_help_panel=RANKING
         ),
     ] = "both"
-    baselines: Annotated[bool, typer.Option(help="Random numbers, shared words and BM25 beside.")] = True
+    baselines: Annotated[
+        bool, typer.Option(help="Random numbers, shared words, BM25 and few words beside.")
+    ] = True
     data: Annotated[
         str | None,
         typer.Option(help="Prepared corpus that says how rare a word is; default: the contexts of FILE."),
@@ -167,12 +169,12 @@ def all_scores(
     queries: list[Query], models: dict[str, Scorer], path: Path | None, about: dict[str, Any]
 ) -> list[Scores]:
     """The models' scores of all queries, those that are not in the file yet computed; with a progress bar."""
-    from plato2.evaluate.scorers import saved_scores
-    from plato2.evaluate.selection import score_queries
+    from plato2.evaluate.kept import kept
+    from plato2.evaluate.selection import Scores, score_queries
 
     if not models:
         return [{} for _ in queries]
-    with saved_scores(path, about) as (done, append):
+    with kept(path, about, Scores) as (done, append):
         return list(watch(score_queries(queries, models, done, append), "scoring", len(queries)))
 
 

@@ -93,7 +93,7 @@ def text_scores(replies: Sequence[RatedReply]) -> dict[str, Column]:
     return {name: np.array(values, dtype=float) for name, values in found.items()}
 
 
-def reference_scores(replies: Sequence[RatedReply]) -> dict[str, Column]:
+def reference_scores(replies: Iterable[RatedReply]) -> dict[str, Column]:
     """BLEU and chrF by sacrebleu, ROUGE-L by torchmetrics (the best reference); nan without references."""
     from sacrebleu import sentence_bleu, sentence_chrf
     from torchmetrics.functional.text import rouge_score
@@ -215,7 +215,7 @@ def correlation(pairs: Sequence[tuple[Column, Column]], contexts: Sequence[Any],
     n = int(np.logical_or.reduce(there).sum()) if there else 0
     if n < 3:
         return Figure(value=None, n=n, note=f"{n} replies are too few" if n else "no reply has it")
-    for name, side in (("scores", 0), ("ratings", 1)):
+    for name, side in (("ratings", 1), ("scores", 0)):
         if all(len(np.unique(pair[side][one])) < 2 for pair, one in zip(pairs, there, strict=True)):
             return Figure(value=None, n=n, note=f"all {name} are equal: not defined")
     numbers = {context: number for number, context in enumerate(dict.fromkeys(contexts))}
@@ -302,7 +302,7 @@ def audit_result(
             means = [np.mean(r.ratings[quality]) if quality in r.ratings else math.nan for r in replies]
             figure = correlation([(scores[score], np.array(means, dtype=float))], contexts, seed)
         systems.setdefault(system, {})[score] = figure
-        measures[score] = Measure(label=LABELS[score], digits=2, better="high", chance=0.0)
+        measures[score] = Measure(label=LABELS[score], digits=2)
     return Result(
         kind="audit",
         inputs=list(inputs),

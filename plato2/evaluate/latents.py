@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from rich.table import Table
 from plato2.data.examples import Example
 from plato2.data.samples import encode_response
 from plato2.evaluate.results import Figure, Measure, Result, result_table
-from plato2.metrics import bootstrap, wilson
+from plato2.metrics import bootstrap, jackknife, wilson
 from plato2.model.networks import Generator
 from plato2.talk.bot import PlatoBot
 from plato2.talk.score import Record, score
@@ -37,7 +37,7 @@ TYPICAL_Z = 1.96
 """A word is typical from this z-score on."""
 LEAST_INFORMATION = 0.05
 """Below this share of ln K, what z knows of a response is nothing."""
-LEAST_DIFFERENT = 0.05
+LEAST_DIFFERENT = 0.1
 """Below this share of the K - 1 possible others, greedy candidates of the K latents are all one."""
 MOST_WINS = 0.5
 """A z that wins more than this share of the contexts stands for all."""
@@ -78,6 +78,7 @@ def hear(
     examples: Sequence[Example],
     coarse: Generator | None = None,
     recognition: Generator | None = None,
+    first: int = 0,
 ) -> Iterator[Heard]:
     """What the latents do with each context, one after the other.
 
@@ -86,8 +87,9 @@ def hear(
         examples: contexts and what a human said.
         coarse: a model of stage 1 to compare with.
         recognition: the bot's generation model with its recognition head, if it has one.
+        first: the number of the context to begin with; what is said to a context does not depend on it.
     """
-    for start in range(0, len(examples), CONTEXTS_AT_ONCE):
+    for start in range(first, len(examples), CONTEXTS_AT_ONCE):
         part = examples[start : start + CONTEXTS_AT_ONCE]
         contexts = [example.context_ids for example in part]
         replies = bot.reply_to_ids(contexts)
@@ -126,25 +128,20 @@ def audit(system: str, heard: Sequence[Heard], seed: int = 0) -> Result:
     wins = np.bincount([one.winner for one in heard], minlength=k)
     winners = np.eye(k)[[one.winner for one in heard]]  # (n, K)
 
-    def figure(statistic: Callable[[np.ndarray], float], n_cases: int = n) -> Figure:
-        low, high = bootstrap(statistic, n_cases, seed=seed)
-        return Figure(value=statistic(np.arange(n_cases)), low=low, high=high, n=n_cases)
-
     def mean_of(values: np.ndarray) -> Figure:
-        return figure(lambda draw: float(values[draw].mean()))
+        low, high = bootstrap(lambda draw: float(values[draw].mean()), n, seed=seed)
+        return Figure(value=float(values.mean()), low=low, high=high, n=n)
 
     figures = {name: mean_of(np.array([one.variety[name] for one in heard])) for name in heard[0].variety}
-    figures["winners_in_effect"] = figure(lambda draw: math.exp(entropy(winners[draw].mean(axis=0))))
+    figures["winners_in_effect"] = entropy_of_mean(winners, in_effect=True)
     low, high = wilson(wins.max() / n, n)
     figures["most_wins"] = Figure(value=float(wins.max() / n), low=low, high=high, n=n)
     posterior = np.array([one.posterior for one in heard if one.posterior is not None])  # (n, K)
     if len(posterior):
         entropies = np.array([entropy(p) for p in posterior])
         figures["posterior_entropy"] = mean_of(entropies)
-        figures["latents_in_effect"] = figure(lambda draw: math.exp(entropy(posterior[draw].mean(axis=0))))
-        figures["mutual_information"] = figure(
-            lambda draw: entropy(posterior[draw].mean(axis=0)) - float(entropies[draw].mean())
-        )
+        figures["latents_in_effect"] = entropy_of_mean(posterior, in_effect=True)
+        figures["mutual_information"] = entropy_of_mean(posterior, entropies)
     else:
         for name in ("mutual_information", "posterior_entropy", "latents_in_effect"):
             figures[name] = Figure(value=None, note="no recognition head")
@@ -161,6 +158,28 @@ def entropy(p: np.ndarray) -> float:
     """In nats; 0 log 0 = 0."""
     some = p[p > 0]
     return float(-(some * np.log(some)).sum())
+
+
+def entropy_of_mean(p: np.ndarray, less: np.ndarray | None = None, in_effect: bool = False) -> Figure:
+    """The entropy of the mean of distributions, by the jackknife: that of n cases alone would be too low.
+
+    Args:
+        p: (n, K).
+        less: (n,), whose mean is taken from it.
+        in_effect: exp of it.
+    """
+    n, k = p.shape
+    taken = np.zeros(n) if less is None else less
+    whole = entropy(p.mean(axis=0)) - float(taken.mean())
+    found: tuple[float, ...] = (whole,)
+    if n > 1:
+        left = [entropy(rest) for rest in (p.sum(axis=0) - p) / (n - 1)]
+        found = jackknife(whole, np.array(left) - (taken.sum() - taken) / (n - 1))
+    value, *bounds = (min(max(one, 0.0), math.log(k)) for one in found)
+    if in_effect:
+        value, *bounds = map(math.exp, (value, *bounds))
+    low, high = bounds or (None, None)
+    return Figure(value=value, low=low, high=high, n=n)
 
 
 def alarms(figures: Mapping[str, Figure], k: int) -> list[str]:

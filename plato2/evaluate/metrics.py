@@ -78,7 +78,8 @@ class Distinct(Metric):
         total, words = int(only_there.size), n_words.sum()
         left = np.array([self._value(total - lost[i], words - n_words[i]) for i in range(cases)])
         half = 1.96 * math.sqrt((cases - 1) * float(np.var(left)))
-        return value - half, value + half
+        most = 1.0 if self.vocabulary is None else math.inf
+        return max(value - half, 0.0), min(value + half, most)  # in this order nan stays nan
 
     def _counts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if not self.n_words:

@@ -7,12 +7,9 @@ section 2.2, and the baselines that need no model.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +21,6 @@ from plato2.data.examples import read_examples
 from plato2.data.samples import encode_context, encode_response
 from plato2.data.selection import inverse_document_frequency, overlap
 from plato2.data.tokenizer import EOS_ID, Tokenizer
-from plato2.files import lock_file, locked
-from plato2.formats import parse
 from plato2.model.networks import EvaluationNetwork, GenerationNetwork
 from plato2.talk.rank import backward_log_probs, coherence
 from plato2.talk.score import Record, score
@@ -155,6 +150,11 @@ def random_scores(seed: int) -> Scorer:
     return scores
 
 
+def shortness(context: Texts, candidates: Texts) -> list[float]:
+    """The fewer words, the better: all that a sum of log-probabilities may have found."""
+    return [-float(len(split_words(text))) for text in candidates]
+
+
 def corpus_texts(data: str | Path) -> list[str]:
     """Responses of a prepared corpus's training split, to count words in.
 
@@ -168,7 +168,7 @@ def corpus_texts(data: str | Path) -> list[str]:
 def baselines(
     contexts: Sequence[Texts], candidates: Texts, texts: Texts | None, seed: int
 ) -> dict[str, Scorer]:
-    """Random numbers, shared words, BM25.
+    """Random numbers, shared words, BM25, few words.
 
     Args:
         contexts: the contexts of all queries.
@@ -177,7 +177,12 @@ def baselines(
         seed: of the random numbers.
     """
     counted = [" ".join(context) for context in contexts] if texts is None else texts
-    return {"random": random_scores(seed), "shared words": WordOverlap(counted), "BM25": BM25(candidates)}
+    return {
+        "random": random_scores(seed),
+        "shared words": WordOverlap(counted),
+        "BM25": BM25(candidates),
+        "short": shortness,
+    }
 
 
 def model_scorers(
@@ -241,53 +246,6 @@ def weighted(parts: Sequence[tuple[float, Scorer]]) -> Scorer:
         return list(np.sum(found, axis=0).tolist())
 
     return scores
-
-
-@contextmanager
-def saved_scores(
-    path: Path | None, about: Mapping[str, Any]
-) -> Iterator[tuple[list[dict[str, list[float]]], Callable[[dict[str, list[float]]], None]]]:
-    """The scores that a file has already, of the first queries, and what appends those of the next one.
-
-    Its first line says what they are the scores of; a half-written last line is cut off.
-
-    Args:
-        path: the file; None keeps nothing.
-        about: what the scores depend on.
-
-    Raises:
-        UserError: scores of something else, a damaged file, or one that cannot be written.
-    """
-    if path is None:
-        yield [], lambda scores: None
-        return
-    cure = "remove it to start over, or name another file"
-    about = json.loads(json.dumps({"format": "plato2 scores 1", **about}))
-    try:
-        with locked(lock_file(path), f"--scores {path}"), path.open("a+b") as file:
-            file.seek(0)
-            lines = file.read().split(b"\n")
-            file.truncate(sum(len(line) + 1 for line in lines[:-1]))
-            if len(lines) == 1:
-                file.write(json.dumps(about).encode() + b"\n")
-            else:
-                before = parse(dict[str, Any], lines[0], f"--scores {path}:1", cure)
-                for key in sorted(about.keys() | before.keys()):
-                    if before.get(key) != about.get(key):
-                        raise UserError(f"--scores {path}: has scores of other {key}; {cure}")
-            done = [
-                parse(dict[str, list[float]], line, f"--scores {path}:{number}", cure)
-                for number, line in enumerate(lines[1:-1], start=2)
-            ]
-
-            def append(scores: dict[str, list[float]]) -> None:
-                file.write(json.dumps(scores).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-
-            yield done, append
-    except OSError as error:
-        raise UserError(f"--scores {path}: cannot be written ({error.strerror}); name another file") from None
 
 
 def _encode(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from plato2.evaluate.audit import (
 )
 from plato2.evaluate.rated import RatedReply, read_rated
 from plato2.evaluate.results import read_result
+from plato2.talk.score import score
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real data, ../shared/data")
@@ -241,6 +245,7 @@ def test_the_verb(tmp_path: Path) -> None:
     assert figures["words"].value == pytest.approx(1, abs=0.01)
     assert figures["seen"].note == "all scores are equal: not defined"
     assert "bleu" not in figures
+    assert all(measure.chance is None for measure in read_result(out).measures.values())
     assert figures["ceiling"].value > 0.9
     assert "own: 30 rated replies" in done.stdout
     assert image.read_text().startswith("<?xml")
@@ -259,7 +264,7 @@ def test_a_score_that_says_nothing_is_marked(tmp_path: Path) -> None:
 
 def test_all_ratings_are_equal(tmp_path: Path) -> None:
     done = call(str(own_file(tmp_path, lambda n: [3, 3])), "--no-embedding")
-    assert "(all ratings are equal: not defined)" in done.stdout
+    assert done.stdout.count("(all ratings are equal: not defined)") == 7
 
 
 def test_options(tmp_path: Path) -> None:
@@ -322,3 +327,50 @@ def test_what_models_say_of_the_replies(tmp_path: Path) -> None:
     for name in ("coherence", "log_p", "log_p_token"):
         assert np.isfinite(found[name]).all()
         assert figures[name]["value"] == pytest.approx(spearmanr(found[name], [0, 1, 2]).statistic), name
+
+
+def test_an_interrupted_audit_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, keep = own_file(tmp_path, lambda n: [n % 4]), tmp_path / "scores"
+    model = str(make_run(tmp_path / "g", "2_gen"))
+    arguments = [str(path), "--generation", model, "--no-embedding", "--json"]
+    monkeypatch.setattr("plato2.talk.score.LINES_AT_ONCE", 8)
+    whole = json.loads(call(*arguments).stdout)
+    read: list[int] = []
+
+    def interrupted(network: Any, records: Any) -> Any:
+        if read == [8, 8]:
+            raise KeyboardInterrupt
+        read.append(len(records))
+        return score(network, records)
+
+    monkeypatch.setattr("plato2.talk.score.score", interrupted)
+    assert call(*arguments, "--scores", str(keep)).exit_code == 130
+    assert keep.read_bytes().count(b"\n") == 1 + 16
+    read[:] = []
+    again = json.loads(call(*arguments, "--scores", str(keep)).stdout)
+    assert read == [8, 6]
+    assert again["systems"] == whole["systems"]
+
+
+@pytest.mark.slow
+def test_imports_that_print_do_not_reach_json(tmp_path: Path) -> None:
+    """With WANDB_MODE=offline transformers prints when it is imported, also by torchmetrics' text metrics."""
+    path = tmp_path / "own.jsonl"
+    lines = [{"context": ["a"], "reply": "b " * n, "references": ["b c"], "ratings": [n]} for n in range(4)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    command = [sys.executable, "-m", "plato2", "evaluate", "audit", str(path), "--json"]
+    done = subprocess.run(
+        command, env=os.environ | {"WANDB_MODE": "offline"}, capture_output=True, check=True
+    )
+    assert "similarity_references" in json.loads(done.stdout)["measures"]
+
+
+@pytest.mark.slow
+def test_embeddings_are_kept(tmp_path: Path) -> None:
+    path, keep = own_file(tmp_path, lambda n: [n % 4]), tmp_path / "scores"
+    first = json.loads(call(str(path), "--scores", str(keep), "--json").stdout)
+    kept = keep.with_name("scores.embeddings")
+    size = kept.stat().st_size
+    kept.write_bytes(kept.read_bytes()[:-5])  # killed in the middle of one
+    assert json.loads(call(str(path), "--scores", str(keep), "--json").stdout)["systems"] == first["systems"]
+    assert kept.stat().st_size == size

@@ -16,6 +16,7 @@ import torch
 from runs import KNOVER, make_run
 from scipy.stats import permutation_test
 from sklearn.metrics import average_precision_score, label_ranking_average_precision_score
+from torchmetrics.functional.retrieval import retrieval_reciprocal_rank
 from typer.testing import CliRunner
 
 from plato2.commands import app
@@ -23,6 +24,7 @@ from plato2.config import UserError
 from plato2.data.samples import encode_context, encode_response
 from plato2.data.tokenizer import Tokenizer
 from plato2.evaluate.candidates import Query, read_queries
+from plato2.evaluate.kept import kept
 from plato2.evaluate.results import read_result
 from plato2.evaluate.scorers import (
     BM25,
@@ -32,9 +34,9 @@ from plato2.evaluate.scorers import (
     baselines,
     model_scorers,
     random_scores,
-    saved_scores,
 )
 from plato2.evaluate.selection import (
+    Scores,
     chance,
     evaluate_selection,
     measured,
@@ -94,6 +96,14 @@ def test_figures_are_those_of_the_definitions_and_of_scikit_learn() -> None:
         assert found[0] == pytest.approx(average_precision_score(labels, scores), abs=1e-6)
         assert found[0] == pytest.approx(label_ranking_average_precision_score([labels], [scores]), abs=1e-6)
         assert not tied
+
+
+def test_scores_of_0_or_less_are_scores_too() -> None:
+    """torchmetrics takes them for not retrieved; log-probabilities are all below 0."""
+    scores, labels = [-3.0, -1.0, 0.0, -2.0], [True, True, False, False]
+    assert float(retrieval_reciprocal_rank(torch.tensor(scores), torch.tensor(labels))) == 0.0
+    found, _ = measured(scores, labels, [2], 0)
+    assert found == pytest.approx([(1 / 2 + 2 / 4) / 2, 1 / 2, 0.0, 1 / 2])
 
 
 def test_equal_scores_share_what_they_could_get(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,16 +259,16 @@ def test_scores_are_kept_and_continued(tmp_path: Path) -> None:
         asked.append(context)
         return [float(len(text)) for text in candidates]
 
-    with saved_scores(path, {"a": 1}) as (done, append):
+    with kept(path, {"a": 1}, Scores) as (done, append):
         found = score_queries(queries[:4], {"length": scorer}, done, append)
         assert len(list(found)) == 4
     path.write_bytes(path.read_bytes()[:-5])  # killed in the middle of a line
-    with saved_scores(path, {"a": 1}) as (done, append):
+    with kept(path, {"a": 1}, Scores) as (done, append):
         assert len(done) == 3
         found = list(score_queries(queries, {"length": scorer}, done, append))
     assert len(asked) == 4 + 3
     assert found == [{"length": [float(len(text)) for text in query.candidates]} for query in queries]
-    with pytest.raises(UserError, match="has scores of other a; remove it"), saved_scores(path, {"a": 2}):
+    with pytest.raises(UserError, match="has scores of other a; remove it"), kept(path, {"a": 2}, Scores):
         pass
     with pytest.raises(UserError, match=r"a.jsonl:1: bad gives a candidate nan, not a number"):
         list(score_queries(queries, {"bad": lambda c, r: [math.nan] * len(r)}))
@@ -337,6 +347,9 @@ def test_adversarial_candidates_deceive_shared_words() -> None:
         assert figure.low is not None
         assert figure.high is not None
         assert figure.low < 0.607 < figure.high
+    easy, hard = found["short"]  # people's own negatives are longer
+    assert (easy.low or 0.0) > 0.607
+    assert (hard.low or 0.0) > 0.75
     for name in ("shared words", "BM25"):
         easy, hard = found[name]
         assert (easy.low or 0.0) > 0.65
@@ -366,7 +379,7 @@ def test_the_verb(models: dict[str, Path], tmp_path: Path) -> None:
     again = CliRunner().invoke(app, [*map(str, arguments), "--json"])
     result = read_result(out)
     assert json.loads(again.stdout)["systems"] == result.model_dump()["systems"]
-    assert list(result.systems)[:4] == ["random", "shared words", "BM25", "coherence"]
+    assert list(result.systems)[:5] == ["random", "shared words", "BM25", "short", "coherence"]
     assert "coherence=1,backward=0.5, summed" in result.systems
     assert len(scores.read_text().splitlines()) == 1 + len(SET)
     assert picture.read_text().startswith("<?xml")

@@ -20,12 +20,12 @@ from plato2.commands import app
 from plato2.config import DecodeConfig
 from plato2.data.examples import read_examples
 from plato2.data.tokenizer import Tokenizer
-from plato2.evaluate.latents import Heard, alarms, audit, entropy, hear, latent_lines, log_odds
+from plato2.evaluate.latents import Heard, alarms, audit, entropy_of_mean, hear, latent_lines, log_odds
 from plato2.evaluate.results import Figure, read_result
 from plato2.stages import known_stages
 from plato2.talk.bot import PlatoBot
 from plato2.talk.score import Record, score
-from plato2.talk.variety import variety
+from plato2.talk.variety import variety, variety_by_context
 from plato2.weights.folder import load_generation
 
 K = 5
@@ -55,10 +55,17 @@ def test_figures_are_those_of_a_loop(data: Path) -> None:
         assert figures[name].value == pytest.approx(getattr(whole, name).mean), name
     records = [Record(example.context_ids, [1, *example.reference_ids, 2]) for example in examples]
     posterior = [found["posterior"] for found in score(stage, records)]
-    mean = [sum(p[z] for p in posterior) / 12 for z in range(K)]
     entropies = [-sum(x * math.log(x) for x in p) for p in posterior]
-    expected = -sum(x * math.log(x) for x in mean) - sum(entropies) / 12
+
+    def information(cases: list[int]) -> float:
+        mean = [sum(posterior[n][z] for n in cases) / len(cases) for z in range(K)]
+        return -sum(x * math.log(x) for x in mean) - sum(entropies[n] for n in cases) / len(cases)
+
+    left = [information([n for n in range(12) if n != out]) for out in range(12)]
+    expected = 12 * information(list(range(12))) - 11 * sum(left) / 12
     assert figures["mutual_information"].value == pytest.approx(expected)
+    half = 1.96 * math.sqrt(11 / 12 * sum((x - sum(left) / 12) ** 2 for x in left))
+    assert figures["mutual_information"].high == pytest.approx(expected + half)
     assert figures["posterior_entropy"].value == pytest.approx(sum(entropies) / 12)
     bot = PlatoBot(stage, TOKENIZER, decode=DecodeConfig(max_tokens=8))
     winners = [
@@ -68,7 +75,8 @@ def test_figures_are_those_of_a_loop(data: Path) -> None:
     wins = [winners.count(z) / 12 for z in range(K)]
     assert [line["wins"] for line in result.details["latents"]] == pytest.approx(wins)
     assert figures["most_wins"].value == max(wins)
-    assert figures["winners_in_effect"].value == pytest.approx(math.exp(entropy(np.array(wins))))
+    won = np.eye(K)[winners]
+    assert figures["winners_in_effect"] == entropy_of_mean(won, in_effect=True)
     assert json.loads(result.model_dump_json())["details"]["latents"][0]["z"] == 0
 
 
@@ -99,6 +107,18 @@ def test_lines_of_each_z() -> None:
     assert first["wins_low"] < 0.7 < first["wins_high"]
 
 
+def test_intervals_of_entropies_cover_the_truth() -> None:
+    """At 100 contexts; those of a percentile bootstrap cover 40 %."""
+    random = np.random.default_rng(0)
+    p = random.dirichlet(np.ones(20))
+    truth = math.exp(-(p * np.log(p)).sum())
+    found = [entropy_of_mean(np.eye(20)[random.choice(20, 100, p=p)], in_effect=True) for _ in range(300)]
+    assert 0.92 <= np.mean([one.low <= truth <= one.high for one in found]) <= 0.98
+    assert np.mean([one.value for one in found]) == pytest.approx(truth, rel=0.02)
+    one = entropy_of_mean(np.eye(20)[:1])
+    assert (one.value, one.low, one.n) == (0.0, None, 1)
+
+
 # ------------------------------------------------------------------------------------------------- collapse
 
 
@@ -127,6 +147,22 @@ def test_collapsed_latents_give_an_alarm(data: Path) -> None:
         table.copy_(table[:, :1].expand_as(table))
     found = audit("m", heard_of(stage, data)).details["alarms"]
     assert any("z changes nothing that is said: 1.0 of 5" in alarm for alarm in found), found
+
+
+def test_where_the_alarms_begin() -> None:
+    """docs/latents.md has the models of these figures."""
+
+    def raised(different: float, information: float) -> int:
+        figures = {
+            "greedy_different": Figure(value=different, low=different - 0.3, high=different + 0.3),
+            "mutual_information": Figure(value=information, low=0.0, high=information + 0.02),
+            "most_wins": Figure(value=0.2, low=0.1, high=0.3),
+        }
+        return len(alarms(figures, 20))
+
+    assert (raised(15.8, 1.9), raised(17.2, 0.45)) == (0, 0)  # in use; z at 0.3 of their distances
+    assert (raised(15.0, 0.06), raised(6.4, 0.005)) == (1, 1)  # at 0.1 and 0.03
+    assert (raised(1.8, 0.4), raised(1.0, 0.0)) == (1, 2)  # of the quickstart; all alike
 
 
 def test_one_latent_that_always_wins_gives_an_alarm() -> None:
@@ -171,3 +207,38 @@ def test_the_verb(data: Path, tmp_path: Path) -> None:
         done = CliRunner().invoke(app, ["evaluate", "latents", "--data", str(data), *map(str, bad)])
         assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.output
         assert message in done.stderr
+
+
+def test_an_interrupted_audit_continues(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first context that is not in the file, also in the middle of those decoded together."""
+    run, kept = make_run(tmp_path / "2_gen", "2_gen"), tmp_path / "kept"
+    arguments = ["evaluate", "latents", "--generation", run, "--data", data, "--contexts", "12", "--json"]
+    arguments = list(map(str, [*arguments, "--max-tokens", "6", "--device", "cpu"]))
+
+    def result(*more: str) -> Any:  # posteriors differ in the last digit with what is scored together
+        shown = CliRunner().invoke(app, [*arguments, *more]).stdout
+        return json.loads(shown, parse_float=lambda number: round(float(number), 5))
+
+    whole = result()
+    decoded, parts = [], [1]
+
+    def interrupted(generator: Any, contexts: Any, *rest: Any, **options: Any) -> Any:
+        if len(decoded) == parts[0]:
+            raise KeyboardInterrupt
+        decoded.append(len(contexts))
+        return variety_by_context(generator, contexts, *rest, **options)
+
+    monkeypatch.setattr("plato2.evaluate.latents.variety_by_context", interrupted)
+    assert CliRunner().invoke(app, [*arguments, "--scores", str(kept)]).exit_code == 130
+    assert kept.read_bytes().count(b"\n") == 1 + 8
+    parts[0] = 9
+    for lines, rest in ((9, [4]), (4, [8, 1])):
+        written = kept.read_bytes().splitlines(keepends=True)
+        kept.write_bytes(b"".join(written[:lines]) + written[-1][:20])  # killed in the middle of a line
+        decoded[:] = []
+        again = result("--scores", str(kept))
+        assert decoded == rest
+        assert (again["systems"], again["details"]) == (whole["systems"], whole["details"])
+    other = CliRunner().invoke(app, [*arguments, "--scores", str(kept), "--contexts", "6"])
+    assert other.stderr.startswith(f"error: --scores {kept}: has scores of other contexts; remove it")
+    assert other.stderr.count("\n") == 1
