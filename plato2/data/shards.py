@@ -326,7 +326,7 @@ def read_shard(
         folder: the corpus folder, local or fsspec address.
         info: the shard's entry in the index.
         first_sample_id: global sample id of its first row.
-        cache_dir: where copies of remote shards are kept; `~/.cache/plato2` when not given.
+        cache_dir: where copies of remote shards are kept; that of `cache_folder` when not given.
 
     Raises:
         UserError: the file is missing, has another size or other bytes than the index says, or other counts.

@@ -486,12 +486,15 @@ def test_two_processes_at_once(site: Site, models: Path, archive: bytes) -> None
 
 def test_a_killed_process_leaves_what_it_has(site: Site, models: Path, archive: bytes) -> None:
     site.stalls_after = 300_000
+    part = models / "24L.tar.part"
     command = [sys.executable, "-m", "plato2", "reply", "--generation", "24L", "--yes", "hi"]
     with subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL) as first:
         assert site.stalled.wait(60)
+        while not part.exists() or part.stat().st_size < 100_000:
+            site.go_on.wait(0.01)
         first.send_signal(signal.SIGKILL)
     site.stalls_after = None
-    here = (models / "24L.tar.part").stat().st_size
+    here = part.stat().st_size
     fetch()
-    assert site.gets == [None, f"bytes={here}-" if here else None]
+    assert site.gets == [None, f"bytes={here}-"]
     assert_complete(models, archive)
