@@ -225,9 +225,9 @@ def test_without_a_terminal_or_yes_nothing_is_asked(site: Site, models: Path) ->
 def test_a_folder_of_that_name_comes_first(
     site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "24L").mkdir()
+    (tmp_path / "24L" / "Plato").mkdir(parents=True)  # what `tar xf 24L.tar` makes
     monkeypatch.chdir(tmp_path)
-    assert "there is no checkpoint in it" in plato2("chat", "24L", "--yes").stderr
+    assert "24L: Knover's files; run plato2 import knover 24L --out " in plato2("chat", "24L", "--yes").stderr
     assert not site.asked
 
 
