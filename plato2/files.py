@@ -35,6 +35,11 @@ SEEN_DEAD_S = 5.0
 """A holder on this machine is asked whether it lives, which takes a second or two."""
 
 
+def cache_folder() -> Path:
+    """Where copies of what lies elsewhere are kept."""
+    return Path(os.environ.get("PLATO2_CACHE") or "~/.cache/plato2").expanduser()
+
+
 @contextmanager
 def replaced(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
     """Yields a name beside `path`, for a file that takes its place once written: never incomplete.

@@ -27,15 +27,18 @@ from plato2.commands.talking import (
     Backward,
     Device,
     Evaluation,
-    Generation,
+    GenerationIfAny,
+    Model,
     Precision,
     Rank,
     SafetyInput,
     SafetyOutput,
     SafetyRules,
     decodes,
+    fetches_models,
     load_bot,
     load_safety,
+    one_model,
     say_if_unranked,
 )
 from plato2.config import DecodeConfig, UserError, did_you_mean
@@ -62,8 +65,10 @@ COMMANDS = {
 HELP = (
     "Talk to a model; everything said so far is its context.\n\n"
     + "\n\n".join(f"[bold]{name}[/]  {what}" for name, what in COMMANDS.items())
-    + "\n\n[bold]Example[/]\n\n"
-    "plato2 chat --generation outputs/tiny-2_gen/RUN --evaluation outputs/tiny-2_eval/RUN\n"
+    + "\n\n[bold]Examples[/]\n\n"
+    "plato2 chat --generation outputs/tiny-2_gen/RUN --evaluation outputs/tiny-2_eval/RUN\n\n"
+    "plato2 chat 24L  the authors' model of 314M parameters, fetched when you have agreed; without a network "
+    "get 24L.tar elsewhere: plato2 import knover 24L.tar --out ~/.cache/plato2/models/24L\n"
 )
 
 SAFETY_LINES = {
@@ -81,8 +86,10 @@ HISTORY_LINES = 1000
 
 @app.command(help=HELP)
 @decodes
+@fetches_models
 def chat(
-    generation: Generation,
+    model: Model = None,
+    generation: GenerationIfAny = None,
     evaluation: Evaluation = None,
     backward: Backward = None,
     decode: DecodeConfig = DEFAULT,
@@ -94,6 +101,7 @@ def chat(
     precision: Precision = "float32",
 ) -> None:
     """Run the verb."""
+    generation = one_model(model, generation, "chat", "talk to")
     checks = load_safety(safety, safety_input, safety_output)
     bot = load_bot(generation, evaluation, decode, device, precision, backward, rank, checks)
     say_if_unranked(bot)

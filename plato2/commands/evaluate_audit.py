@@ -15,7 +15,7 @@ from rich.console import Console
 from plato2.commands import needs
 from plato2.commands.options import takes
 from plato2.commands.results import ResultOptions, deliver, watch
-from plato2.commands.talking import Device
+from plato2.commands.talking import Device, fetches_models
 from plato2.config import UserError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ plato2 evaluate audit fed_data.json.gz --generation RUN --evaluation RUN --out a
 
 @app.command(help=HELP)
 @takes(ResultOptions)
+@fetches_models
 def audit(
     *,
     file: Annotated[list[Path], typer.Argument(help="Rated replies.")],

@@ -7,6 +7,7 @@ import typer
 from plato2.commands.evaluate_replies import FLAGS, Files, evaluate_files
 from plato2.commands.options import takes
 from plato2.commands.results import ResultOptions
+from plato2.commands.talking import fetches_models
 from plato2.evaluate.options import AutomaticOptions
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -28,6 +29,7 @@ plato2 evaluate dialogues human.txt meena.txt mine=chats.jsonl --no-embedding --
 
 
 @app.command(help=HELP)
+@fetches_models
 @takes(AutomaticOptions, leave_out=("near",), flags=FLAGS)
 @takes(ResultOptions)
 def dialogues(*, file: Files, options: AutomaticOptions, to: ResultOptions) -> None:

@@ -13,7 +13,17 @@ from rich.console import Console
 
 from plato2.commands.options import takes
 from plato2.commands.results import ResultOptions, deliver, watch
-from plato2.commands.talking import DEFAULT, Backward, Device, Evaluation, Generation, Rank, decodes, load_bot
+from plato2.commands.talking import (
+    DEFAULT,
+    Backward,
+    Device,
+    Evaluation,
+    Generation,
+    Rank,
+    decodes,
+    fetches_models,
+    load_bot,
+)
 from plato2.config import DecodeConfig, UserError, expand_path
 
 if TYPE_CHECKING:
@@ -42,6 +52,7 @@ plato2 evaluate latents --generation outputs/tiny-2_gen/RUN --evaluation outputs
 @app.command(help=HELP)
 @decodes
 @takes(ResultOptions)
+@fetches_models
 def latents(
     *,
     generation: Generation,

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from plato2.commands.options import takes
 from plato2.commands.results import ResultOptions, deliver, watch
+from plato2.commands.talking import fetches_models
 from plato2.evaluate.options import AutomaticOptions, Kind
 from plato2.files import lock_file, locked
 
@@ -39,6 +40,7 @@ FLAGS = {"embedding": "--embedding/--no-embedding"}
 
 
 @app.command(help=HELP)
+@fetches_models
 @takes(AutomaticOptions, leave_out=("speaker",), flags=FLAGS)
 @takes(ResultOptions)
 def replies(*, file: Files, options: AutomaticOptions, to: ResultOptions) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from plato2.commands.options import takes
 from plato2.commands.results import ResultOptions, deliver, watch
-from plato2.commands.talking import MODELS, RANKING, Device
+from plato2.commands.talking import MODELS, RANKING, Device, fetches_models
 from plato2.config import UserError, did_you_mean, expand_path
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ class Given:
 
 
 @app.command(help=HELP)
+@fetches_models
 @takes(Given)
 @takes(ResultOptions)
 def selection(

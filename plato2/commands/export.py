@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from plato2.commands.talking import fetches_models
 from plato2.config import UserError
 
 app = typer.Typer(
@@ -61,6 +62,7 @@ plato2 export hf --generation models/24L --out plato2-24l-hf --dtype bfloat16
 
 
 @app.command(help=KNOVER_HELP)
+@fetches_models
 def knover(
     out: Out, generation: Generation = None, evaluation: Evaluation = None, dtype: Dtype = None
 ) -> None:
@@ -74,6 +76,7 @@ def knover(
 
 
 @app.command(help=HF_HELP)
+@fetches_models
 def hf(out: Out, generation: Generation = None, evaluation: Evaluation = None, dtype: Dtype = None) -> None:
     """Run the verb."""
     from plato2.weights.export import export_to_huggingface

@@ -28,6 +28,7 @@ from plato2.commands.talking import (
     SafetyRules,
     check_is_plato,
     decodes,
+    fetches_models,
     load_bot,
     load_safety,
     load_speaker,
@@ -62,6 +63,7 @@ plato2 reply --contexts contexts.tsv --generation RUN --evaluation RUN --out rep
 
 @app.command(help=HELP)
 @decodes
+@fetches_models
 def reply(
     turns: Annotated[list[str] | None, typer.Argument(help="The conversation, oldest turn first.")] = None,
     contexts: Annotated[

@@ -12,7 +12,7 @@ import typer
 
 from plato2.bounded import read_lines_of
 from plato2.commands.results import watch
-from plato2.commands.talking import Device
+from plato2.commands.talking import Device, fetches_models
 from plato2.config import UserError
 from plato2.files import lock_file, locked
 
@@ -39,6 +39,7 @@ plato2 score pairs.tsv --generation models/24L --evaluation models/24L --out sco
 
 
 @app.command(help=HELP)
+@fetches_models
 def score(
     file: Annotated[Path, typer.Argument(help="Lines: turn [SEP] turn TAB response.")],
     generation: Annotated[

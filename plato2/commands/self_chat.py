@@ -26,6 +26,7 @@ from plato2.commands.talking import (
     Rank,
     check_is_plato,
     decodes,
+    fetches_models,
     load_speaker,
 )
 from plato2.config import DecodeConfig, UserError
@@ -99,6 +100,7 @@ class PlayOptions:
 @app.command(help=HELP)
 @decodes
 @takes(PlayOptions)
+@fetches_models
 def self_chat(
     *,
     options: PlayOptions,

@@ -22,14 +22,18 @@ from plato2.commands.talking import (
     Backward,
     Device,
     Evaluation,
+    GenerationIfAny,
+    Model,
     Precision,
     Rank,
     SafetyInput,
     SafetyOutput,
     SafetyRules,
     decodes,
+    fetches_models,
     load_bot,
     load_safety,
+    one_model,
     say_if_unranked,
 )
 from plato2.config import DecodeConfig, UserError
@@ -240,18 +244,11 @@ class ServerOptions(ListenOptions):
 @app.command(help=HELP)
 @decodes
 @takes(ServerOptions)
+@fetches_models
 def serve(
     *,
-    model: Annotated[
-        Path | None, typer.Argument(metavar="GENERATION", help="The same as --generation.")
-    ] = None,
-    generation: Annotated[
-        Path | None,
-        typer.Option(
-            help="Run folder, checkpoint or model folder of stage 2_gen (or 1_coarse, plato).",
-            rich_help_panel=MODELS,
-        ),
-    ] = None,
+    model: Model = None,
+    generation: GenerationIfAny = None,
     evaluation: Evaluation = None,
     backward: Backward = None,
     name: Annotated[
@@ -277,9 +274,7 @@ def serve(
     safety_output: SafetyOutput = "block",
 ) -> None:
     """Run the verb."""
-    path = model or generation
-    if path is None or (model and generation):
-        raise UserError("give one model to serve: plato2 serve DIR, or plato2 serve --generation DIR")
+    path = one_model(model, generation, "serve", "serve")
     if name is not None and not (name.strip() and name.isprintable()):
         raise UserError(f"--name {name!r}: give a one-line name, such as tiny-2_gen")
     import_extras(options.ui)

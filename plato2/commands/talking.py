@@ -1,14 +1,19 @@
 """The options of the verbs that talk: which models, how they decode, what ranks, what must not be said.
 
 A verb names the options it has, but for those of decoding, which `decodes` gives it; `load_bot`,
-`load_safety` and `load_speaker` take what was given.
+`load_safety` and `load_speaker` take what was given. `fetches_models` lets a verb take the
+authors' models by name.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -29,10 +34,12 @@ MODELS, DECODING, RANKING, SAFETY = "Models", "Decoding", "Ranking", "Safety"
 Generation = Annotated[
     Path,
     typer.Option(
-        help="Run folder, checkpoint or model folder of stage 2_gen (or 1_coarse, plato).",
+        help="Run folder, checkpoint or model folder of stage 2_gen (or 1_coarse, plato); or 24L or 32L.",
         rich_help_panel=MODELS,
     ),
 ]
+Model = Annotated[Path | None, typer.Argument(metavar="GENERATION", help="The same as --generation.")]
+"""For verbs that are about one model."""
 GenerationIfAny = Annotated[Path | None, *Generation.__metadata__]
 """The same for verbs that take another system in its place."""
 OtherSystem = Annotated[
@@ -64,6 +71,16 @@ Rank = Annotated[
     str | None,
     typer.Option(help=WEIGHTS["help"], show_default=WEIGHTS["default_text"], rich_help_panel=RANKING),
 ]
+Yes = Annotated[
+    bool,
+    typer.Option(
+        "--yes",
+        help="Fetch 24L or 32L, the authors' models (docs/knover.md), without asking.",
+        rich_help_panel=MODELS,
+    ),
+]
+FETCHED = ("model", "generation", "evaluation", "backward", "coarse")
+"""Arguments that take models; for the second of two with a 2 at the end."""
 SafetyRules = Annotated[
     list[str] | None,
     typer.Option(
@@ -82,6 +99,81 @@ SafetyOutput = Annotated[
 
 decodes = takes(DecodeConfig, leave_out=("length_penalty", "n_candidates", "stop"), panel=DECODING)
 """Gives a verb the options of decoding: its argument `decode` gets them as settings, checked."""
+
+
+def fetches_models(verb: Callable[..., None]) -> Callable[..., None]:
+    """Lets a verb take 24L or 32L, fetched if need be, wherever it takes a model; gives it `--yes`."""
+    own = inspect.signature(verb, eval_str=True).parameters
+    models = [name for name in own if name.removesuffix("2") in FETCHED]
+
+    @functools.wraps(verb)
+    def with_models(*, yes: bool, **given: Any) -> None:
+        for name in models:
+            path = given[name]
+            several = isinstance(path, list)
+            given[name] = [fetched(one, yes) for one in path] if several else fetched(path, yes)
+        verb(**given)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [parameter.replace(kind=keyword) for parameter in own.values()]
+    parameters.append(inspect.Parameter("yes", keyword, default=False, annotation=Yes))
+    with_models.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_models.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del with_models.__wrapped__  # or its signature would be taken
+    return with_models
+
+
+def fetched(path: Path | None, yes: bool) -> Path | None:
+    """A model's path: for 24L and 32L that of the model folder, which is fetched if it is not there.
+
+    Raises:
+        UserError: as `fetch_model`, or it must not be fetched.
+    """
+    from plato2.weights import released
+
+    if path is None or not released.is_released(path):
+        return path
+    name = str(path)
+    if released.is_fetched(name):
+        return released.released_folder(name)
+    if not yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UserError(f"{name}: not here yet; to fetch it from {released.archive_address(name)} give --yes")
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = bar.add_task(name)
+
+    def agree(question: str) -> None:
+        if not yes and not typer.confirm(question, err=True):
+            raise UserError(f"{name}: not fetched; say yes, or give the folder of another model")
+        bar.start()
+
+    def progress(done: int, size: int) -> None:
+        bar.update(task, completed=done, total=size)
+
+    def say(line: str) -> None:
+        console.print(Text(line), soft_wrap=True)
+
+    try:
+        return released.fetch_model(name, released.Person(say, agree, progress))
+    finally:
+        bar.stop()
+
+
+def one_model(model: Path | None, generation: Path | None, verb: str, purpose: str) -> Path:
+    """What was given as argument or as --generation.
+
+    Raises:
+        UserError: nothing, or both.
+    """
+    path = model or generation
+    if path is None or (model and generation):
+        raise UserError(f"give one model to {purpose}: plato2 {verb} DIR, or plato2 {verb} --generation DIR")
+    return path
 
 
 def load_bot(

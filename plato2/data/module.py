@@ -41,7 +41,7 @@ class DialogueDataModule(pl.LightningDataModule):
         window_samples: samples in memory.
         n_workers: worker processes of the train loader; 0 = none. Changes nothing but speed.
         valid_units: units of one validation pass over all ranks; the whole split when not given.
-        cache_dir: local copies of remote shards; `~/.cache/plato2` when not given.
+        cache_dir: local copies of remote shards; that of `cache_folder` when not given.
 
     Raises:
         UserError: no corpus, budgets that do not fit the corpus or the number of ranks, a position of another

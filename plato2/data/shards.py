@@ -30,7 +30,7 @@ from pydantic import Field
 
 from plato2.bounded import read_file
 from plato2.config import LARGEST, UserError, install
-from plato2.files import replaced
+from plato2.files import cache_folder, replaced
 from plato2.formats import Closed, Count, Open, Sha256, parse
 
 FORMAT = "plato2-shards/1"
@@ -326,7 +326,7 @@ def read_shard(
         folder: the corpus folder, local or fsspec address.
         info: the shard's entry in the index.
         first_sample_id: global sample id of its first row.
-        cache_dir: where copies of remote shards are kept; `~/.cache/plato2` when not given.
+        cache_dir: where copies of remote shards are kept; that of `cache_folder` when not given.
 
     Raises:
         UserError: the file is missing, has another size or other bytes than the index says, or other counts.
@@ -382,7 +382,7 @@ def _shard_bytes(path: str, info: ShardInfo, cache_dir: str | Path | None) -> by
         _check(path, data, info, cure)
         return data
     # The name is the content's hash: corpora share the cache and a stale copy cannot be taken for a new one.
-    root = Path(cache_dir).expanduser() if cache_dir else Path("~/.cache/plato2").expanduser()
+    root = Path(cache_dir).expanduser() if cache_dir else cache_folder()
     copy = root / "shards" / f"{info.sha256}.parquet"
     if copy.exists():
         data = read_file(copy, info.bytes + 1, f"remove {copy}")

@@ -19,7 +19,7 @@ from typing import Annotated, Any, BinaryIO
 from pydantic import Field
 
 from plato2.bounded import read_file
-from plato2.config import UserError, check_options, install, option
+from plato2.config import UserError, check_options, option
 from plato2.files import lock_file, locked, sync
 from plato2.formats import JSON_BYTES, Closed, Open, parse
 
@@ -107,16 +107,9 @@ class Endpoint:
         config: which model, and how; the caller's requests say how it decodes.
         wait_s: before the second try; then twice as long each time, unless the server says how long.
         again: what to do when all tries have failed, for the message.
-
-    Raises:
-        UserError: the package `httpx` is not installed.
     """
 
     def __init__(self, config: EndpointConfig, wait_s: float = 1.0, again: str = AGAIN) -> None:
-        try:
-            import httpx  # noqa: F401
-        except ImportError:
-            raise UserError(f"a chat API is asked through httpx: {install('eval')}") from None
         self.config = config
         self._wait_s, self._again = wait_s, again
         self._has_answered = False

@@ -28,7 +28,7 @@ class OpenAIChat:
         name: what its turns are marked with.
 
     Raises:
-        UserError: httpx is not installed, or an address that cannot be one.
+        UserError: an address that cannot be one.
     """
 
     def __init__(

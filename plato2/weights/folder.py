@@ -338,6 +338,10 @@ def checkpoint_file(path: str | Path) -> Path:
     run = RunFolder(path.parent if path.name == "checkpoints" else path)
     if run.best.exists():
         return run.best_found()
+    if any((path / name).is_dir() for name in ("Plato", "NSP")):
+        raise UserError(
+            f"{path}: Knover's files; run plato2 import knover {path} --out FOLDER, and give that"
+        )
     inside = [RunFolder(folder.parent) for folder in path.glob("*/checkpoints")]
     newest = max(inside, key=lambda run: run.checkpoints.stat().st_mtime, default=None)
     cure = f"did you mean {newest.path}?" if newest else "give the folder of a run that has saved one"
