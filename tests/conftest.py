@@ -1,4 +1,7 @@
-"""Fixtures of all tests: a small real-shaped corpus, prepared once, and train.py on it."""
+"""Fixtures of all tests: a small real-shaped corpus, prepared once, and train.py on it.
+
+Nothing heavy is imported at the top: the process that hands out the tests reads this file, too.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from composing import remember
 from forks import Forks
 from small import ROOT, Done, Train, command, environment, train_in_process, write_dialogues
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _compositions_are_remembered() -> Iterator[None]:
+    from composing import remember
+
     with pytest.MonkeyPatch.context() as patch:
         remember(patch)
         yield
