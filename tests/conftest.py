@@ -5,6 +5,7 @@ Nothing heavy is imported at the top: the process that hands out the tests reads
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: more threads only slow small tensors down
@@ -16,6 +17,12 @@ from pathlib import Path
 import pytest
 from forks import Forks
 from small import ROOT, Done, Train, command, environment, train_in_process, write_dialogues
+
+
+def pytest_collection_finish() -> None:
+    """Some libraries collect garbage by hand, which took seconds among all that the tests have imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
