@@ -13,14 +13,15 @@ import pytest
 from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.defaults_list import Overrides
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from small import ROOT
 
 
 def remember(patch: pytest.MonkeyPatch) -> None:
-    """Reads each file once, and composes each choice of groups of conf/ once; values are set on a copy.
+    """Reads each file, parses each override and composes each choice of groups of conf/ once.
 
-    Other folders of configuration are composed anew, since tests write them.
+    Values are set on a copy. Other folders of configuration are composed anew, since tests write them.
     """
     find = config_loader_impl.create_defaults_list
     compose = ConfigLoaderImpl._compose_config_from_defaults_list
@@ -56,6 +57,17 @@ def remember(patch: pytest.MonkeyPatch) -> None:
         path = file if isinstance(file, str | Path) else file.name
         return copy.deepcopy(read_once(str(path), os.stat(path).st_mtime_ns))
 
+    parse = OverridesParser.parse_rule
+    reader = OverridesParser.create()
+
+    @cache
+    def parsed_once(text: str, rule: str) -> Any:
+        return parse(reader, text, rule)
+
+    def parse_rule(_: Any, text: str, rule: str) -> Any:
+        return copy.deepcopy(parsed_once(text, rule))
+
+    patch.setattr(OverridesParser, "parse_rule", parse_rule)
     patch.setattr(OmegaConf, "load", load)
     patch.setattr(config_loader_impl, "create_defaults_list", find_once)
     patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", compose_once)

@@ -1,7 +1,11 @@
-"""Fixtures of all tests: a small real-shaped corpus, prepared once, and train.py on it."""
+"""Fixtures of all tests: a small real-shaped corpus, prepared once, and train.py on it.
+
+Nothing heavy is imported at the top: the process that hands out the tests reads this file, too.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: more threads only slow small tensors down
@@ -11,13 +15,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from composing import remember
 from forks import Forks
 from small import ROOT, Done, Train, command, environment, train_in_process, write_dialogues
 
 
+def pytest_collection_finish() -> None:
+    """Some libraries collect garbage by hand, which took seconds among all that the tests have imported."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _compositions_are_remembered() -> Iterator[None]:
+    from composing import remember
+
     with pytest.MonkeyPatch.context() as patch:
         remember(patch)
         yield

@@ -80,8 +80,12 @@ def serve() -> None:
 
     import pandas  # noqa: F401  pyarrow does so when it first reads a shard
     import pyarrow.compute  # noqa: F401  the same
+    import pytest
     import torch
-    from hydra.core.hydra_config import HydraConfig
+    from composing import remember
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
 
     import plato2.data.module
     import plato2.runs.callbacks
@@ -94,11 +98,16 @@ def serve() -> None:
     import plato2.stages.sharding
     import plato2.talk.replies
     import plato2.talk.selection  # noqa: F401
-    from plato2.commands.train import composed
+    from plato2.commands.train import CONF
     from plato2.runs.plan import peak_flops
+    from plato2.stages import known_stages
 
-    composed("experiment=smoke", "data=shards", "data.path=none")  # Hydra's parsers and plugins
-    HydraConfig.instance().cfg = None
+    remember(pytest.MonkeyPatch())
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for stage in known_stages():  # what `small.command` chooses, as Hydra reads it: first for its mode
+            groups = ["experiment=smoke", "data=shards", "strategy=cpu", f"stage={stage}"]
+            for mode in RunMode:
+                GlobalHydra.instance().config_loader().load_configuration("train", groups, mode)
     peak_flops(torch.device("cpu"), "32-true")  # measured once, not by each job
     gc.freeze()  # no job walks through all of this again
 

@@ -16,8 +16,6 @@ from typing import Any
 
 import pytest
 
-from plato2.stages import Stage
-
 ROOT = Path(__file__).parents[1]
 SMALL = [  # a model and batches that train in milliseconds
     "experiment=smoke",
@@ -104,6 +102,8 @@ def train_in_process(arguments: list[str], cwd: Path, script: Path, **variables:
 @contextlib.contextmanager
 def stopped_at(step: int) -> Iterator[None]:
     """Runs in this process end early after that step, as with `max_time`."""
+    from plato2.stages import Stage
+
     trained = Stage.training_step
 
     def training_step(stage: Stage, *given: Any) -> None:

@@ -280,6 +280,7 @@ def test_a_rater_with_keys(browser: Any, tmp_path: Path) -> None:
     assert len({one.item for one in ratings}) == 3
 
 
+@pytest.mark.slow
 def test_markup_is_text(browser: Any, tmp_path: Path) -> None:
     tasks = evil_tasks()
     evil = next(item for item in tasks.items if item.start == EVIL)
@@ -295,6 +296,7 @@ def test_markup_is_text(browser: Any, tmp_path: Path) -> None:
         tab.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["plato", "acute", "topic", "candidates", "ssa"])
 def test_it_fits_a_desk_and_a_phone(browser: Any, tmp_path: Path, preset: str) -> None:
     tasks = small_tasks(preset, n=2)
@@ -315,6 +317,7 @@ def test_it_fits_a_desk_and_a_phone(browser: Any, tmp_path: Path, preset: str) -
         tab.close()
 
 
+@pytest.mark.slow
 def test_a_killed_server_loses_nothing_on_the_page(browser: Any, tmp_path: Path) -> None:
     path = write_tasks(tmp_path / "tasks.json", small_tasks())
     running = start_page(path, 1)

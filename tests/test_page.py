@@ -738,6 +738,7 @@ def test_a_visit(browser: Any, address: str, tmp_path: Path) -> None:
     page.close()
 
 
+@pytest.mark.slow
 def test_what_is_written_is_shown_as_text(browser: Any, address: str) -> None:
     visit = Visit(browser, address)
     visit.say(EVIL)
@@ -752,6 +753,7 @@ def test_what_is_written_is_shown_as_text(browser: Any, address: str) -> None:
     visit.page.close()
 
 
+@pytest.mark.slow
 def test_hints_and_warnings(browser: Any, address: str) -> None:
     visit = Visit(browser, address)
     toast = visit.page.locator(".toast-body")
@@ -770,6 +772,7 @@ def test_hints_and_warnings(browser: Any, address: str) -> None:
     visit.page.close()
 
 
+@pytest.mark.slow
 def test_while_it_waits_the_message_is_there_and_nothing_can_be_chosen(browser: Any, address: str) -> None:
     visit = Visit(browser, address)
     visit.say("hello")
@@ -787,6 +790,7 @@ def test_while_it_waits_the_message_is_there_and_nothing_can_be_chosen(browser: 
     visit.page.close()
 
 
+@pytest.mark.slow
 def test_it_fits(browser: Any, address: str) -> None:
     visit = Visit(browser, address)
     visit.say("word " * 60 + "x" * 300)

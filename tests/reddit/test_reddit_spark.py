@@ -236,6 +236,7 @@ def test_no_java(home: Path, tmp_path: Path) -> None:
     assert "openjdk-17-jre-headless" in stderr
 
 
+@pytest.mark.slow
 def test_spark_that_does_not_start(home: Path, tmp_path: Path) -> None:
     path = tmp_path / "RC_2011-01"
     path.write_text("{}\n")

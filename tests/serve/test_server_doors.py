@@ -171,6 +171,7 @@ def test_a_new_connection_takes_the_place_of_an_idle_one(gated: GatedBot) -> Non
             connection.close()
 
 
+@pytest.mark.slow
 def test_a_thousand_idle_connections_beside_two_hundred_clients(runs: dict[str, Path]) -> None:
     """With as few files open as many systems allow a process."""
     import resource

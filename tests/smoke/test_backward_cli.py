@@ -13,6 +13,7 @@ from plato2.commands import app
 from plato2.runs.folder import RunFolder
 from plato2.runs.saved import read_metrics
 
+STEPS = ("trainer.max_steps=1", "trainer.val_check_interval=1")
 COARSE, BACKWARD = Path("outputs/tiny-1_coarse/a"), Path("outputs/tiny-backward/b")
 
 
@@ -60,8 +61,8 @@ def test_from_stage_1_to_a_ranked_reply(train_here: Train) -> None:
         assert other != first
 
     # going on from its own kind, and from nothing else than stage 1
-    train_here("stage=backward", f"init_from={BACKWARD}", "run_id=c")
-    train_here("stage=2_gen", "init_from=auto", "run_id=d", "model.n_latent=4")
+    train_here("stage=backward", f"init_from={BACKWARD}", "run_id=c", *STEPS)
+    train_here("stage=2_gen", "init_from=auto", "run_id=d", "model.n_latent=4", *STEPS)
     refused = train_here("stage=backward", "init_from=outputs/tiny-2_gen/d", expect=2)
     assert_one_line(refused.stderr, "a 2_gen run; stage backward starts from 1_coarse or backward")
     refused = train_here("stage=2_gen", f"init_from={BACKWARD}", expect=2)
@@ -70,7 +71,7 @@ def test_from_stage_1_to_a_ranked_reply(train_here: Train) -> None:
 
 @pytest.mark.parametrize("verb", ["reply", "chat"])
 def test_it_does_not_reply_itself(train_here: Train, verb: str) -> None:
-    train_here("stage=backward", "init_from=scratch", "run_id=b")
+    train_here("stage=backward", "init_from=scratch", "run_id=b", *STEPS)
     code, out, errors = plato2(verb, "--generation", BACKWARD, *(["hi"] if verb == "reply" else []))
     assert (code, out) == (2, "")
     wanted = "give a run of 2_gen or 1_coarse or plato"
@@ -78,15 +79,14 @@ def test_it_does_not_reply_itself(train_here: Train, verb: str) -> None:
 
 
 def test_auto_needs_a_finished_stage_1(train_here: Train) -> None:
-    train_here("stage=backward", "init_from=scratch", "run_id=b")
+    train_here("stage=backward", "init_from=scratch", "run_id=b", *STEPS)
     done = train_here("stage=backward", "init_from=auto", "run_id=c", expect=2)
     assert_one_line(done.stderr, "init_from=auto: no finished 1_coarse run of model=tiny")
 
 
 def test_a_sweep_over_all_four_stages_with_its_report(train_here: Train) -> None:
-    done = train_here(
-        "-m", "stage=1_coarse,2_gen,2_eval,backward", "init_from=auto", "report=true", "latent_contexts=2"
-    )
+    reported = ("report=true", "latent_contexts=2")
+    done = train_here("-m", "stage=1_coarse,2_gen,2_eval,backward", "init_from=auto", *reported, *STEPS)
     runs = [RunFolder(path) for path in sorted(Path("outputs").glob("tiny-*/*"))]
     assert [run.lineage()["stage"] for run in runs] == ["1_coarse", "2_eval", "2_gen", "backward"]
     assert all(run.finished for run in runs)

@@ -185,7 +185,13 @@ def test_a_setting_that_no_model_can_use_costs_no_conversation(models: list[obje
 # ------------------------------------------------------------------------------------------ closed streams
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "0>/dev/null"])
+@pytest.mark.parametrize(
+    "closed",
+    [
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("<&-", ">&-", "2>&-", "0>/dev/null")),
+        "<&- >&- 2>&-",
+    ],
+)
 def test_a_closed_stream_is_no_traceback(models: list[object], closed: str) -> None:
     command = shlex.join([sys.executable, "-m", "plato2", "chat", *map(str, models)])
     done = subprocess.run(

@@ -27,6 +27,7 @@ def chats(tmp_path: Path) -> Path:
     )
 
 
+@pytest.mark.slow
 @needs_data
 def test_the_command_in_the_documents_prints_what_they_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

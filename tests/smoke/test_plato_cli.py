@@ -12,6 +12,7 @@ from plato2.commands import app
 from plato2.runs.folder import RunFolder
 from plato2.runs.saved import read_checkpoint, read_metrics
 
+STEPS = ("trainer.max_steps=1", "trainer.val_check_interval=1")
 RUN = Path("outputs/tiny-plato/a")
 TRAIN = ("stage=plato", "run_id=a", "model.n_latent=4", "sample_replies=2", "selection=10")
 
@@ -74,10 +75,10 @@ def test_one_run_is_trained_resumed_talked_to_and_reported(train_here: Train, co
 
 
 def test_what_it_starts_from_and_what_starts_from_it(train_here: Train) -> None:
-    train_here(*TRAIN)
-    done = train_here("stage=plato", f"init_from={RUN}", "run_id=b", "model.n_latent=4")
+    train_here(*TRAIN, *STEPS)
+    done = train_here("stage=plato", f"init_from={RUN}", "run_id=b", "model.n_latent=4", *STEPS)
     assert "weights from outputs/tiny-plato/a/checkpoints/best.ckpt" in done.stderr + done.stdout
-    train_here("stage=1_coarse", "run_id=c")
+    train_here("stage=1_coarse", "run_id=c", *STEPS)
     refused = train_here("stage=plato", "init_from=outputs/tiny-1_coarse/c", expect=2)
     assert_one_line(refused.stderr, "a 1_coarse run; stage plato starts from plato")
     refused = train_here("stage=2_gen", f"init_from={RUN}", expect=2)
@@ -85,8 +86,9 @@ def test_what_it_starts_from_and_what_starts_from_it(train_here: Train) -> None:
 
 
 def test_the_report_of_a_sweep_keeps_the_curriculum_s_own_model(train_here: Train) -> None:
-    done = train_here("-m", "stage=1_coarse,2_gen,plato", "report=true", "model.n_latent=4", "run_id=s")
+    given = ("-m", "report=true", "model.n_latent=4", *STEPS)
+    done = train_here(*given, "stage=1_coarse,2_gen,plato", "run_id=s")
     assert "│ 2_gen " in done.stdout
     assert "│ plato " not in done.stdout
-    done = train_here("-m", "stage=plato,plato", "report=true", "model.n_latent=4", "run_id=t")
+    done = train_here(*given, "stage=plato,plato", "run_id=t")
     assert "│ plato " in done.stdout

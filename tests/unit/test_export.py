@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from plato2.talk.rank import coherence
 from plato2.weights.export import export_to_huggingface, export_to_knover
 from plato2.weights.folder import load_evaluation, load_generation, load_stage, read_saved
 from plato2.weights.knover import import_knover
-from plato2.weights.model_folder import write_model_folder
+from plato2.weights.model_folder import new_folder, write_model_folder
 from plato2.weights.paddle import open_parameter
 
 SHARED = ROOT.parent / "shared" / "knover" / "fixtures" / "ckpt"
@@ -597,35 +599,31 @@ def test_training_refuses_a_folder_that_does_not_fit(
 
 def test_two_exports_into_one_folder_do_not_mix(tmp_path: Path) -> None:
     """Real processes, each in the middle of writing while the other one is: one delivers, whole."""
-    script = """
-import sys
-from pathlib import Path
-from plato2.config import UserError
-from plato2.weights.model_folder import new_folder
-try:
-    with new_folder(Path(sys.argv[1])) as folder:
-        (folder / "file").write_text(sys.argv[2])
-        print("writing", flush=True)
-        sys.stdin.readline()
-except UserError as error:
-    print(error, flush=True)
-    raise SystemExit(2)
-"""
-    out = tmp_path / "out"
+    out, context = tmp_path / "out", get_context("fork")
+
+    def export(name: str, told: Connection) -> None:
+        try:
+            with new_folder(out) as folder:
+                (folder / "file").write_text(name)
+                told.send("writing")
+                told.recv()
+        except UserError as error:
+            told.send(str(error))
+            raise SystemExit(2) from error
+
     processes = []
     for name in ("one", "two"):
-        command = [sys.executable, "-c", script, str(out), name]
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment()
-        )
-        assert process.stdout is not None
-        processes.append((name, process, process.stdout.readline()))
-    codes = {}
-    for name, process, _ in processes:
-        said, _ = process.communicate("\n")
-        codes[name] = process.returncode
-        assert process.returncode == 0 or f"--out {out}" in said + processes[1][2]
-    assert codes == {"one": 0, "two": 2}
+        heard, told = context.Pipe()
+        process = context.Process(target=export, args=(name, told))
+        process.start()
+        processes.append((process, heard, heard.recv()))
+    (first, heard, said), (second, _, refused) = processes
+    assert said == "writing"
+    assert f"--out {out}" in refused
+    heard.send("go on")
+    first.join()
+    second.join()
+    assert (first.exitcode, second.exitcode) == (0, 2)
     assert (out / "file").read_text() == "one"
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == ["out"]
 
