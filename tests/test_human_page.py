@@ -27,6 +27,8 @@ from fastapi.testclient import TestClient
 
 from plato2.evaluate.dialogues import Dialogue, Turn
 from plato2.evaluate.human.formats import Rating, Tasks
+from plato2.evaluate.human.ratings import check_ratings
+from plato2.evaluate.human.report import human_result
 from plato2.evaluate.human.server import make_app
 from plato2.evaluate.human.store import Store
 from plato2.evaluate.human.tasks import Selection, make_tasks
@@ -189,6 +191,40 @@ def test_the_admin_sees_progress_and_takes_ratings(
     lines = client.get(f"/admin/{store.admin_token}/ratings.jsonl").text.splitlines()
     assert [Rating.model_validate_json(line) for line in lines] == store.ratings()
     assert store.admin_token not in client.get(visitor.link).text
+
+
+def test_the_admin_sees_agreement_and_where_there_is_too_little(store: Store, client: TestClient) -> None:
+    admin = f"/admin/{store.admin_token}"
+    assert "Nothing has been rated yet." in client.get(admin).text
+    first, second = (Visitor(client, f"/r/{store.raters()[n].token}") for n in (0, 1))
+
+    def rate(visitor: Visitor, level: str, **others: str) -> None:
+        action, fields = visitor.next() or ("", {})
+        client.post(action, data={**dict.fromkeys(fields, level), **others, "revision": "0"})
+
+    rate(first, "1")
+    rows = rows_of(client.get(admin).text)
+    assert rows["coherence"] == rows["all"] == ["0", "0", "nothing has been rated by two raters yet"]
+    rate(second, "1")  # begun items come first
+    rows = rows_of(client.get(admin).text)
+    assert rows["coherence"] == ["3", "1", "1.000", "1.000, all are equal", "1.000"]
+    assert rows["humanness"] == ["1", "1", "1.000", "1.000, all are equal", "1.000"]
+    rate(first, "0")
+    rate(second, "0", **{"q0.3": "2", "q3": "1"})
+    rows = rows_of(client.get(admin).text)
+    found = human_result(check_ratings(store.tasks, store.ratings()), []).details["agreement"]
+    for name, (units, items, *figures) in rows.items():
+        numbers = [found[name][key] for key in ("plain", "fleiss_kappa", "krippendorff_alpha")]
+        assert figures == [f"{number:.3f}" for number in numbers], name
+        assert (int(units), int(items)) == (found[name]["units"], 2)
+    assert rows["coherence"][2] == "0.833"  # five of six
+
+
+def rows_of(html: str) -> dict[str, list[str]]:
+    """Of the admin's table of agreement: question -> cells."""
+    (table,) = re.findall(r"<h2>Agreement</h2>.*?<tbody>(.*?)</tbody>", html, re.DOTALL)
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("</tr>") if row]
+    return {name: cells for name, *cells in rows}
 
 
 # ------------------------------------------------------------------------------------------------ Chromium

@@ -110,6 +110,9 @@ def test_a_chat_from_the_first_word_to_the_report(store: Store, partner: Api, tm
     fields = dict.fromkeys(re.findall(r'type="radio" name="([^"]+)"', html), "2")
     assert set(fields) == {"q0.1", "q0.3", "q1.1", "q1.3", "q2", "q3"}  # the system's turns alone
     rater.client.post(address, data={**fields, "revision": "0"})
+    admin = rater.client.get(f"/admin/{store.admin_token}").text
+    assert "<td>secret</td><td>2</td><td>1</td><td></td>" in admin
+    assert admin.count("nothing has been rated by two raters yet") == 5
     store.close()
     files = [str(tmp_path / name) for name in ("r.jsonl", "chats.jsonl", "rated.json", "human.json")]
     run = CliRunner().invoke
@@ -179,6 +182,8 @@ def test_a_system_that_fails_can_be_tried_again_or_left(
     assert "status 400" not in html
     assert "secret: no reply in chat" in capfd.readouterr().err
     assert "status 400" in rater.partners.trouble["secret"]
+    admin = rater.client.get(f"/admin/{store.admin_token}").text
+    assert "<td>secret</td><td>1</td><td>0</td><td>http://127" in admin
     rater.post("retry")
     assert rater.wait() == "1 failed"
     assert rater.partners.trouble["secret"] == "it has nothing to say"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from html import escape
+from typing import Any
 
 from plato2.evaluate.human.formats import Chat, Item, Question, Said, Shown, Tasks, places
 from plato2.evaluate.human.store import Lent, Place, Progress, RaterProgress
@@ -39,6 +40,21 @@ SAID = {
     "failed": "No reply came. What you said is kept. Try again, or leave this chat and go on with another.",
 }
 """What a rater reads of the standing of a chat."""
+RATER = ("rater", "rated", "in hand", "checks passed", "median seconds", "last submit (UTC)")
+AGREEMENT = (
+    "question",
+    "rated by two or more",
+    "in items",
+    "plain",
+    "Fleiss\N{RIGHT SINGLE QUOTATION MARK} kappa",
+    "Krippendorff\N{RIGHT SINGLE QUOTATION MARK}s alpha",
+)
+"""Columns of the admin's tables."""
+TOO_FEW = "nothing has been rated by two raters yet"
+NO_AGREEMENT = "Nothing has been rated yet."
+AGREES = (
+    "Of raters who passed all attention checks. Kappa needs equally many raters, so it may rest on fewer."
+)
 LOOK_S = 3
 """Seconds after which a page without scripts looks for a reply."""
 MOST_CHARACTERS = 2000
@@ -295,8 +311,22 @@ def _way(address: str, deed: str, label: str) -> str:
 # ------------------------------------------------------------------------------------------------- the admin
 
 
-def admin_page(tasks: Tasks, progress: Progress, base: str) -> str:
-    """How far the study is and what each rater did; it loads itself again every half minute."""
+def admin_page(
+    tasks: Tasks,
+    progress: Progress,
+    base: str,
+    agreement: dict[str, dict[str, Any]],
+    trouble: dict[str, str],
+) -> str:
+    """How far the study is and what each rater did; it loads itself again every half minute.
+
+    Args:
+        tasks: the study's.
+        progress: how far it is.
+        base: address of the admin's link.
+        agreement: of `agreement_by_question`.
+        trouble: system -> what went wrong with it last, of the preset `chat`.
+    """
     n, per_item = progress.n_items, progress.raters_per_item
     done = sum(items for count, items in progress.by_count.items() if count >= per_item)
     counts = "".join(
@@ -304,19 +334,47 @@ def admin_page(tasks: Tasks, progress: Progress, base: str) -> str:
         for count, items in progress.by_count.items()
     )
     raters = "".join(map(_rater_row, progress.raters))
+    met = "".join(
+        f"<tr><td>{escape(name)}</td><td>{begun}</td><td>{rated}</td>"
+        f"<td>{escape(trouble.get(name, ''))}</td></tr>"
+        for name, (begun, rated) in progress.met.items()
+    )
+    systems = _table("Systems", ("system", "chats", "rated", "last trouble"), met) if met else ""
     n_checks = sum(item.expected is not None for item in tasks.items)
     body = f"""<main class="admin"><h1>Progress</h1>
 <p><progress max="1" value="{progress.share:.3f}"></progress> {progress.n_ratings} of
 {n * per_item} ratings \N{MIDDLE DOT} {done} of {n} items have {per_item} raters \N{MIDDLE DOT}
 preset {escape(tasks.preset)} \N{MIDDLE DOT} {n_checks} attention checks</p>
-<h2>Items</h2>
-<table><thead><tr><th>ratings</th><th>items</th><th>share</th></tr></thead><tbody>{counts}</tbody></table>
-<h2>Raters</h2>
-<div class="wide"><table><thead><tr><th>rater</th><th>rated</th><th>in hand</th><th>checks passed</th>
-<th>median seconds</th><th>last submit (UTC)</th></tr></thead><tbody>{raters}</tbody></table></div>
+{_table("Items", ("ratings", "items", "share"), counts)}
+{_table("Agreement", AGREEMENT, "".join(_agreement_row(*one) for one in agreement.items()))}
+<p class="how">{escape(NO_AGREEMENT if not agreement else AGREES)}</p>
+{_table("Raters", RATER, raters)}
+{systems}
 <p><a class="button" href="{escape(base)}/ratings.jsonl">ratings.jsonl</a></p></main>
 """
     return document("Progress", body, refresh_s=30)
+
+
+def _table(title: str, columns: Sequence[str], rows: str) -> str:
+    head = "".join(f"<th>{column}</th>" for column in columns)
+    return (
+        f'<h2>{title}</h2>\n<div class="wide"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _agreement_row(name: str, found: dict[str, Any]) -> str:
+    """A question; where too few have been rated by two, that is said."""
+    n, of = found["units_of_several"], found["items_of_several"]
+    if n == 0:
+        return f'<tr><td>{escape(name)}</td><td>0</td><td>0</td><td colspan="3">{TOO_FEW}</td></tr>'
+    plain, kappa, alpha = (f"{found[key]:.3f}" for key in ("plain", "fleiss_kappa", "krippendorff_alpha"))
+    if found["all_equal"]:
+        kappa += ", all are equal"
+    elif found["fleiss_kappa_units"] < n:
+        kappa += f", of {found['fleiss_kappa_units']}"
+    cells = "".join(f"<td>{text}</td>" for text in (n, of, plain, kappa, alpha))
+    return f"<tr><td>{escape(name)}</td>{cells}</tr>"
 
 
 def _rater_row(one: RaterProgress) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from fastapi import FastAPI, HTTPException, Request, Response
@@ -120,7 +120,7 @@ def make_app(
     if partners is not None:
         _add_chat(app, store, partners)
     _add_rating(app, store, partners)
-    _add_admin(app, store)
+    _add_admin(app, store, partners)
     _add_errors(app)
     app.add_middleware(
         Gate,
@@ -296,14 +296,17 @@ def _do(store: Store, partners: Partners, token: str, item: str, deed: str, body
     return RedirectResponse(f"/r/{token}/{item}", 303)
 
 
-def _add_admin(app: FastAPI, store: Store) -> None:
+def _add_admin(app: FastAPI, store: Store, partners: Partners | None) -> None:
     """What whoever runs the study asks for."""
 
     @app.get("/admin/{token}")
     def admin(token: str) -> Response:
         """The progress."""
         _check_admin(store, token)
-        return HTMLResponse(admin_page(store.tasks, store.progress(), f"/admin/{token}"))
+        trouble = partners.trouble if partners is not None else {}
+        return HTMLResponse(
+            admin_page(store.tasks, store.progress(), f"/admin/{token}", _agreement(store), trouble)
+        )
 
     @app.get("/admin/{token}/ratings.jsonl")
     def ratings(token: str) -> Response:
@@ -311,6 +314,17 @@ def _add_admin(app: FastAPI, store: Store) -> None:
         _check_admin(store, token)
         lines = "".join(f"{rating.model_dump_json()}\n" for rating in store.ratings())
         return Response(lines, media_type="application/jsonl")
+
+
+def _agreement(store: Store) -> dict[str, dict[str, Any]]:
+    """How much raters agree until now, by question."""
+    from plato2.evaluate.human.ratings import check_ratings
+    from plato2.evaluate.human.report import agreement_by_question
+
+    if not (ratings := store.ratings()):
+        return {}
+    tasks = store.tasks if store.tasks.chat is None else store.rated_chats()
+    return agreement_by_question(check_ratings(tasks, ratings))
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -150,6 +150,8 @@ class Progress:
     by_count: dict[int, int]
     """Ratings -> items that have so many."""
     raters: list[RaterProgress]
+    met: dict[str, tuple[int, int]]
+    """Of the preset `chat`: system -> chats that raters have or had with it, and those that are rated."""
 
     @property
     def share(self) -> float:
@@ -476,7 +478,11 @@ class Store:
         step.execute(update(_LENT).where(this).values(ended_at=self.now()))
 
     def rated_chats(self) -> Tasks:
-        """The tasks with what was said, of the chats that are rated: like any others, but for the preset."""
+        """The tasks with what was said, of the chats that are rated: like any others, but for the preset.
+
+        Raises:
+            UserError: nobody has rated a chat.
+        """
         with self._step() as step:
             rows = step.execute(select(_LENT).where(_LENT.c.submitted_at.is_not(None))).all()
             items = {row.item: self._lent(step, row).item for row in rows}
@@ -521,7 +527,15 @@ class Store:
             counts.total(),
             dict(sorted(Counter(counts[name] for name in self.items).items())),
             [self._of(name, by_rater[name]) for name in sorted(names, key=lambda one: (len(one), one))],
+            self._met(rows),
         )
+
+    def _met(self, rows: Sequence[Row[Any]]) -> dict[str, tuple[int, int]]:
+        if self.tasks.chat is None:
+            return {}
+        begun = Counter(self.items[row.item].shown[0].system for row in rows)
+        open_ones = Counter(self.items[row.item].shown[0].system for row in rows if row.submitted_at is None)
+        return {name: (begun[name], begun[name] - open_ones[name]) for name in self.tasks.chat.speakers}
 
     def _of(self, name: str, rows: Sequence[Row[Any]]) -> RaterProgress:
         done = [row for row in rows if row.submitted_at is not None]
