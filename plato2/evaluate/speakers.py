@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from plato2.config import DecodeConfig, RankConfig, UserError, did_you_mean, expand_path
+from plato2.config import DecodeConfig, UserError, did_you_mean, expand_path
 from plato2.evaluate.dialogues import read_dialogues
 from plato2.talk.speaker import Said, Speaker
 
@@ -82,12 +82,9 @@ def _plato2(where: str, given: dict[str, str], device: str, name: str) -> Speake
     from plato2.talk.bot import PlatoBot
     from plato2.talk.speaker import PlatoSpeaker
 
-    evaluation, backward = (
-        expand_path(given.pop(kind), kind) if kind in given else None for kind in ("evaluation", "backward")
-    )
-    rank = RankConfig.parse(given.pop("rank")) if "rank" in given else None
+    evaluation = expand_path(given.pop("evaluation"), "evaluation") if "evaluation" in given else None
     decode = settings_from(given, SAMPLING, DecodeConfig())
-    bot = PlatoBot.load(expand_path(where, "plato2"), evaluation, device, decode, backward, rank)
+    bot = PlatoBot.load(expand_path(where, "plato2"), evaluation, device, decode)
     return PlatoSpeaker(name, bot, decode)
 
 

@@ -21,13 +21,16 @@ pytest.importorskip("httpx", reason="the API is asked through httpx")
 
 from fastapi.testclient import TestClient
 
+from plato2.commands.evaluate_dialogues import app as automatic
 from plato2.commands.evaluate_human import app
+from plato2.commands.evaluate_judge import read_contest
+from plato2.commands.report import app as report
 from plato2.config import UserError
 from plato2.evaluate.dialogues import read_dialogues
 from plato2.evaluate.human.chat import Partners
 from plato2.evaluate.human.formats import read_tasks
 from plato2.evaluate.human.server import make_app
-from plato2.evaluate.human.store import Lent, Store
+from plato2.evaluate.human.store import Lent, Store, wanted
 
 
 @pytest.fixture
@@ -327,6 +330,42 @@ def test_a_study_goes_on_where_it_was(store: Store, partner: Api) -> None:
     assert again.said("r01", item) == ["hello", "reply 1 to: hello"]
     with pytest.raises(UserError, match="no chat in it that was had and rated"):
         again.rated_chats()
+
+
+def test_chats_are_dialogues_for_the_other_verbs(tmp_path: Path) -> None:
+    store = Store(tmp_path / "study.sqlite", small_chats({"ours": "log:a", "theirs": "log:b"}, topics=1))
+    store.raters(1)
+    for n in range(4):
+        found = store.next_item("r01")
+        assert isinstance(found, Lent)
+        system, item = found.item.shown[0].system, found.item.id
+        for place in (0, 2):
+            store.say("r01", item, place, f"hi {n} {place}")
+            store.reply("r01", item, place + 1, f"{system} says {n} and {place}")
+        store.end("r01", item)
+        had = store.lent("r01", item)
+        assert isinstance(had, Lent)
+        places = wanted(store.tasks.questions, had.item)
+        answers = {(question.name, place): 2 if system == "ours" else 1 for question, place in places}
+        assert store.submit("r01", item, answers, 0) == "saved"
+    chats, ratings, rated = (str(tmp_path / name) for name in ("chats.jsonl", "r.jsonl", "rated.json"))
+    results = tmp_path / "results"
+    results.mkdir()
+    for verb, arguments in (
+        (app, ["export", str(store.path), "--out", ratings, "--chats", chats, "--tasks", rated]),
+        (app, ["report", rated, ratings, "--out", str(results / "human.json")]),
+        (automatic, [chats, "--no-embedding", "--out", str(results / "automatic.json")]),
+        (report, [str(results), "--out", str(tmp_path / "report.md")]),
+    ):
+        done = CliRunner().invoke(verb, arguments)
+        assert done.exit_code == 0, (arguments, done.output, done.exception)
+    page = (tmp_path / "report.md").read_text()
+    (ours,) = (line for line in page.splitlines() if line.startswith("| ours | 2.000"))
+    assert "not measured" not in ours  # table 2: four scores, distinct-1/2 and length
+    contest = read_contest([Path(chats)], "B", None, 0)
+    assert len(contest) == 2  # about the same topic, though people began differently
+    assert all({one.left.system, one.right.system} == {"ours", "theirs"} for one in contest)
+    assert {sum(judged for judged, _ in one.left.lines) for one in contest} == {2}
 
 
 @pytest.mark.parametrize(
