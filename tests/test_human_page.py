@@ -204,7 +204,7 @@ def test_the_admin_sees_agreement_and_where_there_is_too_little(store: Store, cl
 
     rate(first, "1")
     rows = rows_of(client.get(admin).text)
-    assert rows["coherence"] == rows["all"] == ["0", "0", "nothing has been rated by two raters yet"]
+    assert rows["coherence"] == rows["all"] == ["0", "0", "no two raters yet"]
     rate(second, "1")  # begun items come first
     rows = rows_of(client.get(admin).text)
     assert rows["coherence"] == ["3", "1", "1.000", "1.000, all are equal", "1.000"]

@@ -43,17 +43,18 @@ SAID = {
 RATER = ("rater", "rated", "in hand", "checks passed", "median seconds", "last submit (UTC)")
 AGREEMENT = (
     "question",
-    "rated by two or more",
-    "in items",
+    "n",
+    "items",
     "plain",
     "Fleiss\N{RIGHT SINGLE QUOTATION MARK} kappa",
     "Krippendorff\N{RIGHT SINGLE QUOTATION MARK}s alpha",
 )
 """Columns of the admin's tables."""
-TOO_FEW = "nothing has been rated by two raters yet"
+TOO_FEW = "no two raters yet"
 NO_AGREEMENT = "Nothing has been rated yet."
 AGREES = (
-    "Of raters who passed all attention checks. Kappa needs equally many raters, so it may rest on fewer."
+    "n: what two or more raters have rated, of those who passed all attention checks, and in how many items. "
+    "Kappa needs equally many raters, so it may rest on fewer."
 )
 LOOK_S = 3
 """Seconds after which a page without scripts looks for a reply."""
