@@ -1,4 +1,6 @@
-"""Studies for the tests of human evaluation: dialogues of made-up systems, and their page in a process."""
+"""Studies for the tests of human evaluation: dialogues of made-up systems, an API that raters talk with, and
+their page in a process.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +9,18 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from small import ROOT, environment
 
 from plato2.evaluate.dialogues import Dialogue, Turn
-from plato2.evaluate.human.formats import Tasks
-from plato2.evaluate.human.tasks import Selection, make_tasks
+from plato2.evaluate.human.formats import Chat, Tasks
+from plato2.evaluate.human.tasks import Selection, chat_tasks, make_tasks
 
 EVIL = '<script>document.title = "owned"</script><img src=x onerror="alert(1)"> & "quoted" <b>fat</b>'
 
@@ -66,6 +70,69 @@ def small_tasks(preset: str = "plato", n: int = 4, checks: float = 0.0, raters: 
     if preset == "candidates":
         dialogues = static_replies(n)
     return make_tasks(dialogues, Selection(preset, checks=checks, raters=raters))
+
+
+class Api:
+    """A chat API whose reply says to what it replies, and that can be slow, refuse, or say nothing."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+        """The turns of each request."""
+        self.go = threading.Event()
+        """Replies wait for it."""
+        self.go.set()
+        self.wrong: list[str] = []
+        """What the next replies are instead: `refused` or a text."""
+        self.at_once = self.most_at_once = 0
+        api, lock = self, threading.Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                turns = [message["content"] for message in body["messages"]]
+                with lock:
+                    api.asked.append(turns)
+                    api.at_once += 1
+                    api.most_at_once = max(api.most_at_once, api.at_once)
+                    wrong = api.wrong.pop(0) if api.wrong else None
+                api.go.wait(60)
+                with lock:
+                    api.at_once -= 1
+                text = f"reply {len(turns) // 2 + 1} to: {turns[-1]}" if wrong is None else wrong
+                said = {"role": "assistant", "content": text}
+                data = json.dumps({"choices": [{"finish_reason": "stop", "message": said}]}).encode()
+                try:
+                    self.send_response(400 if wrong == "refused" else 200)
+                    self.send_header("Content-Length", str(len(data)))
+                    self.end_headers()
+                    self.wfile.write(data)
+                except OSError:  # whoever asked was killed
+                    self.close_connection = True
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.spec = f"openai:http://127.0.0.1:{self.server.server_port}/v1#m"
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+
+@contextmanager
+def api() -> Iterator[Api]:
+    """One that ends afterwards."""
+    running = Api()
+    try:
+        yield running
+    finally:
+        running.go.set()
+        running.server.shutdown()
+        running.server.server_close()
+
+
+def small_chats(speakers: dict[str, str], topics: int = 2, least: int = 2, most: int = 3) -> Tasks:
+    """Chats with systems, two for each topic."""
+    chat = Chat(speakers=speakers, least=least, most=most)
+    return chat_tasks([f"topic {n}" for n in range(topics)], chat, Selection("chat", raters=2))
 
 
 def write_tasks(path: Path, tasks: Tasks) -> Path:

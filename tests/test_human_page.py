@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rating import EVIL, Page, page, self_chats, small_tasks, start_page, write_tasks
+import rating
+from rating import EVIL, Page, page, self_chats, small_chats, small_tasks, start_page, write_tasks
 
 pytest.importorskip("sqlalchemy", reason="the page needs sqlalchemy: pip install '.[eval]'")
 
@@ -26,6 +27,8 @@ from fastapi.testclient import TestClient
 
 from plato2.evaluate.dialogues import Dialogue, Turn
 from plato2.evaluate.human.formats import Rating, Tasks
+from plato2.evaluate.human.ratings import check_ratings
+from plato2.evaluate.human.report import human_result
 from plato2.evaluate.human.server import make_app
 from plato2.evaluate.human.store import Store
 from plato2.evaluate.human.tasks import Selection, make_tasks
@@ -190,6 +193,40 @@ def test_the_admin_sees_progress_and_takes_ratings(
     assert store.admin_token not in client.get(visitor.link).text
 
 
+def test_the_admin_sees_agreement_and_where_there_is_too_little(store: Store, client: TestClient) -> None:
+    admin = f"/admin/{store.admin_token}"
+    assert "Nothing has been rated yet." in client.get(admin).text
+    first, second = (Visitor(client, f"/r/{store.raters()[n].token}") for n in (0, 1))
+
+    def rate(visitor: Visitor, level: str, **others: str) -> None:
+        action, fields = visitor.next() or ("", {})
+        client.post(action, data={**dict.fromkeys(fields, level), **others, "revision": "0"})
+
+    rate(first, "1")
+    rows = rows_of(client.get(admin).text)
+    assert rows["coherence"] == rows["all"] == ["0", "0", "no two raters yet"]
+    rate(second, "1")  # begun items come first
+    rows = rows_of(client.get(admin).text)
+    assert rows["coherence"] == ["3", "1", "1.000", "1.000, all are equal", "1.000"]
+    assert rows["humanness"] == ["1", "1", "1.000", "1.000, all are equal", "1.000"]
+    rate(first, "0")
+    rate(second, "0", **{"q0.3": "2", "q3": "1"})
+    rows = rows_of(client.get(admin).text)
+    found = human_result(check_ratings(store.tasks, store.ratings()), []).details["agreement"]
+    for name, (units, items, *figures) in rows.items():
+        numbers = [found[name][key] for key in ("plain", "fleiss_kappa", "krippendorff_alpha")]
+        assert figures == [f"{number:.3f}" for number in numbers], name
+        assert (int(units), int(items)) == (found[name]["units"], 2)
+    assert rows["coherence"][2] == "0.833"  # five of six
+
+
+def rows_of(html: str) -> dict[str, list[str]]:
+    """Of the admin's table of agreement: question -> cells."""
+    (table,) = re.findall(r"<h2>Agreement</h2>.*?<tbody>(.*?)</tbody>", html, re.DOTALL)
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("</tr>") if row]
+    return {name: cells for name, *cells in rows}
+
+
 # ------------------------------------------------------------------------------------------------ Chromium
 
 
@@ -220,6 +257,10 @@ def visit(browser: Any, link: str, width: int = 1280, height: int = 800) -> Any:
 def picture(tab: Any, name: str) -> None:
     if PICTURES:
         tab.screenshot(path=f"{PICTURES}/{name}.png", full_page=True)
+
+
+def assert_fits(tab: Any) -> None:
+    assert not tab.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
 
 
 def evil_tasks() -> Tasks:
@@ -308,8 +349,7 @@ def test_it_fits_a_desk_and_a_phone(browser: Any, tmp_path: Path, preset: str) -
         for width, height in ((1280, 800), (390, 844)):
             tab.set_viewport_size({"width": width, "height": height})
             picture(tab, f"{preset}-{width}")
-            wide = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
-            assert not tab.evaluate(wide)
+            assert_fits(tab)
             small = """[...document.querySelectorAll('.answers label')]
                 .filter((one) => one.offsetHeight < 36 || one.offsetWidth < 40).length"""
             assert tab.evaluate(small) == 0
@@ -334,6 +374,67 @@ def test_a_killed_server_loses_nothing_on_the_page(browser: Any, tmp_path: Path)
     tab.close()
     again.kill()
     assert len(Store(path.with_suffix(".sqlite")).ratings()) == 8
+
+
+def test_a_whole_chat_with_a_kill_in_the_middle(browser: Any, tmp_path: Path) -> None:
+    with rating.api() as partner:
+        path = write_tasks(tmp_path / "chat.json", small_chats({"secret-system": partner.spec}, topics=1))
+        running = start_page(path, 1)
+        port = int(running.url.rsplit(":", 1)[1])
+        tab = visit(browser, running.links[0])
+        picture(tab, "chat-begin-1280")
+        box = tab.locator("textarea")
+        box.fill(EVIL)
+        tab.reload()  # what is typed is kept
+        assert box.input_value() == EVIL
+        box.press("Enter")
+        tab.get_by_text(f"reply 1 to: {EVIL}").wait_for()
+        assert tab.locator(".text :is(script, img, b)").count() == 0
+        partner.go.clear()
+        box.fill("are you still there ?")
+        box.press("Enter")
+        tab.get_by_text("The other speaker is writing").wait_for()
+        picture(tab, "chat-writing-1280")
+        running.kill()
+        tab.get_by_text("The server cannot be reached").wait_for()
+        partner.go.set()
+        running = start_page(path, 1, port=port)
+        tab.get_by_text("reply 2 to: are you still there ?").wait_for()
+        tab.complaints.clear()  # of the server that was away
+        partner.wrong = ["refused"]
+        tab.set_viewport_size({"width": 390, "height": 844})
+        box.fill("word " * 40 + "x" * 300)
+        tab.get_by_role("button", name="Send").click()
+        tab.get_by_text("No reply came").wait_for()
+        assert_fits(tab)
+        picture(tab, "chat-failed-390")
+        tab.get_by_role("button", name="Try again").click()
+        tab.get_by_role("button", name="Submit").wait_for()  # the third round was the last
+        assert_fits(tab)
+        picture(tab, "chat-rating-390")
+        tab.set_viewport_size({"width": 1280, "height": 800})
+        picture(tab, "chat-rating-1280")
+        assert tab.locator(".question").count() == 8
+        tab.reload()
+        answer_all(tab, "2")
+        tab.keyboard.press("Enter")
+        tab.get_by_text("1 rated by you").wait_for()
+        assert tab.locator("textarea").count() == 1  # the next chat
+        picture(tab, "chat-next-1280")
+        assert tab.complaints == []
+        tab.close()
+        running.kill()
+    store = Store(path.with_suffix(".sqlite"))
+    (item,) = store.rated_chats().items
+    said = [turn.text for turn in item.shown[0].turns]
+    assert said[:4] == [
+        EVIL,
+        f"reply 1 to: {EVIL}",
+        "are you still there ?",
+        "reply 2 to: are you still there ?",
+    ]
+    assert len(said) == 6
+    assert {one.value for one in store.ratings()} == {2}
 
 
 def test_a_second_server_is_told_of_the_first(tmp_path: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,8 +19,10 @@ from plato2.commands.serve import ListenOptions
 from plato2.config import UserError
 
 if TYPE_CHECKING:
+    from plato2.evaluate.human.chat import Partners
     from plato2.evaluate.human.formats import Tasks
     from plato2.evaluate.human.store import Rater, Store
+    from plato2.evaluate.human.tasks import Selection
 
 app = typer.Typer(
     help="""Let people rate (section 3.3.2): make tasks, serve the page, see what the ratings say.
@@ -48,12 +53,16 @@ FILES hold dialogues as plato2 self-chat and plato2 reply --contexts write them,
 transcripts (docs/human.md). Presets: plato (coherence and informativeness of each reply, engagingness and
 humanness of the dialogue, 0 to 2), topic (which of two dialogues goes deeper), ssa (sensible, specific),
 acute (two dialogues side by side), candidates (which replies fit). Raters never see which system they rate.
+chat takes no FILES: raters talk with the systems of --meet themselves, then rate as in plato.
 
 [bold]Examples[/]
 
 plato2 evaluate human make chats.jsonl --preset plato --limit 50 --out tasks.json
 
 plato2 evaluate human make ours.jsonl theirs.jsonl --preset acute --out pairs.json
+
+plato2 evaluate human make --preset chat --meet ours=plato2:RUN --meet blender:FOLDER --limit 50 --raters 1
+--out chat.json
 """
 SERVE = """Serve the page on which raters rate, each by a secret link.
 
@@ -74,14 +83,86 @@ EXPORT = """Write the ratings of a study, one per line, while it goes on or afte
 plato2 evaluate human export tasks.sqlite --out ratings.jsonl
 
 plato2 evaluate human export candidates.sqlite --out ratings.jsonl --selection selection.jsonl
+
+plato2 evaluate human export chat.sqlite --out ratings.jsonl --chats chats.jsonl --tasks rated.json
 """
 
 
+CHAT = "Preset chat"
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """Whom raters talk with, about what and for how long; checks itself."""
+
+    meet: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A system that raters talk with: KIND:WHERE or NAME=KIND:WHERE (docs/speakers.md). May be "
+            "repeated.",
+            rich_help_panel=CHAT,
+        ),
+    ] = None
+    topics: Annotated[
+        Path | None,
+        typer.Option(
+            help="What to talk about, one topic per line.",
+            show_default="200 that ship with plato2",
+            rich_help_panel=CHAT,
+        ),
+    ] = None
+    rounds: Annotated[
+        tuple[int, int],
+        typer.Option(help="After how many rounds a chat may be rated, and has to be.", rich_help_panel=CHAT),
+    ] = (7, 14)
+
+    def __post_init__(self) -> None:
+        """Checks values.
+
+        Raises:
+            UserError: an impossible one.
+        """
+        least, most = self.rounds
+        if not 1 <= least <= most:
+            raise UserError(f"--rounds {least} {most}: must be 1 or more, the smaller number first")
+
+    def tasks(self, selection: Selection) -> Tasks:
+        """Each system on each topic.
+
+        Raises:
+            UserError: no system, one that is none or has been named before, or a file that cannot be read.
+        """
+        from plato2.evaluate.human.formats import Chat
+        from plato2.evaluate.human.tasks import chat_tasks
+        from plato2.evaluate.speakers import split_speaker
+        from plato2.talk.self_chat import read_starts
+
+        speakers: dict[str, str] = {}
+        for given in self.meet or []:
+            named = re.fullmatch(r"([^:=,]+)=(.+)", given)
+            name, text = named.groups() if named else (given, given)
+            split_speaker(text, "--meet")
+            if name in speakers or text in speakers.values():
+                raise UserError(f"--meet {given}: named before; raters meet each system under one name")
+            speakers[name] = text
+        if not speakers:
+            raise UserError("--preset chat: give --meet, a system that raters talk with, such as plato2:RUN")
+        about = [" ".join(start.turns) for start in read_starts(self.topics, "--topics")]
+        return chat_tasks(
+            about, Chat(speakers=speakers, least=self.rounds[0], most=self.rounds[1]), selection
+        )
+
+
 @app.command(help=MAKE)
+@takes(ChatOptions)
 def make(
-    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="What is rated.")],
-    preset: Annotated[str, typer.Option(help="plato, topic, ssa, acute or candidates.")],
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="FILES...", help="What is rated; of chat none.")
+    ] = None,
+    *,
+    preset: Annotated[str, typer.Option(help="plato, topic, ssa, acute, candidates or chat.")],
     out: Annotated[Path, typer.Option(help="File of tasks to write.")],
+    chat: ChatOptions,
     speaker: Annotated[
         str | None,
         typer.Option(
@@ -91,7 +172,9 @@ def make(
     limit: Annotated[int | None, typer.Option(help="Starts, contexts or topics drawn; default: all.")] = None,
     candidates: Annotated[int, typer.Option(help="candidates: how many are shown.")] = 10,
     checks: Annotated[float, typer.Option(help="Attention checks per item: 0.1 = one for each ten.")] = 0.1,
-    raters: Annotated[int, typer.Option(help="Raters of each item.")] = 3,
+    raters: Annotated[
+        int, typer.Option(help="Raters of each item; chat: chats about each topic with each system.")
+    ] = 3,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -100,7 +183,12 @@ def make(
     from plato2.evaluate.human.tasks import Selection, make_tasks
 
     selection = Selection(preset, speaker, limit, candidates, checks, raters, seed)
-    tasks = make_tasks([dialogue for file in files for dialogue in read_dialogues(file)], selection)
+    if preset == "chat" and not files:
+        tasks = chat.tasks(selection)
+    elif chat.meet or chat.topics:
+        raise UserError("--meet and --topics are for --preset chat without FILES; leave them out")
+    else:
+        tasks = make_tasks([d for file in files or [] for d in read_dialogues(file)], selection)
     _write(out, tasks.model_dump_json(indent=1) + "\n")
     _print_made(tasks, out, as_json)
 
@@ -129,6 +217,9 @@ def _print_made(tasks: Tasks, out: Path, as_json: bool) -> None:
     for name in sorted(items, key=lambda one: one == "attention checks"):
         table.add_row(name, str(items[name]))
     Console().print(table)
+    if tasks.chat is not None:
+        typer.echo(f"{len(tasks.items)} chats of {tasks.chat.least} to {tasks.chat.most} rounds")
+        return
     typer.echo(f"{len(tasks.items)} items for {tasks.raters_per_item} raters each: {n_answers:,} answers")
 
 
@@ -181,9 +272,21 @@ def serve(
     with locked(file.with_name(f"{file.name}.lock"), file, "stop the other server, or name another --db"):
         store = Store(file, found, lease_s=lease * 60)
         known = store.raters(raters)
+        partners = _partners(store)
         ready = lambda: _say_ready(store, known, (address or url_of(listener)).rstrip("/"), links)  # noqa: E731
-        run(make_server(make_app(store, at.hosts()), None, on_ready=ready), listener)
+        run(make_server(make_app(store, at.hosts(), partners=partners), None, on_ready=ready), listener)
         store.close()
+    if partners is not None and partners.is_working:  # Python would wait for the model, or fall over it
+        os._exit(0)
+
+
+def _partners(store: Store) -> Partners | None:
+    """Whom raters talk with, if they do."""
+    if store.tasks.chat is None:
+        return None
+    from plato2.evaluate.human.chat import Partners
+
+    return Partners(store)
 
 
 def _import_extras() -> None:
@@ -221,12 +324,19 @@ def export(
         Path | None,
         typer.Option(help="candidates: also a selection set, labelled by the majority of the raters."),
     ] = None,
+    chats: Annotated[
+        Path | None, typer.Option(help="chat: also the rated chats, as plato2 self-chat writes dialogues.")
+    ] = None,
+    tasks: Annotated[
+        Path | None,
+        typer.Option(help="chat: also the tasks with what was said, for plato2 evaluate human report."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run the verb."""
     _import_extras()
     from plato2.evaluate.human.store import Store
-    from plato2.evaluate.human.tasks import selection_set
+    from plato2.evaluate.human.tasks import chat_dialogues, selection_set
 
     store = Store(db)
     ratings = store.ratings()
@@ -234,6 +344,12 @@ def export(
     if selection is not None:
         sets = selection_set(store.tasks, ratings)
         _write(selection, "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in sets))
+    if chats is not None or tasks is not None:
+        rated = store.rated_chats()
+    if chats is not None:
+        _write(chats, "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in chat_dialogues(rated)))
+    if tasks is not None:
+        _write(tasks, rated.model_dump_json(indent=1) + "\n")
     progress = store.progress()
     said = {"ratings": len(ratings), "submits": progress.n_ratings, "done": round(progress.share, 4)}
     if as_json:

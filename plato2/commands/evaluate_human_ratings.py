@@ -222,8 +222,9 @@ def power(*, options: PowerOptions, to: ResultOptions) -> None:
 
 CONVERT = """Tasks and ratings in the format of another tool.
 
-csv: a table of ratings. acute: pairings.jsonl of ACUTE-Eval (ParlAI), of tasks with pairs. potato: a folder
-with a project for Potato for each kind of question.
+csv: a table of ratings. acute: of tasks with pairs, pairings.jsonl of ACUTE-Eval (ParlAI); with RATINGS the
+table of its analysis instead. potato: a folder with a project for Potato for each kind of question, and the
+answers of RATINGS in it.
 
 [bold]Examples[/]
 
@@ -235,13 +236,19 @@ plato2 evaluate human convert tasks.json --to potato --out potato
 
 def convert(
     tasks: Annotated[Path, typer.Argument(help="Tasks, of plato2 evaluate human make.")],
-    ratings: Annotated[list[Path] | None, typer.Argument(help="Their ratings; for csv.")] = None,
+    ratings: Annotated[list[Path] | None, typer.Argument(help="Their ratings.")] = None,
     *,
     to: Annotated[str, typer.Option(help="csv, acute or potato.")],
     out: Annotated[Path, typer.Option(help="File to write; of potato a folder.")],
 ) -> None:
     """Run `convert`."""
-    from plato2.evaluate.human.exchange import to_acute, to_csv, to_potato
+    from plato2.evaluate.human.exchange import (
+        to_acute,
+        to_acute_table,
+        to_csv,
+        to_potato,
+        to_potato_answers,
+    )
     from plato2.evaluate.human.formats import read_tasks
     from plato2.evaluate.human.ratings import read_ratings
     from plato2.evaluate.results import write_text
@@ -249,15 +256,16 @@ def convert(
     known = read_tasks(tasks)
     if to not in ("csv", "acute", "potato"):
         raise UserError(f"--to {to}: there are csv, acute, potato")
-    if (to == "csv") != bool(ratings):
-        raise UserError(
-            f"--to {to}: {'give RATINGS, too' if to == 'csv' else 'takes tasks only, no RATINGS'}"
-        )
+    if to == "csv" and not ratings:
+        raise UserError("--to csv: give RATINGS, too")
+    given = read_ratings(ratings) if ratings else []
     if to == "potato":
+        to_potato_answers(known, given, out)
         for path in to_potato(known, out):
             typer.echo(f"potato start {path}")
         return
-    write_text(out, to_csv(known, read_ratings(ratings or [])) if to == "csv" else to_acute(known))
+    of_acute = to_acute_table(known, given) if given else to_acute(known)
+    write_text(out, to_csv(known, given) if to == "csv" else of_acute)
     typer.echo(f"written: {out}")
 
 

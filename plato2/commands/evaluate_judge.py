@@ -67,10 +67,10 @@ class JudgeOptions:
         Raises:
             UserError: an unknown question, or one of two files that belong together.
         """
-        from plato2.evaluate.judge import QUESTIONS
+        from plato2.evaluate.human.questions import SIDE_BY_SIDE
 
-        if self.question not in QUESTIONS:
-            raise UserError(f"--question {self.question}: {did_you_mean(self.question, QUESTIONS)}")
+        if self.question not in SIDE_BY_SIDE:
+            raise UserError(f"--question {self.question}: {did_you_mean(self.question, SIDE_BY_SIDE)}")
         if (self.tasks is None) != (self.ratings is None):
             raise UserError("--tasks and --ratings belong together: give both, or none")
 

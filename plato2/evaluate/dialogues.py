@@ -56,6 +56,8 @@ class Dialogue:
     """What people said in the place of the last turn."""
     place: str = ""
     """FILE:LINE, for messages."""
+    topic: str = ""
+    """What a person was asked to talk about, if that is known."""
 
     def texts(self) -> list[str]:
         """What was said."""
@@ -63,8 +65,8 @@ class Dialogue:
 
     @property
     def start(self) -> str:
-        """What it began with: the start utterance or context, else the first turn."""
-        return "\n".join(self.texts()[: self.n_given or 1])
+        """What it began with: the topic, the start utterance or context, else the first turn."""
+        return self.topic or "\n".join(self.texts()[: self.n_given or 1])
 
     @property
     def case(self) -> str:
@@ -96,6 +98,7 @@ class _SavedDialogue(Open):
     turns: Annotated[list[_SavedTurn], Field(min_length=1)]
     id: int | str | None = None
     references: list[str] | None = None
+    topic: str = ""
 
 
 class _ParlaiTurn(Open):
@@ -194,7 +197,7 @@ def _json_lines(path: Path, lines: Sequence[str]) -> Iterator[Dialogue]:
             for turn in saved.turns
         )
         name = str(number - 1 if saved.id is None else saved.id)
-        yield Dialogue(name, turns, 0, tuple(saved.references or ()), place)
+        yield Dialogue(name, turns, 0, tuple(saved.references or ()), place, saved.topic)
 
 
 def _transcript(path: Path, lines: Sequence[str]) -> Iterator[Dialogue]:

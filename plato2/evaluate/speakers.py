@@ -1,6 +1,7 @@
 """The systems that PLATO-2 is compared with, each a `Speaker` that `self-chat` and `reply --contexts` play.
 
 `read_speaker("blender:FOLDER", ...)` makes one of what was typed: KIND:WHERE, then settings as `,name=value`.
+PLATO-2 itself is one of the kinds, for whoever takes any system.
 """
 
 from __future__ import annotations
@@ -23,13 +24,27 @@ def read_speaker(text: str, option: str, device: str = "auto") -> Speaker:
     """A speaker from what was typed.
 
     Args:
-        text: `dialogpt:FOLDER[,reverse=FOLDER]`, `blender:FOLDER`, `hf:FOLDER`, `openai:URL#MODEL` or
-            `log:FILE`; settings may follow, as in `hf:FOLDER,temperature=0.7`.
+        text: `plato2:RUN[,evaluation=RUN]`, `dialogpt:FOLDER[,reverse=FOLDER]`, `blender:FOLDER`,
+            `hf:FOLDER`, `openai:URL#MODEL` or `log:FILE`; settings may follow, as in
+            `hf:FOLDER,temperature=0.7`.
         option: what it was given by, for messages.
         device: as for PLATO-2.
 
     Raises:
         UserError: an unknown kind or setting, or whatever the speaker finds wrong.
+    """
+    kind, where, given = split_speaker(text, option)
+    try:
+        return MAKERS[kind](where, given, device, text)
+    except UserError as error:
+        raise UserError(f"{option} {kind}: {error}") from None
+
+
+def split_speaker(text: str, option: str) -> tuple[str, str, dict[str, str]]:
+    """The kind, the place and the settings in what was typed.
+
+    Raises:
+        UserError: an unknown kind, or no place.
     """
     kind, _, rest = text.partition(":")
     if kind not in MAKERS:
@@ -41,11 +56,7 @@ def read_speaker(text: str, option: str, device: str = "auto") -> Speaker:
         raise UserError(
             f"{option} {text}: must be KIND:WHERE; name the folder, file or address after the colon"
         )
-    given = dict(pair.split("=", 1) for pair in pairs)
-    try:
-        return MAKERS[kind](where, given, device, text)
-    except UserError as error:
-        raise UserError(f"{option} {kind}: {error}") from None
+    return kind, where, dict(pair.split("=", 1) for pair in pairs)
 
 
 def settings_from(given: Mapping[str, str], known: Sequence[str], default: DecodeConfig) -> DecodeConfig:
@@ -64,6 +75,17 @@ def settings_from(given: Mapping[str, str], known: Sequence[str], default: Decod
         except ValueError:
             raise UserError(f"{name}={text}: must be a{' whole' * (kind is int)} number") from None
     return replace(default, **values)
+
+
+def _plato2(where: str, given: dict[str, str], device: str, name: str) -> Speaker:
+    from plato2.evaluate.pretrained import SAMPLING
+    from plato2.talk.bot import PlatoBot
+    from plato2.talk.speaker import PlatoSpeaker
+
+    evaluation = expand_path(given.pop("evaluation"), "evaluation") if "evaluation" in given else None
+    decode = settings_from(given, SAMPLING, DecodeConfig())
+    bot = PlatoBot.load(expand_path(where, "plato2"), evaluation, device, decode)
+    return PlatoSpeaker(name, bot, decode)
 
 
 def _dialogpt(folder: str, given: dict[str, str], device: str, name: str) -> Speaker:
@@ -106,6 +128,7 @@ def _log(file: str, given: dict[str, str], device: str, name: str) -> Speaker:
 
 
 MAKERS: dict[str, Maker] = {
+    "plato2": _plato2,
     "dialogpt": _dialogpt,
     "blender": _blender,
     "hf": _chat_model,

@@ -15,6 +15,7 @@ from plato2.config import DecodeConfig, UserError
 from plato2.data.collate import GenerationBatch
 from plato2.data.module import DialogueDataModule
 from plato2.data.tokenizer import Tokenizer, train_tokenizer
+from plato2.evaluate.speakers import read_speaker
 from plato2.talk.bot import PlatoBot
 from plato2.talk.rank import coherence
 from plato2.talk.replies import ValidationReplies, sample_replies
@@ -253,3 +254,14 @@ def test_validation_replies_answer_the_same_contexts_each_time(tmp_path: Path) -
     assert [row["reference"] for row in first] == ["answer 2 .", "answer 7 ."]
     assert all(len(row["candidates"]) == 3 for row in first)
     assert stage.training
+
+
+def test_it_is_a_speaker_like_any_other(runs: dict[str, Path]) -> None:
+    text = f"plato2:{runs['2_gen']},evaluation={runs['2_eval']},top_k=3,max_tokens=8"
+    speaker = read_speaker(text, "--meet", "cpu")
+    assert (speaker.name, speaker.settings["top_k"], speaker.settings["max_tokens"]) == (text, 3, 8)
+    first, again = (speaker.reply_batch([CONTEXT], [1])[0] for _ in range(2))
+    assert first == again
+    assert first.candidates[0]["coherence"] is not None
+    with pytest.raises(UserError, match="--meet plato2: beam=3: no such setting"):
+        read_speaker(f"plato2:{runs['2_gen']},beam=3", "--meet", "cpu")

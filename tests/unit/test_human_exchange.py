@@ -32,8 +32,10 @@ from plato2.evaluate.human.exchange import (
     from_csv,
     from_potato,
     to_acute,
+    to_acute_table,
     to_csv,
     to_potato,
+    to_potato_answers,
 )
 from plato2.evaluate.human.formats import Item, Rating, Said, Shown, Tasks, read_tasks
 from plato2.evaluate.human.power import (
@@ -262,6 +264,44 @@ def test_acute_there_and_back(tmp_path: Path) -> None:
     ]
     checked = check_ratings(tasks, from_acute(answers, tasks))
     assert checked.failed == {"v": 1}
+
+
+def test_ratings_of_acute_there_and_back(tmp_path: Path) -> None:
+    tasks, ratings = all_kinds()
+    pairs = [one.model_copy(update={"seconds": 2.5}) for one in ratings if one.question == "better"]
+    pairs = [
+        one.model_copy(update={"value": side}) for one, side in zip(pairs, ["left", "right"] * 2, strict=True)
+    ]
+    path = tmp_path / "answers.csv"
+    path.write_text(to_acute_table(tasks, pairs))
+    assert from_acute(path, tasks) == pairs
+    rows = list(csv.DictReader(path.read_text().splitlines(keepends=True)))
+    assert [row["correct"] for row in rows] == ["-1", "-1", "True", "False"]
+    assert [row["winner"] for row in rows] == ["m|n", "n", "m|n", "m|n (2)"]
+    assert {row["matchup"] for row in rows} == {"m|n__vs__n", "m|n__vs__m|n (2)"}
+    for wrong in (pairs[0].model_copy(update={"value": "tie"}), ratings[0]):
+        with pytest.raises(UserError, match="ACUTE-Eval has pairs and their winners only; use --to csv"):
+            to_acute_table(tasks, [wrong])
+    path.write_text("worker,winner,pairing_id,time_taken\nw,n,0,long\n")
+    with pytest.raises(UserError, match="row 1: time_taken='long': not a number"):
+        from_acute(path, tasks)
+
+
+def test_ratings_of_potato_there_and_back(tmp_path: Path) -> None:
+    tasks, ratings = all_kinds()
+    to_potato(tasks, tmp_path / "p")
+    to_potato_answers(tasks, ratings, tmp_path / "p")
+    assert sorted(from_potato(tmp_path / "p", tasks), key=key) == sorted(ratings, key=key)
+    line = (tmp_path / "p/utterance/annotation_output/bob, jr/annotated_instances.jsonl").read_text()
+    value = str(next(one.value for one in ratings if (one.rater, one.question) == ("bob, jr", "turn")))
+    assert json.loads(line) == {
+        "id": "0@1",
+        "label_annotations": {"turn": {value: value}},
+        "span_annotations": {},
+    }
+    for rater in ("../ann", "", ".."):
+        with pytest.raises(UserError, match="a rater whose name can be a folder's; use --to csv"):
+            to_potato_answers(tasks, [ratings[0].model_copy(update={"rater": rater})], tmp_path / "p")
 
 
 @needs_data

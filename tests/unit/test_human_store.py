@@ -171,8 +171,8 @@ def test_other_tasks_and_other_files_are_refused(tmp_path: Path) -> None:
         Store(tmp_path / "nowhere" / "study.sqlite", small_tasks())
     store = Store(path)
     with store.engine.begin() as step:
-        step.exec_driver_sql("update study set value = 'plato2 human study 2' where key = 'format'")
-    with pytest.raises(UserError, match="format=plato2 human study 2"):
+        step.exec_driver_sql("update study set value = 'plato2 human study 1' where key = 'format'")
+    with pytest.raises(UserError, match="format=plato2 human study 1"):
         Store(path)
 
 

@@ -23,6 +23,11 @@ from plato2.formats import Open, parse
 
 COLUMNS = ("item", "start", "systems", "dialogues", "question", "place", "rater", "value", "seconds")
 """Of our CSV; an import needs item, question, rater and value."""
+ACUTE_COLUMNS = (
+    *("worker", "time_taken", "question", "correct", "winner", "loser", "eval_choice_0", "eval_choice_1"),
+    *("reason", "is_onboarding", "matchup", "pairing_id"),
+)
+"""Of the table that ParlAI's analysis of ACUTE-Eval makes; an import needs worker, winner and pairing_id."""
 ACUTE_QUESTION = "Who would you prefer to talk to for a long conversation?"
 OTHER = "other_speaker"
 ANSWERS = "annotated_instances.jsonl"
@@ -185,8 +190,49 @@ def acute_tasks(path: Path, question: str = ACUTE_QUESTION) -> Tasks:
     return Tasks(preset="acute", questions=[asked], items=items)
 
 
+def to_acute_table(tasks: Tasks, ratings: Sequence[Rating]) -> str:
+    """A row for each rating of a pair, as ParlAI's analysis of ACUTE-Eval has it; `from_acute` reads it.
+
+    Raises:
+        UserError: no item has two dialogues, a rating of something else, or a tie, which ACUTE-Eval lacks.
+    """
+    pairs = _pairs_of(tasks)
+    number_of = {item.id: number for number, item in enumerate(pairs)}
+    asked = {question.name: question.text for question in tasks.questions}
+    text = io.StringIO()
+    rows = csv.DictWriter(text, ACUTE_COLUMNS, lineterminator="\n")
+    rows.writeheader()
+    for rating in ratings:
+        if rating.item not in number_of or rating.value not in ("left", "right"):
+            raise UserError(
+                f"rating of item {rating.item} by {rating.rater}: value={rating.value}: ACUTE-Eval has pairs "
+                "and their winners only; use --to csv"
+            )
+        number = number_of[rating.item]
+        item = pairs[number]
+        names, right = _speakers(item), (item.expected or {}).get(rating.question)
+        winner, loser = names if rating.value == "left" else names[::-1]
+        first, second = sorted(names)
+        rows.writerow(
+            {
+                "worker": rating.rater,
+                "time_taken": rating.seconds,
+                "question": asked.get(rating.question, rating.question),
+                "correct": -1 if item.expected is None else rating.value == right,
+                "winner": winner,
+                "loser": loser,
+                "eval_choice_0": first,
+                "eval_choice_1": second,
+                "is_onboarding": item.expected is not None,
+                "matchup": f"{first}__vs__{second}",
+                "pairing_id": number,
+            }
+        )
+    return text.getvalue()
+
+
 def from_acute(path: Path, tasks: Tasks) -> list[Rating]:
-    """Ratings of a table with the columns of ACUTE-Eval's analysis: worker, winner, pairing_id; question and
+    """Ratings of a table with columns of ACUTE-Eval's analysis: worker, winner, pairing_id; question and
     time_taken if they are there.
 
     Args:
@@ -215,7 +261,11 @@ def from_acute(path: Path, tasks: Tasks) -> list[Rating]:
             raise UserError(f"{where}: winner={row['winner']}: pairing {place} has {' and '.join(names)}")
         value = "left" if row["winner"] == names[0] else "right"
         name = named.get(asked, questions[0].name)
-        found.append(Rating(item=item.id, question=name, rater=row["worker"], value=value))
+        try:
+            seconds = float(row["time_taken"]) if row.get("time_taken") else None
+        except ValueError:
+            raise UserError(f"{where}: time_taken={row['time_taken']!r}: not a number; {cure}") from None
+        found.append(Rating(item=item.id, question=name, rater=row["worker"], value=value, seconds=seconds))
     return found
 
 
@@ -275,6 +325,37 @@ def to_potato(tasks: Tasks, folder: Path) -> list[Path]:
             raise UserError(f"out={folder}: cannot be written ({error.strerror}); name another") from None
         written.append(place_of / "config.yaml")
     return written
+
+
+def to_potato_answers(tasks: Tasks, ratings: Sequence[Rating], folder: Path) -> None:
+    """Adds answers to the projects of `to_potato`, where Potato keeps them; `from_potato` reads them.
+
+    Raises:
+        UserError: a question that the tasks do not ask, a rater who cannot have a folder, or a folder that
+            cannot be written.
+    """
+    per = {question.name: question.per for question in tasks.questions}
+    answers: dict[Path, dict[str, dict[str, dict[str, str]]]] = {}
+    for rating in ratings:
+        is_name = rating.rater not in ("", "..") and Path(rating.rater).name == rating.rater
+        if rating.question not in per or not is_name:
+            raise UserError(
+                f"rating of item {rating.item} by {rating.rater}: question={rating.question}: Potato needs a "
+                "question of the tasks, and a rater whose name can be a folder's; use --to csv"
+            )
+        path = folder / per[rating.question] / "annotation_output" / rating.rater / ANSWERS
+        labels = answers.setdefault(path, {}).setdefault(_instance(rating.item, rating.place), {})
+        labels[rating.question] = {str(rating.value): str(rating.value)}
+    for path, instances in answers.items():
+        lines = [
+            json.dumps({"id": name, "label_annotations": labels, "span_annotations": {}}, ensure_ascii=False)
+            for name, labels in instances.items()
+        ]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(path, "".join(f"{line}\n" for line in lines))
+        except OSError as error:
+            raise UserError(f"out={folder}: cannot be written ({error.strerror}); name another") from None
 
 
 def from_potato(folder: Path, tasks: Tasks) -> list[Rating]:

@@ -73,6 +73,17 @@ class Item(Closed):
     """Of an attention check: question -> the only right answer."""
 
 
+class Chat(Closed):
+    """Of the preset `chat`: who may be met, and for how long raters talk."""
+
+    speakers: Annotated[dict[str, str], Field(min_length=1)]
+    """System -> KIND:WHERE, as `evaluate.speakers` reads it."""
+    least: Annotated[int, Field(ge=1)] = 7
+    """Rounds, a turn of the rater and a reply each, after which the chat may be rated."""
+    most: Annotated[int, Field(ge=1)] = 14
+    """Rounds after which it has to be."""
+
+
 class Tasks(Closed):
     """A whole evaluation, before anyone has rated."""
 
@@ -83,6 +94,8 @@ class Tasks(Closed):
     items: Annotated[list[Item], Field(min_length=1)]
     raters_per_item: Annotated[int, Field(ge=1)] = 3
     seed: Count = 0
+    chat: Chat | None = None
+    """None: all that is rated has been said."""
 
 
 def places(question: Question, item: Item) -> list[int | None]:

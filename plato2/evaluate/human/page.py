@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from html import escape
+from typing import Any
 
-from plato2.evaluate.human.formats import Item, Question, Said, Shown, Tasks, places
+from plato2.evaluate.human.formats import Chat, Item, Question, Said, Shown, Tasks, places
 from plato2.evaluate.human.store import Lent, Place, Progress, RaterProgress
 
 INSTRUCTIONS = {
@@ -14,6 +15,7 @@ INSTRUCTIONS = {
     "asked at the end.",
     "dialogue": "Read the dialogue, then answer what is asked about the marked speaker.",
     "pair": "Read both dialogues. Compare the marked speakers only, not those they talk with.",
+    "chat": "Talk with a speaker whom you do not know; you begin. Write nothing private: all is kept.",
     "candidate": "Read the dialogue. Which of the replies below could come next? Several may, or none.",
 }
 KEYS = "\N{LEFTWARDS ARROW} \N{RIGHTWARDS ARROW}: answer \N{MIDDLE DOT} \N{UPWARDS ARROW} "
@@ -30,12 +32,42 @@ HEAD = """<!doctype html>
 </head>
 <body>
 """
+SAID = {
+    "yours": "",
+    "writing": "The other speaker is writing\N{HORIZONTAL ELLIPSIS}",
+    "slow": "The reply takes long. It is still being sought, and shown here when it is there. You may also "
+    "close this page and open your link later.",
+    "failed": "No reply came. What you said is kept. Try again, or leave this chat and go on with another.",
+}
+"""What a rater reads of the standing of a chat."""
+RATER = ("rater", "rated", "in hand", "checks passed", "median seconds", "last submit (UTC)")
+AGREEMENT = (
+    "question",
+    "n",
+    "items",
+    "plain",
+    "Fleiss\N{RIGHT SINGLE QUOTATION MARK} kappa",
+    "Krippendorff\N{RIGHT SINGLE QUOTATION MARK}s alpha",
+)
+"""Columns of the admin's tables."""
+TOO_FEW = "no two raters yet"
+NO_AGREEMENT = "Nothing has been rated yet."
+AGREES = (
+    "n: what two or more raters have rated, of those who passed all attention checks, and in how many items. "
+    "Kappa needs equally many raters, so it may rest on fewer."
+)
+LOOK_S = 3
+"""Seconds after which a page without scripts looks for a reply."""
+MOST_CHARACTERS = 2000
+"""Of what a rater says in one turn."""
 FOOT = "</body>\n</html>\n"
 
 
-def document(title: str, body: str, refresh_s: int | None = None) -> str:
-    """A page; with `refresh_s` it is loaded again after so many seconds."""
+def document(title: str, body: str, refresh_s: int | None = None, has_script: bool = False) -> str:
+    """A page; with `refresh_s` it is loaded again after so many seconds, unless a script does so."""
     refresh = "" if refresh_s is None else f'<meta http-equiv="refresh" content="{refresh_s}">\n'
+    if refresh and has_script:
+        refresh = f"<noscript>{refresh}</noscript>"
     return HEAD.format(title=escape(title), refresh=refresh) + body + FOOT
 
 
@@ -87,17 +119,8 @@ def item_page(
     elif lent.revision:
         notes += '<p class="note">You have answered this. What you change here is saved as a correction.</p>'
     digits = "" if questions[0].per == "pair" else f"{_digits(questions)}: answer \N{MIDDLE DOT} "
-    links = (
-        f'<a id="back" href="{escape(f"{base}/{back}")}">\N{LEFTWARDS ARROW} back</a>'
-        if back
-        else "<span></span>"
-    )
-    if lent.revision:
-        target = f"{base}/{onward}" if onward else base
-        links += f'<a id="onward" href="{escape(target)}">go on \N{RIGHTWARDS ARROW}</a>'
-    body = f"""<header><nav>{links}</nav>
-<div><progress max="1" value="{progress[1]:.3f}"></progress>
-<span>{progress[0]} rated by you \N{MIDDLE DOT} study {progress[1]:.0%} done</span></div></header>
+    target = (f"{base}/{onward}" if onward else base) if lent.revision else None
+    body = f"""{_header(base, back, target, progress)}
 <main>{notes}
 {criteria(questions)}
 <form id="rate" method="post" action="{escape(f"{base}/{item.id}")}" autocomplete="off">
@@ -111,6 +134,17 @@ def item_page(
 <script src="/rate.js"></script>
 """
     return document(f"Item {item.id}", body)
+
+
+def _header(base: str, back: str | None, onward: str | None, progress: tuple[int, float]) -> str:
+    """Ways to the items before and after, and how far the rater and the study are."""
+    address = escape(f"{base}/{back}")
+    links = f'<a id="back" href="{address}">\N{LEFTWARDS ARROW} back</a>' if back else "<span></span>"
+    if onward:
+        links += f'<a id="onward" href="{escape(onward)}">go on \N{RIGHTWARDS ARROW}</a>'
+    return f"""<header><nav>{links}</nav>
+<div><progress max="1" value="{progress[1]:.3f}"></progress>
+<span>{progress[0]} rated by you \N{MIDDLE DOT} study {progress[1]:.0%} done</span></div></header>"""
 
 
 def _digits(questions: Sequence[Question]) -> str:
@@ -214,11 +248,86 @@ def text_html(text: str) -> str:
     return escape(text) if text.strip() else '<i class="nothing">(says nothing)</i>'
 
 
+# -------------------------------------------------------------------------------------------------- a chat
+
+
+def chat_page(
+    chat: Chat,
+    item: Item,
+    base: str,
+    back: str | None,
+    progress: tuple[int, float],
+    standing: str,
+    note: str = "",
+    text: str = "",
+) -> str:
+    """The page on which a rater talks.
+
+    Args:
+        chat: how long.
+        item: with what was said until now.
+        base: address of the rater's link, without a slash at its end.
+        back: id of the item before, where there is one.
+        progress: as for `item_page`.
+        standing: a key of `SAID`.
+        note: what was wrong with what was sent.
+        text: what was sent.
+    """
+    address, turns = escape(f"{base}/{item.id}"), item.shown[0].turns
+    rounds = len(turns) // 2
+    notes = f'<p class="note error" role="alert">{escape(note)}</p>' if note else ""
+    said = f'<p class="{"error " * (standing == "failed")}standing" role="status">{SAID[standing]}</p>'
+    ways = ""
+    if standing == "yours":
+        said = f"""<form id="say" class="say" method="post" action="{address}/say" autocomplete="off">
+<input type="hidden" name="place" value="{len(turns)}">
+<textarea name="text" rows="2" maxlength="{MOST_CHARACTERS}" aria-label="What you say" required
+autofocus>{escape(text)}</textarea><button type="submit">Send</button></form>"""
+    elif standing != "writing":
+        ways = _way(address, "retry", "Try again") + _way(address, "leave", "Leave this chat")
+    if standing != "writing" and rounds >= chat.least:
+        ways += _way(address, "end", "End the chat and rate it")
+    when = f"rating opens after {chat.least}" if rounds < chat.least else "you may end it and rate"
+    body = f"""{_header(base, back, None, progress)}
+<main class="chat">{notes}
+<p class="how">{escape(INSTRUCTIONS["chat"])}</p>
+<p class="topic">Talk about: <b>{text_html(item.start)}</b></p>
+<section class="dialogue">{_Form((), item, {}, ()).turns(item.shown[0])}</section>
+{said}
+<p id="trouble" class="note error" role="alert" hidden></p>
+<p class="how rounds">{rounds} of {chat.least} to {chat.most} rounds \N{MIDDLE DOT} {when}</p>
+<div class="ways">{ways}</div>
+<span id="standing" data-url="{address}/standing" data-standing="{len(turns)} {standing}"></span>
+</main>
+<script src="/chat.js"></script>
+"""
+    waits = standing in ("writing", "slow")
+    return document(f"Chat {item.id}", body, LOOK_S if waits else None, has_script=True)
+
+
+def _way(address: str, deed: str, label: str) -> str:
+    return f'<form method="post" action="{address}/{deed}"><button class="quiet">{label}</button></form>'
+
+
 # ------------------------------------------------------------------------------------------------- the admin
 
 
-def admin_page(tasks: Tasks, progress: Progress, base: str) -> str:
-    """How far the study is and what each rater did; it loads itself again every half minute."""
+def admin_page(
+    tasks: Tasks,
+    progress: Progress,
+    base: str,
+    agreement: dict[str, dict[str, Any]],
+    trouble: dict[str, str],
+) -> str:
+    """How far the study is and what each rater did; it loads itself again every half minute.
+
+    Args:
+        tasks: the study's.
+        progress: how far it is.
+        base: address of the admin's link.
+        agreement: of `agreement_by_question`.
+        trouble: system -> what went wrong with it last, of the preset `chat`.
+    """
     n, per_item = progress.n_items, progress.raters_per_item
     done = sum(items for count, items in progress.by_count.items() if count >= per_item)
     counts = "".join(
@@ -226,19 +335,47 @@ def admin_page(tasks: Tasks, progress: Progress, base: str) -> str:
         for count, items in progress.by_count.items()
     )
     raters = "".join(map(_rater_row, progress.raters))
+    met = "".join(
+        f"<tr><td>{escape(name)}</td><td>{begun}</td><td>{rated}</td>"
+        f"<td>{escape(trouble.get(name, ''))}</td></tr>"
+        for name, (begun, rated) in progress.met.items()
+    )
+    systems = _table("Systems", ("system", "chats", "rated", "last trouble"), met) if met else ""
     n_checks = sum(item.expected is not None for item in tasks.items)
     body = f"""<main class="admin"><h1>Progress</h1>
 <p><progress max="1" value="{progress.share:.3f}"></progress> {progress.n_ratings} of
 {n * per_item} ratings \N{MIDDLE DOT} {done} of {n} items have {per_item} raters \N{MIDDLE DOT}
 preset {escape(tasks.preset)} \N{MIDDLE DOT} {n_checks} attention checks</p>
-<h2>Items</h2>
-<table><thead><tr><th>ratings</th><th>items</th><th>share</th></tr></thead><tbody>{counts}</tbody></table>
-<h2>Raters</h2>
-<div class="wide"><table><thead><tr><th>rater</th><th>rated</th><th>in hand</th><th>checks passed</th>
-<th>median seconds</th><th>last submit (UTC)</th></tr></thead><tbody>{raters}</tbody></table></div>
+{_table("Items", ("ratings", "items", "share"), counts)}
+{_table("Agreement", AGREEMENT, "".join(_agreement_row(*one) for one in agreement.items()))}
+<p class="how">{escape(NO_AGREEMENT if not agreement else AGREES)}</p>
+{_table("Raters", RATER, raters)}
+{systems}
 <p><a class="button" href="{escape(base)}/ratings.jsonl">ratings.jsonl</a></p></main>
 """
     return document("Progress", body, refresh_s=30)
+
+
+def _table(title: str, columns: Sequence[str], rows: str) -> str:
+    head = "".join(f"<th>{column}</th>" for column in columns)
+    return (
+        f'<h2>{title}</h2>\n<div class="wide"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _agreement_row(name: str, found: dict[str, Any]) -> str:
+    """A question; where too few have been rated by two, that is said."""
+    n, of = found["units_of_several"], found["items_of_several"]
+    if n == 0:
+        return f'<tr><td>{escape(name)}</td><td>0</td><td>0</td><td colspan="3">{TOO_FEW}</td></tr>'
+    plain, kappa, alpha = (f"{found[key]:.3f}" for key in ("plain", "fleiss_kappa", "krippendorff_alpha"))
+    if found["all_equal"]:
+        kappa += ", all are equal"
+    elif found["fleiss_kappa_units"] < n:
+        kappa += f", of {found['fleiss_kappa_units']}"
+    cells = "".join(f"<td>{text}</td>" for text in (n, of, plain, kappa, alpha))
+    return f"<tr><td>{escape(name)}</td>{cells}</tr>"
 
 
 def _rater_row(one: RaterProgress) -> str:

@@ -1,13 +1,10 @@
-// Keys, answers kept in the browser until they are submitted, and a submit that waits for the server.
+// Keys, and answers kept in the browser until they are submitted.
 // Without scripts the page is a plain form, which works, too.
-"use strict";
 
 const form = document.getElementById("rate");
 const questions = [...form.querySelectorAll(".question")];
-const trouble = document.getElementById("trouble");
 const draft = `plato2 ${form.action} ${form.elements.revision.value}`;
 let now = 0;
-let sending = false;
 
 function answered(question) {
   return question.querySelector("input:checked") !== null;
@@ -55,39 +52,9 @@ function restore() {
   }
 }
 
-// --------------------------------------------------------------------------------------- submit
-
-const wait = (seconds) => new Promise((done) => setTimeout(done, seconds * 1000));
-
-async function send() {
-  if (sending) return;
-  sending = true;
-  const button = form.querySelector("button[type=submit]");
-  button.disabled = true;
-  const body = new URLSearchParams(new FormData(form));
-  for (;;) {
-    try {
-      const reply = await fetch(form.action, { method: "POST", body });
-      if (reply.redirected) {
-        location.assign(reply.url);
-        return;
-      }
-      if (reply.status !== 503) {
-        form.submit(); // shows what the server says; the same answers twice count once
-        return;
-      }
-    } catch {
-      // no connection
-    }
-    trouble.textContent = "The server cannot be reached. Your answers are kept; this page tries again.";
-    trouble.hidden = false;
-    await wait(2);
-  }
-}
-
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  send();
+  send(form);
 });
 
 // ----------------------------------------------------------------------------------------- keys

@@ -93,6 +93,11 @@ def check_ratings(tasks: Tasks, ratings: Sequence[Rating], failed_checks: int = 
     Raises:
         UserError: a question, an answer or a place that the tasks do not have, or no rating of these tasks.
     """
+    if tasks.chat is not None:
+        raise UserError(
+            "these tasks say whom to talk with, not what was said; give the file that plato2 evaluate human "
+            "export --tasks wrote"
+        )
     units = {
         (unit.item.id, unit.question.name, unit.place): unit
         for item in tasks.items

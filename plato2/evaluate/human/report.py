@@ -222,9 +222,40 @@ def _correct(comparisons: list[dict[str, Any]]) -> None:
             found["p_holm"] = float(p)
 
 
+def agreement_by_question(checked: Checked) -> dict[str, dict[str, Any]]:
+    """How much raters agree, without intervals; `all` is all questions together, where that can be."""
+    by_question: dict[str, list[Rated]] = defaultdict(list)
+    for rated in checked.rated:
+        by_question[rated.unit.question.name].append(rated)
+    found = {name: _agreement_of(units[0].unit.question, units) for name, units in by_question.items()}
+    if (pooled := _pooled(checked)) is not None:
+        found["all"] = _agreement_of(*pooled)
+    return found
+
+
+def _agreement_of(question: Question, units: Sequence[Rated]) -> dict[str, Any]:
+    table, levels = _table(question, units), _levels(question)
+    fit = same_number(table)
+    numbers, counts = np.unique(table.sum(axis=1), return_counts=True)
+    several = [rated.unit.item.id for rated in units if len(rated.answers) > 1]
+    return {
+        "units": len(table),
+        "units_of_several": len(several),
+        "items_of_several": len(set(several)),
+        "raters_per_unit": {str(n): int(count) for n, count in zip(numbers, counts, strict=True)},
+        "plain": _plain(plain_agreement(table)),
+        "fleiss_kappa": _plain(fleiss_kappa(table[fit])),
+        "fleiss_kappa_units": int(fit.sum()),
+        "krippendorff_alpha": _plain(krippendorff_alpha(table, levels)),
+        "scale": scale_of(levels),
+        "splits": int(majority(table, levels)[1].sum()),
+        "all_equal": bool((table > 0).any(axis=0).sum() == 1),
+    }
+
+
 def _agreement(question: Question, units: Sequence[Rated], seed: int) -> dict[str, Any]:
     """How much raters agree on a question; kappa's interval draws starts again."""
-    table, levels = _table(question, units), _levels(question)
+    table = _table(question, units)
     fit = same_number(table)
     kept = table[fit]
     starts = [rated.unit.item.start for rated, is_fit in zip(units, fit, strict=True) if is_fit]
@@ -238,20 +269,8 @@ def _agreement(question: Question, units: Sequence[Rated], seed: int) -> dict[st
         RESAMPLES // 4,
         seed,
     )
-    numbers, counts = np.unique(table.sum(axis=1), return_counts=True)
-    return {
-        "units": len(table),
-        "raters_per_unit": {str(n): int(count) for n, count in zip(numbers, counts, strict=True)},
-        "plain": _plain(plain_agreement(table)),
-        "fleiss_kappa": _plain(fleiss_kappa(kept)),
-        "fleiss_kappa_low": _plain(low),
-        "fleiss_kappa_high": _plain(high),
-        "fleiss_kappa_units": int(fit.sum()),
-        "krippendorff_alpha": _plain(krippendorff_alpha(table, levels)),
-        "scale": scale_of(levels),
-        "splits": int(majority(table, levels)[1].sum()),
-        "all_equal": bool((table > 0).any(axis=0).sum() == 1),
-    }
+    interval = {"fleiss_kappa_low": _plain(low), "fleiss_kappa_high": _plain(high)}
+    return _agreement_of(question, units) | interval
 
 
 def _plain(value: float) -> float | None:

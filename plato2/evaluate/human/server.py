@@ -4,13 +4,15 @@ app = make_app(Store(path, tasks))
 run(make_server(app, None), listen("127.0.0.1", 8000))
 
 /r/TOKEN is a rater's next item, /r/TOKEN/ITEM one in hand or answered before, and a POST there submits;
-/admin/TOKEN shows the progress.
+/admin/TOKEN shows the progress. Of a chat /r/TOKEN/ITEM/say takes a turn, /retry, /end and /leave do what
+their names say, and /standing tells how far it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from fastapi import FastAPI, HTTPException, Request, Response
@@ -20,11 +22,21 @@ from sqlalchemy.exc import OperationalError
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from plato2.evaluate.human.page import admin_page, field, item_page, message_page
-from plato2.evaluate.human.store import Answers, Lent, Store, wanted
+from plato2.evaluate.human.page import (
+    MOST_CHARACTERS,
+    admin_page,
+    chat_page,
+    field,
+    item_page,
+    message_page,
+)
+from plato2.evaluate.human.store import Answers, Lent, Step, Store, wanted
 from plato2.serve.chat_api import ApiError
 from plato2.serve.door import check_origin
 from plato2.serve.guard import Access, Gate
+
+if TYPE_CHECKING:
+    from plato2.evaluate.human.chat import Partners
 
 FOLDER = Path(__file__).parent
 HEADERS = {
@@ -44,8 +56,8 @@ WAIT_S = 20
 
 LATE = (
     "This item has gone to others",
-    "You had it for so long that it was given to other raters, who have answered it. Your answers to it were "
-    "not needed; all others of yours are kept.",
+    "You gave it up, or had it for so long that it was given to other raters, who have answered it. Your "
+    "answers to it are not needed; all others of yours are kept.",
 )
 FOREIGN = (
     "This item was not given to you",
@@ -55,6 +67,10 @@ CONFLICT = (
     "You have answered this item in another window",
     "Those answers are kept, and the ones that you have just sent are not. You can look at the item again "
     "and change them.",
+)
+MOVED = (
+    "This chat has gone on in another window",
+    "What was said there is kept, and what you have just sent is not.",
 )
 WAIT = (
     "All that is left is with other raters now",
@@ -77,12 +93,17 @@ BUSY = (
 
 
 def make_app(
-    store: Store, hosts: Collection[str] = (), receive_s: float = 20.0, log_requests: bool = False
+    store: Store,
+    hosts: Collection[str] = (),
+    receive_s: float = 20.0,
+    log_requests: bool = False,
+    partners: Partners | None = None,
 ) -> FastAPI:
     """The application of a study.
 
     Args:
         store: the study.
+        partners: whom raters talk with, of the preset `chat`.
         hosts: host names of the server, besides those of loopback; see `Access`.
         receive_s: seconds in which a body has to arrive.
         log_requests: whether to print a line for each request; the secrets of links are in it.
@@ -96,8 +117,10 @@ def make_app(
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     _add_files(app)
-    _add_rating(app, store)
-    _add_admin(app, store)
+    if partners is not None:
+        _add_chat(app, store, partners)
+    _add_rating(app, store, partners)
+    _add_admin(app, store, partners)
     _add_errors(app)
     app.add_middleware(
         Gate,
@@ -137,18 +160,24 @@ def _add_files(app: FastAPI) -> None:
     async def front() -> Response:
         return HTMLResponse(message_page("plato2", "Open the link that was sent to you."))
 
-    texts = {name: (FOLDER / name).read_text(encoding="utf-8") for name in ("rate.css", "rate.js")}
+    names = ("rate.css", "send.js", "rate.js", "chat.js")
+    look, send, *scripts = ((FOLDER / name).read_text(encoding="utf-8") for name in names)
+    rate, talk = (send + script for script in scripts)
 
     @app.get("/rate.css")
     async def style() -> Response:
-        return Response(texts["rate.css"], media_type="text/css")
+        return Response(look, media_type="text/css")
 
     @app.get("/rate.js")
-    async def script() -> Response:
-        return Response(texts["rate.js"], media_type="text/javascript")
+    async def rate_script() -> Response:
+        return Response(rate, media_type="text/javascript")
+
+    @app.get("/chat.js")
+    async def chat_script() -> Response:
+        return Response(talk, media_type="text/javascript")
 
 
-def _add_rating(app: FastAPI, store: Store) -> None:
+def _add_rating(app: FastAPI, store: Store, partners: Partners | None) -> None:
     """What raters ask for."""
 
     @app.get("/r/{token}")
@@ -157,7 +186,7 @@ def _add_rating(app: FastAPI, store: Store) -> None:
         rater = _rater(store, token)
         found = store.next_item(rater)
         if isinstance(found, Lent):
-            return _item(store, rater, token, found)
+            return _shown(store, partners, rater, token, found)
         last = store.neighbours(rater, "")[0]
         link = (f"/r/{token}/{last}", "Back to the last item") if last else None
         if found == "wait":
@@ -170,9 +199,8 @@ def _add_rating(app: FastAPI, store: Store) -> None:
         rater = _rater(store, token)
         found = store.lent(rater, item)
         if isinstance(found, Lent):
-            return _item(store, rater, token, found)
-        title, text = LATE if found == "late" else FOREIGN
-        return HTMLResponse(message_page(title, text, _next(token)), 410 if found == "late" else 404)
+            return _shown(store, partners, rater, token, found)
+        return _gone(found, token)
 
     @app.post("/r/{token}/{item}")
     async def submit(token: str, item: str, request: Request) -> Response:
@@ -186,8 +214,9 @@ def _submit(store: Store, token: str, item: str, body: bytes) -> Response:
     rater = _rater(store, token)
     found = store.lent(rater, item)
     if not isinstance(found, Lent):
-        title, text = LATE if found == "late" else FOREIGN
-        return HTMLResponse(message_page(title, text, _next(token)), 410 if found == "late" else 404)
+        return _gone(found, token)
+    if not found.ended:
+        return RedirectResponse(f"/r/{token}/{item}", 303)
     sent = _sent(body)
     answers: Answers = {}
     given: dict[str, int] = {}
@@ -208,21 +237,76 @@ def _submit(store: Store, token: str, item: str, body: bytes) -> Response:
         raise HTTPException(400)
     outcome = store.submit(rater, item, answers, int(revision))
     if outcome == "late":
-        return HTMLResponse(message_page(*LATE, _next(token)), 410)
+        return _gone(outcome, token)
     if outcome == "conflict":
         again = (f"/r/{token}/{item}", "Look at it again")
         return HTMLResponse(message_page(*CONFLICT, again), 409)
     return RedirectResponse(f"/r/{token}", 303)
 
 
-def _add_admin(app: FastAPI, store: Store) -> None:
+def _add_chat(app: FastAPI, store: Store, partners: Partners) -> None:
+    """What raters ask for while they talk."""
+
+    @app.get("/r/{token}/{item}/standing")
+    def standing(token: str, item: str) -> Response:
+        """How many turns there are and whose turn it is: what is on the page, or something else."""
+        rater = _rater(store, token)
+        found = store.lent(rater, item)
+        if not isinstance(found, Lent) or found.ended:
+            return PlainTextResponse("over")
+        n_said = len(found.item.shown[0].turns)
+        return PlainTextResponse(f"{n_said} {partners.standing(rater, found.item)}")
+
+    @app.post("/r/{token}/{item}/{deed}")
+    async def do(token: str, item: str, deed: str, request: Request) -> Response:
+        """What is said, and the buttons."""
+        check_origin(request.headers)
+        body = await request.body()
+        return await run_in_threadpool(_do, store, partners, token, item, deed, body)
+
+
+def _do(store: Store, partners: Partners, token: str, item: str, deed: str, body: bytes) -> Response:
+    rater = _rater(store, token)
+    found = store.lent(rater, item)
+    if not isinstance(found, Lent):
+        return _gone(found, token)
+    outcome: Step = "done"
+    if deed == "say":
+        sent = _sent(body)
+        place, text = sent.get("place", ""), " ".join(sent.get("text", "").split())
+        if not (place.isdecimal() and len(place) < 4):
+            raise HTTPException(400)
+        if not text or len(text) > MOST_CHARACTERS:
+            short = f"This is too long: say it in {MOST_CHARACTERS:,} characters or fewer."
+            return _chat(store, partners, rater, token, found, short if text else "Say something.", text)
+        outcome = store.say(rater, item, int(place), text)
+    elif deed == "end":
+        outcome = store.end(rater, item)
+    elif deed == "retry":
+        partners.retry(rater, found.item)
+    elif deed == "leave":
+        store.give_up(rater, item)
+        return RedirectResponse(f"/r/{token}", 303)
+    else:
+        raise HTTPException(404)
+    if outcome in ("late", "foreign"):
+        return _gone(outcome, token)
+    if outcome == "conflict":
+        return HTMLResponse(message_page(*MOVED, (f"/r/{token}/{item}", "Go on with it")), 409)
+    return RedirectResponse(f"/r/{token}/{item}", 303)
+
+
+def _add_admin(app: FastAPI, store: Store, partners: Partners | None) -> None:
     """What whoever runs the study asks for."""
 
     @app.get("/admin/{token}")
     def admin(token: str) -> Response:
         """The progress."""
         _check_admin(store, token)
-        return HTMLResponse(admin_page(store.tasks, store.progress(), f"/admin/{token}"))
+        trouble = partners.trouble if partners is not None else {}
+        return HTMLResponse(
+            admin_page(store.tasks, store.progress(), f"/admin/{token}", _agreement(store), trouble)
+        )
 
     @app.get("/admin/{token}/ratings.jsonl")
     def ratings(token: str) -> Response:
@@ -230,6 +314,17 @@ def _add_admin(app: FastAPI, store: Store) -> None:
         _check_admin(store, token)
         lines = "".join(f"{rating.model_dump_json()}\n" for rating in store.ratings())
         return Response(lines, media_type="application/jsonl")
+
+
+def _agreement(store: Store) -> dict[str, dict[str, Any]]:
+    """How much raters agree until now, by question."""
+    from plato2.evaluate.human.ratings import check_ratings
+    from plato2.evaluate.human.report import agreement_by_question
+
+    if not (ratings := store.ratings()):
+        return {}
+    tasks = store.tasks if store.tasks.chat is None else store.rated_chats()
+    return agreement_by_question(check_ratings(tasks, ratings))
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -273,8 +368,33 @@ def _check_admin(store: Store, token: str) -> None:
         raise HTTPException(404)
 
 
+def _gone(found: str, token: str) -> Response:
+    """The page for who asks for an item that is not theirs, or no longer."""
+    title, text = LATE if found == "late" else FOREIGN
+    return HTMLResponse(message_page(title, text, _next(token)), 410 if found == "late" else 404)
+
+
 def _next(token: str) -> tuple[str, str]:
     return f"/r/{token}", "Go on with the next item"
+
+
+def _shown(store: Store, partners: Partners | None, rater: str, token: str, lent: Lent) -> Response:
+    """The page of an item: a chat that goes on, or what is rated."""
+    if partners is None or lent.ended:
+        return _item(store, rater, token, lent)
+    return _chat(store, partners, rater, token, lent)
+
+
+def _chat(
+    store: Store, partners: Partners, rater: str, token: str, lent: Lent, note: str = "", text: str = ""
+) -> Response:
+    """The page of a chat; 422 where what was said cannot be taken."""
+    chat, back = store.tasks.chat, store.neighbours(rater, lent.item.id)[0]
+    assert chat is not None
+    standing = partners.standing(rater, lent.item)
+    base, progress = f"/r/{token}", store.standing(rater)
+    html = chat_page(chat, lent.item, base, back, progress, standing, note, text)
+    return HTMLResponse(html, 422 if note else 200)
 
 
 def _item(

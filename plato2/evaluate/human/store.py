@@ -3,6 +3,9 @@
 Every step is one transaction that takes the write lock first, so two raters at the same instant come one
 after the other, and a kill leaves a step done or not begun. An item is lent to a rater for a time; it has
 room while those who answered it and those who have it are fewer than the raters an item gets.
+
+Of the preset `chat` an item is a chat that is still to be had; its turns are kept one by one, as they are
+said.
 """
 
 from __future__ import annotations
@@ -42,16 +45,18 @@ from sqlalchemy import (
 from sqlalchemy.exc import DatabaseError
 
 from plato2.config import UserError
-from plato2.evaluate.human.formats import CURE, Item, Question, Rating, Tasks, places
+from plato2.evaluate.human.formats import CURE, Item, Question, Rating, Said, Tasks, places
 from plato2.formats import parse
 
-FORMAT = "plato2 human study 1"
+FORMAT = "plato2 human study 2"
 LEASE_S = 30 * 60.0
 """Seconds for which an item is a rater's own; seeing it again starts them anew."""
 BUSY_S = 30.0
 """Seconds for which a step waits for others' steps."""
 SYNCHRONOUS = "FULL"
 """SQLite's word for: a step is on the disk when it ends, so that a power cut does not undo it."""
+GIVEN_UP = -1.0
+"""`until` of a chat that its rater gave up: it is for others."""
 TOKEN_BYTES = 18
 """Of chance in a secret link: nobody guesses 144 bits."""
 
@@ -74,6 +79,16 @@ _LENT = Table(
     Column("seconds", Float),
     Column("revision", Integer, nullable=False, default=0),
     Column("answers", Text),
+    Column("ended_at", Float),  # of a chat, which from then on is rated
+)
+_TURNS = Table(
+    "turns",
+    _META,
+    Column("item", Text, primary_key=True),
+    Column("rater", Text, primary_key=True),
+    Column("place", Integer, primary_key=True),  # from 0; even: the rater's
+    Column("text", Text, nullable=False),
+    Column("said_at", Float, nullable=False),
 )
 
 Place: TypeAlias = int | None
@@ -84,6 +99,8 @@ Outcome = Literal["saved", "known", "changed", "conflict", "late", "foreign"]
 others came in meanwhile, from another window. Late: the item went to other raters. Foreign: it was never
 lent.
 """
+Step = Literal["done", "known", "conflict", "late", "foreign"]
+"""Of a turn in a chat, as for `Outcome`. Conflict: another turn stands there, or none may now."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +120,8 @@ class Lent:
     """How often it was answered; a form carries the number that it was made with."""
     answers: Answers
     """Empty before the first submit."""
+    ended: bool = True
+    """False: a chat that goes on."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +150,8 @@ class Progress:
     by_count: dict[int, int]
     """Ratings -> items that have so many."""
     raters: list[RaterProgress]
+    met: dict[str, tuple[int, int]]
+    """Of the preset `chat`: system -> chats that raters have or had with it, and those that are rated."""
 
     @property
     def share(self) -> float:
@@ -235,19 +256,19 @@ class Store:
                 select(_LENT).where(_LENT.c.rater == rater, _LENT.c.submitted_at.is_(None))
             ).all():
                 if self._renewed(step, row):
-                    return self._lent(row)
+                    return self._lent(step, row)
             taken = self._taken(step)
             mine = set(step.execute(select(_LENT.c.item).where(_LENT.c.rater == rater)).scalars())
             free = [name for name in self.items if name not in mine]
             room = [name for name in free if taken[name] < self.tasks.raters_per_item]
             if room:
-                # Those that others have begun come first, so that few are left half rated.
-                name = min(room, key=lambda one: (-taken[one], zlib.crc32(f"{rater} {one}".encode()), one))
+                name = self._best(step, rater, room, taken)
                 now = self.now()
                 step.execute(
                     insert(_LENT).values(item=name, rater=rater, shown_at=now, until=now + self.lease_s)
                 )
-                return Lent(self.items[name], 0, {})
+                this = (_LENT.c.item == name) & (_LENT.c.rater == rater)
+                return self._lent(step, step.execute(select(_LENT).where(this)).one())
             answered = self._counts(step, _LENT.c.submitted_at.is_not(None))
         return "wait" if any(answered[name] < self.tasks.raters_per_item for name in free) else "done"
 
@@ -263,7 +284,7 @@ class Store:
                 return "foreign"
             if row.submitted_at is None and not self._renewed(step, row):
                 return "late"
-            return self._lent(row)
+            return self._lent(step, row)
 
     def submit(self, rater: str, item: str, answers: Answers, revision: int) -> Outcome:
         """Saves what a rater answered; the same once more changes nothing.
@@ -324,11 +345,41 @@ class Store:
     def _row(self, step: Connection, rater: str, item: str) -> Row[Any] | None:
         return step.execute(select(_LENT).where(_LENT.c.rater == rater, _LENT.c.item == item)).first()
 
-    def _lent(self, row: Row[Any]) -> Lent:
-        return Lent(self.items[row.item], row.revision, _answers(row.answers))
+    def _lent(self, step: Connection, row: Row[Any]) -> Lent:
+        item = self.items[row.item]
+        if self.tasks.chat is not None:
+            item = with_turns(item, self._said(step, row.rater, row.item))
+        ended = self.tasks.chat is None or row.ended_at is not None
+        return Lent(item, row.revision, _answers(row.answers), ended)
+
+    def _best(self, step: Connection, rater: str, room: Sequence[str], taken: Counter[str]) -> str:
+        """Which of the items that have room a rater gets.
+
+        Those that others have begun come first, so that few are left half rated. Of chats those with the
+        system that was met least, by all and then by this rater, and about what the rater has not talked
+        about yet; systems that the rater gave up come last.
+        """
+        systems, gave_up, met, starts = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+        for name, n in taken.items():
+            systems[self.items[name].shown[0].system] += n
+        for row in step.execute(select(_LENT).where(_LENT.c.rater == rater)).all():
+            system = self.items[row.item].shown[0].system
+            met[system] += 1
+            gave_up[system] += row.until == GIVEN_UP
+            starts[self.items[row.item].start] += 1
+
+        def rank(name: str) -> tuple[Any, ...]:
+            system, chance = self.items[name].shown[0].system, zlib.crc32(f"{rater} {name}".encode())
+            if self.tasks.chat is None:
+                return -taken[name], chance, name
+            return gave_up[system], systems[system], met[system], starts[self.items[name].start], chance, name
+
+        return min(room, key=rank)
 
     def _renewed(self, step: Connection, row: Row[Any], again: bool = True) -> bool:
         """Whether an item is still a rater's own, who gets the full time again; else it is taken back."""
+        if row.until == GIVEN_UP:
+            return False
         now = self.now()
         this = (_LENT.c.item == row.item) & (_LENT.c.rater == row.rater)
         live = row.until > now
@@ -346,6 +397,99 @@ class Store:
     def _counts(self, step: Connection, those: Any) -> Counter[str]:
         counts = select(_LENT.c.item, func.count().label("raters")).where(those).group_by(_LENT.c.item)
         return Counter({row.item: row.raters for row in step.execute(counts).all()})
+
+    # --------------------------------------------------------------------------------------------- chats
+
+    def say(self, rater: str, item: str, place: int, text: str) -> Step:
+        """Saves a turn of the rater; the same once more changes nothing.
+
+        Args:
+            rater: the name.
+            item: the chat.
+            place: of the turn, as the page has it.
+            text: what is said.
+        """
+        chat = self.tasks.chat
+        with self._step() as step:
+            row = self._row(step, rater, item)
+            if row is None or chat is None:
+                return "foreign"
+            said = self._said(step, rater, item)
+            if place % 2 == 0 and place < len(said) and said[place] == text:
+                return "known"
+            if row.submitted_at is None and not self._renewed(step, row, again=False):
+                return "late"
+            if place != len(said) or place % 2 or row.ended_at is not None or place >= 2 * chat.most:
+                return "conflict"
+            self._add_turn(step, rater, item, place, text)
+        return "done"
+
+    def reply(self, rater: str, item: str, place: int, text: str) -> bool:
+        """Saves a reply; False: there is one, or the chat has ended, as it does with the last round."""
+        chat = self.tasks.chat
+        with self._step() as step:
+            row = self._row(step, rater, item)
+            if chat is None or row is None or row.ended_at is not None:
+                return False
+            if len(self._said(step, rater, item)) != place or place % 2 == 0:
+                return False
+            self._add_turn(step, rater, item, place, text)
+            if place + 1 == 2 * chat.most:
+                self._end(step, rater, item)
+        return True
+
+    def end(self, rater: str, item: str) -> Step:
+        """Ends a chat, which may be rated then; conflict: too few rounds."""
+        chat = self.tasks.chat
+        with self._step() as step:
+            row = self._row(step, rater, item)
+            if row is None or chat is None:
+                return "foreign"
+            if row.ended_at is not None:
+                return "known"
+            if not self._renewed(step, row, again=False):
+                return "late"
+            if len(self._said(step, rater, item)) < 2 * chat.least:
+                return "conflict"
+            self._end(step, rater, item)
+        return "done"
+
+    def give_up(self, rater: str, item: str) -> None:
+        """Leaves a chat that has not ended to others; what was said in it is kept."""
+        with self._step() as step:
+            this = (_LENT.c.item == item) & (_LENT.c.rater == rater) & _LENT.c.ended_at.is_(None)
+            step.execute(update(_LENT).where(this).values(until=GIVEN_UP))
+
+    def said(self, rater: str, item: str) -> list[str]:
+        """The turns of a chat until now."""
+        with self._step() as step:
+            return self._said(step, rater, item)
+
+    def _said(self, step: Connection, rater: str, item: str) -> list[str]:
+        those = select(_TURNS.c.text).where(_TURNS.c.rater == rater, _TURNS.c.item == item)
+        return list(step.execute(those.order_by(_TURNS.c.place)).scalars())
+
+    def _add_turn(self, step: Connection, rater: str, item: str, place: int, text: str) -> None:
+        row = {"item": item, "rater": rater, "place": place, "text": text, "said_at": self.now()}
+        step.execute(insert(_TURNS).values(row))
+
+    def _end(self, step: Connection, rater: str, item: str) -> None:
+        this = (_LENT.c.item == item) & (_LENT.c.rater == rater)
+        step.execute(update(_LENT).where(this).values(ended_at=self.now()))
+
+    def rated_chats(self) -> Tasks:
+        """The tasks with what was said, of the chats that are rated: like any others, but for the preset.
+
+        Raises:
+            UserError: nobody has rated a chat.
+        """
+        with self._step() as step:
+            rows = step.execute(select(_LENT).where(_LENT.c.submitted_at.is_not(None))).all()
+            items = {row.item: self._lent(step, row).item for row in rows}
+        kept = [items[name] for name in self.items if name in items]
+        if self.tasks.chat is None or not kept:
+            raise UserError(f"{self.path}: no chat in it that was had and rated; export again later")
+        return self.tasks.model_copy(update={"items": kept, "chat": None})
 
     # ------------------------------------------------------------------------------------------- results
 
@@ -383,7 +527,15 @@ class Store:
             counts.total(),
             dict(sorted(Counter(counts[name] for name in self.items).items())),
             [self._of(name, by_rater[name]) for name in sorted(names, key=lambda one: (len(one), one))],
+            self._met(rows),
         )
+
+    def _met(self, rows: Sequence[Row[Any]]) -> dict[str, tuple[int, int]]:
+        if self.tasks.chat is None:
+            return {}
+        begun = Counter(self.items[row.item].shown[0].system for row in rows)
+        open_ones = Counter(self.items[row.item].shown[0].system for row in rows if row.submitted_at is None)
+        return {name: (begun[name], begun[name] - open_ones[name]) for name in self.tasks.chat.speakers}
 
     def _of(self, name: str, rows: Sequence[Row[Any]]) -> RaterProgress:
         done = [row for row in rows if row.submitted_at is not None]
@@ -401,6 +553,13 @@ class Store:
             seconds[len(seconds) // 2] if seconds else None,
             max((row.submitted_at for row in done), default=None),
         )
+
+
+def with_turns(item: Item, said: Sequence[str]) -> Item:
+    """A chat with what was said in it: the rater's turns and the system's replies, one after the other."""
+    turns = [Said(text=text, by_system=place % 2 == 1, side=1 - place % 2) for place, text in enumerate(said)]
+    shown = item.shown[0].model_copy(update={"dialogue": item.id, "turns": turns})
+    return item.model_copy(update={"shown": [shown]})
 
 
 def passes(item: Item, answers: Answers) -> bool:

@@ -15,104 +15,11 @@ from typing import Any
 
 from plato2.config import UserError, did_you_mean
 from plato2.evaluate.dialogues import Dialogue, systems
-from plato2.evaluate.human.formats import PER, Item, Level, Question, Rating, Said, Shown, Tasks
+from plato2.evaluate.human.formats import Chat, Item, Rating, Said, Shown, Tasks
+from plato2.evaluate.human.questions import PRESETS
 
 SHORT = 4
 """Words: what is shorter may fit anywhere, so that no attention check is made of it."""
-
-
-def _scale(name: str, text: str, per: PER, *criteria: str) -> Question:
-    levels = [
-        Level(value=value, label=str(value), criterion=criterion) for value, criterion in enumerate(criteria)
-    ]
-    return Question(name=name, text=text, per=per, levels=levels)
-
-
-def _choice(name: str, text: str, tie: bool = False) -> Question:
-    sides = ["left", "tie", "right"] if tie else ["left", "right"]
-    labels = {"left": "left", "tie": "no difference", "right": "right"}
-    return Question(
-        name=name, text=text, per="pair", levels=[Level(value=side, label=labels[side]) for side in sides]
-    )
-
-
-def _yes_no(name: str, text: str, per: PER, no: str, yes: str) -> Question:
-    levels = [Level(value=0, label="no", criterion=no), Level(value=1, label="yes", criterion=yes)]
-    return Question(name=name, text=text, per=per, levels=levels)
-
-
-PRESETS: dict[str, tuple[Question, ...]] = {
-    "plato": (
-        _scale(
-            "coherence",
-            "Is the reply relevant to what was said before, and consistent with it?",
-            "utterance",
-            "It is not related to the context, only repeats it, clearly contradicts it, or is illogical in "
-            "itself.",
-            "It contradicts the context in a minor point, or has a minor logical flaw.",
-            "It is coherent with the context.",
-        ),
-        _scale(
-            "informativeness",
-            "Does the reply say something, given what was said before?",
-            "utterance",
-            "It says nothing, or only repeats the context and adds nothing; also where coherence is 0.",
-            "It conflicts with common sense, or has factual errors.",
-            "It has appropriate and correct information.",
-        ),
-        _scale(
-            "engagingness",
-            "Would you like to talk with this speaker?",
-            "dialogue",
-            "I do not want to talk with this speaker.",
-            "It is a bit boring, but it is still all right to talk with this speaker.",
-            "I would like to talk with this speaker for a long conversation.",
-        ),
-        _scale(
-            "humanness",
-            "Is this speaker a human being?",
-            "dialogue",
-            "The speaker seems like a bot.",
-            "Some replies are unnatural, and the speaker does not seem quite human.",
-            "The speaker seems like a human being.",
-        ),
-    ),
-    "topic": (
-        _choice(
-            "depth", "Which dialogue stays with what it began with and discusses it in more depth?", True
-        ),
-    ),
-    "ssa": (
-        _yes_no(
-            "sensible",
-            "Does the reply make sense in this context?",
-            "utterance",
-            "It is confusing, illogical, out of context, or factually wrong.",
-            "It makes sense.",
-        ),
-        _yes_no(
-            "specific",
-            "Is the reply specific to this context?",
-            "utterance",
-            "It is vague, would fit many other contexts just as well, or does not make sense.",
-            "It fits this context and few others.",
-        ),
-    ),
-    "acute": (
-        _choice("engagingness", "Which of the two would you rather talk to for a long conversation?"),
-        _choice("humanness", "Which of the two sounds more human?"),
-    ),
-    "candidates": (
-        _yes_no(
-            "fits",
-            "Could this be the next reply?",
-            "candidate",
-            "It is not related to the context, contradicts it, or is illogical.",
-            "It is a reply that makes sense here.",
-        ),
-    ),
-}
-"""What each preset asks."""
 CHECKED = {"plato": "coherence", "ssa": "sensible", "candidates": "fits"}
 """Which of their questions has but one right answer, 0, where a reply belongs to another context."""
 
@@ -183,6 +90,8 @@ def make_tasks(dialogues: Sequence[Dialogue], selection: Selection) -> Tasks:
     """
     rng = random.Random(selection.seed)
     seen = _drawn([_seen(d, system, selection.speaker) for d, system in _parts(dialogues)], selection, rng)
+    if selection.preset == "chat":
+        raise UserError("--preset chat: takes no FILES, raters talk themselves; name systems with --meet")
     questions = PRESETS[selection.preset]
     if questions[0].per == "pair":
         items, make_check = _pairs(seen, rng), _pair_check
@@ -200,6 +109,28 @@ def make_tasks(dialogues: Sequence[Dialogue], selection: Selection) -> Tasks:
     for _ in range(n_checks):
         items.append(make_check(seen, selection, rng))
     return _numbered(items, selection, rng)
+
+
+def chat_tasks(topics: Sequence[str], chat: Chat, selection: Selection) -> Tasks:
+    """Chats that raters will have: about each topic with each system, as often as an item gets raters.
+
+    Args:
+        topics: what to talk about.
+        chat: with whom, and for how long.
+        selection: of the preset `chat`; its limit draws topics.
+    """
+    rng = random.Random(selection.seed)
+    topics = list(dict.fromkeys(topics))
+    if selection.limit is not None and selection.limit < len(topics):
+        topics = rng.sample(topics, selection.limit)
+    items = [
+        Item(id="", start=topic, shown=[Shown(system=system, dialogue="", turns=[])])
+        for topic in topics
+        for system in chat.speakers
+        for _ in range(selection.raters)
+    ]
+    tasks = _numbered(items, selection, rng)
+    return tasks.model_copy(update={"raters_per_item": 1, "chat": chat})  # who talks is who rates
 
 
 def _numbered(items: list[Item], selection: Selection, rng: random.Random) -> Tasks:
@@ -368,6 +299,29 @@ def _pair_check(seen: Sequence[_Seen], selection: Selection, rng: random.Random)
     right = "left" if real_left else "right"
     expected: dict[str, int | str] = {question.name: right for question in PRESETS[selection.preset]}
     return Item(id="", start=one.case, shown=shown, expected=expected)
+
+
+def chat_dialogues(tasks: Tasks) -> list[dict[str, Any]]:
+    """Chats that raters had, as `evaluate.dialogues` reads them: A is the rater, B the system.
+
+    Args:
+        tasks: of the preset `chat`, with what was said (`Store.rated_chats`).
+    """
+    return [
+        {
+            "id": item.id,
+            "topic": item.start,
+            "turns": [
+                {
+                    "speaker": "B" if said.by_system else "A",
+                    "model": item.shown[0].system if said.by_system else None,
+                    "text": said.text,
+                }
+                for said in item.shown[0].turns
+            ],
+        }
+        for item in tasks.items
+    ]
 
 
 def selection_set(tasks: Tasks, ratings: Sequence[Rating]) -> list[dict[str, Any]]:
