@@ -1,6 +1,7 @@
 """The systems that PLATO-2 is compared with, each a `Speaker` that `self-chat` and `reply --contexts` play.
 
-`read_speaker("blender:FOLDER", ...)` makes one of what was typed: KIND:WHERE, then settings as `,name=value`.
+`read_speaker("blender:FOLDER", ...)` makes one of what was typed: KIND:WHERE, then settings as `,name=value`;
+before it may stand `NAME=`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from plato2.config import DecodeConfig, UserError, did_you_mean, expand_path
 from plato2.evaluate.dialogues import read_dialogues
 from plato2.talk.speaker import Said, Speaker
 
+_NAMED = re.compile(r"(\w[\w.-]*)=(?=\w+:)")
 Maker = Callable[[str, dict[str, str], str, str], Speaker]
 
 
@@ -23,29 +25,45 @@ def read_speaker(text: str, option: str, device: str = "auto") -> Speaker:
     """A speaker from what was typed.
 
     Args:
-        text: `dialogpt:FOLDER[,reverse=FOLDER]`, `blender:FOLDER`, `hf:FOLDER`, `openai:URL#MODEL` or
-            `log:FILE`; settings may follow, as in `hf:FOLDER,temperature=0.7`.
+        text: `plato2:RUN[,evaluation=RUN][,backward=RUN]`, `dialogpt:FOLDER[,reverse=FOLDER]`,
+            `blender:FOLDER`, `hf:FOLDER`, `openai:URL#MODEL` or `log:FILE`; settings may follow, as in
+            `hf:FOLDER,temperature=0.7`. `NAME=` before it is what its turns are marked with, else all of it.
         option: what it was given by, for messages.
         device: as for PLATO-2.
 
     Raises:
         UserError: an unknown kind or setting, or whatever the speaker finds wrong.
     """
-    kind, _, rest = text.partition(":")
+    named = _NAMED.match(text)
+    kind, _, rest = text[named.end() if named else 0 :].partition(":")
     if kind not in MAKERS:
         raise UserError(
             f"{option} {text}: must be KIND:WHERE, and {kind} is no kind; {did_you_mean(kind, MAKERS)}"
         )
     where, *pairs = re.split(r",(?=\w+=)", rest)
-    if not where:
+    if not (where := where.strip()):
+        place = WHERE.get(kind, "FOLDER")
         raise UserError(
-            f"{option} {text}: must be KIND:WHERE; name the folder, file or address after the colon"
+            f"{option} {text!r}: no {place} after the colon; give {kind}:{place}, without a blank in between"
         )
     given = dict(pair.split("=", 1) for pair in pairs)
     try:
-        return MAKERS[kind](where, given, device, text)
+        return MAKERS[kind](where, given, device, named[1] if named else text)
     except UserError as error:
         raise UserError(f"{option} {kind}: {error}") from None
+
+
+def speaker_names(texts: Sequence[str], option: str) -> list[str]:
+    """What the speakers will be called: NAME of NAME=KIND:WHERE, else all of it.
+
+    Raises:
+        UserError: two of the same name.
+    """
+    names = [named[1] if (named := _NAMED.match(text)) else text for text in texts]
+    for text, name in zip(texts, names, strict=True):
+        if names.count(name) > 1:
+            raise UserError(f"{option} {text}: {name} twice; give each a name of its own, NAME=KIND:WHERE")
+    return names
 
 
 def settings_from(given: Mapping[str, str], known: Sequence[str], default: DecodeConfig) -> DecodeConfig:
@@ -64,6 +82,18 @@ def settings_from(given: Mapping[str, str], known: Sequence[str], default: Decod
         except ValueError:
             raise UserError(f"{name}={text}: must be a{' whole' * (kind is int)} number") from None
     return replace(default, **values)
+
+
+def _plato2(run: str, given: dict[str, str], device: str, name: str) -> Speaker:
+    from plato2.talk.bot import PlatoBot
+    from plato2.talk.speaker import PlatoSpeaker
+
+    evaluation, backward = (
+        expand_path(given.pop(key), key) if key in given else None for key in ("evaluation", "backward")
+    )
+    decode = settings_from(given, PLATO2, DecodeConfig())
+    bot = PlatoBot.load(expand_path(run, "plato2"), evaluation, device, decode, backward)
+    return PlatoSpeaker(name, bot, decode)
 
 
 def _dialogpt(folder: str, given: dict[str, str], device: str, name: str) -> Speaker:
@@ -105,7 +135,15 @@ def _log(file: str, given: dict[str, str], device: str, name: str) -> Speaker:
     return Log(expand_path(file, "log"), name)
 
 
+PLATO2 = (
+    "strategy", "top_k", "top_p", "temperature", "min_tokens", "max_tokens", "n_samples", "n_candidates",
+    "beam_size", "no_repeat_ngram",
+)  # fmt: skip
+"""Settings of `plato2`, fields of `DecodeConfig`."""
+WHERE = {"plato2": "RUN", "openai": "URL#MODEL", "log": "FILE"}
+"""What stands after the colon, where it is no folder."""
 MAKERS: dict[str, Maker] = {
+    "plato2": _plato2,
     "dialogpt": _dialogpt,
     "blender": _blender,
     "hf": _chat_model,
