@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -15,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import track
 
 from plato2.commands.evaluate_selection import all_scores
 from plato2.commands.options import takes
-from plato2.commands.playing import Candidates, check_at_least, play_missing
+from plato2.commands.playing import AsJson, Candidates, check_at_least, play_missing
+from plato2.commands.results import watch
 from plato2.commands.talking import Device, say_if_unranked
 from plato2.config import UserError
 from plato2.files import lock_file, locked
@@ -116,7 +115,7 @@ def systems(
     options: SystemsOptions,
     candidates: Candidates = False,
     device: Device = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run the verb."""
     from plato2.evaluate.speakers import read_speaker, speaker_names
@@ -239,9 +238,7 @@ def evaluated(
     from plato2.evaluate.options import AutomaticOptions, Kind
     from plato2.evaluate.results import write_result
 
-    console = Console(stderr=True)
     results: dict[Path, Result] = {}
-    watch: Any = partial(track, console=console, transient=True, disable=not console.is_terminal)
     kinds: list[tuple[Kind, str, str]] = [("replies", REPLIES, "both"), ("dialogues", CHATS, "B")]
     for kind, name, speaker in kinds:
         files = [str(folder / name) for folder in folders if said_something(folder / name)]

@@ -11,6 +11,7 @@ They also say how probable a given reply is: `likelihoods`.
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import io
 from collections.abc import Sequence
@@ -193,9 +194,7 @@ class Sampler:
         """
         context = self.read(history)
         targets = [[*self.model.encode(text), self.ends[0]][: self.decode.max_tokens] for text in replies]
-        return _summed(
-            mean_log_probs(self.model.model, [context] * len(targets), targets, self.ends), targets
-        )
+        return _summed(continued(self.model.model, context, targets, self.ends), targets)
 
     def ranked(self, history: Sequence[str], samples: Sequence[Sample]) -> list[dict[str, Any]]:
         """Candidates, the most probable one first."""
@@ -553,12 +552,9 @@ def _samples(tokens: Tensor, scores: Tensor, ends: Sequence[int]) -> list[Sample
 
 @torch.no_grad()
 def mean_log_probs(
-    model: Any, given: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], ends: Sequence[int] = ()
+    model: Any, given: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
 ) -> list[float]:
-    """The mean log p of each target's tokens after what is given, by a causal language model.
-
-    A target that ends with one of `ends` may end with any of them.
-    """
+    """The mean log p of each target's tokens after what is given, by a causal language model."""
     found: list[float] = []
     for first in range(0, len(given), SCORED_AT_ONCE):
         part = slice(first, first + SCORED_AT_ONCE)
@@ -566,7 +562,29 @@ def mean_log_probs(
         ids, mask = padded(rows, next(model.parameters()).device, left=False)
         logits = model(input_ids=ids, attention_mask=mask).logits
         for row, before, after in zip(logits, given[part], targets[part], strict=True):
-            found.append(_mean(row[len(before) - 1 :], after, ends))
+            found.append(_mean(row[len(before) - 1 :], after))
+    return found
+
+
+@torch.no_grad()
+def continued(
+    model: Any, context: Sequence[int], targets: Sequence[Sequence[int]], ends: Sequence[int]
+) -> list[float]:
+    """The mean log p of each target's tokens after one context, which is read only once.
+
+    A target that ends with one of `ends` may end with any of them.
+    """
+    device, found = next(model.parameters()).device, list[float]()
+    read = model(input_ids=torch.tensor([list(context)], device=device), use_cache=True, logits_to_keep=1)
+    for first in range(0, len(targets), SCORED_AT_ONCE):
+        part = targets[first : first + SCORED_AT_ONCE]
+        cache = copy.deepcopy(read.past_key_values)
+        cache.batch_repeat_interleave(len(part))
+        ids, mask = padded(part, device, left=False)
+        mask = torch.cat([mask.new_ones(len(part), len(context)), mask], dim=1)
+        after = model(input_ids=ids, attention_mask=mask, past_key_values=cache).logits
+        logits = torch.cat([read.logits[:, -1:].expand(len(part), 1, -1), after], dim=1)
+        found += [_mean(rows, target, ends) for rows, target in zip(logits, part, strict=True)]
     return found
 
 
