@@ -82,10 +82,10 @@ def test_systems_side_by_side_in_one_report(at: Path, tmp_path: Path) -> None:
     results = [read_result(path) for path in told["results"]]
     assert [list(result.systems) for result in results[:2]] == [["gpt2", "mine"]] * 2
     assert results[1].settings["speaker"] == "B"
-    assert list(results[2].systems) == [
-        "random", "shared words", "BM25", "forward gpt2", "forward gpt2, summed", "coherence mine",
-        "forward mine", "forward mine, summed",
+    assert [name for name in results[2].systems if name.startswith(("forward", "coherence"))] == [
+        "forward gpt2", "forward gpt2, summed", "coherence mine", "forward mine", "forward mine, summed"
     ]  # fmt: skip
+    assert "BM25" in results[2].systems
     page = Path(told["report"]).read_text(encoding="utf-8")
     for part in ("Static replies", "Self-chats", "Response selection", "forward gpt2", "Dialogues"):
         assert part in page
