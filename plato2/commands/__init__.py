@@ -47,6 +47,7 @@ EVALUATIONS = {
     "replies": "Static replies: variety, overlap and similarity with references, coverage.",
     "dialogues": "Self-chats and chats with people: variety, repetition, staying on topic.",
     "selection": "How well scores choose the right ones of a context's candidates (table 8).",
+    "systems": "Several systems through replies, self-chat and selection, into one report.",
     "latents": "What the latents say: how often each wins, how candidates differ, an alarm at collapse.",
     "human": "Let people rate dialogues and replies; what their ratings say.",
     "judge": "Let an LLM compare systems side by side, if it can be believed.",

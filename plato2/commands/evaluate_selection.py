@@ -30,9 +30,9 @@ HELP = """Measure how well scores choose the right ones of a context's candidate
 
 FILE has a context, candidates and labels per line ({"context": ["hi"], "candidates": ["hello", "no"],
 "labels": [1, 0]}), or is DailyDialog++ or MuTual (--format). Scores: coherence p(l=1|c,r), forward
-log p(r|c), backward log p(c|r), weighted sums of them (--rank); beside them random numbers, shared words,
-BM25 and few words. Each figure has its 95 % bootstrap interval over contexts; scores are compared by paired
-permutation tests with Holm's correction.
+log p(r|c), backward log p(c|r), weighted sums of them (--rank), the same of other systems (--speaker);
+beside them random numbers, shared words, BM25 and few words. Each figure has its 95 % bootstrap interval over
+contexts; scores are compared by paired permutation tests with Holm's correction.
 
 [bold]Examples[/]
 
@@ -40,6 +40,8 @@ plato2 evaluate selection set.jsonl --evaluation outputs/tiny-2_eval/RUN --out s
 
 plato2 evaluate selection dev.jsonl.gz --format dailydialog++ --generation outputs/tiny-2_gen/RUN
 --evaluation outputs/tiny-2_eval/RUN --rank coherence=1,forward=0.1 --scores scores.jsonl
+
+plato2 evaluate selection set.jsonl --generation outputs/tiny-2_gen/RUN --speaker gpt2=dialogpt:models/gpt2
 
 plato2 evaluate selection mutual/dev --format mutual --evaluation models/24L --picture selection.png
 """
@@ -62,6 +64,14 @@ class Given:
     ] = None
     backward: Annotated[
         Path | None, typer.Option(help="The same for stage backward.", rich_help_panel=MODELS)
+    ] = None
+    speaker: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another system, NAME=KIND:WHERE: plato2, dialogpt, blender or hf (docs/speakers.md). "
+            "May be repeated.",
+            rich_help_panel=MODELS,
+        ),
     ] = None
     rank: Annotated[
         list[str] | None,
@@ -94,8 +104,8 @@ class Given:
         """
         if self.length not in LENGTHS:
             raise UserError(f"--length {self.length}: {did_you_mean(self.length, LENGTHS)}")
-        if not (self.baselines or self.generation or self.evaluation or self.backward):
-            raise UserError("nothing chooses: give --evaluation, --generation or --backward")
+        if not (self.baselines or self.generation or self.evaluation or self.backward or self.speaker):
+            raise UserError("nothing chooses: give --evaluation, --generation, --backward or --speaker")
         if not all(part.strip().isdecimal() and int(part) for part in self.k.split(",")):
             raise UserError(f"--k {self.k}: give whole numbers from 1 on, with commas between them: 1,2,5")
 
@@ -128,13 +138,19 @@ def selection(
     queries = [query for file in files for query in islice(read_queries(file, format), given.limit)]
     sets_of(queries, given.ks())  # says what is wrong with them before a model is loaded
     # After the options are checked: importing torch takes seconds.
-    from plato2.evaluate.scorers import model_scorers
+    from plato2.evaluate.scorers import model_scorers, speaker_hash, speaker_scorers
+    from plato2.evaluate.speakers import read_speaker, speaker_names
     from plato2.talk.bot import pick_device
 
+    speaker_names(given.speaker or [], "--speaker")
     evaluations = given.evaluation or []
     models, hashes = model_scorers(
         given.generation, evaluations, given.backward, given.rank or [], given.length, pick_device(device)
     )
+    for text in given.speaker or []:
+        system = read_speaker(text, "--speaker", device)
+        models |= speaker_scorers(system, given.length)
+        hashes[f"speaker {system.name}"] = speaker_hash(system)
     sources = [file for file in files if file.is_file()]
     about = {
         "models": hashes,

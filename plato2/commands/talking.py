@@ -47,7 +47,7 @@ OtherSystem = Annotated[
     typer.Option(
         "--speaker",
         help="Another system instead: dialogpt:FOLDER, blender:FOLDER, hf:FOLDER, openai:URL#MODEL or "
-        "log:FILE (docs/evaluate.md).",
+        "log:FILE (docs/speakers.md).",
         rich_help_panel=MODELS,
     ),
 ]
@@ -280,5 +280,5 @@ def check_is_plato(decode: DecodeConfig, **others: object) -> None:
             option = f"--{name.replace('_', '-')}"
             raise UserError(
                 f"{option} {value}: holds for --generation; a speaker has its own settings, as in "
-                "dialogpt:FOLDER,top_k=5 (docs/evaluate.md)"
+                "dialogpt:FOLDER,top_k=5 (docs/speakers.md)"
             )

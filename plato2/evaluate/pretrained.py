@@ -4,11 +4,14 @@ A folder is what `save_pretrained` writes. Nothing in it is executed: weights ar
 from a `pytorch_model.bin` without unpickling objects, code that comes with a model is refused, and nothing
 is downloaded. Replies do not depend on the batch in float32: a sample's random numbers are a function of its
 seed, and padding is masked.
+
+They also say how probable a given reply is: `likelihoods`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import io
 from collections.abc import Sequence
@@ -28,7 +31,7 @@ from plato2.formats import JSON_BYTES, Open, parse
 from plato2.model.noise import uniform
 from plato2.random import draw_key
 from plato2.talk.decode import choose, choose_top_p
-from plato2.talk.speaker import DIGITS, Said, weights_hash
+from plato2.talk.speaker import DIGITS, LogProbs, Said, weights_hash
 
 ROWS_AT_ONCE = 64
 """Samples or beams that are decoded together; changes no result."""
@@ -180,6 +183,19 @@ class Sampler:
             ]
         return found
 
+    def likelihoods(self) -> dict[str, LogProbs]:
+        """As `Likely.likelihoods`."""
+        return {"forward": self.log_probs}
+
+    def log_probs(self, history: Sequence[str], replies: Sequence[str]) -> list[tuple[float, int]]:
+        """log p(r|c) of given replies and their tokens, the end included; any of its ends will do.
+
+        A reply that is longer than the longest of its own is cut, and has no end.
+        """
+        context = self.read(history)
+        targets = [[*self.model.encode(text), self.ends[0]][: self.decode.max_tokens] for text in replies]
+        return _summed(continued(self.model.model, context, targets, self.ends), targets)
+
     def ranked(self, history: Sequence[str], samples: Sequence[Sample]) -> list[dict[str, Any]]:
         """Candidates, the most probable one first."""
         found = [as_candidate(self.model, one) for one in samples]
@@ -247,16 +263,34 @@ class DialoGPT(Sampler):
         """As `Speaker.describe`."""
         return super().describe() | ({} if self.reverse is None else {"reverse": self.reverse.describe()})
 
+    def likelihoods(self) -> dict[str, LogProbs]:
+        """As `Likely.likelihoods`; `backward` is that of the reverse model."""
+        reverse = self.reverse
+        if reverse is None:
+            return super().likelihoods()
+
+        def backward(history: Sequence[str], replies: Sequence[str]) -> list[tuple[float, int]]:
+            words = [self.model.encode(text)[: self.decode.max_tokens] for text in replies]
+            return self._backward(reverse, history, words)
+
+        return super().likelihoods() | {"backward": backward}
+
+    def _backward(
+        self, reverse: Pretrained, history: Sequence[str], replies: Sequence[list[int]]
+    ) -> list[tuple[float, int]]:
+        """log p(c|r) of the turns from the last to the first, and their tokens, given the ids of replies."""
+        source = [token for turn in reversed(self._turns(history)) for token in turn]
+        given, sources = [[*ids, self.end] for ids in replies], [source] * len(replies)
+        return _summed(mean_log_probs(reverse.model, given, sources), sources)
+
     def ranked(self, history: Sequence[str], samples: Sequence[Sample]) -> list[dict[str, Any]]:
         """Candidates; the one first from which the reverse model best tells the history."""
         if self.reverse is None:
             return super().ranked(history, samples)
-        source = [token for turn in reversed(self._turns(history)) for token in turn]
-        given = [[*one.ids, self.end] for one in samples]
-        backward = mean_log_probs(self.reverse.model, given, [source] * len(given))
+        backward = self._backward(self.reverse, history, [one.ids for one in samples])
         found = [
-            as_candidate(self.model, one) | {"backward": round(score, DIGITS)}
-            for one, score in zip(samples, backward, strict=True)
+            as_candidate(self.model, one) | {"backward": round(summed / n_tokens, DIGITS)}
+            for one, (summed, n_tokens) in zip(samples, backward, strict=True)
         ]
         return sorted(found, key=lambda candidate: -candidate["backward"])
 
@@ -402,16 +436,38 @@ class Blender:
             [*beam[: beam.index(end)], end] if end in beam else beam
             for beam in model.generate(input_ids=ids, attention_mask=mask)[:, 1:].tolist()
         ]
-        log_probs: list[float] = []
-        for first in range(0, len(found), SCORED_AT_ONCE):
-            beams = found[first : first + SCORED_AT_ONCE]
-            rows = [(first + number) // n for number in range(len(beams))]
-            inputs = [[config.decoder_start_token_id, *beam[:-1]] for beam in beams]
-            read, _ = padded(inputs, self.model.device, left=False)
-            out = model(input_ids=ids[rows], attention_mask=mask[rows], decoder_input_ids=read)
-            log_probs += [_mean(logits, beam) for logits, beam in zip(out.logits, beams, strict=True)]
-        samples = [Sample(beam, log_prob) for beam, log_prob in zip(found, log_probs, strict=True)]
+        means = self._mean_log_probs([context for context in contexts for _ in range(n)], found)
+        samples = [Sample(beam, mean) for beam, mean in zip(found, means, strict=True)]
         return [samples[first : first + n] for first in range(0, len(samples), n)]
+
+    def likelihoods(self) -> dict[str, LogProbs]:
+        """As `Likely.likelihoods`."""
+        return {"forward": self.log_probs}
+
+    def log_probs(self, history: Sequence[str], replies: Sequence[str]) -> list[tuple[float, int]]:
+        """As `Sampler.log_probs`."""
+        blank = "" if self.config.model_type == "blenderbot-small" else " "  # as before each turn
+        ends = [self.config.eos_token_id]
+        targets = [
+            [*self.model.encode(blank + text if text else ""), *ends][: self.decode.max_tokens]
+            for text in replies
+        ]
+        return _summed(self._mean_log_probs([self.read(history)] * len(targets), targets), targets)
+
+    @torch.no_grad()
+    def _mean_log_probs(
+        self, contexts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+    ) -> list[float]:
+        """The mean log p of each target's tokens after its context."""
+        found: list[float] = []
+        for first in range(0, len(targets), SCORED_AT_ONCE):
+            part = targets[first : first + SCORED_AT_ONCE]
+            ids, mask = padded(contexts[first : first + SCORED_AT_ONCE], self.model.device, left=False)
+            inputs = [[self.config.decoder_start_token_id, *target[:-1]] for target in part]
+            read, _ = padded(inputs, self.model.device, left=False)
+            out = self.model.model(input_ids=ids, attention_mask=mask, decoder_input_ids=read)
+            found += [_mean(logits, target) for logits, target in zip(out.logits, part, strict=True)]
+        return found
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device, left: bool) -> tuple[Tensor, Tensor]:
@@ -510,7 +566,39 @@ def mean_log_probs(
     return found
 
 
-def _mean(logits: Tensor, target: Sequence[int]) -> float:
+@torch.no_grad()
+def continued(
+    model: Any, context: Sequence[int], targets: Sequence[Sequence[int]], ends: Sequence[int]
+) -> list[float]:
+    """The mean log p of each target's tokens after one context, which is read only once.
+
+    A target that ends with one of `ends` may end with any of them.
+    """
+    device, found = next(model.parameters()).device, list[float]()
+    read = model(input_ids=torch.tensor([list(context)], device=device), use_cache=True, logits_to_keep=1)
+    for first in range(0, len(targets), SCORED_AT_ONCE):
+        part = targets[first : first + SCORED_AT_ONCE]
+        cache = copy.deepcopy(read.past_key_values)
+        cache.batch_repeat_interleave(len(part))
+        ids, mask = padded(part, device, left=False)
+        mask = torch.cat([mask.new_ones(len(part), len(context)), mask], dim=1)
+        after = model(input_ids=ids, attention_mask=mask, past_key_values=cache).logits
+        logits = torch.cat([read.logits[:, -1:].expand(len(part), 1, -1), after], dim=1)
+        found += [_mean(rows, target, ends) for rows, target in zip(logits, part, strict=True)]
+    return found
+
+
+def _mean(logits: Tensor, target: Sequence[int], ends: Sequence[int] = ()) -> float:
     """The mean log p of the target's tokens, the first of which the first row of logits predicts."""
     ids = torch.tensor(list(target), device=logits.device)
-    return -float(F.cross_entropy(logits[: len(target)].float(), ids))
+    rows = logits[: len(target)].float()
+    if target[-1] in ends:  # all ends are one token
+        together = rows[-1, list(ends)].logsumexp(dim=0)
+        rows[-1, list(ends)] = float("-inf")
+        rows[-1, target[-1]] = together
+    return -float(F.cross_entropy(rows, ids))
+
+
+def _summed(means: Sequence[float], targets: Sequence[Sequence[int]]) -> list[tuple[float, int]]:
+    """Sums and numbers of tokens."""
+    return [(mean * len(target), len(target)) for mean, target in zip(means, targets, strict=True)]

@@ -11,7 +11,7 @@ import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,28 +24,28 @@ from plato2.data.tokenizer import EOS_ID, Tokenizer
 from plato2.model.networks import EvaluationNetwork, GenerationNetwork
 from plato2.talk.rank import backward_log_probs, coherence
 from plato2.talk.score import Record, score
-from plato2.talk.speaker import weights_hash
+from plato2.talk.speaker import Likely, LogProbs, PlatoSpeaker, Speaker, weights_hash
 from plato2.weights.folder import load_backward, load_evaluation, load_generation, saved_tokenizer
 from plato2.words import split_words
 
 Texts = Sequence[str]
 Scorer = Callable[[Texts, Texts], Sequence[float]]
 """(context turns, oldest first; candidates) -> a number for each candidate, the higher the better."""
+WAYS = {"per-token": ("",), "summed": (", summed",), "both": ("", ", summed")}
+"""How log-probabilities count, and what is added to their names."""
 COUNTED_RESPONSES = 20_000
 """Words are counted in the responses of this many training samples of a corpus."""
 
 
 class LogProb:
-    """log p(r|c) of a generation model, or log p(c|r) of a backward model.
+    """A log-probability of candidates, as a sum over tokens or per token.
 
-    With latents it is log (1/K) sum_z p(r|c,z): a candidate of unknown origin may come from any z, and z is
-    uniform when talking.
+    Args:
+        find: (context, candidates) -> the sum and the number of tokens of each.
     """
 
-    def __init__(self, path: str | Path, device: torch.device, backward: bool = False) -> None:
-        load, option = (load_backward, "--backward") if backward else (load_generation, "--generation")
-        self.network: GenerationNetwork = load(path, option).to(device)
-        self.tokenizer, self.backward = saved_tokenizer(path), backward
+    def __init__(self, find: LogProbs) -> None:
+        self.find = find
         self._last: tuple[tuple[Texts, Texts], np.ndarray] | None = None
 
     def per_token(self, context: Texts, candidates: Texts) -> list[float]:
@@ -61,26 +61,43 @@ class LogProb:
         """(2, n): the sum and the number of tokens; the last context's are kept, for the other way."""
         asked = tuple(context), tuple(candidates)
         if self._last is None or self._last[0] != asked:
-            c, responses = _encode(context, candidates, self.tokenizer, self.network)
-            self._last = asked, np.array(self._log_probs(c, responses)).T
+            self._last = asked, np.array(self.find(context, candidates)).T
         return self._last[1]
 
-    def _log_probs(self, context: list[int], responses: Sequence[list[int]]) -> list[tuple[float, int]]:
-        if self.backward:
-            n = len(context) - 1
-            means = backward_log_probs(self.network, [(context, words) for words in responses])
-            return [(mean * n, n) for mean in means]
-        limit = self.network.model_config.max_position // 2
-        records = [Record(context, encode_response(words, limit)) for words in responses]
-        return [(-_nll(found), found["n_tokens"]) for found in score(self.network, records)]
+
+def forward(network: GenerationNetwork, tokenizer: Tokenizer) -> LogProbs:
+    """log p(r|c) of a generation model.
+
+    With latents it is log (1/K) sum_z p(r|c,z): a candidate of unknown origin may come from any z, and z is
+    uniform when talking.
+    """
+    limit = network.model_config.max_position // 2
+
+    def log_probs(context: Texts, candidates: Texts) -> list[tuple[float, int]]:
+        c, responses = _encode(context, candidates, tokenizer, network)
+        records = [Record(c, encode_response(words, limit)) for words in responses]
+        return [(-_nll(found), found["n_tokens"]) for found in score(network, records)]
+
+    return log_probs
+
+
+def backward(network: GenerationNetwork, tokenizer: Tokenizer) -> LogProbs:
+    """log p(c|r) of a backward model."""
+
+    def log_probs(context: Texts, candidates: Texts) -> list[tuple[float, int]]:
+        c, responses = _encode(context, candidates, tokenizer, network)
+        n = len(c) - 1
+        means = backward_log_probs(network, [(c, words) for words in responses])
+        return [(mean * n, n) for mean in means]
+
+    return log_probs
 
 
 class Coherence:
     """p(l=1|c,r) of an evaluation model."""
 
-    def __init__(self, path: str | Path, device: torch.device) -> None:
-        self.network: EvaluationNetwork = load_evaluation(path, "--evaluation").to(device)
-        self.tokenizer = saved_tokenizer(path)
+    def __init__(self, network: EvaluationNetwork, tokenizer: Tokenizer) -> None:
+        self.network, self.tokenizer = network, tokenizer
 
     def __call__(self, context: Texts, candidates: Texts) -> list[float]:
         """The probabilities."""
@@ -188,17 +205,17 @@ def baselines(
 def model_scorers(
     generation: Path | None,
     evaluations: Sequence[Path],
-    backward: Path | None,
+    backward_model: Path | None,
     ranks: Sequence[str],
     length: str,
     device: torch.device,
-) -> tuple[dict[str, Scorer], dict[str, str]]:
+) -> tuple[dict[str, Scorer], dict[str, Any]]:
     """The scores of models, each alone and in weighted sums.
 
     Args:
         generation: a model of stage 1 or 2.1.
         evaluations: models of stage 2.2, side by side.
-        backward: a model of stage `backward`.
+        backward_model: a model of stage `backward`.
         ranks: weighted sums as `coherence=1,backward=0.5`.
         length: how log-probabilities count: `per-token`, the mean, as when talking, `summed`, or `both`.
         device: where they are computed.
@@ -209,20 +226,25 @@ def model_scorers(
     Raises:
         UserError: a model that does not fit, or a sum of scores that were not given.
     """
-    ways = {"per-token": [""], "summed": [", summed"], "both": ["", ", summed"]}[length]
-    log_probs = {
-        name: LogProb(path, device, name == "backward")
-        for name, path in (("forward", generation), ("backward", backward))
-        if path
-    }
+    networks: dict[str, Any] = {}
+    log_probs: dict[str, LogProb] = {}
+    if generation:
+        networks["forward"] = load_generation(generation, "--generation").to(device)
+        log_probs["forward"] = LogProb(forward(networks["forward"], saved_tokenizer(generation)))
+    if backward_model:
+        networks["backward"] = load_backward(backward_model, "--backward").to(device)
+        log_probs["backward"] = LogProb(backward(networks["backward"], saved_tokenizer(backward_model)))
     short = len({path.name for path in evaluations}) == len(evaluations)
     judges = {
-        "" if len(evaluations) == 1 else f" {path.name if short else path}": Coherence(path, device)
+        "" if len(evaluations) == 1 else f" {path.name if short else path}": Coherence(
+            load_evaluation(path, "--evaluation").to(device), saved_tokenizer(path)
+        )
         for path in evaluations
     }
     scorers: dict[str, Scorer] = {f"coherence{judge}": found for judge, found in judges.items()}
     for name, found in log_probs.items():
-        scorers |= {f"{name}{way}": found.summed if way else found.per_token for way in ways}
+        scorers |= _by_length(name, found, length)
+    ways = WAYS[length]
     for rank in ranks:
         weights = RankConfig.parse(rank).weights or {}
         for name in weights:
@@ -234,8 +256,53 @@ def model_scorers(
                 of = {name: f"{name}{judge if name == 'coherence' else way}" for name in weights}
                 parts = [(float(weights[name]), scorers[of[name]]) for name in weights]
                 scorers[f"{rank}{way}{judge}"] = weighted(parts)
-    models = {f"coherence{judge}": found for judge, found in judges.items()} | log_probs
-    return scorers, {name: weights_hash(model.network) for name, model in models.items()}
+    networks |= {f"coherence{judge}": found.network for judge, found in judges.items()}
+    return scorers, {name: weights_hash(network) for name, network in networks.items()}
+
+
+def speaker_scorers(speaker: Speaker, length: str) -> dict[str, Scorer]:
+    """The scores of a system that can say how probable a given reply is, and a model's coherence.
+
+    They are named `forward NAME`, `forward NAME, summed`, `backward NAME` and `coherence NAME`.
+
+    Args:
+        speaker: PLATO-2, DialoGPT, Blender, a chat model.
+        length: as in `model_scorers`.
+
+    Raises:
+        UserError: an API or a log, which only say replies.
+    """
+    found: dict[str, LogProbs] = {}
+    scorers: dict[str, Scorer] = {}
+    if isinstance(speaker, PlatoSpeaker):
+        bot = speaker.bot
+        found["forward"] = forward(cast(GenerationNetwork, bot.generation), bot.tokenizer)
+        if bot.backward is not None:
+            found["backward"] = backward(cast(GenerationNetwork, bot.backward), bot.tokenizer)
+        if bot.evaluation is not None:
+            scorers[f"coherence {speaker.name}"] = Coherence(
+                cast(EvaluationNetwork, bot.evaluation), bot.tokenizer
+            )
+    elif isinstance(speaker, Likely):
+        found = speaker.likelihoods()
+    else:
+        raise UserError(
+            f"--speaker {speaker.name}: gives replies but no probabilities, so it cannot choose; "
+            "leave it out, or give plato2:, dialogpt:, blender: or hf:"
+        )
+    for name, log_probs in found.items():
+        scorers |= _by_length(f"{name} {speaker.name}", LogProb(log_probs), length)
+    return scorers
+
+
+def speaker_hash(speaker: Speaker) -> dict[str, Any]:
+    """What the scores of a system depend on."""
+    return {**speaker.describe(), "max_tokens": speaker.settings.get("max_tokens")}
+
+
+def _by_length(name: str, found: LogProb, length: str) -> dict[str, Scorer]:
+    """A log-probability per token, summed, or both."""
+    return {f"{name}{way}": found.summed if way else found.per_token for way in WAYS[length]}
 
 
 def weighted(parts: Sequence[tuple[float, Scorer]]) -> Scorer:

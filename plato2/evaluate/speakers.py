@@ -1,7 +1,7 @@
 """The systems that PLATO-2 is compared with, each a `Speaker` that `self-chat` and `reply --contexts` play.
 
-`read_speaker("blender:FOLDER", ...)` makes one of what was typed: KIND:WHERE, then settings as `,name=value`.
-PLATO-2 itself is one of the kinds, for whoever takes any system.
+`read_speaker("blender:FOLDER", ...)` makes one of what was typed: KIND:WHERE, then settings as `,name=value`;
+before it may stand `NAME=`. PLATO-2 itself is one of the kinds, for whoever takes any system.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from plato2.config import DecodeConfig, UserError, did_you_mean, expand_path
 from plato2.evaluate.dialogues import read_dialogues
 from plato2.talk.speaker import Said, Speaker
 
+_NAMED = re.compile(r"(\w[\w.-]*)=(?=\w+:)")
 Maker = Callable[[str, dict[str, str], str, str], Speaker]
 
 
@@ -24,39 +25,54 @@ def read_speaker(text: str, option: str, device: str = "auto") -> Speaker:
     """A speaker from what was typed.
 
     Args:
-        text: `plato2:RUN[,evaluation=RUN]`, `dialogpt:FOLDER[,reverse=FOLDER]`, `blender:FOLDER`,
-            `hf:FOLDER`, `openai:URL#MODEL` or `log:FILE`; settings may follow, as in
-            `hf:FOLDER,temperature=0.7`.
+        text: `plato2:RUN[,evaluation=RUN][,backward=RUN]`, `dialogpt:FOLDER[,reverse=FOLDER]`,
+            `blender:FOLDER`, `hf:FOLDER`, `openai:URL#MODEL` or `log:FILE`; settings may follow, as in
+            `hf:FOLDER,temperature=0.7`. `NAME=` before it is what its turns are marked with, else all of it.
         option: what it was given by, for messages.
         device: as for PLATO-2.
 
     Raises:
         UserError: an unknown kind or setting, or whatever the speaker finds wrong.
     """
-    kind, where, given = split_speaker(text, option)
+    kind, where, given, name = split_speaker(text, option)
     try:
-        return MAKERS[kind](where, given, device, text)
+        return MAKERS[kind](where, given, device, name)
     except UserError as error:
         raise UserError(f"{option} {kind}: {error}") from None
 
 
-def split_speaker(text: str, option: str) -> tuple[str, str, dict[str, str]]:
-    """The kind, the place and the settings in what was typed.
+def split_speaker(text: str, option: str) -> tuple[str, str, dict[str, str], str]:
+    """The kind, the place, the settings and the name (else all of it) in what was typed.
 
     Raises:
         UserError: an unknown kind, or no place.
     """
-    kind, _, rest = text.partition(":")
+    named = _NAMED.match(text)
+    kind, _, rest = text[named.end() if named else 0 :].partition(":")
     if kind not in MAKERS:
         raise UserError(
             f"{option} {text}: must be KIND:WHERE, and {kind} is no kind; {did_you_mean(kind, MAKERS)}"
         )
     where, *pairs = re.split(r",(?=\w+=)", rest)
-    if not where:
+    if not (where := where.strip()):
+        place = WHERE.get(kind, "FOLDER")
         raise UserError(
-            f"{option} {text}: must be KIND:WHERE; name the folder, file or address after the colon"
+            f"{option} {text!r}: no {place} after the colon; give {kind}:{place}, without a blank in between"
         )
-    return kind, where, dict(pair.split("=", 1) for pair in pairs)
+    return kind, where, dict(pair.split("=", 1) for pair in pairs), named[1] if named else text
+
+
+def speaker_names(texts: Sequence[str], option: str) -> list[str]:
+    """What the speakers will be called: NAME of NAME=KIND:WHERE, else all of it.
+
+    Raises:
+        UserError: two of the same name.
+    """
+    names = [named[1] if (named := _NAMED.match(text)) else text for text in texts]
+    for text, name in zip(texts, names, strict=True):
+        if names.count(name) > 1:
+            raise UserError(f"{option} {text}: {name} twice; give each a name of its own, NAME=KIND:WHERE")
+    return names
 
 
 def settings_from(given: Mapping[str, str], known: Sequence[str], default: DecodeConfig) -> DecodeConfig:
@@ -77,14 +93,15 @@ def settings_from(given: Mapping[str, str], known: Sequence[str], default: Decod
     return replace(default, **values)
 
 
-def _plato2(where: str, given: dict[str, str], device: str, name: str) -> Speaker:
-    from plato2.evaluate.pretrained import SAMPLING
+def _plato2(run: str, given: dict[str, str], device: str, name: str) -> Speaker:
     from plato2.talk.bot import PlatoBot
     from plato2.talk.speaker import PlatoSpeaker
 
-    evaluation = expand_path(given.pop("evaluation"), "evaluation") if "evaluation" in given else None
-    decode = settings_from(given, SAMPLING, DecodeConfig())
-    bot = PlatoBot.load(expand_path(where, "plato2"), evaluation, device, decode)
+    evaluation, backward = (
+        expand_path(given.pop(key), key) if key in given else None for key in ("evaluation", "backward")
+    )
+    decode = settings_from(given, PLATO2, DecodeConfig())
+    bot = PlatoBot.load(expand_path(run, "plato2"), evaluation, device, decode, backward)
     return PlatoSpeaker(name, bot, decode)
 
 
@@ -127,6 +144,13 @@ def _log(file: str, given: dict[str, str], device: str, name: str) -> Speaker:
     return Log(expand_path(file, "log"), name)
 
 
+PLATO2 = (
+    "strategy", "top_k", "top_p", "temperature", "min_tokens", "max_tokens", "n_samples", "n_candidates",
+    "beam_size", "no_repeat_ngram",
+)  # fmt: skip
+"""Settings of `plato2`, fields of `DecodeConfig`."""
+WHERE = {"plato2": "RUN", "openai": "URL#MODEL", "log": "FILE"}
+"""What stands after the colon, where it is no folder."""
 MAKERS: dict[str, Maker] = {
     "plato2": _plato2,
     "dialogpt": _dialogpt,

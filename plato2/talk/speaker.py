@@ -5,16 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import nn
 
 from plato2.config import DecodeConfig
 from plato2.talk.bot import PlatoBot
 
+LogProbs = Callable[[Sequence[str], Sequence[str]], Sequence[tuple[float, int]]]
+"""(turns of the context, oldest first; replies) -> of each reply a log-probability, summed over its tokens,
+and how many those are."""
 DIGITS = 6
 """Of the scores that are written: beyond them a float32 depends on what else is in the batch."""
 SAMPLED_WEIGHTS = 1024
@@ -65,6 +68,14 @@ class Speaker(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """What tells this model from others; plain values."""
+
+
+@runtime_checkable
+class Likely(Protocol):
+    """A speaker that also says how probable a given reply is."""
+
+    def likelihoods(self) -> dict[str, LogProbs]:
+        """`forward`, log p(r|c), and where it has a model of that `backward`, log p(c|r)."""
 
 
 @dataclass(frozen=True)

