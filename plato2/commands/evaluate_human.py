@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,9 +138,8 @@ class ChatOptions:
 
         speakers: dict[str, str] = {}
         for given in self.meet or []:
-            named = re.fullmatch(r"([^:=,]+)=(.+)", given)
-            name, text = named.groups() if named else (given, given)
-            split_speaker(text, "--meet")
+            *_, name = split_speaker(given, "--meet")
+            text = given.removeprefix(f"{name}=")
             if name in speakers or text in speakers.values():
                 raise UserError(f"--meet {given}: named before; raters meet each system under one name")
             speakers[name] = text

@@ -138,19 +138,7 @@ def selection(
     queries = [query for file in files for query in islice(read_queries(file, format), given.limit)]
     sets_of(queries, given.ks())  # says what is wrong with them before a model is loaded
     # After the options are checked: importing torch takes seconds.
-    from plato2.evaluate.scorers import model_scorers, speaker_hash, speaker_scorers
-    from plato2.evaluate.speakers import read_speaker, speaker_names
-    from plato2.talk.bot import pick_device
-
-    speaker_names(given.speaker or [], "--speaker")
-    evaluations = given.evaluation or []
-    models, hashes = model_scorers(
-        given.generation, evaluations, given.backward, given.rank or [], given.length, pick_device(device)
-    )
-    for text in given.speaker or []:
-        system = read_speaker(text, "--speaker", device)
-        models |= speaker_scorers(system, given.length)
-        hashes[f"speaker {system.name}"] = speaker_hash(system)
+    models, hashes = scorers_of(given, device)
     sources = [file for file in files if file.is_file()]
     about = {
         "models": hashes,
@@ -165,7 +153,7 @@ def selection(
         for q, found in zip(queries, scored, strict=True)
     ]
     result = evaluate_selection(queries, chosen, given.ks(), given.seed)
-    given_models = (given.generation, *evaluations, given.backward)
+    given_models = (given.generation, *(given.evaluation or []), given.backward)
     result.inputs = inputs(*files, *(path for path in given_models if path))
     result.settings = {
         "format": format,
@@ -180,6 +168,32 @@ def selection(
     drawn = [key for key in result.measures if not key.endswith("/ties")]
     show = partial(print_selection, console=Console(highlight=False))
     deliver(result, to, partial(picture, only=drawn), show)
+
+
+def scorers_of(given: Given, device: str) -> tuple[dict[str, Scorer], dict[str, str]]:
+    """What the models and speakers score by, and the hashes of both, by name.
+
+    Raises:
+        UserError: one that cannot be loaded, or has no log-probabilities; two speakers of one name.
+    """
+    from plato2.evaluate.scorers import model_scorers, speaker_hash, speaker_scorers
+    from plato2.evaluate.speakers import read_speaker, speaker_names
+    from plato2.talk.bot import pick_device
+
+    speaker_names(given.speaker or [], "--speaker")
+    models, hashes = model_scorers(
+        given.generation,
+        given.evaluation or [],
+        given.backward,
+        given.rank or [],
+        given.length,
+        pick_device(device),
+    )
+    for text in given.speaker or []:
+        system = read_speaker(text, "--speaker", device)
+        models |= speaker_scorers(system, given.length)
+        hashes[f"speaker {system.name}"] = speaker_hash(system)
+    return models, hashes
 
 
 def all_scores(
