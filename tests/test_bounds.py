@@ -199,6 +199,7 @@ def test_bombs_of_every_compression_and_reader(tmp_path: Path, process: subproce
     read_with_little_memory(files, process)
 
 
+@pytest.mark.slow
 def test_sizes_that_are_lies(tmp_path: Path, run: Path, process: subprocess.Popen[str]) -> None:
     files: dict[tuple[str, Path], str] = {}
     whole = checkpoint_of(make_stage("1_coarse"), Tokenizer.load(KNOVER))

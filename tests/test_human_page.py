@@ -376,6 +376,7 @@ def test_a_killed_server_loses_nothing_on_the_page(browser: Any, tmp_path: Path)
     assert len(Store(path.with_suffix(".sqlite")).ratings()) == 8
 
 
+@pytest.mark.slow
 def test_a_whole_chat_with_a_kill_in_the_middle(browser: Any, tmp_path: Path) -> None:
     with rating.api() as partner:
         path = write_tasks(tmp_path / "chat.json", small_chats({"secret-system": partner.spec}, topics=1))
@@ -437,6 +438,7 @@ def test_a_whole_chat_with_a_kill_in_the_middle(browser: Any, tmp_path: Path) ->
     assert {one.value for one in store.ratings()} == {2}
 
 
+@pytest.mark.slow
 def test_a_second_server_is_told_of_the_first(tmp_path: Path) -> None:
     path = write_tasks(tmp_path / "tasks.json", small_tasks())
     with page(path, 1), pytest.raises(AssertionError, match="did not start"):

@@ -161,6 +161,7 @@ def test_a_run_says_its_length_once(train_here: Train, corpus: Path, tmp_path: P
     assert len(TIME.findall(done.stderr)) == 1
 
 
+@pytest.mark.slow
 def test_each_job_of_a_sweep_says_it_once(train_here: Train) -> None:
     done = train_here("-m", "stage=1_coarse,2_eval", *QUICK)
     assert len(TIME.findall(done.stderr)) == 2

@@ -174,6 +174,7 @@ def exported(client: Client) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------------------------------------------- HTTP
 
 
+@pytest.mark.slow
 def test_the_page_changes_nothing_of_the_api(runs: dict[str, Path]) -> None:
     pytest.importorskip("prometheus_client", reason="the server needs pip install '.[serve]'")
     from plato2.serve.app import make_app
@@ -298,6 +299,7 @@ def bodies(path: str) -> Iterator[Any]:
     yield {"message": {"path": path}, "data": [{"path": path, "meta": path}]}
 
 
+@pytest.mark.slow
 def test_no_route_takes_a_file(app: FastAPI, runs: dict[str, Path], tmp_path: Path) -> None:
     """Gradio would copy a file, wait for ever at a device or a pipe, and fetch an address."""
     pipe, cache, secret = tmp_path / "pipe", tmp_path / "cache", tmp_path / "secret.txt"
@@ -597,6 +599,7 @@ def test_each_turn_is_cut_into_tokens_once(runs: dict[str, Path]) -> None:
     batcher.close(10)
 
 
+@pytest.mark.slow
 def test_who_waits_too_long_keeps_the_message(runs: dict[str, Path]) -> None:
     bot = PlatoBot.load(runs["1_coarse"])
     bot.reply_to = ScriptedBot(bot)

@@ -178,6 +178,7 @@ def test_processes_that_the_strategy_does_not_have(
     assert_one_line(done.stderr, cure)
 
 
+@pytest.mark.slow
 def test_a_process_does_not_wait_for_ever_for_one_that_failed(
     train_here: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,7 @@ def test_what_is_written_out(home: Path) -> None:
         expand_path("~no-such-user/a", "out")
 
 
+@pytest.mark.slow
 def test_prepare_and_the_tokenizer_on_the_command_line(home: Path) -> None:
     plato2("prepare", "jsonl", "$TALK/*.jsonl", "--out=~/mine", "--vocab-pieces", "300")
     assert (home / "mine" / "index.json").exists()
@@ -95,7 +96,6 @@ def test_prepare_and_the_tokenizer_on_the_command_line(home: Path) -> None:
         "export hf --generation=~/nowhere --out=x",
         "import knover ~/nowhere --out=x",
         "runs ~/nowhere",
-        "self-chat --starts=x --generation=x --out=~/nowhere/x",
         "score $TALK/talk.jsonl --generation=x --out=~/nowhere/x",
     ],
 )
@@ -103,6 +103,11 @@ def test_every_verb_takes_them(home: Path, arguments: str) -> None:
     done = CliRunner().invoke(app, arguments.format(knover=KNOVER).split())
     assert done.exit_code == 2, done.output
     assert f"{home}/nowhere" in done.output.replace("\n", ""), done.output
+
+
+def test_where_dialogues_are_written(home: Path) -> None:
+    done = CliRunner().invoke(app, ["self-chat", "--generation=x", "--out=~/talk"])
+    assert f"--out {home}/talk: a folder" in done.output.replace("\n", "")
 
 
 def test_options_from_a_file(home: Path) -> None:

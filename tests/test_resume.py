@@ -159,6 +159,7 @@ def test_a_signal_to_all_processes_saves_the_step_at_hand(
     assert_same(whole / "tiny-1_coarse" / "a", run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("numbers", "saved"),
     [

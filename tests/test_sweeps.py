@@ -217,6 +217,7 @@ def test_what_a_sweeper_gets(train_here: Train, tmp_path: Path, monkeypatch: pyt
     assert rate == rate_skipped == [lineage["metrics"]["train/lr"] for lineage in lineages]
 
 
+@pytest.mark.slow
 def test_quickstart_is_a_sweep(train_here: Train, tmp_path: Path) -> None:
     """The experiment file itself, with a smaller model on a smaller corpus."""
     small = ["model.n_layer=1", "model.n_head=2", "model.hidden_size=32", "data.valid_units=2"]

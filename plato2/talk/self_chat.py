@@ -350,7 +350,8 @@ def resumed(out: Path, about: Mapping[str, Any], total: int, batch: int) -> Iter
     """
     meta = meta_file(out)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        if not out.parent.exists():
+            out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a+b") as file, locked(lock_file(out), f"--out {out}"):
             if out.stat().st_size > 0:
                 _same_settings(out, about)

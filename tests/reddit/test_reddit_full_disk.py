@@ -40,6 +40,7 @@ def leave(disk: Path, n_bytes: int) -> None:
         file.write(b"\1" * (free - n_bytes))
 
 
+@pytest.mark.slow
 def test_the_disk_of_the_work_folder_is_full(
     dumps: DumpFacts, whole: Path, disk: Path, tmp_path: Path
 ) -> None:

@@ -67,6 +67,7 @@ def test_killed_at_random_times(dumps: DumpFacts, whole: Path, tmp_path: Path) -
     assert outcome(tmp_path / "out") == outcome(whole)
 
 
+@pytest.mark.slow
 def test_ctrl_c_reaches_the_whole_group_and_a_second_run_is_refused(
     dumps: DumpFacts, tokenizer: str, tmp_path: Path
 ) -> None:

@@ -42,6 +42,7 @@ from plato2.prepare.reddit.rules import RedditRules
 from plato2.prepare.reddit.threads import TreeOptions, build_threads
 
 
+@pytest.mark.slow
 def test_other_settings_in_the_same_work_folder(
     sound: list[bytes], small: Callable[..., Path], tokenizer: str, tmp_path: Path
 ) -> None:

@@ -114,6 +114,7 @@ def test_no_tree_is_in_two_splits_and_months_are_apart(made: Callable[..., Path]
     assert records(few, "test") == expected["test"][:7]
 
 
+@pytest.mark.slow
 def test_workers_and_a_resumed_run_change_nothing(
     made: Callable[..., Path], dumps: DumpFacts, tokenizer: str, tmp_path: Path
 ) -> None:
@@ -123,6 +124,7 @@ def test_workers_and_a_resumed_run_change_nothing(
     )
 
 
+@pytest.mark.slow
 def test_evaluation_sets_are_removed_from_training(
     made: Callable[..., Path], dumps: DumpFacts, tokenizer: str, tmp_path: Path
 ) -> None:

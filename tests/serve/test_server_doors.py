@@ -123,6 +123,7 @@ def test_a_request_to_upgrade_is_a_request(url: str, upgrade: str) -> None:
     assert received.startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.slow
 def test_who_sends_nothing_is_cut_off(gated: GatedBot) -> None:
     gated.gate.set()
     head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()

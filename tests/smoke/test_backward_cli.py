@@ -84,6 +84,7 @@ def test_auto_needs_a_finished_stage_1(train_here: Train) -> None:
     assert_one_line(done.stderr, "init_from=auto: no finished 1_coarse run of model=tiny")
 
 
+@pytest.mark.slow
 def test_a_sweep_over_all_four_stages_with_its_report(train_here: Train) -> None:
     reported = ("report=true", "latent_contexts=2")
     done = train_here("-m", "stage=1_coarse,2_gen,2_eval,backward", "init_from=auto", *reported, *STEPS)

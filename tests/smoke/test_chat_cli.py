@@ -185,6 +185,7 @@ def test_a_setting_that_no_model_can_use_costs_no_conversation(models: list[obje
 # ------------------------------------------------------------------------------------------ closed streams
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "closed",
     [
@@ -492,6 +493,7 @@ def test_a_sitting_at_a_terminal(models: list[object], tmp_path: Path) -> None:
     assert stat.S_IMODE(history.stat().st_mode) & 0o077 == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_the_prompt_leaves_without_colours(models: list[object], tmp_path: Path) -> None:
     nowhere = tmp_path / "file"
     nowhere.write_text(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from small import Train, assert_one_line, stopped_at
 from typer.testing import CliRunner
 
@@ -85,6 +86,7 @@ def test_what_it_starts_from_and_what_starts_from_it(train_here: Train) -> None:
     assert_one_line(refused.stderr, "a plato run; stage 2_gen starts from 1_coarse or 2_gen")
 
 
+@pytest.mark.slow
 def test_the_report_of_a_sweep_keeps_the_curriculum_s_own_model(train_here: Train) -> None:
     given = ("-m", "report=true", "model.n_latent=4", *STEPS)
     done = train_here(*given, "stage=1_coarse,2_gen,plato", "run_id=s")

@@ -136,7 +136,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def site(archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     site = Site(archive)
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, site))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     site.url = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("PLATO2_MIRROR", site.url)
     monkeypatch.setenv("PLATO2_CACHE", str(tmp_path / "cache"))
@@ -231,6 +231,7 @@ def test_a_folder_of_that_name_comes_first(
     assert not site.asked
 
 
+@pytest.mark.slow
 def test_on_a_terminal_it_asks_and_ctrl_c_costs_nothing(site: Site, models: Path, archive: bytes) -> None:
     with terminal(["24L"]) as screen:
         shown = screen.wait_for("[y/N]: ")
@@ -454,6 +455,7 @@ def test_a_full_disk(
 # ------------------------------------------------------------------------------------------ two at once
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(site: Site, models: Path, archive: bytes) -> None:
     site.stalls_after = 300_000
     command = [

@@ -119,6 +119,7 @@ def test_what_cannot_be_is_told_before_anything_is_played(at: Path, tmp_path: Pa
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_gpt2_folder_needs_neither_conf_nor_a_run(at: Path, tmp_path: Path) -> None:
     """From an empty directory, by a copy of the package alone, where no other extra is installed."""
     site, empty = tmp_path / "site", tmp_path / "empty"

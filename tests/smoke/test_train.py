@@ -122,6 +122,7 @@ def four_dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "term", "ends_below"), [("1_coarse", "nll", 0.1), ("2_gen", "nll", 0.3)])
 def test_a_model_memorizes_a_few_samples(
     trains: Trains, four_dialogues: Path, tmp_path: Path, stage: str, term: str, ends_below: float

@@ -163,6 +163,7 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_measuring_a_command_counts_processes_that_nobody_waited_for() -> None:
     burn = "import time\nx = bytearray(80_000_000)\nwhile time.process_time() < 1.0: pass"
     inner = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {burn!r}])"
@@ -275,6 +276,7 @@ def test_help_has_examples(module: ModuleType) -> None:
     assert f"python -m {module.__name__}" in shown.stdout.split("Examples")[1]
 
 
+@pytest.mark.slow
 def test_a_benchmark_is_a_command_of_its_own() -> None:
     command = [sys.executable, "-m", "benchmarks.prepare", "--comments", "5"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)

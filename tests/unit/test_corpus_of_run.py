@@ -53,6 +53,7 @@ def preparing(path: Path) -> subprocess.Popen[str]:
     return first
 
 
+@pytest.mark.slow
 def test_a_process_waits_as_long_as_the_first_one_prepares(tmp_path: Path) -> None:
     first = preparing(tmp_path / "out")
     second = waiting(1, tmp_path / "out", ROOT / "tests/fixtures/knover")
@@ -68,6 +69,7 @@ def test_a_process_does_not_wait_for_one_that_failed(tmp_path: Path) -> None:
     assert (first.returncode, second.returncode) == (1, 1)
 
 
+@pytest.mark.slow
 def test_a_process_does_not_wait_for_one_that_was_killed(tmp_path: Path) -> None:
     first = preparing(tmp_path / "out")
     second = waiting(1, tmp_path / "out", ROOT / "tests/fixtures/knover")

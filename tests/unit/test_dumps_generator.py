@@ -85,6 +85,7 @@ def dump(tmp_path_factory: pytest.TempPathFactory) -> Dump:
     return Dump(write_dumps(folder, N, shares=SHARES, submissions=True, offensive_words=["fudgebucket"]))
 
 
+@pytest.mark.slow
 def test_names_and_counts_of_comments(dump):
     facts = dump.facts
     assert [path.name for path in facts.comments] == ["RC_2011-01.zst", "RC_2011-02.zst", "RC_2011-03.zst"]

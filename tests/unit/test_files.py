@@ -56,6 +56,7 @@ def end(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [(), ("no-flock",)], ids=["flock", "no flock"])
 def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path, how: tuple[str, ...]) -> None:
     lock = tmp_path / "lock"
@@ -86,6 +87,7 @@ def test_what_a_dead_machine_left_is_taken_over(tmp_path: Path) -> None:
     assert not lock.exists()
 
 
+@pytest.mark.slow
 def test_a_live_lease_is_kept_and_a_dead_machines_ends(tmp_path: Path) -> None:
     """A holder of another machine cannot be asked whether it lives; its lease is no longer renewed."""
     process = holding(tmp_path / "lock", "no-flock")
@@ -98,6 +100,7 @@ def test_a_live_lease_is_kept_and_a_dead_machines_ends(tmp_path: Path) -> None:
     assert told == "the thing: another process holds it, or died: waiting 12 s at most\n"
 
 
+@pytest.mark.slow
 def test_a_holder_that_hung_ends_when_another_has_taken_over(tmp_path: Path) -> None:
     """As one on another machine that was asleep: of two that write the first to know stops."""
     process = holding(tmp_path / "lock", "no-flock")

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from plato2.commands import app
 from plato2.config import UserError
+from plato2.evaluate import endpoint
 from plato2.evaluate.endpoint import Endpoint, EndpointConfig, kept_answers
 from plato2.evaluate.human.formats import Item, Level, Question, Rating, Said, Shown, Tasks
 from plato2.evaluate.judge import Match, Outcome, Side, matches, outcome, questions, standing, verdict
@@ -92,6 +93,11 @@ class Server:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+
+@pytest.fixture(autouse=True)
+def _tries_follow_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "LONGEST_WAIT_S", 0.02)
 
 
 @pytest.fixture

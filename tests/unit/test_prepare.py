@@ -434,6 +434,7 @@ def test_a_killed_run_leaves_no_corpus_and_the_next_one_clears_up(corpus, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "talk.jsonl"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error", ["ENOSYS", *(pytest.param(e, marks=pytest.mark.slow) for e in ("ENOTSUP", "ENOLCK"))]
 )
@@ -446,6 +447,7 @@ def test_a_file_system_without_locks(corpus, tmp_path, error):
         "main()\n"
     )
     arguments = ["prepare", "jsonl", corpus, "--out", tmp_path / "out", "--tokenizer", KNOVER, "--no-clean"]
+    arguments += ["--test-fraction", 0]
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
     )

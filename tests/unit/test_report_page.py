@@ -268,6 +268,7 @@ def test_bad_input(place: Path, arguments: list[str], message: str, monkeypatch:
     assert (done.exit_code, message in done.stderr) == (2, True), done.stderr
 
 
+@pytest.mark.slow
 def test_weights_and_biases_offline(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(place))
@@ -289,6 +290,7 @@ def test_the_papers_tables_are_whole() -> None:
     assert all(sum(pair.counts) == 50 for pair in paper.PAIRS)
 
 
+@pytest.mark.slow
 def test_the_page_in_a_browser(place: Path) -> None:
     """Nothing is wider than the page, also where it is narrow; printed it has no navigation."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -74,7 +74,7 @@ def one_epoch(stream: TrainStream) -> Iterator[Step]:
     ),
     epoch=st.integers(0, 3),
 )
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_sample_once_an_epoch(
     tmp_path_factory: pytest.TempPathFactory,
     n: int,
@@ -143,6 +143,7 @@ def test_workers_change_nothing(corpus: Corpus, n_workers: int, batch: Batch) ->
     assert same(take(17, StepLoader(stream, 0)), take(17, StepLoader(stream, n_workers)))
 
 
+@pytest.mark.slow
 def test_a_large_step_needs_few_file_descriptors(corpus: Corpus) -> None:
     """64 units a step and two workers that prepare ahead: 12 tensors each would be thousands of files."""
     script = (
