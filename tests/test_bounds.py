@@ -239,6 +239,7 @@ def test_sizes_that_are_lies(tmp_path: Path, run: Path, process: subprocess.Pope
     read_with_little_memory(files, process)
 
 
+@pytest.mark.slow
 def test_pipes_are_not_waited_for(tmp_path: Path, process: subprocess.Popen[str]) -> None:
     files: dict[tuple[str, Path], str] = {}
     for name in ("index.json", "valid-00000.parquet"):

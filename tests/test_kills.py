@@ -124,10 +124,10 @@ def test_a_kill_in_the_middle_of_any_write(forks: Forks, corpus: Path, tmp_path:
 
 
 def test_a_kill_before_some_changes(forks: Forks, corpus: Path, tmp_path: Path) -> None:
-    """A few of the points, for the short run of the tests; with logs of every second step."""
+    """Two or three of the points, for the short run of the tests; with logs of every second step."""
     overrides = [*STAGES[1], "trainer.log_every_n_steps=2"]
-    killed = killed_everywhere(forks, corpus, tmp_path, overrides, cut=False, after="last.ckpt", every=11)
-    assert killed > 3
+    killed = killed_everywhere(forks, corpus, tmp_path, overrides, cut=False, after="last.ckpt", every=25)
+    assert killed >= 2
 
 
 def test_a_sharded_checkpoint_is_whole_at_any_moment(forks: Forks, tmp_path: Path) -> None:

@@ -587,6 +587,7 @@ def test_a_stage_1_model_has_samples_and_bars_of_log_probability(runs: dict[str,
     batcher.close(10)
 
 
+@pytest.mark.slow
 def test_each_turn_is_cut_into_tokens_once(runs: dict[str, Path]) -> None:
     bot = PlatoBot.load(runs["1_coarse"], decode=DecodeConfig(max_tokens=8))
     batcher, counted = Batcher(bot), Counted(bot.tokenizer)

@@ -72,6 +72,7 @@ def test_the_list_of_fields_needs_the_key_and_the_page_may(gated: GatedBot) -> N
         assert (status(local, "/healthz"), status(local, "/metrics")) == (200, 200)
 
 
+@pytest.mark.slow
 def test_only_names_of_its_own_are_answered(gated: GatedBot) -> None:
     def status(local: Local, host: str, path: str = "/v1/models") -> int:
         return int(httpx.get(f"{local.url}{path}", headers={"Host": host}).status_code)

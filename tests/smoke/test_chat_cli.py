@@ -345,6 +345,7 @@ def test_odd_lines_are_answered(models: list[object]) -> None:
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", done.stdout)
 
 
+@pytest.mark.slow
 def test_bytes_that_are_no_text_are_dropped(models: list[object]) -> None:
     best = ranked(models, "hello !")[0]
     for sent in ("hel\udcfflo !", "hel\udced\udca0\udc80lo !"):

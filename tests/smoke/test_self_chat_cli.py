@@ -147,6 +147,7 @@ def test_killed_and_interrupted_it_becomes_the_same_file(runs: dict[str, Path], 
     assert out.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_paper_s_200_questions_are_starts_as_they_are(tmp_path: Path) -> None:
     questions = ROOT.parent / "shared" / "data" / "ncm200" / "ncm.txt"
     if not questions.exists():

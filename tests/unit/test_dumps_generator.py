@@ -104,6 +104,7 @@ def test_names_and_counts_of_comments(dump):
     assert sum(map(len, in_two_files)) < facts.duplicates
 
 
+@pytest.mark.slow
 def test_fields_of_three_generations(dump):
     first, last = dump.files[0][0], dump.files[-1][-1]
     assert isinstance(first["created_utc"], str)

@@ -562,6 +562,7 @@ def train_from(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["2_gen", "2_eval"])
 def test_training_goes_on_from_an_imported_folder(
     imported: Path, knover_corpus: Path, train_here: Train, tmp_path: Path, stage: str

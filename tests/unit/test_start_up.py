@@ -54,6 +54,7 @@ for words in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_what_loads_run_folders(tmp_path: Path) -> None:
     lines, out = tmp_path / "lines.tsv", tmp_path / "talks.jsonl"
     lines.write_text("hi there .\tyes .\n")
@@ -78,6 +79,7 @@ def test_what_loads_run_folders(tmp_path: Path) -> None:
     assert names == set()
 
 
+@pytest.mark.slow
 def test_a_server_loads_run_folders(tmp_path: Path) -> None:
     both = [("generation", "2_gen"), ("evaluation", "2_eval")]
     words = [f"--{option}={make_run(tmp_path / stage, stage)}" for option, stage in both]
