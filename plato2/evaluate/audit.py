@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
+from plato2.config import UserError
 from plato2.evaluate.rated import RatedReply
 from plato2.evaluate.results import Figure, Input, Measure, Result
 from plato2.metrics import distinct_n
@@ -140,9 +141,17 @@ def model_scores(scored: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
     """What plato2 models say: of each reply what `talk.score.score_lines` gave.
 
     nan where a text was too long. p(r|c) of a model with latents is the mean of p(r|c,z) over z.
+
+    Raises:
+        UserError: a model that gives nan itself.
     """
     found: dict[str, list[float]] = {"coherence": [], "log_p": [], "log_p_token": []}
-    for scores in scored:
+    for number, scores in enumerate(scored, start=1):
+        for name in ("coherence", "nll", "nll_by_latent"):
+            if not np.isfinite(scores.get(name, 0.0)).all():
+                raise UserError(
+                    f"reply {number}: the model gives {name} {scores[name]}; is it trained to its end?"
+                )
         found["coherence"].append(scores.get("coherence", math.nan))
         log_p = math.nan
         if "n_tokens" in scores and "response_cut" not in scores:

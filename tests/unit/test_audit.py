@@ -160,6 +160,11 @@ def test_scores_by_models() -> None:
     assert to_line(rated(["a\tb [SEP] c", "d"], "e\nf", [1])) == b"a b   c [SEP] d\te f"
 
 
+def test_a_model_that_gives_no_numbers_is_refused() -> None:
+    with pytest.raises(UserError, match="reply 2: the model gives nll nan; is it trained to its end"):
+        model_scores([{"nll": 3.0, "n_tokens": 3}, {"nll": math.nan, "n_tokens": 3}])
+
+
 # ------------------------------------------------------------------------------------------- correlations
 
 
