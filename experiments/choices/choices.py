@@ -48,10 +48,15 @@ def curve(run: Path) -> list[dict[str, float]]:
     with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             steps.setdefault(int(row["step"]), {})[row["metric"]] = float(row["value"])
-    points = []
+    points, logged = [], 0
     for step, row in sorted(steps.items()):
+        if "perf/samples" in row:
+            logged = step
         if "val/coherence_acc" in row:
-            spent = {"samples": row["perf/samples"], "cpu_s": round(row["perf/cpu_s"], 1)}
+            # Validated between two logged steps: at the pace until the last one of them.
+            at, pace = steps[logged], step / logged
+            samples, cpu_s = (at[f"perf/{name}"] * pace for name in ("samples", "cpu_s"))
+            spent = {"samples": round(samples), "cpu_s": round(cpu_s, 1)}
             found = {name: round(row[f"val/{name}"], 4) for name in SHOWN if f"val/{name}" in row}
             points.append({"step": step, **spent, **found})
     return points
@@ -78,7 +83,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
                     [p.get(name) for p in points],
                     style,
                     color=f"C{number % 10}",
-                    marker=".",
+                    marker=".x+s"[number // 10],
                     label=variant,
                 )
             axis.axhline(chance, color="grey", linewidth=0.8)
