@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import stat
+import zlib
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import IO
 
@@ -43,6 +46,37 @@ def read_file(path: str | Path, most: int, cure: str, option: str = "") -> bytes
     if data is None or len(data) > most:
         raise UserError(f"{option}{path}: larger than {most:,} bytes, too large for such a file; {cure}")
     return data
+
+
+def read_unpacked(path: str | Path, most: int, cure: str, option: str = "") -> bytes:
+    """As `read_file`; a name that ends in `.gz` is decompressed, and `most` holds for what comes out, too."""
+    data = read_file(path, most, cure, option)
+    if Path(path).suffix.lower() != ".gz":
+        return data
+    try:
+        with gzip.GzipFile(fileobj=BytesIO(data)) as packed:
+            data = packed.read(most + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{option}{path}: cannot be unpacked ({error}); {cure}") from None
+    if len(data) > most:
+        raise UserError(f"{option}{path}: unpacks to more than {most:,} bytes; {cure}")
+    return data
+
+
+def read_text(path: str | Path, most: int, cure: str, option: str = "") -> str:
+    """The text of such a file, which is UTF-8.
+
+    Raises:
+        UserError: also where there is no such file, or it is not UTF-8.
+    """
+    try:
+        return read_unpacked(path, most, cure, option).decode("utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{option}{path}: no such file; {cure}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{option}{path}: byte {error.start + 1} is not UTF-8; save the file as UTF-8"
+        ) from None
 
 
 def read_lines_of(stream: IO[bytes], most: int = LINE_BYTES) -> Iterator[bytes | None]:

@@ -29,11 +29,15 @@ ROOT = HERE.parents[1]
 SHOWN = ("coherence_acc", "pair_acc", "p1", "mrr", "pair_acc_matched", "p1_matched", "rce", "contrast", "mlm")
 
 
+def finished(run: Path) -> bool:
+    """Whether a run has reached its last step."""
+    lineage = run / "lineage.json"
+    return lineage.exists() and json.loads(lineage.read_text())["status"] == "finished"
+
+
 def train(name: str, overrides: list[str], common: list[str], out: Path) -> None:
     """Trains a variant to its end; one that is finished is left alone."""
-    run = out / "runs" / name
-    lineage = run / "lineage.json"
-    if lineage.exists() and json.loads(lineage.read_text())["status"] == "finished":
+    if finished(out / "runs" / name):
         return
     command = [sys.executable, "train.py", "stage=2_eval", *common, *overrides]
     command += [f"output_dir={out}", "name=runs", f"run_id={name}"]
@@ -92,7 +96,10 @@ def draw(results: dict[str, Any], path: Path) -> None:
             axis.set_xlabel(spent)
             axis.set_title(name)
     axes[0, 2].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.text(0.01, 0.005, "grey: chance; dotted: shared words (tf-idf); dashed: dual head", fontsize=8)
+    note = (
+        "grey: chance; dotted: shared words (tf-idf); dashed: dual head; accuracy of negatives-3: chance 0.75"
+    )
+    figure.text(0.01, 0.005, note, fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
@@ -124,16 +131,15 @@ def main() -> None:
         results["variants"] = json.loads((HERE / "results.json").read_text())["variants"]
     for name, overrides in plan["variants"].items():
         run = out / "runs" / name
-        if (run / "metrics.csv").exists() and (points := curve(run)):
+        if finished(run):
             lineage = json.loads((run / "lineage.json").read_text())
             results["overlap"] = baseline(run)
             results["variants"][name] = {
                 "overrides": overrides,
                 "parent": (lineage["parent"] or {}).get("sha256"),
-                "status": lineage["status"],
                 "git": lineage["git"],
                 "packages": lineage["packages"],
-                "curve": points,
+                "curve": curve(run),
             }
     (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     draw(results, HERE / "curves.png")

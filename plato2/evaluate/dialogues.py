@@ -8,9 +8,7 @@ its place. Transcripts in the form of Meena's release (`Meena: hi`) and ParlAI's
 
 from __future__ import annotations
 
-import gzip
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -19,7 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from plato2.bounded import read_file
+from plato2 import bounded
 from plato2.config import UserError
 from plato2.formats import Open, parse
 
@@ -122,7 +120,7 @@ def read_dialogues(path: str | Path) -> list[Dialogue]:
         UserError: no such file, not one of these formats, no dialogue in it, or two of the same id.
     """
     path = Path(path)
-    lines = _text(path).split("\n")
+    lines = read_text(path).split("\n")
     read = _transcript if path.name.removesuffix(".gz").endswith(".txt") else _json_lines
     dialogues = [_tidy(dialogue) for dialogue in read(path, lines)]
     if not dialogues:
@@ -155,25 +153,7 @@ def read_text(path: str | Path, cure: str = CURE) -> str:
     Raises:
         UserError: no such file, too large, damaged, or not UTF-8.
     """
-    return _text(Path(path), cure)
-
-
-def _text(path: Path, cure: str = CURE) -> str:
-    try:
-        data = read_file(path, DIALOGUES_BYTES, cure)
-        if path.suffix == ".gz":
-            unzip = zlib.decompressobj(zlib.MAX_WBITS | 16)
-            data, rest = unzip.decompress(data, DIALOGUES_BYTES), unzip.unconsumed_tail
-            if rest or not unzip.eof:
-                reason = f"more than {DIALOGUES_BYTES:,} bytes in it" if rest else "it has no end"
-                raise UserError(f"{path}: cannot be decompressed ({reason}); {cure}")
-        return data.decode("utf-8-sig")
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: no such file; {cure}") from None
-    except (zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}: cannot be decompressed ({error}); {cure}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from None
+    return bounded.read_text(path, DIALOGUES_BYTES, cure)
 
 
 def _json_lines(path: Path, lines: Sequence[str]) -> Iterator[Dialogue]:

@@ -22,7 +22,7 @@ from plato2.evaluate.results import Figure, Measure, Result
 from plato2.evaluate.scorers import Scorer
 from plato2.metrics import bootstrap_means
 
-TIE_DRAWS = 20
+TIE_DRAWS = 200
 """How often equal scores are put in a random order; the mean of these is what they get."""
 RESAMPLES = 2000
 FLIPS = 9999

@@ -13,6 +13,25 @@ from plato2.prepare.clean import CleanRules, Policy
 Background = Literal["ignore", "context"]
 
 
+# Options of `prepare reddit`, too.
+WITHOUT: dict[str, Any] = {
+    "factory": list,
+    "help": "Evaluation sets: training samples that have to do with their texts are removed.",
+}
+WITHOUT_WORDS: dict[str, Any] = {
+    "default": 13,
+    "help": "Words in a row that a sample may not share with an evaluation set.",
+    "ge": 1,
+}
+WITHOUT_SIMILARITY: dict[str, Any] = {
+    "default": 0.8,
+    "help": "Jaccard index of runs of three words from which a sample is a near-duplicate of a text.",
+    "ge": 0,
+    "le": 1,
+    "means": {0: "none is"},
+}
+
+
 @dataclass
 class PrepareOptions:
     """All that decides what `prepare` writes.
@@ -72,18 +91,9 @@ class PrepareOptions:
         "0: none.",
     )
     test_dialogues: int | None = option(None, help="Number of test dialogues, instead of a share.", ge=1)
-    without: list[str] = option(
-        factory=list,
-        help="Evaluation sets: training samples that have to do with their texts are removed.",
-    )
-    without_words: int = option(
-        13, help="Words in a row that a sample may not share with an evaluation set.", ge=1
-    )
-    without_similarity: float = option(
-        0.8,
-        help="Jaccard index of runs of three words from which a sample is a near-duplicate of a text; 0: any "
-        "may be.",
-    )
+    without: list[str] = option(**WITHOUT)
+    without_words: int = option(**WITHOUT_WORDS)
+    without_similarity: float = option(**WITHOUT_SIMILARITY)
     seed: int = option(11, help="Seeds the order of the samples.")
     strict: bool = option(False, help="Stop at the first broken record, instead of counting it.")
     force: bool = option(False, help="Replace an existing prepared corpus.")
@@ -110,8 +120,6 @@ class PrepareOptions:
             raise UserError(f"valid_fraction={self.valid_fraction}: must be between 0 and 1")
         if not 0 <= self.test_fraction < 1:
             raise UserError(f"test_fraction={self.test_fraction}: must be at least 0 and below 1")
-        if not 0 <= self.without_similarity <= 1:
-            raise UserError(f"without_similarity={self.without_similarity}: must be 0 to 1")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PrepareOptions:

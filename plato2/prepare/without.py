@@ -8,7 +8,6 @@ words is at least `similarity`. MinHash (datasketch) finds the candidates for th
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from plato2.bounded import read_file
+from plato2.bounded import read_text
 from plato2.config import UserError, install
 from plato2.data.tokenizer import EOS_ID, Tokenizer
 from plato2.files import file_sha256
@@ -246,13 +245,8 @@ def read_texts(path: str) -> Iterator[str]:
         UserError: the file cannot be read, or has no text.
     """
     cure = "give dialogues or a selection set (JSON lines), or one text a line"
-    try:
-        data = read_file(path, FILE_BYTES, cure, "without=")
-        text = (gzip.decompress(data) if path.endswith(".gz") else data).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"without={path}: cannot be read ({error}); {cure}") from None
     n_texts = 0
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(read_text(path, FILE_BYTES, cure, "without=").split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -11,20 +11,17 @@ own, a function of (seed, dialogue, turn): what is said does not depend on what 
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
 from importlib.resources import files
-from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from plato2.bounded import TEXT_BYTES, read_file
+from plato2.bounded import TEXT_BYTES, read_file, read_unpacked
 from plato2.config import UserError, dotted
 from plato2.data.tokenizer import MOST_UNREAD
 from plato2.files import lock_file, locked
@@ -123,18 +120,9 @@ def _read(path: Path, option: str) -> bytes:
     """The file's text, unpacked."""
     cure = "give a file with one start per line"
     try:
-        data = read_file(path, TEXT_BYTES, cure, f"{option} ")
-        if path.suffix.lower() != ".gz":
-            return data
-        with gzip.GzipFile(fileobj=BytesIO(data)) as unpacked:
-            data = unpacked.read(TEXT_BYTES + 1)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{option} {path}: cannot be unpacked ({error}); {cure}") from None
+        return read_unpacked(path, TEXT_BYTES, cure, f"{option} ")
     except OSError as error:
         raise UserError(f"{option} {path}: {error.strerror}; {cure}") from None
-    if len(data) > TEXT_BYTES:
-        raise UserError(f"{option} {path}: unpacks to more than {TEXT_BYTES:,} bytes; {cure}")
-    return data
 
 
 def _one_line(text: str) -> str:

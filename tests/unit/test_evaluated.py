@@ -114,8 +114,10 @@ def test_compressed(tmp_path: Path) -> None:
     assert read_dialogues(path) == [
         Dialogue("0", (Turn("hi", "", "m"),), 0, place=f"{path}:1"),
     ]
+    path.write_bytes(path.read_bytes() * 2)  # two that were joined, as by cat
+    assert len(read_dialogues(path)) == 2
     path.write_bytes(path.read_bytes()[:-12])
-    with pytest.raises(UserError, match=r"a\.jsonl\.gz: cannot be decompressed"):
+    with pytest.raises(UserError, match=r"a\.jsonl\.gz: cannot be unpacked"):
         read_dialogues(path)
 
 

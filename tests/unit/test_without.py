@@ -105,14 +105,21 @@ def test_the_formats_that_are_read(tmp_path: Path) -> None:
         ("empty.txt", b"\n", "no text in it"),
         ("bad.jsonl", b'{"a": 1}', "line 1 is no dialogue"),
         ("cut.jsonl", b'{"turns": ["a"', "line 1 is no dialogue"),
-        ("latin.txt", b"\xff", "cannot be read"),
-        ("no.gz", b"x", "cannot be read"),
+        ("latin.txt", b"\xff", "byte 1 is not UTF-8"),
+        ("no.gz", b"x", "cannot be unpacked"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=said):
             list(read_texts(str(tmp_path / name)))
     with pytest.raises(UserError, match=r"missing\.txt"):
         list(read_texts(str(tmp_path / "missing.txt")))
+
+
+def test_what_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plato2.prepare.without.FILE_BYTES", 10_000)
+    (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(100_000)))
+    with pytest.raises(UserError, match=r"without=.*bomb\.gz: unpacks to more than 10,000 bytes"):
+        list(read_texts(str(tmp_path / "bomb.gz")))
 
 
 def test_prepare_removes_them_from_training_only(tmp_path: Path) -> None:

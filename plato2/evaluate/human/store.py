@@ -353,26 +353,27 @@ class Store:
         return Lent(item, row.revision, _answers(row.answers), ended)
 
     def _best(self, step: Connection, rater: str, room: Sequence[str], taken: Counter[str]) -> str:
-        """Which of the items that have room a rater gets.
+        """Which of the items that have room a rater gets; among equals chance decides.
 
         Those that others have begun come first, so that few are left half rated. Of chats those with the
         system that was met least, by all and then by this rater, and about what the rater has not talked
         about yet; systems that the rater gave up come last.
         """
-        systems, gave_up, met, starts = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+        chance = {name: (zlib.crc32(f"{rater} {name}".encode()), name) for name in room}
+        if self.tasks.chat is None:
+            return min(room, key=lambda name: (-taken[name], chance[name]))
+        gave_up, by_all, by_rater, starts = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
         for name, n in taken.items():
-            systems[self.items[name].shown[0].system] += n
+            by_all[self.items[name].shown[0].system] += n
         for row in step.execute(select(_LENT).where(_LENT.c.rater == rater)).all():
-            system = self.items[row.item].shown[0].system
-            met[system] += 1
-            gave_up[system] += row.until == GIVEN_UP
-            starts[self.items[row.item].start] += 1
+            item = self.items[row.item]
+            gave_up[item.shown[0].system] += row.until == GIVEN_UP
+            by_rater[item.shown[0].system] += 1
+            starts[item.start] += 1
 
         def rank(name: str) -> tuple[Any, ...]:
-            system, chance = self.items[name].shown[0].system, zlib.crc32(f"{rater} {name}".encode())
-            if self.tasks.chat is None:
-                return -taken[name], chance, name
-            return gave_up[system], systems[system], met[system], starts[self.items[name].start], chance, name
+            system, start = self.items[name].shown[0].system, self.items[name].start
+            return gave_up[system], by_all[system], by_rater[system], starts[start], chance[name]
 
         return min(room, key=rank)
 
