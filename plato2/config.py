@@ -19,6 +19,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 Strategy = Literal["top_k", "top_p", "beam"]
 Criterion = Literal["coherence", "forward", "backward"]
 """p(l=1|c,r), log p(r|c,z) and log p(c|r), the last two as means per token."""
+SMALL = "small"
+"""The model that comes with plato2, by its name."""
 Role = Literal["generation", "evaluation", "backward"]
 Head = Literal["first", "dual", "mask"]
 """Of p(l|c,r): see model/heads.py, `coherence_head`."""

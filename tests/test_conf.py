@@ -28,7 +28,7 @@ from plato2.stages import known_stages
 STAGES = known_stages()
 
 CONF = ROOT / "conf"
-MODELS = ["tiny", "93m", "314m", "1.6b", "336m_zh"]
+MODELS = ["tiny", "small", "93m", "314m", "1.6b", "336m_zh"]
 Compose = Callable[..., DictConfig]
 
 

@@ -357,7 +357,7 @@ def test_parameter_counts_of_the_readme() -> None:
     from plato2.stages import FineGeneration
 
     rows = re.findall(r"^\| `(\S+)` \| (\d+) / (\d+) / (\d+)[^|]*\| ([\d,]+) \|", README, re.M)
-    assert [row[0] for row in rows] == ["tiny", "93m", "314m", "1.6b", "336m_zh"]
+    assert [row[0] for row in rows] == ["tiny", "small", "93m", "314m", "1.6b", "336m_zh"]
     for name, *geometry, count in rows:
         model = yaml.safe_load((ROOT / "conf" / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
         model.pop("defaults", None)

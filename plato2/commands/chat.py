@@ -27,7 +27,7 @@ from plato2.commands.talking import (
     Backward,
     Device,
     Evaluation,
-    GenerationIfAny,
+    Generation,
     Model,
     Precision,
     Rank,
@@ -89,7 +89,7 @@ HISTORY_LINES = 1000
 @fetches_models
 def chat(
     model: Model = None,
-    generation: GenerationIfAny = None,
+    generation: Generation = None,
     evaluation: Evaluation = None,
     backward: Backward = None,
     decode: DecodeConfig = DEFAULT,

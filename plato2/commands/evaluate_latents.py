@@ -23,6 +23,7 @@ from plato2.commands.talking import (
     decodes,
     fetches_models,
     load_bot,
+    small,
 )
 from plato2.config import DecodeConfig, UserError, expand_path
 
@@ -55,8 +56,8 @@ plato2 evaluate latents --generation outputs/tiny-2_gen/RUN --evaluation outputs
 @fetches_models
 def latents(
     *,
-    generation: Generation,
     data: Annotated[str, typer.Option(help="The prepared corpus of the model, local or remote.")],
+    generation: Generation = None,
     evaluation: Evaluation = None,
     backward: Backward = None,
     coarse: Annotated[Path | None, typer.Option(help="The same for stage 1_coarse, to compare with.")] = None,
@@ -86,6 +87,7 @@ def latents(
 
     data = expand_path(data, "--data")
     split = split_to_measure(data, split)
+    generation = generation or small()
     bot = load_bot(generation, evaluation, decode, device, backward=backward, rank=rank)
     if bot.generation.recognition is None:
         raise UserError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ from rich.console import Console
 
 from plato2.commands.options import takes
 from plato2.commands.results import ResultOptions, deliver, watch
-from plato2.commands.talking import MODELS, RANKING, Device, fetches_models
+from plato2.commands.talking import MODELS, RANKING, Device, fetches_models, small
 from plato2.config import UserError, did_you_mean, expand_path
 
 if TYPE_CHECKING:
@@ -100,12 +100,10 @@ class Given:
         """Checks values.
 
         Raises:
-            UserError: an impossible value, or nothing that chooses.
+            UserError: an impossible value.
         """
         if self.length not in LENGTHS:
             raise UserError(f"--length {self.length}: {did_you_mean(self.length, LENGTHS)}")
-        if not (self.baselines or self.generation or self.evaluation or self.backward or self.speaker):
-            raise UserError("nothing chooses: give --evaluation, --generation, --backward or --speaker")
         if not all(part.strip().isdecimal() and int(part) for part in self.k.split(",")):
             raise UserError(f"--k {self.k}: give whole numbers from 1 on, with commas between them: 1,2,5")
 
@@ -137,6 +135,8 @@ def selection(
 
     queries = [query for file in files for query in islice(read_queries(file, format), given.limit)]
     sets_of(queries, given.ks())  # says what is wrong with them before a model is loaded
+    if not (given.generation or given.evaluation or given.backward or given.speaker):
+        given = replace(given, generation=(own := small()), evaluation=[own])
     # After the options are checked: importing torch takes seconds.
     models, hashes = scorers_of(given, device)
     sources = [file for file in files if file.is_file()]

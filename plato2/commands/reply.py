@@ -19,7 +19,7 @@ from plato2.commands.talking import (
     Backward,
     Device,
     Evaluation,
-    GenerationIfAny,
+    Generation,
     OtherSystem,
     Precision,
     Rank,
@@ -33,6 +33,7 @@ from plato2.commands.talking import (
     load_safety,
     load_speaker,
     say_if_unranked,
+    small,
 )
 from plato2.config import DecodeConfig, UserError
 from plato2.talk.table import candidate_table, printable
@@ -83,7 +84,7 @@ def reply(
         typer.Option(help="Contexts answered at once; does not change the text.", rich_help_panel=CONTEXTS),
     ] = 16,
     candidates: Candidates = False,
-    generation: GenerationIfAny = None,
+    generation: Generation = None,
     evaluation: Evaluation = None,
     backward: Backward = None,
     other: OtherSystem = None,
@@ -101,6 +102,8 @@ def reply(
         raise UserError("give a message to answer, or --contexts with a file of them")
     if (contexts is None) != (out is None):
         raise UserError("--contexts and --out go together: give both")
+    if generation is other is None:
+        generation = small()
     if generation is None:
         float32 = precision == "float32"
         check_is_plato(decode, rank=rank, safety=safety, precision=None if float32 else precision)

@@ -12,7 +12,7 @@ import typer
 
 from plato2.bounded import read_lines_of
 from plato2.commands.results import watch
-from plato2.commands.talking import Device, fetches_models
+from plato2.commands.talking import Device, fetches_models, small
 from plato2.config import UserError
 from plato2.files import lock_file, locked
 
@@ -50,9 +50,9 @@ def score(
     device: Device = "auto",
 ) -> None:
     """Run the verb."""
-    if generation is None and evaluation is None:
-        raise UserError("give --generation, --evaluation or both: there is nothing to score with")
     check_files(file, out)
+    if generation is None and evaluation is None:
+        generation = evaluation = small()
     # After the options are checked: importing torch takes seconds.
     from plato2.talk.score import score_lines
 

@@ -20,7 +20,7 @@ from plato2.commands.talking import (
     Backward,
     Device,
     Evaluation,
-    GenerationIfAny,
+    Generation,
     OtherSystem,
     Precision,
     Rank,
@@ -28,6 +28,7 @@ from plato2.commands.talking import (
     decodes,
     fetches_models,
     load_speaker,
+    small,
 )
 from plato2.config import DecodeConfig, UserError
 
@@ -104,7 +105,7 @@ class PlayOptions:
 def self_chat(
     *,
     options: PlayOptions,
-    generation: GenerationIfAny = None,
+    generation: Generation = None,
     evaluation: Evaluation = None,
     backward: Backward = None,
     other: OtherSystem = None,
@@ -124,6 +125,8 @@ def self_chat(
     for option, value in of_two.items():
         if value and generation2 is other2 is None:
             raise UserError(f"{option}: there is only one model; give --generation2 too")
+    if generation is other is None:
+        generation = small()
     if generation is generation2 is None:
         check_is_plato(decode, rank=rank, precision=precision if precision != "float32" else None)
     # After the options are checked: importing torch takes seconds.

@@ -22,7 +22,7 @@ from plato2.commands.talking import (
     Backward,
     Device,
     Evaluation,
-    GenerationIfAny,
+    Generation,
     Model,
     Precision,
     Rank,
@@ -248,7 +248,7 @@ class ServerOptions(ListenOptions):
 def serve(
     *,
     model: Model = None,
-    generation: GenerationIfAny = None,
+    generation: Generation = None,
     evaluation: Evaluation = None,
     backward: Backward = None,
     name: Annotated[

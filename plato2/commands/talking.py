@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 
 from plato2.commands.options import takes
-from plato2.config import DecodeConfig, RankConfig, UserError
+from plato2.config import SMALL, DecodeConfig, RankConfig, UserError
 
 if TYPE_CHECKING:
     from plato2.talk.bot import PlatoBot
@@ -26,22 +26,26 @@ if TYPE_CHECKING:
     from plato2.talk.speaker import Speaker
 
 DEFAULT = DecodeConfig()
+TOLD = (
+    f"no model given: this is {SMALL}, which comes with plato2, 9 million parameters that have read 4,000 "
+    "conversations. It shows how PLATO-2 works, not how well it can talk"
+)
+"""What is said where `small` is taken."""
 MODELS, DECODING, RANKING, SAFETY = "Models", "Decoding", "Ranking", "Safety"
 """Groups of options in `--help`."""
 (WEIGHTS,) = (known.metadata for known in fields(RankConfig) if known.name == "weights")
 """What `RankConfig` says of them, for --rank."""
 
 Generation = Annotated[
-    Path,
+    Path | None,
     typer.Option(
-        help="Run folder, checkpoint or model folder of stage 2_gen (or 1_coarse, plato); or 24L or 32L.",
+        help="Run folder, checkpoint or model folder of stage 2_gen (or 1_coarse, plato); or 24L or 32L, the "
+        "authors' models; or small, which comes with plato2, the default.",
         rich_help_panel=MODELS,
     ),
 ]
 Model = Annotated[Path | None, typer.Argument(metavar="GENERATION", help="The same as --generation.")]
 """For verbs that are about one model."""
-GenerationIfAny = Annotated[Path | None, *Generation.__metadata__]
-"""The same for verbs that take another system in its place."""
 OtherSystem = Annotated[
     str | None,
     typer.Option(
@@ -165,15 +169,20 @@ def fetched(path: Path | None, yes: bool) -> Path | None:
 
 
 def one_model(model: Path | None, generation: Path | None, verb: str, purpose: str) -> Path:
-    """What was given as argument or as --generation.
+    """What was given as argument or as --generation, else `small`.
 
     Raises:
-        UserError: nothing, or both.
+        UserError: both.
     """
-    path = model or generation
-    if path is None or (model and generation):
+    if model and generation:
         raise UserError(f"give one model to {purpose}: plato2 {verb} DIR, or plato2 {verb} --generation DIR")
-    return path
+    return model or generation or small()
+
+
+def small() -> Path:
+    """The model that comes with plato2, for where none is given; says so on stderr."""
+    typer.echo(TOLD, err=True)
+    return Path(SMALL)
 
 
 def load_bot(

@@ -157,16 +157,16 @@ def named_start(init_from: str, stage: str, accepted: tuple[str, ...]) -> Path:
     """The checkpoint of a run folder, or the checkpoint or model folder, that was named.
 
     Args:
-        init_from: a run folder, a checkpoint or a model folder.
+        init_from: a run folder, a checkpoint, a model folder or `small`.
         stage: the stage to be trained.
         accepted: the stages it can start from.
 
     Raises:
         UserError: nothing there, an unfinished run, or one of another stage.
     """
-    from plato2.weights.model_folder import is_model_folder
+    from plato2.weights.model_folder import is_model_folder, model_path
 
-    path = Path(init_from)
+    path = model_path(init_from)
     if is_model_folder(path):
         return path
     if not path.exists():

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from plato2.config import DecodeConfig, RankConfig, UserError
+from plato2.config import SMALL, DecodeConfig, RankConfig, UserError
 from plato2.data.samples import Context, read_context
 from plato2.data.tokenizer import MOST_UNREAD, Tokenizer
 from plato2.model.networks import Evaluator, Generator, own_evaluator
@@ -143,7 +143,7 @@ class PlatoBot:
     @classmethod
     def load(
         cls,
-        generation: str | Path,
+        generation: str | Path = SMALL,
         evaluation: str | Path | None = None,
         device: str = "auto",
         decode: DecodeConfig | None = None,
@@ -155,7 +155,7 @@ class PlatoBot:
         """A bot from run folders, checkpoint files or model folders.
 
         Args:
-            generation: a `2_gen`, `plato` or `1_coarse` model.
+            generation: a `2_gen`, `plato` or `1_coarse` model; `small` is the one that comes with plato2.
             evaluation: a `2_eval` model with the same tokenizer; None takes the one in `generation`: of a
                 model folder that has two models, or of a model that ranks its own candidates.
             device: `auto` (the GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...

@@ -71,19 +71,7 @@ def export_to_huggingface(
     Raises:
         UserError: no model.
     """
-    read = _read(generation, evaluation)
-    tokenizer = _one_tokenizer([path for path in (generation, evaluation) if path])
-    parts = {}
-    for name, saved in read.items():
-        parameters = {
-            key: Lazy(
-                tuple(tensor.shape),
-                DTYPES[dtype] if dtype else tensor.dtype,
-                lambda tensor=tensor: tensor,  # type: ignore[misc]
-            )
-            for key, tensor in saved.weights.items()
-        }
-        parts[name] = Part(saved.stage, saved.use, saved.arguments, parameters, saved.absent, saved.figures)
+    read, tokenizer, parts = _parts(generation, evaluation, dtype)
     stored = {parameter.dtype for part in parts.values() for parameter in part.parameters.values()}
     extra = {
         "model_type": "plato2",
@@ -100,6 +88,18 @@ def export_to_huggingface(
     return list(parts)
 
 
+def export_folder(
+    out: Path, generation: Path | None, evaluation: Path | None, card: str, dtype: str | None = None
+) -> None:
+    """Writes a model folder of plato2's own, without code; `card` is its README.md.
+
+    Raises:
+        UserError: no model, or there is something at `out`.
+    """
+    _, tokenizer, parts = _parts(generation, evaluation, dtype)
+    write_model_folder(out, parts, tokenizer, card)
+
+
 def remote_source(module: str) -> str:
     """The source of a module with its plato2 imports made relative: the export is one folder.
 
@@ -109,6 +109,26 @@ def remote_source(module: str) -> str:
     source = files(package).joinpath(f"{name.replace('.', '/')}.py").read_text(encoding="utf-8")
     source = re.sub(r"^from plato2\.model import (\w+(?:, \w+)*)$", r"from . import \1", source, flags=re.M)
     return re.sub(r"^from plato2\.(?:\w+\.)*(\w+) import ", r"from .\1 import ", source, flags=re.M)
+
+
+def _parts(
+    generation: Path | None, evaluation: Path | None, dtype: str | None
+) -> tuple[dict[str, Saved], Tokenizer, dict[str, Part]]:
+    """The models as they were found, their tokenizer, and what of them a model folder gets."""
+    read = _read(generation, evaluation)
+    tokenizer = _one_tokenizer([path for path in (generation, evaluation) if path])
+    parts = {}
+    for name, saved in read.items():
+        parameters = {
+            key: Lazy(
+                tuple(tensor.shape),
+                DTYPES[dtype] if dtype else tensor.dtype,
+                lambda tensor=tensor: tensor,  # type: ignore[misc]
+            )
+            for key, tensor in saved.weights.items()
+        }
+        parts[name] = Part(saved.stage, saved.use, saved.arguments, parameters, saved.absent, saved.figures)
+    return read, tokenizer, parts
 
 
 def _read(generation: Path | None, evaluation: Path | None) -> dict[str, Saved]:

@@ -27,7 +27,7 @@ from plato2.model.heads import Recognition
 from plato2.model.networks import EvaluationNetwork, GenerationNetwork
 from plato2.runs.folder import RunFolder
 from plato2.runs.saved import read_checkpoint
-from plato2.weights.model_folder import PARTS, is_model_folder, read_config, read_part
+from plato2.weights.model_folder import PARTS, is_model_folder, model_path, read_config, read_part
 
 if TYPE_CHECKING:  # Lightning is not needed to talk
     from plato2.stages import Stage
@@ -79,7 +79,7 @@ def read_saved(
         UserError: nothing there, not a model, damaged, or of another stage or use.
     """
     given = f"{option}{'' if option.endswith('=') else ' '}{path}".strip()
-    folder = Path(path).expanduser()
+    folder = model_path(path)
     if is_model_folder(folder):
         config = read_config(folder)
         held = [part for part in PARTS if part in config]
@@ -157,7 +157,7 @@ def _numbers(figures: Any) -> dict[str, float]:
 
 def has_evaluation(path: str | Path) -> bool:
     """Whether `path` is a model folder with an evaluation model of its own."""
-    folder = Path(path).expanduser()
+    folder = model_path(path)
     return is_model_folder(folder) and "evaluation" in read_config(folder)
 
 
@@ -166,7 +166,7 @@ def has_recognition(path: str | Path) -> bool:
 
     Without it a loaded stage has initial values there, and its posterior would mean nothing.
     """
-    folder = Path(path).expanduser()
+    folder = model_path(path)
     absent = read_config(folder)["generation"].get("absent", []) if is_model_folder(folder) else []
     return not any(name.startswith("recognition.") for name in absent)
 
@@ -305,7 +305,7 @@ def saved_tokenizer(path: str | Path) -> Tokenizer:
     Raises:
         UserError: no tokenizer there, or not the one the model was trained with.
     """
-    folder = Path(path).expanduser()
+    folder = model_path(path)
     if is_model_folder(folder):
         where, trained_with, what = (
             folder / "tokenizer",
@@ -330,7 +330,7 @@ def checkpoint_file(path: str | Path) -> Path:
     Raises:
         UserError: nothing there (near names are suggested), or a folder without checkpoints.
     """
-    path = Path(path).expanduser()
+    path = model_path(path)
     if path.is_file() or (path / "meta.pt").exists():  # Lightning's file in a sharded checkpoint
         return path
     if not path.exists():

@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from plato2.bounded import read_file
-from plato2.config import Role, Use, UserError
+from plato2.config import SMALL, Role, Use, UserError
 from plato2.data.tokenizer import Tokenizer
 from plato2.files import check_sha256, locked, write_sha256
 from plato2.formats import JSON_BYTES, Closed, Open, Sha256, StageArguments, parse
@@ -183,6 +183,12 @@ def write_model_folder(
         tokenizer.save(new / "tokenizer")
         for name, text in ({"README.md": card} | (files or {})).items():
             (new / name).write_text(text, encoding="utf-8")
+
+
+def model_path(named: str | Path) -> Path:
+    """Where a model is that was named: `small` is in this package, unless something here has that name."""
+    path = Path(named).expanduser()
+    return Path(__file__).parent / SMALL if str(path) == SMALL and not path.exists() else path
 
 
 def is_model_folder(path: Path) -> bool:

@@ -30,7 +30,6 @@ def complaint(*arguments: object) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give one model to serve: plato2 serve DIR"),
         (["a", "--generation", "b"], "give one model to serve"),
         (["a", "--port", 70000], "--port 70000: use 0 to 65535"),
         (["a", "--timeout", 0], "--timeout 0.0: use 0.001 or more"),

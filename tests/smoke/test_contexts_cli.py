@@ -186,7 +186,6 @@ def test_without_starts_ours_are_used(models: dict[str, Any], tmp_path: Path) ->
             ["reply", "--contexts", "{tsv}", "--generation", "x"],
             "--contexts and --out go together: give both",
         ),
-        (["reply", "hi"], "give --generation or --speaker, one of the two"),
         (["reply", "hi", "--generation", "x", "--speaker", "hf:x"], "give --generation or --speaker, one of"),
         (["reply", "hi", "--speaker", "hf:x", "--evaluation", "x"], "--evaluation x: goes with --generation"),
         (
@@ -207,7 +206,6 @@ def test_without_starts_ours_are_used(models: dict[str, Any], tmp_path: Path) ->
             ["reply", "--contexts", "{bad}", "--out", "o", "--speaker", "log:{log}"],
             "cannot be unpacked (Not a g",
         ),
-        (["self-chat", "--out", "o"], "give --generation or --speaker, one of the two"),
         (["self-chat", "--out", "o", "--speaker", "log:{log}", "--swap"], "--swap: there is only one model"),
         (
             ["self-chat", "--out", "o", "--speaker", "hf:x", "--precision", "bfloat16"],

@@ -389,8 +389,7 @@ def test_the_verb(models: dict[str, Path], tmp_path: Path) -> None:
     for bad, message in (
         (["--k", "0"], "--k 0: give whole numbers"),
         (["--length", "tokens"], "--length tokens"),
-        (["--no-baselines"], "nothing chooses"),
-        (["--rank", "coherence"], "give --evaluation"),
+        (["--rank", "coherence", "--backward", "x"], "give --evaluation"),
         (["--data", tmp_path / "no"], "no"),
     ):
         done = CliRunner().invoke(app, ["evaluate", "selection", str(file), *map(str, bad)])
