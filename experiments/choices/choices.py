@@ -1,7 +1,7 @@
 """What takes stage 2.2 off its plateau: trains one variant after the other, then draws and records curves.
 
-    python experiments/choices/choices.py --parent RUN --data DIR         # all variants that are not finished
-    python experiments/choices/choices.py --parent RUN --data DIR first   # those whose names begin so
+    python experiments/choices/choices.py --parent RUN --small RUN --data DIR         # all that are not finished
+    python experiments/choices/choices.py --parent RUN --small RUN --data DIR first   # whose names begin so
     python experiments/choices/choices.py --only-draw
 
 Each variant is a run of train.py with a name, so the script can be stopped and started again at any time.
@@ -109,7 +109,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--parent", help="the stage-1 run, or a checkpoint of one")
+    parser.add_argument("--parent", help="the evening's stage-1 run, or a checkpoint of one")
+    parser.add_argument("--small", help="the same of experiment=small")
     parser.add_argument("--data", help="the prepared corpus")
     parser.add_argument("--out", type=Path, default=Path("outputs/choices"), help="where runs are kept")
     parser.add_argument("--only-draw", action="store_true", help="train nothing")
@@ -120,15 +121,11 @@ def main() -> None:
     for name, overrides in plan["variants"].items():
         if not given.only_draw and (not given.begins or name.startswith(tuple(given.begins))):
             common = [*plan["common"], f"init_from={given.parent}", f"data.path={given.data}"]
-            train(
-                name,
-                [text.format(runs=out / "runs", data=given.data, parent=given.parent) for text in overrides],
-                common,
-                out,
-            )
+            places = {"runs": out / "runs", "data": given.data, "parent": given.parent, "small": given.small}
+            train(name, [text.format(**places) for text in overrides], common, out)
     results: dict[str, Any] = {"common": plan["common"], "overlap": {}, "variants": {}}
     if (HERE / "results.json").exists():  # also variants that are no longer planned
-        results["variants"] = json.loads((HERE / "results.json").read_text())["variants"]
+        results |= json.loads((HERE / "results.json").read_text()) | {"common": plan["common"]}
     for name, overrides in plan["variants"].items():
         run = out / "runs" / name
         if finished(run):

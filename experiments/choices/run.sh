@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to results.json. One thread for each run: most of a day on one CPU core.
+# From nothing to results.json. One thread for each run: half a day on one CPU core.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 export OMP_NUM_THREADS=1
@@ -9,6 +9,5 @@ python -m plato2 prepare chitchat --out ${corpus}_32 --max-context 32 --max-resp
 stage1=(python train.py hydra.mode=RUN stage=1_coarse report=false data.path=$corpus)
 "${stage1[@]}" experiment=evening run_id=choices
 "${stage1[@]}" experiment=quickstart run_id=choices-520
-"${stage1[@]}" experiment=evening run_id=choices-2000 trainer.max_steps=2000
-"${stage1[@]}" experiment=evening run_id=choices-9000 trainer.max_steps=3000 init_from=$first optim.warmup_steps=100
-python experiments/choices/choices.py --parent $first --data $corpus
+"${stage1[@]}" experiment=small run_id=choices
+python experiments/choices/choices.py --parent $first --small outputs/small-1_coarse/choices --data $corpus
