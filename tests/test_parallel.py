@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -36,13 +37,31 @@ assert child == 0 or os.waitpid(child, 0)[1] == 0
 """train.py as torchrun starts it for two processes, but as forks."""
 
 
+COUNTED = TWO_RANKS.replace(
+    'runpy.run_path("',
+    """
+from torch.utils._python_dispatch import TorchDispatchMode
+
+class Counter(TorchDispatchMode):
+    n = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        Counter.n += "reduce_scatter" in str(operator)
+        return operator(*args, **(kwargs or {}))
+
+with Counter():
+    runpy.run_path(\"""",
+).replace("assert child", 'print("reductions:", Counter.n)\nassert child')
+"""The same, which says how often it reduced gradients."""
+
+
 @pytest.fixture
 def run_fork(forks: Forks, corpus: Path, tmp_path: Path) -> Callable[..., str]:
     """Runs train.py, with `strategy.devices=2` in two processes; its output."""
     script = tmp_path / "two_ranks.py"
-    script.write_text(TWO_RANKS)
 
-    def run(*overrides: str, run_id: str) -> str:
+    def run(*overrides: str, run_id: str, source: str = TWO_RANKS) -> str:
+        script.write_text(source)
         arguments = command(corpus, tmp_path / "outputs", *overrides)[2:]
         if "strategy.devices=2" not in overrides:
             code, _, output = forks.run(ROOT / "train.py", *arguments, folder=tmp_path, RUN_ID=run_id)
@@ -101,6 +120,18 @@ def test_sharded_runs_resume_exactly(
     run_fork(*common, "trainer.max_steps=3", run_id="parts")
     run_fork(*common, "trainer.max_steps=6", run_id="parts")
     assert losses(tmp_path, "parts") == losses(tmp_path, "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "of_a_block"), [("1_coarse", 1), ("2_gen", 2)])
+def test_a_sharded_step_reduces_its_gradients_once(
+    run_fork: Callable[..., str], stage: str, of_a_block: int
+) -> None:
+    """Once a block and once for the rest, not for each of four units; twice a block in two passes (2_gen)."""
+    step = ["optim.batch_tokens=4096", "trainer.max_steps=2", "model.n_layer=2"]
+    said = run_fork(*RUN, f"stage={stage}", *FSDP, *step, run_id="r", source=COUNTED)
+    per_step = {int(n) / 2 for n in re.findall(r"reductions: (\d+)", said)}
+    assert per_step == {2 * of_a_block + 1}
 
 
 @pytest.mark.slow

@@ -105,8 +105,9 @@ class Plan:
 
     parameters: int
     state: int
-    """float32 weights, gradients and two Adam moments, 16 bytes per parameter over the ranks that share them;
-    2 more for the bf16 copy that autocast keeps where they are not shared."""
+    """float32 weights, gradients and two Adam moments, 16 bytes per parameter over the ranks that share them,
+    and 4 more for the sum of gradients where a step has several units; where they are not shared, 2 more for
+    the bf16 copy that autocast keeps."""
     activations: int
     ranks: int
     units: int
@@ -159,14 +160,16 @@ def plan(
         batch_tokens: of a step over all ranks.
         steps: of the run.
     """
-    tokens = steps * batch_tokens
+    tokens, units = steps * batch_tokens, batch_tokens // unit_tokens // ranks
+    # Gradients of several units are added up whole, then reduced once (`sharding.exchange_once`).
+    summed = 4 * parameters if units > 1 else 0
     samples, targets = tokens // SAMPLE_TOKENS, int(tokens * TARGET_SHARE)
     return Plan(
         parameters=parameters,
-        state=16 * parameters // ranks if sharded else (18 if half else 16) * parameters,
+        state=16 * parameters // ranks + summed if sharded else (18 if half else 16) * parameters,
         activations=activation_bytes(config, unit_tokens, passes, half),
         ranks=ranks,
-        units=batch_tokens // unit_tokens // ranks,
+        units=units,
         batch_tokens=batch_tokens,
         steps=steps,
         flops=step_flops(config, tokens, samples, targets, passes),

@@ -23,7 +23,7 @@ from plato2.model.backbone import Backbone, initialize
 from plato2.model.heads import AnyCoherence, coherence_head
 from plato2.stages.metrics import TermMeans
 from plato2.stages.optim import adamw, schedule
-from plato2.stages.sharding import shard_fully
+from plato2.stages.sharding import exchange_once, shard_fully
 
 
 class NonFiniteLoss(RuntimeError):
@@ -173,6 +173,7 @@ class Stage(pl.LightningModule):
 
     def _gradient_sync(self, last: bool) -> Any:
         """Ranks exchange gradients only in the last backward of a step."""
+        exchange_once(self, last)
         strategy = self.trainer.strategy
         return (
             nullcontext()

@@ -28,3 +28,19 @@ def shard_fully(stage: LightningModule, blocks: Iterable[nn.Module], strategy: S
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(stage, mesh=mesh, mp_policy=policy)
     register_fsdp_forward_method(stage, "losses")
+
+
+def exchange_once(stage: LightningModule, last: bool) -> None:
+    """Lets a sharded stage add up the gradients of a step's units, and reduce their sum in the last backward.
+
+    Lightning's `block_backward_sync` does so for DDP only: here every unit would send its gradients. Until the
+    last one a rank holds whole gradients, not its share alone, in float32.
+
+    Args:
+        stage: sharded or not; if not, there is nothing to do.
+        last: whether the next backward is the last one of the step.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(stage, FSDPModule):
+        stage.set_requires_gradient_sync(last)
