@@ -204,7 +204,7 @@ def differences(scores: Sequence[Mapping[str, Mapping[str, Scores]]]) -> dict[st
     for one, other in DIFFERENCES:
         for name in (*SETS, "chats"):
             both = [seed[name] for seed in scores if {one, other} <= seed.get(name, {}).keys()]
-            for measured in (OF_CHATS if name == "chats" else BY_CONTEXT) if both else ():
+            for measured in both[0][one] if both else ():
                 of = difference([seed[one] for seed in both], [seed[other] for seed in both], measured)
                 if of is not None:
                     found.setdefault(f"{one} - {other}", {}).setdefault(name, {})[measured] = of

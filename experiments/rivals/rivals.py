@@ -125,6 +125,30 @@ def charges(row: str, trained: Mapping[str, Mapping[str, Any]], per_sample: floa
     }
 
 
+def keep_configs(results: Path, budget: str, runs: Path, data: Path) -> None:
+    """Copies the resolved configuration of each run to config/, without the paths of this machine.
+
+    Args:
+        results: the folder of results.json.
+        budget: its name.
+        runs: the folder of a seed's runs.
+        data: the corpus.
+    """
+    (results / "config").mkdir(parents=True, exist_ok=True)
+    for file in sorted(runs.glob("*/config.yaml")):
+        text = file.read_text(encoding="utf-8")
+        text = text.replace(str(data), "data/chitchat_64").replace(str(runs.parent), "outputs")
+        (results / "config" / f"{budget}-{file.parent.name}.yaml").write_text(text, encoding="utf-8")
+
+
+def cpu_name() -> str:
+    """What Linux calls the CPU; empty elsewhere."""
+    from plato2.runs.parallel import cpu_info
+
+    lines = (line.partition(":")[2].strip() for line in cpu_info() if line.startswith("model name"))
+    return next(lines, "")
+
+
 def make(given: argparse.Namespace, budget: Budget) -> dict[str, Any]:
     """Trains and measures a seed; what measure.record takes."""
     from measure import measure
@@ -143,6 +167,7 @@ def make(given: argparse.Namespace, budget: Budget) -> dict[str, Any]:
     for name in needed(rows):
         steps = steps_of(RUNS[name], budget, paces, per_sample)
         trained[name] = train(name, RUNS[name], steps, given.seed, given.data, folder / "runs")
+    keep_configs(given.results, budget.name, folder / "runs", given.data)
     asked = write_contexts(given.data, given.out, given.multiref, given.contexts, given.starts)
     for row in rows:
         reply(row, folder, asked, given.data, given.seed, given.utterances)
@@ -155,7 +180,7 @@ def make(given: argparse.Namespace, budget: Budget) -> dict[str, Any]:
         "paces": {kind: asdict(pace) for kind, pace in paces.items()},
         "tokens_per_sample": per_sample,
         "runs": trained,
-        "made_with": provenance(),
+        "made_with": {**provenance(), "cpu": cpu_name()},
         "asked": {"sets": sorted(asked.contexts), **{n: getattr(given, n) for n in ASKED}},
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from small import ROOT
+from small import ROOT, SMALL, WORDS, write_dialogues
 
 from plato2.config import UserError
 
@@ -131,15 +132,13 @@ def test_a_table_of_two_budgets(measure: ModuleType, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from small import write_dialogues
-
     from plato2.prepare.dialogues import PrepareOptions, prepare
 
     folder = tmp_path_factory.mktemp("rivals")
     file = write_dialogues(folder / "dialogues.jsonl")
     options = PrepareOptions(
         corpus="jsonl", files=[str(file)], out=str(folder / "corpus"), vocab_pieces=300, max_context=32,
-        max_response=32, valid_dialogues=20,
+        max_response=32, valid_dialogues=20, test_dialogues=10,
     )  # fmt: skip
     prepare(options)
     return folder / "corpus"
@@ -196,3 +195,83 @@ def test_gpt2_goes_on_after_a_kill(
     trained = (tmp_path / "cut" / "trained.json").read_bytes()
     assert gpt2.train(corpus, tmp_path / "cut", 6, seed=1)["cpu_s"] == cut["cpu_s"]  # left alone
     assert (tmp_path / "cut" / "trained.json").read_bytes() == trained
+
+
+# ------------------------------------------------------------------------------------------- all of it
+
+
+@pytest.fixture
+def small_rivals(modules: Any, gpt2: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """rivals.py with networks that train in seconds."""
+    import transformers
+
+    spec = importlib.util.spec_from_file_location("rivals_experiment", HERE / "rivals.py")
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    full = found.overrides
+
+    def overrides(*given: Any) -> list[str]:
+        kept = [
+            word
+            for word in full(*given)
+            if word.startswith(("stage=", "seed=", "data.path=", "trainer.", "optim.", "hydra.mode="))
+        ]
+        merged = {word.split("=", 1)[0]: word for word in (*SMALL, "selection=10", "human_rank=0", *kept)}
+        return list(merged.values())
+
+    def tiny(vocab_size: int, positions: int) -> Any:
+        config = transformers.GPT2Config(
+            vocab_size=vocab_size,
+            n_positions=64,
+            n_embd=16,
+            n_layer=1,
+            n_head=2,
+            bos_token_id=2,
+            eos_token_id=2,
+        )
+        return transformers.GPT2LMHeadModel(config)
+
+    monkeypatch.setattr(found, "overrides", overrides)
+    monkeypatch.setattr(gpt2, "tiny", tiny)
+    return found
+
+
+@pytest.mark.slow
+def test_from_a_corpus_to_results_and_again(
+    small_rivals: ModuleType, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("all_minilm_l6_v2", reason="similarity needs pip install '.[eval]'")
+    several = [
+        {"turns": [f"{one} {WORDS[0]}"], "references": [f"{one} {other}" for other in WORDS[1:6]]}
+        for one in WORDS[:6]
+    ]
+    multiref = tmp_path / "multiref.jsonl"
+    multiref.write_text("\n".join(map(json.dumps, several)) + "\n", encoding="utf-8")
+    results = tmp_path / "results"
+    words = ["--data", corpus, "--out", tmp_path / "out", "--results", results, "--multiref", multiref]
+    words += ["--budget-tokens", 0.01, "--probe-steps", 2, "--contexts", 3, "--starts", 2, "--utterances", 3]
+
+    def started(*rows: str) -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", ["rivals.py", *map(str, words), "--rows", *rows])
+        small_rivals.main()
+        found = json.loads((results / "results.json").read_text(encoding="utf-8"))
+        return dict(found["budgets"]["tokens-0.01"])
+
+    first = started("e", "b")
+    both = started("d", "f")  # e and b stay
+    assert list(first["means"]) == ["b", "e"]
+    assert list(both["means"]) == ["b", "d", "e", "f"]
+    assert first["means"]["e"]["dailydialog"]["chrf"] == both["means"]["e"]["dailydialog"]["chrf"]
+    assert {m: both["seeds"]["0"]["runs"][m]["cpu_s"] for m in first["seeds"]["0"]["runs"]} == {
+        name: run["cpu_s"] for name, run in first["seeds"]["0"]["runs"].items()
+    }
+    for row, figures in both["means"].items():
+        assert abs(figures["charged"]["million_tokens"] - 0.01) < 0.005, row
+        assert ("coverage" in figures["dailydialog"]) == (row != "d")
+        assert {"chrf", "similarity", "matched_2"} <= figures["chitchat"].keys()
+        assert "repeated_3" in figures["chats"]
+    of = both["differences"]["e - b"]["dailydialog"]
+    assert of.keys() == {"chrf", "similarity", "best_chrf", "best_similarity", "coverage"}
+    assert (results / "figure.png").exists()
