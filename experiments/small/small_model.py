@@ -4,8 +4,7 @@
 
 `--runs` are the finished runs of `experiment=small`, stage by stage, `--data` the corpus they read. Writes
 plato2/weights/small in bfloat16 unless it is there, measures that folder with the suite (what was measured
-stays in `--work`: the same command continues), and writes results.json, the table of README.md and, from
-card.md, the model card.
+stays in `--work`: the same command continues), and writes results.json and, from card.md, the model card.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -32,34 +32,9 @@ from plato2.weights.model_folder import model_path
 
 HERE = Path(__file__).parent
 MODEL = HERE.parents[1] / "plato2" / "weights" / SMALL
+TABLES = runpy.run_path(str(HERE / "tables.py"))
 CONTEXTS, CHOICES, REPLIES, STARTS = 100, 1000, 200, 100
 """Contexts whose latents are heard; that are chosen for; that are answered; self-chats."""
-MARKS = ("<!-- results -->", "<!-- /results -->")
-SHOWN = (
-    ("selection_random", "coherence", "random/p1", "finds the true response among ten (P@1)"),
-    ("selection_random", "coherence", "random/mrr", "its mean reciprocal rank"),
-    ("selection_random", "shared words", "random/p1", "P@1 of counting shared words"),
-    ("selection_random", "random", "random/p1", "P@1 of guessing"),
-    ("selection_matched", "coherence", "matched/p1", "P@1 among ten of one length"),
-    ("selection_matched", "shared words", "matched/p1", "P@1 of counting shared words there"),
-    ("latents", SMALL, "mutual_information", "mutual information of z with context and response, nats"),
-    ("latents", SMALL, "latents_in_effect", "latents in effect, of 20"),
-    ("latents", SMALL, "greedy_different", "greedy: how many of 20 candidates differ"),
-    (
-        "latents",
-        SMALL,
-        "distinct_2_difference",
-        "sampled: distinct-2 of 20 latents less that of 20 samples of one",
-    ),
-    ("replies", SMALL, "length", "static replies: words"),
-    ("replies", SMALL, "distinct_2", "static replies: distinct-2"),
-    ("replies", SMALL, "similarity", "static replies: similarity to the human reply"),
-    ("dialogues", SMALL, "length", "self-chats: words per utterance"),
-    ("dialogues", SMALL, "distinct_2", "self-chats: distinct-2"),
-    ("dialogues", SMALL, "repeated_3", "self-chats: trigrams said before"),
-    ("dialogues", SMALL, "offensive_list", "self-chats: utterances with an offensive word of our list"),
-)
-"""Of the card: verb, system, measure, and what it is called there."""
 
 
 def plato2(*arguments: object) -> None:
@@ -172,18 +147,6 @@ def trained(run: Path) -> dict[str, Any]:
     }
 
 
-def table(results: dict[str, Any]) -> str:
-    """The figures of the test split, for README.md and the model card."""
-    rows = ["| figure, on the test split | value | 95 % interval |", "| --- | ---: | ---: |"]
-    rows.append(f"| perplexity per token, z uniform | {results['perplexity']['value']:.1f} | |")
-    for verb, system, key, label in SHOWN:
-        figure, digits = results[verb]["systems"][system][key], results[verb]["measures"][key]["digits"]
-        low, high = figure.get("low"), figure.get("high")
-        interval = "" if low is None else f"{low:.{digits}f} to {high:.{digits}f} "
-        rows.append(f"| {label} | {figure['value']:.{digits}f} | {interval}|")
-    return "\n".join(rows)
-
-
 def card(results: dict[str, Any]) -> str:
     """README.md of the model folder, from card.md."""
     runs = results["runs"]
@@ -191,7 +154,7 @@ def card(results: dict[str, Any]) -> str:
         "millions": round(results["n_parameters"] / 1e6, 1),
         "hours": round(sum(run["cpu_s"] for run in runs.values()) / 3600, 1),
         "steps": ", ".join(f"{run['steps']:,} steps of {name}" for name, run in runs.items()),
-        "table": table(results),
+        "table": TABLES["test_split"](results),
     }
     return Template((HERE / "card.md").read_text(encoding="utf-8")).render(known) + "\n"
 
@@ -220,9 +183,6 @@ def main() -> None:
         results[verb]["inputs"] = []
     (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (MODEL / "README.md").write_text(card(results), encoding="utf-8")
-    readme, (begin, end) = (HERE / "README.md").read_text(encoding="utf-8"), MARKS
-    before, after = readme.split(begin)[0], readme.split(end)[1]
-    (HERE / "README.md").write_text(f"{before}{begin}\n{table(results)}\n{end}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

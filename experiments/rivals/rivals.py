@@ -1,0 +1,235 @@
+"""PLATO-2 and its rivals at equal CPU time, or equal tokens: trains, lets them reply, measures and records.
+
+    python experiments/rivals/rivals.py --data DIR --budget-minutes 60 --seed 0
+    python experiments/rivals/rivals.py --data DIR --budget-tokens 10 --seed 0 --rows e b c
+    python experiments/rivals/rivals.py --only-draw
+
+One thread. Finished runs and replies are kept in --out, so the same command continues after a kill. Another
+seed, budget or row lands in the same results.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from plan import FIRST, ROWS, RUNS, SMOLLM2, Budget, Pace, Run, needed, steps_of
+
+HERE = Path(__file__).parent
+PROBED = {
+    "gpt2": Run("gpt2", 0),
+    "1_coarse": Run("1_coarse", 0),
+    "2_gen": Run("2_gen", 0, "1_coarse"),
+    "2_eval_dual": Run("2_eval_dual", 0, "1_coarse"),
+    "plato": Run("plato", 0),
+}
+"""Short runs that say what a step takes; not charged."""
+PROBE_STEPS, UNCOUNTED_STEPS = 60, 10
+"""Of a probe, and how many of its first ones do not count: they compile kernels."""
+WARM_UP = 0.05
+LOGGED_EVERY = 10
+ASKED = ("contexts", "starts", "utterances")
+"""Options that all seeds of a budget must have in common."""
+
+
+def overrides(run: Run, steps: int, seed: int, data: Path) -> list[str]:
+    """What train.py is given for a run: the evening's values, a schedule that ends at its last step."""
+    given = [
+        "experiment=evening", "hydra.mode=RUN", "strategy=cpu", f"stage={run.kind}",
+        f"data.path={data}", f"seed={seed}",
+        f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}",
+        f"trainer.log_every_n_steps={LOGGED_EVERY}",
+        f"optim.warmup_steps={round(WARM_UP * steps)}", "optim.schedule=linear",
+        "report=false", "selection=200", "human_rank=0", "sample_replies=0", "latent_contexts=0",
+    ]  # fmt: skip
+    return [*given, "recipe=tiny-plato"] if run.kind == "plato" else given  # the evening has none
+
+
+def train(name: str, run: Run, steps: int, seed: int, data: Path, folder: Path) -> dict[str, Any]:
+    """Trains a run, or goes on with it.
+
+    Args:
+        name: of the run.
+        run: what it is.
+        steps: optimizer steps.
+        seed: of weights and order.
+        data: the prepared corpus.
+        folder: of all runs of this seed.
+
+    Returns:
+        What is in `trained.json`: steps, cpu_s, samples, and the figures of its last validation.
+    """
+    done = folder / name / "trained.json"
+    if done.exists():
+        return dict(json.loads(done.read_text(encoding="utf-8")))
+    print(f"{name}: {steps} steps", flush=True)
+    if run.kind == "gpt2":
+        from gpt2 import train as train_gpt2
+
+        from plato2.runs.parallel import best_precision
+
+        return train_gpt2(data, folder / name, steps, seed, bf16="bf16" in best_precision("cpu"))
+    import plato2
+    from plato2.runs.saved import read_metrics
+
+    where = [f"output_dir={folder.parent}", f"name={folder.name}", f"run_id={name}"]
+    start = [f"init_from={folder / run.parent}"] if run.parent else []
+    plato2.train(*overrides(run, steps, seed, data), *where, *start)
+    rows = read_metrics(folder / name / "metrics.csv")
+    last = {metric: value for _, metric, value in rows}
+    first = {metric: value for step, metric, value in rows if step == UNCOUNTED_STEPS}
+    figures = {metric.removeprefix("val/"): v for metric, v in last.items() if metric.startswith("val/")}
+    found = {
+        "steps": steps, "cpu_s": last["perf/cpu_s"], "samples": last["perf/samples"],
+        "first_cpu_s": first.get("perf/cpu_s"), **figures,
+    }  # fmt: skip
+    part = done.with_suffix(".part")
+    part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    part.replace(done)
+    return found
+
+
+def measured_paces(data: Path, out: Path, steps: int = PROBE_STEPS) -> dict[str, Pace]:
+    """What a step of each kind takes on this machine: measured once, then read from `paces.json`."""
+    file = out / "paces.json"
+    if not file.exists():
+        found = {}
+        for kind, run in PROBED.items():
+            probe = train(kind, run, steps, 0, data, out / "probes")
+            seconds = probe["cpu_s"] - (probe["first_cpu_s"] or 0.0)
+            counted = steps - (UNCOUNTED_STEPS if probe["first_cpu_s"] else 0)
+            found[kind] = asdict(Pace(seconds / counted, probe["samples"] / steps))
+        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return {kind: Pace(**pace) for kind, pace in json.loads(file.read_text(encoding="utf-8")).items()}
+
+
+def tokens_per_sample(data: Path) -> float:
+    """Tokens of text in a training sample, ends included, without the [CLS] of context and response."""
+    from plato2.data.shards import read_index
+
+    split = read_index(data).splits["train"]
+    return split.tokens / split.samples - 2
+
+
+def charges(row: str, trained: Mapping[str, Mapping[str, Any]], per_sample: float) -> dict[str, float]:
+    """What a row has really used up."""
+    runs = [trained[name] for name in ROWS[row].charged]
+    return {
+        "cpu_minutes": sum(run["cpu_s"] for run in runs) / 60,
+        "million_tokens": sum(run["samples"] for run in runs) * per_sample / 1e6,
+    }
+
+
+def keep_configs(results: Path, budget: str, runs: Path, data: Path) -> None:
+    """Copies the resolved configuration of each run to config/, without the paths of this machine.
+
+    Args:
+        results: the folder of results.json.
+        budget: its name.
+        runs: the folder of a seed's runs.
+        data: the corpus.
+    """
+    (results / "config").mkdir(parents=True, exist_ok=True)
+    for file in sorted(runs.glob("*/config.yaml")):
+        text = file.read_text(encoding="utf-8")
+        text = text.replace(str(data), "data/chitchat_64").replace(str(runs.parent), "outputs")
+        (results / "config" / f"{budget}-{file.parent.name}.yaml").write_text(text, encoding="utf-8")
+
+
+def cpu_name() -> str:
+    """What Linux calls the CPU; empty elsewhere."""
+    from plato2.runs.parallel import cpu_info
+
+    lines = (line.partition(":")[2].strip() for line in cpu_info() if line.startswith("model name"))
+    return next(lines, "")
+
+
+def make(given: argparse.Namespace, budget: Budget) -> dict[str, Any]:
+    """Trains and measures a seed; what measure.record takes."""
+    from measure import measure
+    from systems import reply, said_file, write_contexts
+
+    from plato2.runs.folder import provenance
+
+    folder = given.out / budget.name / f"seed-{given.seed}"
+    before = [row for row in FIRST if said_file(folder, "chats", row).exists()]
+    rows = [row for row in FIRST if row in given.rows or row in before]
+    paces, per_sample = (
+        measured_paces(given.data, given.out, given.probe_steps),
+        tokens_per_sample(given.data),
+    )
+    trained = {}
+    for name in needed(rows):
+        steps = steps_of(RUNS[name], budget, paces, per_sample)
+        trained[name] = train(name, RUNS[name], steps, given.seed, given.data, folder / "runs")
+    keep_configs(given.results, budget.name, folder / "runs", given.data)
+    asked = write_contexts(given.data, given.out, given.multiref, given.contexts, given.starts)
+    for row in rows:
+        reply(row, folder, asked, given.data, given.seed, given.utterances)
+    if given.smollm2:
+        reply(SMOLLM2, folder, asked, given.data, given.seed, given.utterances, given.smollm2)
+    found = measure([*rows, *([SMOLLM2] if given.smollm2 else [])], folder, asked)
+    for row in rows:
+        found["rows"][row]["charged"] = charges(row, trained, per_sample)
+    return found | {
+        "paces": {kind: asdict(pace) for kind, pace in paces.items()},
+        "tokens_per_sample": per_sample,
+        "runs": trained,
+        "made_with": {**provenance(), "cpu": cpu_name()},
+        "asked": {"sets": sorted(asked.contexts), **{n: getattr(given, n) for n in ASKED}},
+    }
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=Path, help="the prepared corpus, with a test split")
+    add("--out", type=Path, default=Path("outputs/rivals"), help="where runs and replies are kept")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--budget-minutes", type=float, help="CPU minutes of each row")
+    budget.add_argument("--budget-tokens", type=float, help="millions of tokens of each row")
+    add("--seed", type=int, default=0, help="of weights, order of samples, and sampling")
+    add("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), help="only these")
+    add("--multiref", type=Path, help="DailyDialog's multireftest.jsonl.gz; without it the test split alone")
+    add("--smollm2", type=Path, help="folder of SmolLM2-135M-Instruct, for the line apart")
+    add("--contexts", type=int, default=300, help="contexts of each set")
+    add("--starts", type=int, default=40, help="self-chats")
+    add("--utterances", type=int, default=10, help="turns of a self-chat, the start included")
+    add("--probe-steps", type=int, default=PROBE_STEPS, help="steps that the pace is measured on")
+    add("--results", type=Path, default=HERE, help="folder of results.json, scores/ and figure.png")
+    add("--only-draw", action="store_true", help="write table and figure of what is recorded")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Makes one seed and records it."""
+    given = arguments()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from measure import draw, record
+
+    if not given.only_draw:
+        if given.data is None or (given.budget_minutes is None) == (given.budget_tokens is None):
+            raise SystemExit("give --data, and --budget-minutes or --budget-tokens")
+        import torch
+
+        torch.set_num_threads(1)
+        given.data, given.out = given.data.absolute(), given.out.absolute()
+        budget = (
+            Budget("cpu", given.budget_minutes)
+            if given.budget_minutes is not None
+            else Budget("tokens", given.budget_tokens)
+        )
+        record(given.results, budget.name, given.seed, make(given, budget))
+    draw(given.results)
+
+
+if __name__ == "__main__":
+    main()
