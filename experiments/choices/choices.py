@@ -1,7 +1,7 @@
 """What takes stage 2.2 off its plateau: trains one variant after the other, then draws and records curves.
 
-    python experiments/choices/choices.py --parent RUN --small RUN --data DIR         # all that are not finished
-    python experiments/choices/choices.py --parent RUN --small RUN --data DIR first   # whose names begin so
+    python experiments/choices/choices.py --parent RUN --small RUN --data DIR  # all that are not finished
+    python experiments/choices/choices.py --parent RUN --small RUN --data DIR first
     python experiments/choices/choices.py --only-draw
 
 Each variant is a run of train.py with a name, so the script can be stopped and started again at any time.

@@ -33,8 +33,8 @@ def shard_fully(stage: LightningModule, blocks: Iterable[nn.Module], strategy: S
 def exchange_once(stage: LightningModule, last: bool) -> None:
     """Lets a sharded stage add up the gradients of a step's units, and reduce their sum in the last backward.
 
-    Lightning's `block_backward_sync` does so for DDP only: here every unit would send its gradients. Until the
-    last one a rank holds whole gradients, not its share alone, in float32.
+    Lightning's `block_backward_sync` does so for DDP only: here every unit would send its gradients. Until
+    the last one a rank holds whole gradients, not its share alone, in float32.
 
     Args:
         stage: sharded or not; if not, there is nothing to do.
