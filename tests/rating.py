@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,12 +84,17 @@ class Api:
         self.go.set()
         self.wrong: list[str] = []
         """What the next replies are instead: `refused` or a text."""
+        self.seconds = 0.0
+        """How long each reply takes."""
         self.at_once = self.most_at_once = 0
         api, lock = self, threading.Lock()
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                data = self.rfile.read(int(self.headers["Content-Length"]))
+                if not data:  # whoever asked was killed
+                    return
+                body = json.loads(data)
                 turns = [message["content"] for message in body["messages"]]
                 with lock:
                     api.asked.append(turns)
@@ -96,6 +102,7 @@ class Api:
                     api.most_at_once = max(api.most_at_once, api.at_once)
                     wrong = api.wrong.pop(0) if api.wrong else None
                 api.go.wait(60)
+                time.sleep(api.seconds)
                 with lock:
                     api.at_once -= 1
                 text = f"reply {len(turns) // 2 + 1} to: {turns[-1]}" if wrong is None else wrong

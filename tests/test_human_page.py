@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -448,14 +449,19 @@ def test_a_second_server_is_told_of_the_first(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------- kills
 
 
+def free_port() -> int:
+    """For servers that follow each other at one address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 @pytest.mark.slow
 def test_20_raters_and_20_kills(tmp_path: Path) -> None:
     """Raters submit while the server is killed again and again: all is saved, once, by three raters."""
     tasks = small_tasks(n=60, checks=0.1)
     path = write_tasks(tmp_path / "tasks.json", tasks)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     server = start_page(path, 20, "--lease", "0.5", port=port)
     links, sent, stop = server.links, [Counter[str]() for _ in range(20)], threading.Event()
 
@@ -508,3 +514,128 @@ def test_20_raters_and_20_kills(tmp_path: Path) -> None:
     assert Counter(item for item, _ in submits) == Counter({item.id: 3 for item in tasks.items})
     said = {(item, f"r{number + 1:02d}") for number, items in enumerate(sent) for item in items}
     assert said == submits  # all that a rater was told is saved, and nothing else
+
+
+class Talker:
+    """A rater of chats who sends the same again until the server answers, and keeps what it acknowledged."""
+
+    def __init__(self, link: str, number: int) -> None:
+        self.link, self.rng = link, random.Random(number)
+        self.may_leave = number % 4 == 0
+        """Once; the others take what was left."""
+        self.said: dict[str, list[str]] = {}
+        """Chat -> the turns of the rater that were taken."""
+        self.seen: dict[str, list[str]] = {}
+        """Chat -> all turns as the page showed them last."""
+        self.rated: Counter[str] = Counter()
+
+    def run(self) -> None:
+        """Until there is nothing left."""
+        with httpx.Client(timeout=20) as self.client:
+            while "Thank you" not in (html := self._ask("GET", self.link).text):
+                if waiting := re.search(
+                    r'data-url="/r/[^/]+/(\d+)/standing" data-standing="(\d+) (\w+)"', html
+                ):
+                    self._talk(html, *waiting.groups())
+                elif found := re.search(r'<form id="rate" method="post" action="[^"]+/(\d+)"', html):
+                    fields = form_of(html, str(self.rng.randrange(3)))
+                    self._send(found[1], "", fields)
+                    self.rated[found[1]] += 1
+                else:
+                    time.sleep(0.2)
+
+    def _talk(self, html: str, chat: str, n_said: str, standing: str) -> None:
+        """One look at a chat, and what the rater does then."""
+        turns = [unescape(text) for text in re.findall(r'<p class="text">(.*?)</p>', html)]
+        assert len(turns) == int(n_said)
+        before = self.seen.get(chat, [])
+        assert turns[: len(before)] == before  # nothing that was shown goes away or changes
+        self.seen[chat] = turns
+        mine = self.said.setdefault(chat, [])
+        assert turns[::2] == mine
+        if standing == "failed":
+            self._send(chat, "/retry", {})
+        elif standing != "yours":
+            time.sleep(0.2)
+        elif self.may_leave and turns:
+            self.may_leave = False
+            self._send(chat, "/leave", {}, (303, 410))  # 410: it had been left before the kill
+        elif "End the chat" in html and self.rng.random() < 0.5:
+            self._send(chat, "/end", {})
+        else:
+            text = f"turn {len(turns)} of {chat} by {self.link[-6:]} <&>"
+            fields = {"place": n_said, "text": text}
+            self._send(chat, "/say", fields)
+            mine.append(text)
+            if self.rng.random() < 0.2:  # an old window
+                self._send(chat, "/say", {**fields, "text": "something else"}, (409,))
+
+    def _send(self, chat: str, deed: str, fields: dict[str, str], expected: tuple[int, ...] = (303,)) -> None:
+        for _ in range(self.rng.choice((1, 1, 2))):  # some press twice
+            answer = self._ask("POST", f"{self.link}/{chat}{deed}", fields)
+            assert answer.status_code in expected, (deed, answer.status_code, answer.text)
+
+    def _ask(self, method: str, url: str, fields: dict[str, str] | None = None) -> httpx.Response:
+        while True:
+            try:
+                return self.client.request(method, url, data=fields)
+            except httpx.TransportError:  # the server was killed
+                time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_20_raters_who_talk_and_20_kills(tmp_path: Path) -> None:
+    """Every second kill comes while a reply is written: all chats end whole, and what was shown is kept."""
+    with rating.api() as partner:
+        # each reply is another one, so that one saved in place of another is seen; some fail
+        partner.wrong = ["refused" if n % 15 == 7 else f"reply number {n}" for n in range(2000)]
+        partner.seconds = 0.05
+        tasks = small_chats({"one": partner.spec, "two": partner.spec}, topics=10, least=2, most=3)
+        path, port = write_tasks(tmp_path / "chat.json", tasks), free_port()
+        server = start_page(path, 20, port=port)
+        talkers = [Talker(link, number) for number, link in enumerate(server.links)]
+
+        def kill(server: Page) -> Page:
+            for number in range(20):
+                time.sleep(random.Random(number).uniform(0.05, 0.8))
+                until = time.monotonic() + 2
+                while number % 2 and partner.at_once == 0 and time.monotonic() < until:
+                    time.sleep(0.001)
+                server.kill()
+                server = start_page(path, 20, port=port)
+            return server
+
+        with ThreadPoolExecutor(21) as pool:
+            killer = pool.submit(kill, server)
+            raters = [pool.submit(talker.run) for talker in talkers]
+            server = killer.result(timeout=500)
+            for one in raters:
+                one.result(timeout=500)
+        server.process.send_signal(signal.SIGINT)
+        server.process.communicate(timeout=30)
+        asked = partner.asked
+    store = Store(path.with_suffix(".sqlite"))
+    with store.engine.begin() as step:
+        lent = step.exec_driver_sql("select item, rater from lent where submitted_at is not null").all()
+        turns = step.exec_driver_sql("select rater, item, text from turns order by rater, item, place").all()
+    assert Counter(item for item, _ in lent) == Counter({item.id: 1 for item in tasks.items})
+    names = {f"r{number + 1:02d}": talker for number, talker in enumerate(talkers)}
+    assert {(chat, name) for name, one in names.items() for chat in one.rated} == {tuple(row) for row in lent}
+    kept: dict[tuple[str, str], list[str]] = {}
+    for rater, chat, text in turns:
+        kept.setdefault((rater, chat), []).append(text)
+    told = {(name, chat): said for name, one in names.items() for chat, said in one.said.items() if said}
+    assert {key: said[::2] for key, said in kept.items()} == told
+    for (name, chat), said in kept.items():
+        assert said[: len(names[name].seen[chat])] == names[name].seen[chat]
+        for place in range(1, len(said), 2):  # to this and to nothing else
+            assert asked[int(said[place].removeprefix("reply number "))] == said[:place]
+    whole = {item.id: [turn.text for turn in item.shown[0].turns] for item in store.rated_chats().items}
+    assert whole == {chat: kept[rater, chat] for chat, rater in lent}
+    assert {len(said) for said in whole.values()} == {4, 6}
+    ratings = store.ratings()
+    answers = Counter((one.item, one.rater, one.question, one.place) for one in ratings)
+    assert set(answers.values()) == {1}
+    assert len(answers) == sum(
+        2 + len(said) for said in whole.values()
+    )  # two of each reply, two of the whole

@@ -212,7 +212,10 @@ def print_error(message: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True, soft_wrap=True).print(Text(f"error: {message}", style="red"))
+    from plato2.talk.table import printable
+
+    lines = "\n".join(map(printable, message.split("\n")))  # it may hold what a file or a server said
+    Console(stderr=True, soft_wrap=True).print(Text(f"error: {lines}", style="red"))
 
 
 def main(command: typer.Typer = app, name: str = "plato2") -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +16,7 @@ import typer
 from plato2.commands import evaluate_human_ratings as of_ratings
 from plato2.commands import needs
 from plato2.commands.options import takes
+from plato2.commands.results import check_outputs
 from plato2.commands.serve import ListenOptions
 from plato2.config import UserError
 
@@ -41,6 +44,7 @@ plato2 evaluate human report tasks.json ratings.jsonl --out human.json
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+MOST_RATERS = 10_000
 EXTRAS = {"fastapi", "uvicorn", "starlette", "sqlalchemy"}
 """Modules that the extra `eval` brings for the page."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")]
@@ -180,6 +184,7 @@ def make(
     from plato2.evaluate.dialogues import read_dialogues
     from plato2.evaluate.human.tasks import Selection, make_tasks
 
+    check_outputs({"--out": out}, [*(files or []), chat.topics])
     selection = Selection(preset, speaker, limit, candidates, checks, raters, seed)
     if preset == "chat" and not files:
         tasks = chat.tasks(selection)
@@ -210,10 +215,14 @@ def _print_made(tasks: Tasks, out: Path, as_json: bool) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table("system", "items", title=f"{out}: {tasks.preset}", title_justify="left")
+    from plato2.talk.table import printable
+
+    title = Text(printable(f"{out}: {tasks.preset}"), style="table.title")
+    table = Table("system", "items", title=title, title_justify="left")
     for name in sorted(items, key=lambda one: one == "attention checks"):
-        table.add_row(name, str(items[name]))
+        table.add_row(Text(printable(name)), str(items[name]))  # a name is not markup
     Console().print(table)
     if tasks.chat is not None:
         typer.echo(f"{len(tasks.items)} chats of {tasks.chat.least} to {tasks.chat.most} rounds")
@@ -249,25 +258,25 @@ def serve(
     at: ListenOptions,
 ) -> None:
     """Run the verb."""
-    if raters < 1:
-        raise UserError(f"--raters {raters}: must be at least 1")
+    if not 1 <= raters <= MOST_RATERS:
+        raise UserError(f"--raters {raters}: must be at least 1 and at most {MOST_RATERS:,}")
     if not lease > 0:
         raise UserError(f"--lease {lease:g}: must be more than 0 minutes")
     if address is not None and not address.startswith(("http://", "https://")):
         raise UserError(f"--address {address}: give it with its scheme, such as https://rate.example.org")
     from plato2.evaluate.human.formats import read_tasks
-    from plato2.files import check_place, locked
 
     found = read_tasks(tasks)
+    file = db or tasks.with_suffix(".sqlite")
+    check_outputs({"--db": file, "--links": links}, [tasks])
     _import_extras()
-    from plato2.evaluate.human.server import make_app
+    from plato2.evaluate.human.server import check_addresses, make_app
     from plato2.evaluate.human.store import Store
     from plato2.serve.server import listen, make_server, run, url_of
 
+    check_addresses(found, str(tasks))
     listener = listen(at.host, at.port)
-    file = db or tasks.with_suffix(".sqlite")
-    check_place(file, "--db")
-    with locked(file.with_name(f"{file.name}.lock"), file, "stop the other server, or name another --db"):
+    with _held(file):
         store = Store(file, found, lease_s=lease * 60)
         known = store.raters(raters)
         partners = _partners(store)
@@ -276,6 +285,24 @@ def serve(
         store.close()
     if partners is not None and partners.is_working:  # Python would wait for the model, or fall over it
         os._exit(0)
+
+
+@contextmanager
+def _held(file: Path) -> Iterator[None]:
+    """Keeps other servers from a study.
+
+    Raises:
+        UserError: another one has it, or its folder cannot be written.
+    """
+    from plato2.files import locked
+
+    with ExitStack() as held:
+        lock = file.with_name(f"{file.name}.lock")
+        try:
+            held.enter_context(locked(lock, file, "stop the other server, or name another --db"))
+        except OSError as error:
+            raise UserError(f"--db {file}: cannot be written ({error.strerror}); name another file") from None
+        yield
 
 
 def _partners(store: Store) -> Partners | None:
@@ -307,7 +334,6 @@ def _say_ready(store: Store, raters: list[Rater], address: str, links: Path | No
     if links is None:
         typer.echo("\n".join(lines))
     else:
-        links.unlink(missing_ok=True)
         _write(links, "\n".join(lines) + "\n", mode=0o600)
         typer.echo(f"{links}: the links of {n} raters and of the admin, all secret")
     typer.echo(f"{address} serves {len(store.items)} items; answers go to {store.path}")
@@ -333,22 +359,20 @@ def export(
 ) -> None:
     """Run the verb."""
     _import_extras()
-    from plato2.evaluate.human.store import Store
     from plato2.evaluate.human.tasks import chat_dialogues, selection_set
 
-    store = Store(db)
-    ratings = store.ratings()
+    check_outputs({"--out": out, "--selection": selection, "--chats": chats, "--tasks": tasks}, [db])
+    with _whole(db) as store:
+        ratings, progress = store.ratings(), store.progress()
+        rated = store.rated_chats() if chats is not None or tasks is not None else None
     _write(out, "".join(f"{rating.model_dump_json()}\n" for rating in ratings))
     if selection is not None:
         sets = selection_set(store.tasks, ratings)
         _write(selection, "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in sets))
-    if chats is not None or tasks is not None:
-        rated = store.rated_chats()
-    if chats is not None:
+    if chats is not None and rated is not None:
         _write(chats, "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in chat_dialogues(rated)))
-    if tasks is not None:
+    if tasks is not None and rated is not None:
         _write(tasks, rated.model_dump_json(indent=1) + "\n")
-    progress = store.progress()
     said = {"ratings": len(ratings), "submits": progress.n_ratings, "done": round(progress.share, 4)}
     if as_json:
         typer.echo(json.dumps({**said, "out": str(out)}))
@@ -356,6 +380,27 @@ def export(
         typer.echo(
             f"{out}: {len(ratings):,} ratings of {progress.n_ratings:,} submits ({progress.share:.0%} done)"
         )
+
+
+@contextmanager
+def _whole(db: Path) -> Iterator[Store]:
+    """A study to read from.
+
+    Raises:
+        UserError: it is none, or only a part of one.
+    """
+    from sqlalchemy.exc import DatabaseError
+
+    from plato2.evaluate.human.store import Store
+
+    try:
+        store = Store(db)
+        yield store
+        store.close()
+    except DatabaseError as error:
+        raise UserError(
+            f"{db}: damaged ({error.orig}); give the whole file, copied while no server runs"
+        ) from None
 
 
 app.command(help=of_ratings.REPORT)(of_ratings.report)
@@ -368,7 +413,9 @@ def _write(path: Path, text: str, mode: int | None = None) -> None:
     from plato2.files import replace_text
 
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         if mode is not None:
+            path.unlink(missing_ok=True)  # else it keeps its mode
             path.touch(mode)
             path.write_text(text, encoding="utf-8")
         else:

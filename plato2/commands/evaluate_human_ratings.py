@@ -13,7 +13,7 @@ from rich.console import Console
 
 from plato2.commands import needs
 from plato2.commands.options import takes
-from plato2.commands.results import ResultOptions, deliver
+from plato2.commands.results import ResultOptions, check_outputs, deliver
 from plato2.config import UserError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def report(
     for option, value in (("--failed-checks", failed_checks), ("--seed", seed)):
         if value < 0:
             raise UserError(f"{option} {value}: must be at least 0")
+    check_outputs({"--out": to.out, "--picture": to.picture}, [tasks, *ratings])
     checked = check_ratings(read_tasks(tasks), read_ratings(ratings), failed_checks)
     if not checked.rated:
         raise UserError(
@@ -256,6 +257,8 @@ def convert(
     known = read_tasks(tasks)
     if to not in ("csv", "acute", "potato"):
         raise UserError(f"--to {to}: there are csv, acute, potato")
+    if to != "potato":
+        check_outputs({"--out": out}, [tasks, *(ratings or [])])
     if to == "csv" and not ratings:
         raise UserError("--to csv: give RATINGS, too")
     given = read_ratings(ratings) if ratings else []
@@ -304,6 +307,7 @@ def import_(
 
     if source not in ("csv", "acute", "potato"):
         raise UserError(f"--from {source}: there are csv, acute, potato")
+    check_outputs({"--out": out}, [file, tasks])
     if source == "acute" and file.suffix != ".csv":
         made = acute_tasks(file, question or ACUTE_QUESTION)
         write_text(out, made.model_dump_json(indent=1) + "\n")

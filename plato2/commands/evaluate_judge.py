@@ -13,12 +13,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from plato2.commands.options import takes
-from plato2.commands.results import ResultOptions, deliver
+from plato2.commands.results import ResultOptions, check_outputs, deliver
 from plato2.config import UserError, did_you_mean
 from plato2.evaluate.endpoint import EndpointConfig
 
 if TYPE_CHECKING:
     from plato2.evaluate.endpoint import Answers
+    from plato2.evaluate.human.formats import Rating
     from plato2.evaluate.judge import Match, Outcome
     from plato2.evaluate.judge_controls import Control
     from plato2.evaluate.results import Result
@@ -92,6 +93,8 @@ def judge(
     from plato2.evaluate.judge_controls import readable_control
     from plato2.evaluate.results import picture
 
+    given = [*map(file_of, files), options.human, options.tasks, options.ratings]
+    check_outputs({"--answers": answers, "--out": to.out, "--picture": to.picture}, given)
     contest = read_contest(files, options.speaker, options.pairs, options.seed)
     again = f"give a longer --timeout-s or more --retries; {AGAIN}"
     with kept_answers(answers, Endpoint(endpoint, again=again)) as kept:
@@ -104,7 +107,6 @@ def judge(
         name: None if value is None else str(value) if isinstance(value, Path) else value
         for name, value in (asdict(options) | asdict(endpoint)).items()
     }
-    given = [*map(file_of, files), options.human, options.tasks, options.ratings]
     result = as_result(outcomes, controls, settings, [path for path in given if path is not None])
     if not result.systems:
         to = replace(to, picture=None)
@@ -112,7 +114,7 @@ def judge(
 
 
 def put_to_the_test(options: JudgeOptions, answers: Answers) -> list[Control]:
-    """All controls; whether the answers have verdicts comes first."""
+    """All controls, whether the answers have verdicts first. Files are read before anything is asked."""
     from plato2.evaluate.human.formats import read_tasks
     from plato2.evaluate.human.ratings import read_ratings
     from plato2.evaluate.judge_controls import (
@@ -125,11 +127,15 @@ def put_to_the_test(options: JudgeOptions, answers: Answers) -> list[Control]:
     )
 
     shuffled = shuffled_matches(read_people(options.human), options.controls, options.seed)
-    found = ask(shuffled, options, answers, "control")
-    controls = [readable_control(found), shuffled_control(found)]
+    pairs: list[Match] = []
+    ratings: list[Rating] = []
     if options.tasks is not None and options.ratings is not None:
         tasks, ratings = read_tasks(options.tasks), read_ratings([options.ratings])
-        voted = ask(voted_matches(tasks, ratings, options.question), options, answers, "votes")
+        pairs = voted_matches(tasks, ratings, options.question)
+    found = ask(shuffled, options, answers, "control")
+    controls = [readable_control(found), shuffled_control(found)]
+    if pairs:
+        voted = ask(pairs, options, answers, "votes")
         controls.append(people_control(voted, votes(ratings, options.question)))
     return controls
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from plato2.config import option
+from plato2.config import UserError, option
 from plato2.files import check_place
 
 if TYPE_CHECKING:
@@ -42,6 +42,26 @@ class ResultOptions:
         for name, path in (("--out", self.out), ("--picture", self.picture)):
             if path is not None:
                 check_place(path, name)
+
+
+def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path | None]) -> None:
+    """Refuses to write over what is read, or two things into one file.
+
+    Args:
+        outputs: option -> the file that it names; None: it was not given.
+        inputs: what is read.
+
+    Raises:
+        UserError: names the option and the file.
+    """
+    taken = {path.resolve(): f"{path} is read" for path in inputs if path is not None}
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        if path.resolve() in taken:
+            raise UserError(f"{name} {path}: {taken[path.resolve()]}, and would be lost; name another file")
+        check_place(path, name)
+        taken[path.resolve()] = f"{name} writes there"
 
 
 def deliver(

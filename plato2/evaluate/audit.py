@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from plato2.config import UserError
 from plato2.evaluate.rated import RatedReply
 from plato2.evaluate.results import Figure, Input, Measure, Result
 from plato2.metrics import distinct_n
+from plato2.talk.table import printable
 from plato2.words import split_words
 
 if TYPE_CHECKING:
@@ -337,7 +339,7 @@ def audit_tables(result: Result) -> list[Table]:
         )
         table.add_column("score", min_width=max(map(len, LABELS.values())))
         for system in shown:
-            table.add_column(system, justify="right", overflow="fold")
+            table.add_column(Text(printable(system)), justify="right", overflow="fold")
         for score, measure in result.measures.items():
             if score == CEILING:
                 table.add_section()

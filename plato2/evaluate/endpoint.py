@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class EndpointConfig:
 
     url: str = option(help="An OpenAI-compatible API, as http://127.0.0.1:8000/v1.")
     model: str = option(help="The model's name there.")
-    temperature: float = option(0.0, help="Of its answers.", ge=0)
+    temperature: float = option(0.0, help="Of its answers.", ge=0, le=10)
     max_tokens: int = option(512, help="Tokens of an answer.", ge=1)
     timeout_s: float = option(60.0, help="Seconds to wait for an answer.", ge=0.01)
     retries: int = option(5, help="Retries after a time-out, 429, 5xx or nonsense.", ge=0)
@@ -65,6 +66,27 @@ class EndpointConfig:
                 f"the address holds a password; set {self.key_variable} instead, which is not recorded"
             )
         self.url = self.url.rstrip("/")
+        if not (self.model.strip() and self.model.isprintable()):
+            raise UserError(f"model={self.model!r}: give the name by which the API knows the model")
+        is_name = re.fullmatch(r"[A-Za-z_]\w*", self.key_variable, re.ASCII)
+        if not is_name:  # perhaps the key itself, which must not be recorded
+            raise UserError(
+                f"key_variable={self.key_variable[:4]}...: not the name of an environment variable; give the "
+                f"name of the one that holds the key, such as {API_KEY}"
+            )
+
+    def headers(self) -> dict[str, str]:
+        """Those of every request.
+
+        Raises:
+            UserError: the key cannot be sent.
+        """
+        key = os.environ.get(self.key_variable, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise UserError(
+                f"{self.key_variable}: the key in it has characters that no key has; set it again"
+            )
+        return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 class Reply(Open):
@@ -133,8 +155,7 @@ class Endpoint:
     ) -> list[Choice]:
         import httpx
 
-        key = os.environ.get(self.config.key_variable)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = self.config.headers()
         free = asyncio.Semaphore(self.config.parallel)
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(headers=headers, timeout=self.config.timeout_s, limits=limits) as client:

@@ -8,7 +8,6 @@ from urllib.parse import urlsplit
 
 from plato2.config import UserError
 from plato2.evaluate.endpoint import Choice, Endpoint, EndpointConfig
-from plato2.evaluate.pretrained import chat_messages
 from plato2.talk.speaker import Said
 
 REQUESTS_AT_ONCE = 16
@@ -67,6 +66,12 @@ class OpenAIChat:
             for history, seed in zip(histories, seeds, strict=True)
         ]
         return [_said(answer) for answer in self._endpoint.ask(requests)]
+
+
+def chat_messages(turns: Sequence[str]) -> list[dict[str, str]]:
+    """Turns as messages; the user said the last one, the assistant the one before, and so on."""
+    roles = ("user", "assistant")
+    return [{"role": roles[(len(turns) - 1 - n) % 2], "content": text} for n, text in enumerate(turns)]
 
 
 def _said(answer: Choice) -> Said:

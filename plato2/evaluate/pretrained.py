@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from plato2.bounded import read_file
 from plato2.config import COLDEST, DecodeConfig, UserError, install
+from plato2.evaluate.openai_chat import chat_messages
 from plato2.formats import JSON_BYTES, Open, parse
 from plato2.model.noise import uniform
 from plato2.random import draw_key
@@ -349,12 +350,6 @@ class ChatModel(Sampler):
             except jinja2.TemplateError as error:
                 raise UserError(f"{self.name}: its chat template refuses a conversation ({error})") from None
         return tokenizer.encode(text, add_special_tokens=False)
-
-
-def chat_messages(turns: Sequence[str]) -> list[dict[str, str]]:
-    """Turns as messages; the user said the last one, the assistant the one before, and so on."""
-    roles = ("user", "assistant")
-    return [{"role": roles[(len(turns) - 1 - n) % 2], "content": text} for n, text in enumerate(turns)]
 
 
 class Blender:

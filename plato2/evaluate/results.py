@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 from rich.table import Table
+from rich.text import Text
 
 from plato2 import __version__
 from plato2.bounded import read_file
 from plato2.config import UserError
 from plato2.files import file_sha256, replace_text
 from plato2.formats import JSON_BYTES, Closed, Count, parse
+from plato2.talk.table import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
@@ -138,17 +140,18 @@ def result_table(result: Result, title: str = "", only: Sequence[str] = ()) -> T
         title: above the table.
         only: these measures; all by default.
     """
-    table = Table("measure", title=title or f"plato2 evaluate {result.kind}", title_justify="left")
+    heading = Text(printable(title or f"plato2 evaluate {result.kind}"), style="table.title")
+    table = Table("measure", title=heading, title_justify="left")
     shown = {name: result.measures[name] for name in only or result.measures}
     with_chance = any(measure.chance is not None for measure in shown.values())
-    for column in (*(["chance"] if with_chance else []), *result.systems):
-        table.add_column(column, justify="right", overflow="fold")
+    for column in (*(["chance"] if with_chance else []), *result.systems):  # names are not markup
+        table.add_column(Text(printable(column)), justify="right", overflow="fold")
     for name, measure in shown.items():
         if all(name not in figures for figures in result.systems.values()):
             continue
         chance = "" if measure.chance is None else f"{measure.chance:.{measure.digits}f}"
         cells = [text(figures.get(name), measure) for figures in result.systems.values()]
-        table.add_row(measure.label, *([chance] if with_chance else []), *cells)
+        table.add_row(Text(printable(measure.label)), *([chance] if with_chance else []), *cells)
     return table
 
 
@@ -179,8 +182,9 @@ def picture(result: Result, only: Sequence[str] = ()) -> Picture:
         if measure.chance is not None:
             panel.axvline(measure.chance, color="#b0413e", linestyle="--", linewidth=1)
         arrow = {"high": " \N{RIGHTWARDS ARROW}", "low": " \N{LEFTWARDS ARROW}", "": ""}[measure.better]
-        panel.set_title(measure.label + arrow, fontsize=9, loc="left")
-        panel.set_yticks(range(len(systems)), [_short(system) for system in systems], fontsize=8)
+        panel.set_title(measure.label + arrow, fontsize=9, loc="left", parse_math=False)
+        names_of = [_short(printable(system)) for system in systems]
+        panel.set_yticks(range(len(systems)), names_of, fontsize=8, parse_math=False)
         panel.set_ylim(len(systems) - 0.5, -0.5)
         panel.tick_params(axis="x", labelsize=8)
         panel.grid(axis="x", alpha=0.3)

@@ -15,12 +15,14 @@ from itertools import combinations
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from plato2.config import UserError
 from plato2.evaluate.candidates import Query
 from plato2.evaluate.results import Figure, Measure, Result
 from plato2.evaluate.scorers import Scorer
 from plato2.metrics import bootstrap_means
+from plato2.talk.table import printable
 
 TIE_DRAWS = 200
 """How often equal scores are put in a random order; the mean of these is what they get."""
@@ -304,7 +306,8 @@ def print_selection(result: Result, console: Console) -> None:
         table.add_row("chance", *cells, style="dim")
         for system, figures in result.systems.items():
             table.add_row(
-                system, *(_cell(figures[key], key.rpartition("/")[2] in TESTED) for key in measures)
+                Text(printable(system)),
+                *(_cell(figures[key], key.rpartition("/")[2] in TESTED) for key in measures),
             )
         left_out = {"no right": about["without_right"], "no wrong": about["without_wrong"]}
         said = [f"{n:,} contexts with {which} candidate left out" for which, n in left_out.items() if n]
@@ -326,7 +329,7 @@ def _tests_table(result: Result, name: str, key: str = "map") -> Table:
     """The best score of a set against each other one."""
     best = max(result.systems, key=lambda system: result.systems[system][f"{name}/{key}"].value or 0.0)
     table = Table(title_justify="left", caption_justify="left")
-    table.add_column(f"MAP of {best}", overflow="fold")
+    table.add_column(Text(printable(f"MAP of {best}")), overflow="fold")
     for column in ("difference", "p", "p (Holm)"):
         table.add_column(column, justify="right")
     for test in result.details["tests"]:
@@ -334,7 +337,7 @@ def _tests_table(result: Result, name: str, key: str = "map") -> Table:
             sign = 1 if test["a"] == best else -1
             low, high = sorted((sign * test["low"], sign * test["high"]))
             table.add_row(
-                f"against {test['b' if sign == 1 else 'a']}",
+                Text(printable(f"against {test['b' if sign == 1 else 'a']}")),
                 f"{sign * test['difference']:+.3f} ({low:+.3f} to {high:+.3f})",
                 f"{test['p']:.4f}",
                 f"{test['p_holm']:.4f}",

@@ -53,8 +53,9 @@ def listen(host: str, port: int) -> socket.socket:
         # Else the port of a server that has just ended stays taken for a minute.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except socket.gaierror as error:
-        raise UserError(f"--host {host}: {error.strerror}; use 127.0.0.1, or 0.0.0.0 for all") from None
+    except (socket.gaierror, UnicodeError) as error:  # UnicodeError: a part of the name is empty or too long
+        reason = error.strerror if isinstance(error, OSError) else "no such name can be"
+        raise UserError(f"--host {host}: {reason}; use 127.0.0.1, or 0.0.0.0 for all") from None
     except OSError as error:
         raise no_port(host, port, error) from None
     return listener

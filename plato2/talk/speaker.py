@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from typing import Any, Protocol, cast, runtime_checkable
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from plato2.config import DecodeConfig
-from plato2.talk.bot import PlatoBot
+
+if TYPE_CHECKING:  # an API as a speaker needs no torch
+    from torch import nn
+
+    from plato2.talk.bot import PlatoBot
 
 LogProbs = Callable[[Sequence[str], Sequence[str]], Sequence[tuple[float, int]]]
 """(turns of the context, oldest first; replies) -> of each reply a log-probability, summed over its tokens,
@@ -113,7 +115,7 @@ class PlatoSpeaker:
         bot = self.bot
         networks = {"generation": bot.generation, "evaluation": bot.evaluation, "backward": bot.backward}
         hashes = {
-            name: None if network is None else weights_hash(cast(nn.Module, network))
+            name: None if network is None else weights_hash(cast("nn.Module", network))
             for name, network in networks.items()
         }
         return {"tokenizer": bot.tokenizer.sha256[:16], **hashes}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -14,6 +17,7 @@ from typing import Any
 
 import pytest
 from rating import EVIL, Api, api, self_chats, small_chats, write_chats
+from small import ROOT
 from typer.testing import CliRunner
 
 pytest.importorskip("sqlalchemy", reason="the page needs sqlalchemy: pip install '.[eval]'")
@@ -202,6 +206,31 @@ def test_a_system_that_fails_can_be_tried_again_or_left(
     assert rater.client.get(first).status_code == 410
     found = {store.next_item(name).item.id for name in ("r02", "r03", "r04")}  # type: ignore[union-attr]
     assert first.rsplit("/", 1)[1] in found  # others may have it
+
+
+def test_raters_and_apis_need_no_torch() -> None:
+    """A server for them is ready a few seconds earlier."""
+    code = (
+        "import sys, plato2.evaluate.human.chat, plato2.evaluate.openai_chat; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_a_system_goes_on_though_nobody_reads_the_log(
+    store: Store, partner: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    meeting(store, "secret")
+    rater = Talker(store)
+    partner.wrong = ["refused"]
+    assert rater.say(0, "hello") == "1 failed"
+    rater.post("retry")
+    assert rater.wait() == "2 yours"
 
 
 def test_a_chat_long_enough_can_be_rated_though_the_system_fails(store: Store, partner: Api) -> None:

@@ -6,6 +6,7 @@ server that is killed meanwhile loses nothing: the page asks again after it is b
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import sys
 import threading
@@ -13,13 +14,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from plato2.config import UserError
 from plato2.evaluate.human.formats import Item
 from plato2.evaluate.human.store import Store
 from plato2.evaluate.speakers import read_speaker
-from plato2.talk.speaker import Speaker
+from plato2.talk.table import printable
+
+if TYPE_CHECKING:
+    from plato2.talk.speaker import Speaker
 
 SLOW_S = 30.0
 """Seconds after which the page says that a reply takes long."""
@@ -110,7 +114,9 @@ class Partners:
             except Exception as error:  # whatever a model can do wrong: the others go on
                 asked.failed = True
                 self.trouble[system] = str(error) if isinstance(error, UserError) else repr(error)
-                print(f"{system}: no reply in chat {asked.item}: {self.trouble[system]}", file=sys.stderr)
+                told = printable(f"{system}: no reply in chat {asked.item}: {self.trouble[system]}")
+                with contextlib.suppress(OSError):  # nobody reads it; else the system would never reply again
+                    print(told, file=sys.stderr)
             finally:
                 self._working.discard(system)
 

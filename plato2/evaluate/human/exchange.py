@@ -83,9 +83,9 @@ def from_csv(path: Path) -> list[Rating]:
 
 def _rows(path: Path, needed: Sequence[str], cure: str) -> Iterator[tuple[int, dict[str, str]]]:
     rows = csv.DictReader(io.StringIO(read_text(path, cure), newline=""), restval="", restkey="")
-    if missing := [name for name in needed if name not in (rows.fieldnames or ())]:
-        raise UserError(f"{path}: no column {missing[0]}; {cure}")
     try:
+        if missing := [name for name in needed if name not in (rows.fieldnames or ())]:
+            raise UserError(f"{path}: no column {missing[0]}; {cure}")
         yield from enumerate(rows, start=1)
     except csv.Error as error:
         raise UserError(f"{path}: not CSV ({error}); {cure}") from None

@@ -123,7 +123,8 @@ def read_tasks(path: str | Path) -> Tasks:
     """A file of tasks.
 
     Raises:
-        UserError: no such file, another format, or two items of one id.
+        UserError: no such file, another format, two items of one id or questions of one name, a chat with
+            none of its systems.
     """
     try:
         data = read_file(path, TEXT_BYTES, CURE)
@@ -134,4 +135,11 @@ def read_tasks(path: str | Path) -> Tasks:
     if len(set(ids)) < len(ids):
         again = next(name for number, name in enumerate(ids) if name in ids[:number])
         raise UserError(f"{path}: items.id={again} twice; give each item an id of its own")
+    names = [question.name for question in tasks.questions]
+    if len(set(names)) < len(names):
+        again = next(name for number, name in enumerate(names) if name in names[:number])
+        raise UserError(f"{path}: questions.name={again} twice; give each question a name of its own")
+    for item in tasks.items if tasks.chat is not None else ():
+        if len(item.shown) != 1 or item.shown[0].system not in tasks.chat.speakers:
+            raise UserError(f"{path}: item {item.id}: not one of the systems in chat.speakers; {CURE}")
     return tasks

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from plato2.evaluate.human.agreement import (
     PAPER_KAPPA,
@@ -30,6 +31,7 @@ from plato2.evaluate.human.formats import Question
 from plato2.evaluate.human.ratings import Checked, Rated
 from plato2.evaluate.results import Figure, Input, Measure, Result, picture
 from plato2.metrics import bootstrap
+from plato2.talk.table import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
@@ -306,7 +308,13 @@ def agreement_table(result: Result) -> Table:
             kappa += f", of {found['fleiss_kappa_units']}"
         alpha = f"{_shown(found['krippendorff_alpha'])} ({found['scale']})"
         table.add_row(
-            name, str(found["units"]), raters, _shown(found["plain"]), kappa, alpha, str(found["splits"])
+            Text(printable(name)),
+            str(found["units"]),
+            raters,
+            _shown(found["plain"]),
+            kappa,
+            alpha,
+            str(found["splits"]),
         )
     return table
 
@@ -320,7 +328,7 @@ def comparison_table(result: Result) -> Table:
     for found in result.details["comparisons"]:
         difference = f"{found['difference']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
         counts = (str(found[name]) for name in ("wins", "ties", "losses"))
-        names = (found["question"], found["of"], found["system"], found["other"])
+        names = [Text(printable(found[name])) for name in ("question", "of", "system", "other")]
         table.add_row(*names, *counts, difference, f"{found['p']:.3g}", f"{found['p_holm']:.3g}")
     return table
 
@@ -344,8 +352,8 @@ def human_picture(result: Result) -> Picture:
             if share > 0.05:
                 panel.text(left + share / 2, row, str(found[name]), ha="center", va="center", fontsize=8)
             left += share
-    names = [f"{found['question']}: {found['system']} : {found['other']}" for found in pairs]
-    panel.set_yticks(range(len(pairs)), names, fontsize=8)
+    names = [printable(f"{found['question']}: {found['system']} : {found['other']}") for found in pairs]
+    panel.set_yticks(range(len(pairs)), names, fontsize=8, parse_math=False)
     panel.set_ylim(len(pairs) - 0.5, -0.5)
     panel.axvline(0.5, color="black", linestyle="--", linewidth=1)
     panel.set_xlabel("share of pairs; wins and losses of the first", fontsize=8)

@@ -10,6 +10,7 @@ their names say, and /standing tells how far it is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ from sqlalchemy.exc import OperationalError
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from plato2.config import UserError
+from plato2.evaluate.human.formats import Tasks
 from plato2.evaluate.human.page import (
     MOST_CHARACTERS,
     admin_page,
@@ -49,6 +52,8 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",  # a page from the cache would be an old one, after Back
 }
+_IN_ADDRESS = re.compile(r"[\w-][\w.-]*")
+"""What the id of an item can be."""
 MAX_BODY = 64 * 1024
 MAX_FIELDS = 2000
 WAIT_S = 20
@@ -132,6 +137,19 @@ def make_app(
     )
     app.add_middleware(_WithHeaders)
     return app
+
+
+def check_addresses(tasks: Tasks, name: str) -> None:
+    """Whether each item can have an address, of which its id is a part.
+
+    Raises:
+        UserError: names the first that cannot.
+    """
+    for item in tasks.items:
+        if not _IN_ADDRESS.fullmatch(item.id):
+            raise UserError(
+                f"{name}: items.id={item.id!r}: it is a part of an address; use letters, digits, - and _"
+            )
 
 
 class _WithHeaders:

@@ -53,6 +53,8 @@ LEASE_S = 30 * 60.0
 """Seconds for which an item is a rater's own; seeing it again starts them anew."""
 BUSY_S = 30.0
 """Seconds for which a step waits for others' steps."""
+SQLITE = b"SQLite format 3\0"
+"""What such a file begins with."""
 SYNCHRONOUS = "FULL"
 """SQLite's word for: a step is on the disk when it ends, so that a power cut does not undo it."""
 GIVEN_UP = -1.0
@@ -180,8 +182,8 @@ class Store:
         now: Callable[[], float] = time.time,
     ) -> None:
         self.path, self.lease_s, self.now = path, lease_s, now
-        if tasks is None and not path.exists():
-            raise UserError(f"{path}: no such file; give the one that plato2 evaluate human serve wrote")
+        if tasks is None:
+            _check_file(path)
         if tasks is not None:
             _make_private(path)
         self.engine = _engine(path)
@@ -200,6 +202,8 @@ class Store:
             text = tasks.model_dump_json()
             said = {"format": FORMAT, "tasks": text, "admin": secrets.token_urlsafe(TOKEN_BYTES)}
             step.execute(insert(_STUDY), [{"key": key, "value": value} for key, value in said.items()])
+        if not said:
+            raise UserError(f"{self.path}: not a file of a study; name another --db")
         if said.get("format") != FORMAT:
             raise UserError(
                 f"{self.path}: format={said.get('format')}: this plato2 reads {FORMAT!r}; name another --db"
@@ -584,6 +588,24 @@ def _written(answers: Answers) -> str:
 
 def _answers(text: str | None) -> Answers:
     return {(name, place): value for name, place, value in json.loads(text or "[]")}
+
+
+def _check_file(path: Path) -> None:
+    """Refuses what is no SQLite file, before SQLite makes one of it.
+
+    Raises:
+        UserError: no such file, a folder, or something else.
+    """
+    cure = "give the one that plato2 evaluate human serve wrote"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {cure}")
+    try:
+        with path.open("rb") as file:
+            is_sqlite = file.read(len(SQLITE)) == SQLITE
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {cure}") from None
+    if not is_sqlite:
+        raise UserError(f"{path}: not a file of a study; {cure}")
 
 
 def _make_private(path: Path) -> None:
