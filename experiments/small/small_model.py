@@ -98,13 +98,13 @@ def write_sets(data: Path, tokenizer: Tokenizer, work: Path) -> None:
     chosen = read_selection(data, CHOICES, "test")
 
     def turns(ids: list[int]) -> list[str]:
-        texts, turn = [], []
+        texts: list[list[int]] = [[]]
         for token in ids[1:]:
             if token == tokenizer.eos_id:
-                texts, turn = [*texts, tokenizer.decode(turn)], []
+                texts.append([])
             else:
-                turn.append(token)
-        return texts
+                texts[-1].append(token)
+        return [tokenizer.decode(text) for text in texts if text]  # a response that was cut has no [SEP]
 
     for name, groups in (("random", chosen.random), ("matched", chosen.matched)):
         queries = [

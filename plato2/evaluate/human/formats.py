@@ -139,7 +139,8 @@ def read_tasks(path: str | Path) -> Tasks:
     if len(set(names)) < len(names):
         again = next(name for number, name in enumerate(names) if name in names[:number])
         raise UserError(f"{path}: questions.name={again} twice; give each question a name of its own")
-    for item in tasks.items if tasks.chat is not None else ():
-        if len(item.shown) != 1 or item.shown[0].system not in tasks.chat.speakers:
-            raise UserError(f"{path}: item {item.id}: not one of the systems in chat.speakers; {CURE}")
+    if tasks.chat is not None:
+        for item in tasks.items:
+            if len(item.shown) != 1 or item.shown[0].system not in tasks.chat.speakers:
+                raise UserError(f"{path}: item {item.id}: not one of the systems in chat.speakers; {CURE}")
     return tasks
