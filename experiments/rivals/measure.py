@@ -115,13 +115,14 @@ def by_context(said: System, contexts: Sequence[tuple[str, ...]], common: Compar
         one, values = replies.get(before), dict[str, float]()
         if one is not None:
             references = list(one.references)
-            near = common.similarity(one.references, one.candidates or (one.text,))  # (references, K)
             values["chrf"] = chrf.sentence_score(one.text, references).score
             values["similarity"] = float(common.similarity([one.text], one.references).max())
             if one.candidates:
                 found = [chrf.sentence_score(text, references).score for text in one.candidates]
-                values["best_chrf"], values["best_similarity"] = max(found), float(near.max())
-            if one.candidates and len(references) > 1:
+                values["best_chrf"] = max(found)
+            if one.candidates and len(references) > 1:  # else the candidates have no embeddings
+                near = common.similarity(one.references, one.candidates)  # (references, K)
+                values["best_similarity"] = float(near.max())
                 coverage = Coverage(common.near, common.k)
                 coverage.update(near)
                 values["coverage"] = float(coverage.compute())

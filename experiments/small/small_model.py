@@ -33,7 +33,7 @@ from plato2.weights.model_folder import model_path
 HERE = Path(__file__).parent
 MODEL = HERE.parents[1] / "plato2" / "weights" / SMALL
 TABLES = runpy.run_path(str(HERE / "tables.py"))
-CONTEXTS, CHOICES, REPLIES, STARTS = 100, 1000, 200, 100
+CONTEXTS, CHOICES, REPLIES, STARTS = 100, 1000, 200, 50
 """Contexts whose latents are heard; that are chosen for; that are answered; self-chats."""
 
 
@@ -58,18 +58,8 @@ def measure(data: Path, work: Path) -> dict[str, Any]:
     models = ("--generation", SMALL, "--evaluation", SMALL)
     for name in ("random", "matched"):
         if not (out := work / f"selection_{name}.json").exists():
-            scores = ("--scores", work / f"selection_{name}.scores.jsonl")
-            plato2(
-                "evaluate",
-                "selection",
-                work / f"{name}.jsonl",
-                *models,
-                *scores,
-                "--data",
-                data,
-                "--out",
-                out,
-            )
+            options = ("--evaluation", SMALL, "--data", data, "--out", out)
+            plato2("evaluate", "selection", work / f"{name}.jsonl", *options)
     if not (out := work / "latents.json").exists():
         scores = ("--scores", work / "latents.jsonl")
         plato2("evaluate", "latents", "--data", data, "--contexts", CONTEXTS, *models, *scores, "--out", out)
