@@ -269,7 +269,12 @@ class Figures(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Puts the last validation's into the checkpoint: whoever uses the model can say what it is worth."""
-        checkpoint["figures"] = self.found
+        checkpoint["figures"] = checkpoint.get("figures", {}) | self.found  # there may be several measures
+
+    @property
+    def state_key(self) -> str:
+        """What the state is stored under: a stage that writes and ranks is measured in two ways."""
+        return f"Figures of {type(self.measure).__name__}"
 
     def state_dict(self) -> dict[str, Any]:
         """The figures so far, kept across a resume."""

@@ -15,7 +15,8 @@ from plato2.runs.saved import read_checkpoint, read_metrics
 
 STEPS = ("trainer.max_steps=1", "trainer.val_check_interval=1")
 RUN = Path("outputs/tiny-plato/a")
-TRAIN = ("stage=plato", "run_id=a", "model.n_latent=4", "sample_replies=2", "selection=10")
+TRAIN = ("stage=plato", "run_id=a", "model.n_latent=4", "sample_replies=2")
+MEASURED = ("selection=10", "latent_contexts=2")
 
 
 def plato2(*arguments: object) -> tuple[int, str, str]:
@@ -28,8 +29,8 @@ def plato2(*arguments: object) -> tuple[int, str, str]:
 
 def test_one_run_is_trained_resumed_talked_to_and_reported(train_here: Train, corpus: Path) -> None:
     with stopped_at(4):
-        train_here(*TRAIN)
-    assert "resuming" in train_here(*TRAIN).stderr
+        train_here(*TRAIN, *MEASURED)
+    assert "resuming" in train_here(*TRAIN, *MEASURED).stderr
     run = RunFolder(RUN)
     lineage = run.lineage()
     assert (lineage["status"], lineage["parent"], lineage["monitor"]) == (
@@ -42,7 +43,7 @@ def test_one_run_is_trained_resumed_talked_to_and_reported(train_here: Train, co
     assert {f"train/{term}" for term in ("loss", "nll", "bow", "rce", "coherence_acc")} <= logged
     assert {f"val/{name}" for name in ("loss", "nll", "ppl", "bow", "rce", "coherence_acc")} <= logged
     assert {"val/z_entropy", "val/z_mutual_information", "val/ppl_uniform", "val/p1"} <= logged
-    assert "p1" in read_checkpoint(run.best)["figures"]
+    assert {"p1", "greedy_different"} <= read_checkpoint(run.best)["figures"].keys()
     (first, *_) = (json.loads(line) for line in (RUN / "replies.jsonl").read_text().splitlines())
     assert "coherence" in json.dumps(first)
     assert '"coherence": null' not in (RUN / "replies.jsonl").read_text()

@@ -97,6 +97,11 @@ def commands(study: Study) -> dict[str, tuple[Path, list[object]]]:
     }
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # files that have a name by default
+
+
 SPOILT: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda data: b"",
     "binary": lambda data: bytes(range(256)) * 40,
