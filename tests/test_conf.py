@@ -152,7 +152,7 @@ def test_every_logger_builds(
 def test_every_experiment_builds(compose: Compose, name: str) -> None:
     keys, module, _ = built(compose(f"experiment={name}", "stage=2_gen"))
     assert module.name == "2_gen"
-    assert keys.model_name == "tiny"
+    assert keys.model_name == ("small" if name == "small" else "tiny")
 
 
 @pytest.mark.parametrize("name", options("sweep"))
@@ -247,7 +247,7 @@ def test_tiny_is_the_same_by_whatever_name(compose: Compose) -> None:
         assert quick.seed == plain.seed
         batches = [(c.optim.batch_tokens, c.data.unit_tokens, c.data.row_length) for c in (plain, quick)]
         assert batches[0] == batches[1]
-    assert [compose(f"model={model}").model.dropout for model in MODELS] == [0.0, 0.1, 0.1, 0.1, 0.1]
+    assert [compose(f"model={model}").model.dropout for model in MODELS] == [0.0, 0.0, 0.1, 0.1, 0.1, 0.1]
 
 
 @pytest.mark.parametrize("model", [model for model in MODELS if model != "tiny"])

@@ -296,14 +296,15 @@ def test_extras_that_are_named_exist_and_nothing_is_installed_by_name() -> None:
 
 def test_the_two_lines_are_what_ci_runs() -> None:
     lines = README_COMMANDS
-    assert lines[0] == "pip install -r requirements.txt && python train.py experiment=quickstart"
-    assert lines[1] == "pip install -r requirements.txt -r requirements-dev.txt && pytest"
+    assert lines[0] == "pip install -r requirements.txt && python -m plato2 chat"
+    assert lines[1] == "pip install -r requirements.txt && python train.py experiment=quickstart"
+    assert lines[2] == "pip install -r requirements.txt -r requirements-dev.txt && pytest"
     ci = ROOT / ".ci" / "run"
     if not ci.exists():
         pytest.skip("no .ci/run here")
     patterns = re.findall(r"\$\(readme_line '([^']+)'\)", ci.read_text(encoding="utf-8"))
     first = [next(line for line in README.splitlines() if pattern in line) for pattern in patterns]
-    assert first == lines[:2]
+    assert first == lines[1:3]
 
 
 def test_there_is_a_place_for_the_measured_output() -> None:

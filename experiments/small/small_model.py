@@ -111,14 +111,17 @@ def write_sets(data: Path, tokenizer: Tokenizer, work: Path) -> None:
 
 def perplexity(scores: Path) -> dict[str, float]:
     """exp of the mean of -log p(r|c) over the tokens of the responses; p(r|c) is the mean of p(r|c,z)."""
-    nats = n_tokens = 0.0
+    nats, n_tokens, left_out = 0.0, 0, 0
     for line in scores.read_text().splitlines():
         score = json.loads(line)
+        if "error" in score:  # the last turn is cut in the corpus, and too long to be read whole
+            left_out += 1
+            continue
         by_latent = [-nll for nll in score["nll_by_latent"]]
         most = max(by_latent)
         nats -= most + math.log(sum(math.exp(one - most) for one in by_latent) / len(by_latent))
         n_tokens += score["n_tokens"]
-    return {"value": round(math.exp(nats / n_tokens), 2), "n_tokens": n_tokens}
+    return {"value": round(math.exp(nats / n_tokens), 2), "n_tokens": n_tokens, "left_out": left_out}
 
 
 def trained(run: Path) -> dict[str, Any]:

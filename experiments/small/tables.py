@@ -29,6 +29,14 @@ SHOWN = (
     ("dialogues", "small", "offensive_list", "self-chats: utterances with an offensive word of our list"),
 )
 """Of the card: verb, system, measure, and what it is called there."""
+VALIDATED = (
+    ("val/ppl", "perplexity", 1),
+    ("val/ppl_uniform", "with z uniform", 1),
+    ("val/z_mutual_information", "mutual information", 2),
+    ("val/pair_acc", "pair accuracy", 3),
+    ("val/p1", "P@1 of 10", 3),
+    ("val/overlap_p1", "of shared words", 3),
+)
 
 
 def test_split(results: dict[str, Any]) -> str:
@@ -40,4 +48,14 @@ def test_split(results: dict[str, Any]) -> str:
         low, high = figure.get("low"), figure.get("high")
         interval = "" if low is None else f"{low:.{digits}f} to {high:.{digits}f} "
         rows.append(f"| {label} | {figure['value']:.{digits}f} | {interval}|")
+    return "\n".join(rows)
+
+
+def training(results: dict[str, Any]) -> str:
+    """What each stage cost, and what its last validation found."""
+    rows = ["| stage | steps | CPU minutes | on the validation split |", "| --- | ---: | ---: | --- |"]
+    for stage, run in results["runs"].items():
+        found = run["validation"]
+        shown = [f"{label} {found[key]:.{digits}f}" for key, label, digits in VALIDATED if key in found]
+        rows.append(f"| `{stage}` | {run['steps']:,} | {run['cpu_s'] / 60:.0f} | {', '.join(shown)} |")
     return "\n".join(rows)
