@@ -68,8 +68,6 @@ class OptionHelp(griffe.Extension):
         """Griffe has read a field."""
         if isinstance(attr.value, griffe.ExprCall) and str(attr.value.function) == "option":
             arguments = attr.value.arguments
-            if isinstance(arguments[0], griffe.ExprVarKeyword):
-                return  # option(**NAME), shared by two classes
             named = {one.name: one.value for one in arguments if isinstance(one, griffe.ExprKeyword)}
             if isinstance(named["help"], str):  # the source of a text
                 attr.docstring = griffe.Docstring(ast.literal_eval(named["help"]), parent=attr)

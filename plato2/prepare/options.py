@@ -13,25 +13,6 @@ from plato2.prepare.clean import CleanRules, Policy
 Background = Literal["ignore", "context"]
 
 
-# Options of `prepare reddit`, too.
-WITHOUT: dict[str, Any] = {
-    "factory": list,
-    "help": "Evaluation sets: training samples that have to do with their texts are removed.",
-}
-WITHOUT_WORDS: dict[str, Any] = {
-    "default": 13,
-    "help": "Words in a row that a sample may not share with an evaluation set.",
-    "ge": 1,
-}
-WITHOUT_SIMILARITY: dict[str, Any] = {
-    "default": 0.8,
-    "help": "Jaccard index of runs of three words from which a sample is a near-duplicate of a text.",
-    "ge": 0,
-    "le": 1,
-    "means": {0: "none is"},
-}
-
-
 @dataclass
 class PrepareOptions:
     """All that decides what `prepare` writes.
@@ -91,9 +72,20 @@ class PrepareOptions:
         "0: none.",
     )
     test_dialogues: int | None = option(None, help="Number of test dialogues, instead of a share.", ge=1)
-    without: list[str] = option(**WITHOUT)
-    without_words: int = option(**WITHOUT_WORDS)
-    without_similarity: float = option(**WITHOUT_SIMILARITY)
+    without: list[str] = option(
+        factory=list,
+        help="Evaluation sets: training samples that have to do with their texts are removed.",
+    )
+    without_words: int = option(
+        13, help="Words in a row that a sample may not share with an evaluation set.", ge=1
+    )
+    without_similarity: float = option(
+        0.8,
+        help="Jaccard index of runs of three words from which a sample is a near-duplicate of a text.",
+        ge=0,
+        le=1,
+        means={0: "none is"},
+    )
     seed: int = option(11, help="Seeds the order of the samples.")
     strict: bool = option(False, help="Stop at the first broken record, instead of counting it.")
     force: bool = option(False, help="Replace an existing prepared corpus.")

@@ -389,12 +389,14 @@ def test_the_verb(models: dict[str, Path], tmp_path: Path) -> None:
     for bad, message in (
         (["--k", "0"], "--k 0: give whole numbers"),
         (["--length", "tokens"], "--length tokens"),
-        (["--rank", "coherence", "--backward", "x"], "give --evaluation"),
         (["--data", tmp_path / "no"], "no"),
     ):
         done = CliRunner().invoke(app, ["evaluate", "selection", str(file), *map(str, bad)])
         assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.output
         assert message in done.stderr
+    done = CliRunner().invoke(app, ["evaluate", "selection", str(file), "--rank", "backward"])
+    assert done.exit_code == 2
+    assert done.stderr.endswith("error: --rank backward: backward needs a model; give --backward\n")
 
 
 def test_rivals_choose_beside_ours(models: dict[str, Path], tmp_path: Path) -> None:

@@ -98,8 +98,8 @@ def commands(study: Study) -> dict[str, tuple[Path, list[object]]]:
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)  # files that have a name by default
+def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))  # files that have a name by default
 
 
 SPOILT: dict[str, Callable[[bytes], bytes]] = {

@@ -306,7 +306,6 @@ def test_a_release_without_recognition_head_gives_no_posterior(pairs: Path, tmp_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{pairs}"], "give --generation, --evaluation or both"),
         (["{pairs}x", "--generation", "{model}"], "pairs.tsvx: no such file"),
         (["{pairs}", "--generation", "{model}x"], "no such run folder, checkpoint or model folder"),
         (["{pairs}", "--generation", "{model}", "--out", "{pairs}"], "the input file itself"),

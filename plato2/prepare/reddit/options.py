@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from plato2.config import UserError, check_options, expand_path, option
-from plato2.prepare.options import WITHOUT, WITHOUT_SIMILARITY, WITHOUT_WORDS
 from plato2.prepare.reddit.rules import LANGUAGES, RedditRules, check_language
 from plato2.prepare.reddit.threads import Orphans
 
@@ -74,9 +73,20 @@ class RedditOptions:
         None, help="First day (UTC) of responses that are for test and not for validation; needs valid_from."
     )
     test_samples: int = option(200_000, help="At most this many test samples, drawn from all of these.", ge=1)
-    without: list[str] = option(**WITHOUT)
-    without_words: int = option(**WITHOUT_WORDS)
-    without_similarity: float = option(**WITHOUT_SIMILARITY)
+    without: list[str] = option(
+        factory=list,
+        help="Evaluation sets: training samples that have to do with their texts are removed.",
+    )
+    without_words: int = option(
+        13, help="Words in a row that a sample may not share with an evaluation set.", ge=1
+    )
+    without_similarity: float = option(
+        0.8,
+        help="Jaccard index of runs of three words from which a sample is a near-duplicate of a text.",
+        ge=0,
+        le=1,
+        means={0: "none is"},
+    )
     shard_nodes: int = option(32_768, help="Comments per shard, on average.", ge=1)
     on_broken: OnBroken = option(
         "stop", help="At a line or file that cannot be read: stop, or skip and count."
