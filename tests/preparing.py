@@ -14,6 +14,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -265,11 +266,14 @@ def fatten(path: Path, to: Path) -> Path:
     return to
 
 
-def tolerant_glob(folder: Path) -> list[Path]:
-    try:
-        return [path for path in folder.iterdir() if path.exists()]
-    except OSError:
-        return []
+def bytes_in(folder: Path) -> int:
+    """Of the files of a folder, which may come and go meanwhile."""
+    total = 0
+    with suppress(OSError):
+        for path in folder.iterdir():
+            with suppress(OSError):
+                total += path.stat().st_size
+    return total
 
 
 def assert_adds_up(folder: Path) -> None:

@@ -251,7 +251,7 @@ def test_from_a_corpus_to_results_and_again(
     multiref.write_text("\n".join(map(json.dumps, several)) + "\n", encoding="utf-8")
     results = tmp_path / "results"
     words = ["--data", corpus, "--out", tmp_path / "out", "--results", results, "--multiref", multiref]
-    words += ["--budget-tokens", 0.01, "--probe-steps", 2, "--contexts", 3, "--starts", 2, "--utterances", 3]
+    words += ["--budget-tokens", 0.01, "--probe-steps", 2, "--contexts", 3, "--starts", 2, "--utterances", 6]
 
     def started(*rows: str) -> dict[str, Any]:
         monkeypatch.setattr(sys, "argv", ["rivals.py", *map(str, words), "--rows", *rows])
