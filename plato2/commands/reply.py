@@ -102,11 +102,9 @@ def reply(
         raise UserError("give a message to answer, or --contexts with a file of them")
     if (contexts is None) != (out is None):
         raise UserError("--contexts and --out go together: give both")
-    if generation is other is None:
-        generation = small()
+    generation = small() if generation is other is None else generation
     if generation is None:
-        float32 = precision == "float32"
-        check_is_plato(decode, rank=rank, safety=safety, precision=None if float32 else precision)
+        check_is_plato(decode, rank=rank, safety=safety, precision=precision != "float32" and precision)
     checks = load_safety(safety, safety_input, safety_output)
     given = (generation, evaluation, backward, other, "", decode, device, precision, rank, checks)
     if contexts is not None and out is not None:

@@ -125,8 +125,7 @@ def self_chat(
     for option, value in of_two.items():
         if value and generation2 is other2 is None:
             raise UserError(f"{option}: there is only one model; give --generation2 too")
-    if generation is other is None:
-        generation = small()
+    generation = small() if generation is other is None else generation
     if generation is generation2 is None:
         check_is_plato(decode, rank=rank, precision=precision if precision != "float32" else None)
     # After the options are checked: importing torch takes seconds.
