@@ -26,12 +26,14 @@ from plato2.data.selection import read_selection
 from plato2.data.tokenizer import Tokenizer
 from plato2.runs.folder import RunFolder
 from plato2.runs.saved import read_metrics
+from plato2.talk.selection import selection_figures
 from plato2.weights.export import export_folder
-from plato2.weights.folder import read_saved, saved_tokenizer
+from plato2.weights.folder import load_evaluation, read_saved, saved_tokenizer
 from plato2.weights.model_folder import model_path
 
 HERE = Path(__file__).parent
 MODEL = HERE.parents[1] / "plato2" / "weights" / SMALL
+CONTROLS = runpy.run_path(str(HERE.parent / "evening" / "controls.py"))["controls"]
 TABLES = runpy.run_path(str(HERE / "tables.py"))
 CONTEXTS, CHOICES, REPLIES, STARTS = 100, 1000, 200, 50
 """Contexts whose latents are heard; that are chosen for; that are answered; self-chats."""
@@ -124,6 +126,16 @@ def perplexity(scores: Path) -> dict[str, float]:
     return {"value": round(math.exp(nats / n_tokens), 2), "n_tokens": n_tokens, "left_out": left_out}
 
 
+def controls(data: Path) -> dict[str, dict[str, float]]:
+    """What the evaluation model finds on texts that were spoilt on purpose (experiments/evening/controls.py)."""
+    network, chosen = load_evaluation(SMALL), read_selection(data, CHOICES, "test")
+    found = {name: selection_figures(network, spoilt) for name, spoilt in CONTROLS(chosen).items()}
+    return {
+        name: {key: round(figures[key], 4) for key in ("pair_acc", "p1", "p1_matched")}
+        for name, figures in found.items()
+    }
+
+
 def trained(run: Path) -> dict[str, Any]:
     """What a run cost, and what its last validation found."""
     lineage, last = RunFolder(run).lineage(), {}
@@ -169,6 +181,7 @@ def main() -> None:
         "n_parameters": sum(one.numel() for one in parameters),
         "runs": {run.parent.name.partition("-")[2]: trained(run) for run in given.runs},
         **measure(given.data, given.work),
+        "controls": controls(given.data),
     }
     for run in results["runs"].values():
         run["config"]["data"]["path"] = "data/chitchat_64"

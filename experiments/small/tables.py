@@ -59,3 +59,12 @@ def training(results: dict[str, Any]) -> str:
         shown = [f"{label} {found[key]:.{digits}f}" for key, label, digits in VALIDATED if key in found]
         rows.append(f"| `{stage}` | {run['steps']:,} | {run['cpu_s'] / 60:.0f} | {', '.join(shown)} |")
     return "\n".join(rows)
+
+
+def controls(results: dict[str, Any]) -> str:
+    """What the evaluation model finds on texts that were spoilt."""
+    rows = ["| texts | pair accuracy | P@1 of 10 | P@1, one length |", "| --- | ---: | ---: | ---: |"]
+    for name, found in results["controls"].items():
+        shown = (f"{found[key]:.3f}" for key in ("pair_acc", "p1", "p1_matched"))
+        rows.append(f"| {name} | {' | '.join(shown)} |")
+    return "\n".join(rows)
