@@ -127,7 +127,7 @@ def perplexity(scores: Path) -> dict[str, float]:
 
 
 def controls(data: Path) -> dict[str, dict[str, float]]:
-    """What the evaluation model finds on texts that were spoilt on purpose (experiments/evening/controls.py)."""
+    """What the evaluation model finds on texts that were spoilt (experiments/evening/controls.py)."""
     network, chosen = load_evaluation(SMALL), read_selection(data, CHOICES, "test")
     found = {name: selection_figures(network, spoilt) for name, spoilt in CONTROLS(chosen).items()}
     return {
