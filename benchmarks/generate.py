@@ -114,7 +114,7 @@ class Bench:
         ours = statistics.median(seconds["plato2"])
         self.ratios[f"{precision}_over_huggingface"] = min(rivals.values())
         self.ratios[f"{precision}_time_over_bounds"] = round(ours / sum(bounds.values()), 3)
-        medians = {f"{name}_s": round(statistics.median(values), 4) for name, values in seconds.items()}
+        medians = {f"{name}_s": round(statistics.median(values), 6) for name, values in seconds.items()}
         self.parts[precision] = {**medians, "over": rivals, "bounds": bounds}
 
     def huggingface(self, attention: str, precision: str) -> Callable[[], Any]:
@@ -217,7 +217,7 @@ class Bench:
     def _compare(self, name: str, seconds: dict[str, list[float]], slow: str, fast: str) -> None:
         self.ratios[name] = median_ratio(seconds[slow], seconds[fast])
         self.parts[name] = {
-            f"{side}_s": round(statistics.median(values), 4) for side, values in seconds.items()
+            f"{side}_s": round(statistics.median(values), 6) for side, values in seconds.items()
         }
 
 

@@ -266,18 +266,19 @@ class _RowwiseNll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target_ids: Tensor) -> Tensor:
         log_total = torch.cat([rows.float().logsumexp(dim=-1) for rows in logits.split(ROWS_AT_ONCE)])
-        ctx.save_for_backward(logits, target_ids, log_total)
+        ctx.save_for_backward(logits, target_ids)
         return log_total - logits.gather(1, target_ids[:, None])[:, 0].float()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        logits, target_ids, log_total = ctx.saved_tensors
+        logits, target_ids = ctx.saved_tensors
         result = torch.empty_like(logits)
-        columns = (target_ids[:, None], log_total[:, None], grads[0][:, None])
+        columns = (target_ids[:, None], grads[0][:, None])
         parts = zip(*(x.split(ROWS_AT_ONCE) for x in (result, logits, *columns)), strict=True)
-        for out, rows, target, total, grad in parts:
-            # d nll / d logits = softmax - one-hot of the target
-            slope = rows.to(torch.float32, copy=True).sub_(total).exp_().mul_(grad)
+        for out, rows, target, grad in parts:
+            # d nll / d logits = softmax - one-hot of the target; exp(rows - log_total) would be less exact,
+            # since a float32 near 60 is known to 4e-6, and take 1.4 times as long.
+            slope = rows.softmax(dim=-1, dtype=torch.float32).mul_(grad)
             out.copy_(slope.scatter_add_(1, target, -grad))
         return result, None
 
