@@ -20,7 +20,7 @@ from typer.core import TyperCommand
 
 from plato2.commands import joined_lines, option_names, print_error
 from plato2.config import UserError, in_typed_words
-from plato2.runs.parallel import cpu_flags, cpu_info
+from plato2.runs.parallel import cpu_flags, cpu_name
 
 Target = tuple[Literal[">=", "<="], float]
 Say = Callable[[str], None]
@@ -63,10 +63,9 @@ def met(value: float | None, target: Target) -> bool | None:
 
 def machine() -> dict[str, Any]:
     """The machine that was measured."""
-    names = [line.split(":", 1)[1].strip() for line in cpu_info() if line.startswith("model name")]
     shown = ("amx", "avx512_bf16", "avx512f", "avx2", "bf16")
     return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cpu": cpu_name() or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "flags": sorted(flag for flag in cpu_flags() if flag.startswith(shown)),
         "threads": torch.get_num_threads(),

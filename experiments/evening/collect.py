@@ -1,18 +1,22 @@
-"""Every validation of the evening's runs, in one file.
+"""The evening's runs in one file: every validation, times, and what the scripts beside this one measured.
 
-    python experiments/evening/collect.py RUN [RUN ...]
+    python experiments/evening/collect.py --minutes N FOLDER RUN [RUN ...]
 
-RUN is a run folder. Writes results.json beside this file.
+FOLDER has mixture.json, controls.json and report.json (run.sh), RUN is a run folder. Writes results.json
+beside this file.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from plato2.runs.folder import RunFolder
+from plato2.runs.parallel import cpu_name
 from plato2.runs.saved import read_metrics
 
 HERE = Path(__file__).parent
@@ -33,28 +37,39 @@ def validations(run: Path) -> list[dict[str, float]]:
     ]
 
 
+def collected(path: Path) -> dict[str, Any]:
+    """A run: where it came from, its time and its validations."""
+    lineage = RunFolder(path).lineage()
+    ended = (path / "lineage.json").stat().st_mtime  # written for the last time when the run ends
+    config = lineage["config"] | {"output_dir": "outputs", "init_from": "auto"}  # where it ran helps nobody
+    return {
+        "status": lineage["status"],
+        "parent": (lineage["parent"] or {}).get("sha256"),
+        "minutes": round((ended - datetime.fromisoformat(lineage["created"]).timestamp()) / 60, 1),
+        "config": config | {"data": config["data"] | {"path": "data/chitchat_64"}},
+        "validations": validations(path),
+    }
+
+
 def main() -> None:
-    """Collects what the runs logged."""
+    """Collects what the runs logged and what was measured of them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--minutes", type=float, required=True, help="what all of run.sh took until then")
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    found: dict[str, Any] = {}
-    for path in parser.parse_args().runs:
-        lineage = RunFolder(path).lineage()
-        parent = lineage["parent"] or {}
-        name = path.parent.name
-        found[f"{name} {path.name}" if name in found else name] = {
-            "status": lineage["status"],
-            "parent": parent.get("sha256"),
-            "git": lineage["git"],
-            "packages": lineage["packages"],
-            "config": lineage["config"],
-            "validations": validations(path),
-        }
-    for run in found.values():  # where it ran is of no use to others
-        run["config"].update(output_dir="outputs", init_from="auto")
-        run["config"]["data"]["path"] = "data/chitchat_64"
+    given = parser.parse_args()
+    report = json.loads((given.folder / "report.json").read_text(encoding="utf-8"))
+    lineage = RunFolder(given.runs[0]).lineage()
+    about = {name: lineage[name] for name in ("git", "packages", "python")}
+    found = {
+        "about": about | {"cpu": cpu_name(), "cores": os.cpu_count(), "minutes": given.minutes},
+        "runs": {path.parent.name: collected(path) for path in given.runs},
+        "latents": report["latents"],
+    }
+    for name in ("mixture", "controls"):
+        found[name] = json.loads((given.folder / f"{name}.json").read_text(encoding="utf-8"))
     (HERE / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,11 +1,16 @@
 #!/usr/bin/env bash
-# From nothing to results.json, mixture.json and controls.json: about three hours on two CPU cores.
+# From nothing to results.json and the tables of README.md, which says how long it took.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-export RUN_ID=evening
+export RUN_ID=evening PYTHONPATH=.
 python train.py experiment=evening
+
 runs=(outputs/tiny-1_coarse/evening-0 outputs/tiny-2_gen/evening-1 outputs/tiny-2_eval_dual/evening-2 outputs/tiny-2_eval/evening-3)
-export PYTHONPATH=.
-python experiments/evening/collect.py "${runs[@]}"
-python experiments/evening/mixture.py --data data/chitchat_64 --json experiments/evening/mixture.json "${runs[@]:0:2}"
-python experiments/evening/controls.py --data data/chitchat_64 --json experiments/evening/controls.json "${runs[@]:2}"
+data=data/chitchat_64 out=outputs/evening
+mkdir -p $out
+python experiments/evening/mixture.py --data $data --json $out/mixture.json "${runs[@]:0:2}"
+python experiments/evening/controls.py --data $data --json $out/controls.json "${runs[@]:2}"
+plato2 report --data $data --coarse "${runs[0]}" --generation "${runs[1]}" --latent-contexts 100 --contexts 0 --json \
+    > $out/report.json
+python experiments/evening/collect.py --minutes "$((SECONDS / 60))" $out "${runs[@]}"
+python experiments/tables.py

@@ -18,7 +18,7 @@ import numpy as np
 
 from plato2.config import UserError
 from plato2.evaluate.human.formats import Item, Rating, Tasks
-from plato2.evaluate.judge import Match, Outcome, Side
+from plato2.evaluate.judge import Match, Outcome, Side, judge_figures
 
 TURNS = 10
 """Of a dialogue between people, as many as a self-chat has (section 3.2)."""
@@ -97,7 +97,13 @@ def shuffled_control(outcomes: Sequence[Outcome]) -> Control:
     tied, told = len(outcomes) - won - lost, "below" if passed else "not below"
     text = f"people's dialogues beat shuffled ones {won} times, lost {lost} times, tied {tied} times"
     text += f" (sign test p = {p:.2g}, {told} {SHUFFLED_P:g})"
-    return Control("shuffled", passed, text, {"won": won, "lost": lost, "n": len(outcomes), "p": p})
+    figures = {"won": won, "lost": lost, "n": len(outcomes), "p": p}
+    figures["consistency"] = sum(one.is_consistent for one in outcomes) / len(outcomes)
+    text += f"; its verdicts in both orders agree for {figures['consistency']:.0%} of the pairs"
+    if (first := judge_figures(outcomes)["first"].value) is not None:
+        figures["first"] = first
+        text += f", and {first:.0%} of those that decide prefer what stands first"
+    return Control("shuffled", passed, text, figures)
 
 
 def readable_control(outcomes: Sequence[Outcome]) -> Control:

@@ -504,7 +504,9 @@ def requeue() -> None:
 
 
 def provenance() -> dict[str, Any]:
-    """Git state of the working tree, versions of what computes, and the machine."""
+    """Git state of the working tree, versions of what computes, the machine and its processor."""
+    from plato2.runs.parallel import cpu_name  # with torch, which looking at runs does not need
+
     versions = {}
     for package in PACKAGES:
         try:
@@ -516,6 +518,7 @@ def provenance() -> dict[str, Any]:
         "packages": versions,
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "cpu": cpu_name(),
         "created": now().isoformat(),
     }
 

