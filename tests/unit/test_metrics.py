@@ -123,6 +123,17 @@ def test_the_stage_logs_the_usage_and_warns_of_a_z_that_says_nothing(posterior: 
     assert not stage.latent_usage.mass.any()
 
 
+def test_a_single_latent_has_a_share() -> None:
+    stage = make_stage("2_gen", n_latent=1)
+    stage._trainer = SimpleNamespace(sanity_checking=True, global_step=0)
+    logged: dict[str, Any] = {}
+    stage.log_metrics = logged.update
+    stage.latent_usage.update(torch.ones(3, 1))
+    stage.on_validation_epoch_end()
+    assert logged["val/z_usage_00"] == 1.0
+    assert logged["val/z_mutual_information"] == 0.0
+
+
 # ------------------------------------------------------------------------------------------------- distinct-n
 
 
