@@ -579,7 +579,7 @@ def options() -> argparse.Namespace:
     add("--evaluation", type=Path, help="a run of stage 2.2 that chooses which z is said; else log p(r|c,z)")
     add("--steps", type=int, default=1000, help="optimizer steps of each run")
     add("--samples", type=int, default=1000, help="test samples whose response gets a probability")
-    add("--contexts", type=int, default=150, help="contexts of each set that get candidates")
+    add("--contexts", type=int, default=120, help="contexts of each set that get candidates")
     add("--heard", type=int, default=100, help="test contexts on which it is heard what each z says")
     add("--seed", type=int, default=0, help="of weights, order of samples, and sampling")
     add("--out", type=Path, default=Path("outputs/latents"), help="where runs and replies are kept")

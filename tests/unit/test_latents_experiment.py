@@ -214,6 +214,7 @@ class Bags:
         return counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
 
 
+@pytest.mark.slow
 def test_from_a_stage_1_to_results_and_again(
     latents: ModuleType, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
