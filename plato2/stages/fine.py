@@ -123,12 +123,13 @@ class FineGeneration(Stage):
         super().on_validation_epoch_end()
         usage = self.latent_usage.compute()
         self.latent_usage.reset()
+        shares = usage.shares.reshape(-1)  # (K,): torchmetrics makes a number of a single one
         self.log_metrics(
             {
                 "val/z_mutual_information": usage.mutual_information,
                 "val/z_effective": usage.effective,
                 "val/z_in_use": usage.in_use,
-                **{f"val/z_usage_{latent:02d}": share for latent, share in enumerate(usage.shares)},
+                **{f"val/z_usage_{latent:02d}": share for latent, share in enumerate(shares)},
             }
         )
         # Both, because each misses the other's case: uniform posteriors have K effective latents that say
@@ -137,8 +138,8 @@ class FineGeneration(Stage):
         if useless and not self.trainer.sanity_checking:
             rank_zero_warn(
                 f"step {self.global_step}: z says next to nothing about the response "
-                f"({usage.mutual_information:.2f} of at most {math.log(len(usage.shares)):.2f} nats, "
-                f"{usage.effective:.1f} of {len(usage.shares)} latents in effect used), so the candidates "
+                f"({usage.mutual_information:.2f} of at most {math.log(len(shares)):.2f} nats, "
+                f"{usage.effective:.1f} of {len(shares)} latents in effect used), so the candidates "
                 "for a context differ only by sampling. Early in training that is usual; if it persists, a "
                 "lower optim.lr, a longer warmup or a better stage-1 model helps."
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
-from units import make_stage
+from units import MODEL, make_stage
 
 from plato2.metrics import choice, distinct_n, wilson
 from plato2.stages.metrics import IN_USE, Calibration, LatentUsage, TermMeans, fit_logistic
@@ -121,6 +122,18 @@ def test_the_stage_logs_the_usage_and_warns_of_a_z_that_says_nothing(posterior: 
     assert logged["val/loss"] == 4.0  # nll + bow; that of any latent is only shown
     assert float(logged["val/ppl"]) == float(logged["val/ppl_uniform"]) == pytest.approx(math.exp(2))
     assert not stage.latent_usage.mass.any()
+
+
+def test_a_single_latent_has_a_share() -> None:
+    stage = make_stage("2_gen", replace(MODEL, n_latent=1))
+    stage._trainer = SimpleNamespace(sanity_checking=True, global_step=0)
+    stage.validation_means.update({term: torch.tensor([2.0]) for term in stage.validation_means.terms})
+    logged: dict[str, Any] = {}
+    stage.log_metrics = logged.update
+    stage.latent_usage.update(torch.ones(3, 1))
+    stage.on_validation_epoch_end()
+    assert logged["val/z_usage_00"] == 1.0
+    assert logged["val/z_mutual_information"] == 0.0
 
 
 # ------------------------------------------------------------------------------------------------- distinct-n
