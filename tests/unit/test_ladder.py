@@ -72,7 +72,7 @@ def test_every_size_composes(ladder: Any, tmp_path: Path, capsys: pytest.Capture
     for size in (ladder.FITTED | ladder.HELD_OUT).values():
         ladder.plato2.train(*ladder.overrides(size, size.rate, 2400, 0, given), "plan=true")
         total = ladder.parameters(size, 8001)["with"]
-        assert f"{total:,}" in capsys.readouterr().out
+        assert f"{total:,}" in "".join(capsys.readouterr())
 
 
 @pytest.fixture(scope="module")
