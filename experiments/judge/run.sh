@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 starts=${1:-50} utterances=${2:-6} controls=${3:-48}
 out=outputs/judge
-export PYTHONPATH=.
+export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p $out
 [ -e $out/smollm2/model.safetensors ] || python experiments/rivals/smollm2.py $out/smollm2
 head -n "$starts" plato2/lists/starts_en.txt > $out/starts.txt

@@ -147,6 +147,7 @@ def run(
     return make
 
 
+@pytest.mark.slow
 def test_from_a_corpus_to_results(
     experiment: ModuleType, run: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -230,8 +230,8 @@ def test_a_judge_that_takes_the_first_is_withheld(
     assert found["systems"] == {}
     assert found["details"]["withheld"] == [
         "people's dialogues beat shuffled ones 0 times, lost 0 times, tied 24 times "
-        "(sign test p = 1, not below 0.01); its verdicts in both orders agree for 0% of the pairs, and 100% of "
-        "those that decide prefer what stands first"
+        "(sign test p = 1, not below 0.01); its verdicts in both orders agree for 0% of the pairs, and 100% "
+        "of those that decide prefer what stands first"
     ]
 
 

@@ -88,6 +88,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare(options, show_progress=False)
 
 
+@pytest.mark.slow
 def test_the_whole(ladder: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full, size = ladder.overrides, ladder.Size
 

@@ -269,6 +269,7 @@ def options(models: dict[str, Path], *names: str) -> list[object]:
 
 
 @pytest.mark.usefixtures("_quick")
+@pytest.mark.slow
 def test_the_whole_of_table_1(
     data: Path, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,6 +366,7 @@ def test_what_is_said_before() -> None:
 
 
 @pytest.mark.usefixtures("_quick")
+@pytest.mark.slow
 def test_the_whole_of_table_5(
     data: Path, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
