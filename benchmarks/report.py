@@ -20,7 +20,8 @@ from typer.core import TyperCommand
 
 from plato2.commands import joined_lines, option_names, print_error
 from plato2.config import UserError, in_typed_words
-from plato2.runs.parallel import cpu_flags, cpu_name
+from plato2.runs.folder import cpu_name
+from plato2.runs.parallel import cpu_flags
 
 Target = tuple[Literal[">=", "<="], float]
 Say = Callable[[str], None]

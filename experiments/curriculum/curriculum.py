@@ -435,11 +435,10 @@ def made_with() -> dict[str, Any]:
     import torch
 
     from plato2.runs.folder import provenance
-    from plato2.runs.parallel import best_precision, cpu_info
+    from plato2.runs.parallel import best_precision
 
-    names = (line.partition(":")[2].strip() for line in cpu_info() if line.startswith("model name"))
     return {
-        **provenance(), "cpu": next(names, ""), "threads": torch.get_num_threads(),
+        **provenance(), "threads": torch.get_num_threads(),
         "precision": best_precision("cpu"), "cpu_s_of_this_call": round(time.process_time(), 1),
     }  # fmt: skip
 

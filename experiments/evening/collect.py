@@ -15,8 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from plato2.runs.folder import RunFolder
-from plato2.runs.parallel import cpu_name
+from plato2.runs.folder import RunFolder, cpu_name
 from plato2.runs.saved import read_metrics
 
 HERE = Path(__file__).parent

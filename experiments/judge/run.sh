@@ -12,7 +12,7 @@ mkdir -p $out
 [ -e $out/smollm2/model.safetensors ] || python experiments/rivals/smollm2.py $out/smollm2
 head -n "$starts" plato2/lists/starts_en.txt > $out/starts.txt
 
-chat() { plato2 self-chat --starts $out/starts.txt --utterances "$utterances" --out "$@"; }
+chat() { python -m plato2 self-chat --starts $out/starts.txt --utterances "$utterances" --out "$@"; }
 chat $out/coherence.jsonl
 chat $out/forward.jsonl --rank forward
 chat $out/smollm2.jsonl --speaker "hf:$out/smollm2,max_tokens=48"
@@ -29,7 +29,7 @@ done
 
 judge() { # NAME PORT MODEL
     for question in engagingness coherence; do
-        plato2 evaluate judge coherence=$out/coherence.jsonl forward=$out/forward.jsonl smollm2=$out/smollm2.jsonl \
+        python -m plato2 evaluate judge coherence=$out/coherence.jsonl forward=$out/forward.jsonl smollm2=$out/smollm2.jsonl \
             --url "http://127.0.0.1:$2/v1" --model "$3" --max-tokens 128 --parallel 2 --timeout-s 300 \
             --question $question --controls "$controls" --pairs 30 \
             --answers "$out/$1-$question.answers.jsonl" --out "$out/$1-$question.json"

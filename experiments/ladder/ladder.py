@@ -28,7 +28,7 @@ from law import Law, coverage, fit, intervals, power_law
 import plato2
 from plato2.data.shards import read_index, read_shard
 from plato2.files import replace_text
-from plato2.runs.folder import RunFolder, provenance
+from plato2.runs.folder import RunFolder, cpu_name, provenance
 from plato2.runs.saved import read_metrics
 
 HERE = Path(__file__).parent
@@ -195,14 +195,6 @@ def parameters(size: Size, vocabulary: int) -> dict[str, int]:
         named = {name: parameter.numel() for name, parameter in Backbone(config).named_parameters()}
     rest = sum(n for name, n in named.items() if not name.startswith(TABLES))
     return {"without": rest, "with": sum(named.values())}
-
-
-def cpu_name() -> str:
-    """What Linux calls the CPU; empty elsewhere."""
-    from plato2.runs.parallel import cpu_info
-
-    lines = (line.partition(":")[2].strip() for line in cpu_info() if line.startswith("model name"))
-    return next(lines, "")
 
 
 def make(given: argparse.Namespace) -> dict[str, Any]:

@@ -44,7 +44,6 @@ from plato2.evaluate.scores import WIDTH, Encoder, Kept, unwatched
 from plato2.metrics import distinct_n
 from plato2.model.networks import GenerationNetwork
 from plato2.runs.folder import RunFolder, provenance
-from plato2.runs.parallel import cpu_info
 from plato2.runs.saved import read_metrics
 from plato2.runs.start import warm_start
 from plato2.stages.fine import COLLAPSED_BELOW, SILENT_BELOW, FineGeneration
@@ -608,7 +607,6 @@ def make(given: argparse.Namespace) -> dict[str, Any]:
         for of, asked in sets.items()
     }
     heard = {name: hear(models[name], given, folder, name) for name in LATENTS}
-    cpu = next((line.partition(": ")[2] for line in cpu_info() if line.startswith("model name")), "")
     return {
         "asked": {
             name: value is not None if name in ("multiref", "evaluation") else value
@@ -617,7 +615,6 @@ def make(given: argparse.Namespace) -> dict[str, Any]:
         },
         "made_with": {
             **provenance(),
-            "cpu": cpu,
             "threads": torch.get_num_threads(),
             "cpu_s": {
                 "training with validations": round(trained_s, 1),

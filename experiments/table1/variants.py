@@ -20,7 +20,6 @@ from plato2.config import UserError
 from plato2.files import replace_text
 from plato2.random import draw_key
 from plato2.runs.folder import provenance
-from plato2.runs.parallel import cpu_info
 from plato2.runs.saved import checkpoint_step, read_metrics
 from plato2.talk.speaker import weights_hash
 from plato2.weights.folder import checkpoint_file, load_evaluation, load_generation, read_saved
@@ -139,8 +138,7 @@ def write_configs(runs: Mapping[str, Path], folder: Path) -> None:
 
 def machine() -> dict[str, Any]:
     """Git commit, versions, and what this runs on."""
-    names = (line.partition(":")[2].strip() for line in cpu_info() if line.startswith("model name"))
-    return provenance() | {"cpu": next(names, ""), "threads": torch.get_num_threads()}
+    return provenance() | {"threads": torch.get_num_threads()}
 
 
 def record(path: Path, seed: int, found: dict[str, Any]) -> None:

@@ -505,8 +505,6 @@ def requeue() -> None:
 
 def provenance() -> dict[str, Any]:
     """Git state of the working tree, versions of what computes, the machine and its processor."""
-    from plato2.runs.parallel import cpu_name  # with torch, which looking at runs does not need
-
     versions = {}
     for package in PACKAGES:
         try:
@@ -521,6 +519,18 @@ def provenance() -> dict[str, Any]:
         "cpu": cpu_name(),
         "created": now().isoformat(),
     }
+
+
+def cpu_info() -> list[str]:
+    """What Linux says of the CPUs; empty on other systems."""
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def cpu_name() -> str:
+    """The CPU's model, as Linux has it; empty on other systems."""
+    names = (line.partition(":")[2].strip() for line in cpu_info() if line.startswith("model name"))
+    return next(names, "")
 
 
 def _git_state() -> dict[str, Any] | None:

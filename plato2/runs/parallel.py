@@ -1,11 +1,11 @@
 """Precision and processes: what the hardware does well, and how many there are."""
 
 import os
-from pathlib import Path
 
 import torch
 
 from plato2.config import UserError
+from plato2.runs.folder import cpu_info
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 """Lightning's names of what plato2 trains on."""
@@ -30,18 +30,6 @@ def cpu_flags() -> set[str]:
         if line.startswith(("flags", "Features")):
             return set(line.split(":", 1)[1].split())
     return set()
-
-
-def cpu_info() -> list[str]:
-    """What Linux says of the CPUs; empty on other systems."""
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-
-
-def cpu_name() -> str:
-    """The CPU's model, as Linux has it; empty on other systems."""
-    names = (line.partition(":")[2].strip() for line in cpu_info() if line.startswith("model name"))
-    return next(names, "")
 
 
 def n_ranks(devices: int | str | list[int], num_nodes: int) -> int:
