@@ -488,7 +488,7 @@ class RunConfig:
     resume: str = "auto"
     """`auto` resumes an unfinished run of the same config, `never` starts a new one; or a run folder."""
     run_id: str | None = None
-    """Name of the run folder; default: RUN_ID, else SLURM_JOB_ID, else the time."""
+    """Name of the run folder; default: RUN_ID, else the Slurm job's id, else the time."""
     output_dir: str = "outputs"
     """Runs are written to `<output_dir>/<name>/<run_id>/`."""
     name: str = "run"

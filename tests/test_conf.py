@@ -89,6 +89,7 @@ def test_no_group_is_forgotten() -> None:
         "logger",
         "experiment",
         "sweep",
+        "hydra",  # tests/test_slurm.py
     }
     assert {path.name for path in CONF.iterdir() if path.is_dir()} - {"local"} == tested
     assert options("model") == sorted(MODELS)

@@ -41,7 +41,15 @@ DOCUMENTS += [ROOT / folder / "README.md" for folder in ("benchmarks", "experime
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 STAGES = ("1_coarse", "2_gen", "2_eval")
 HYDRA_FLAGS = {"--help", "--cfg", "--info", "--config-dir", "-m"}
-OTHER_PROGRAMS = {"--signal"}  # Slurm's
+OTHER_PROGRAMS = {  # Slurm's
+    "--signal",
+    "--requeue",
+    "--nodes",
+    "--ntasks-per-node",
+    "--open-mode",
+    "--dependency",
+    "--kill-on-invalid-dep",
+}
 BENCHMARKS = ("train", "generate", "serve", "prepare")
 
 

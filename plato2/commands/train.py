@@ -13,7 +13,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import sys
 import time
 from dataclasses import fields
@@ -45,11 +44,19 @@ from plato2.config import (
     UserError,
     did_you_mean,
     expand_path,
+    install,
 )
 from plato2.files import replace_text
 from plato2.formats import JSON_BYTES, Closed, parse
 from plato2.runs.build import check_keys
-from plato2.runs.console import Stopped, is_first_process, print_any_text, say, signals_stop_at_once
+from plato2.runs.console import (
+    WARNINGS,
+    Stopped,
+    is_first_process,
+    print_any_text,
+    say,
+    signals_stop_at_once,
+)
 from plato2.runs.keys import help_text, nearest_key, options_with
 from plato2.runs.train import Job, Trained, train
 
@@ -252,6 +259,12 @@ def read_sweep(path: Path) -> SweepRecord:
 class Sweep(Callback):
     """Gives the jobs of a sweep one name, resumes an interrupted one, prints its results."""
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """A launcher starts the jobs of a sweep: without one, this machine would train, a login node."""
+        if not str(config.hydra.launcher._target_).endswith(".BasicLauncher"):
+            launcher = config.hydra.runtime.choices["hydra/launcher"]
+            fail(f"hydra/launcher={launcher}: starts the jobs of a sweep, also of a single job; add -m")
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Finds the newest unfinished sweep of the same command, else starts a new one.
 
@@ -348,6 +361,8 @@ def explain(error: Exception, conf: Path) -> str:
     left_out = ("To append to", "reference_type", "object_type")
     told = " ".join(" ".join(line.strip() for line in lines if not line.strip().startswith(left_out)).split())
     where = "(--help lists groups, options and keys, --cfg job prints their values)"
+    if "hydra/launcher/submitit_slurm'" in told:
+        return f"hydra/launcher=slurm needs hydra-submitit-launcher: {install('slurm')}"
     unknown = re.search(r"Key '[^']*' (?:is )?not in .*full_key: (\S+)", told)
     if unknown:
         return f"{unknown[1]}: no such key; {meant(unknown[1], conf)} {where}"
@@ -393,6 +408,21 @@ def fail(sentence: str) -> NoReturn:
     raise SystemExit(2)
 
 
+def leave(stop: Stopped) -> NoReturn:
+    """Ends what a signal stopped before it trained, or after.
+
+    Raises:
+        SystemExit: with the code of `stop`.
+    """
+    logging.disable(logging.INFO)  # torch, half imported, would print statistics at its end
+    say("stopped: nothing was being trained; the same command starts again, or resumes")
+    if stop.number in WARNINGS:
+        from plato2.runs.folder import requeue
+
+        requeue()
+    raise SystemExit(stop.code)
+
+
 def refuse_unknown_flags(words: list[str], conf: Path) -> None:
     """Refuses what Hydra would answer with a page of usage; keys are given without dashes.
 
@@ -431,8 +461,13 @@ def flags_first(words: list[str]) -> list[str]:
 def main(config: DictConfig) -> float | None:
     """Runs one job; a user's mistake is one line and exit code 2."""
     try:
-        found = train_composed(config)
+        with (
+            signals_stop_at_once()
+        ):  # a launcher's job does not come from `command_line`, and has others' handlers
+            found = train_composed(config)
         return found.value if found else None
+    except Stopped as stop:
+        leave(stop)
     except UserError as error:
         fail(str(error))
     except OmegaConfBaseException as error:  # a value that is missing, found when it is needed
@@ -526,13 +561,7 @@ def command_line(conf: Path = CONF) -> None:
     except UserError as error:
         fail(str(error))
     except Stopped as stop:
-        logging.disable(logging.INFO)  # torch, half imported, would print statistics at its end
-        say("stopped: nothing was being trained; the same command starts again, or resumes")
-        if stop.number == signal.SIGUSR1 and is_first_process():
-            from plato2.runs.folder import requeue
-
-            requeue()
-        raise
+        leave(stop)
     except (HydraException, OmegaConfBaseException) as error:
         fail(explain(error, conf))
     except ValueError as error:
@@ -551,4 +580,6 @@ def command_line(conf: Path = CONF) -> None:
 
 
 if __name__ == "__main__":
-    command_line()
+    from plato2.commands.train import command_line as command_line_of_the_module
+
+    command_line_of_the_module()  # a launcher sends its jobs the name of `main`: not __main__'s

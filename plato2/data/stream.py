@@ -37,7 +37,7 @@ Step: TypeAlias = dict[str, Any]
 """{"units": [unit, ...], "position": (3,)}; without position in validation."""
 
 START = Position()
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 VALID_SEED = 0
 """Masks, negatives and noise of validation are the same for every seed and every epoch."""
 

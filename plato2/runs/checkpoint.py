@@ -19,7 +19,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from plato2.config import UserError
 from plato2.files import file_sha256, read_sha256, sync, write_sha256
-from plato2.runs.console import STOP_SIGNALS
+from plato2.runs.console import STOP_SIGNALS, WARNINGS
 
 
 class Checkpoints(Checkpoint):
@@ -32,8 +32,9 @@ class Checkpoints(Checkpoint):
     Weights, optimizer, schedule, step and data position are in it; all random numbers are functions of seed
     and step, so there is no state of theirs.
 
-    SIGTERM, Ctrl-C, and SIGUSR1 as Slurm sends it before the time is up, stop the run after the step at hand
-    (and its validation) on all ranks together, whichever of them got it. A second Ctrl-C stops at once.
+    SIGTERM, Ctrl-C, and SIGUSR1 or SIGUSR2 as Slurm sends them before the time is up, stop the run after the
+    step at hand (and its validation) on all ranks together, whichever of them got it. A second Ctrl-C stops
+    at once.
 
     Args:
         folder: where to write.
@@ -124,8 +125,9 @@ class Checkpoints(Checkpoint):
         either = trainer.strategy.reduce_boolean_decision(late or self.stop_signal is not None, all=False)
         if either:  # rarely: one exchange per step is enough
             self.stopping = trainer.strategy.reduce_boolean_decision(self.stop_signal is not None, all=False)
-            if self.stopping and self.stop_signal is None:
-                self.stop_signal = signal.SIGTERM
+            warned = trainer.strategy.reduce_boolean_decision(self.stop_signal in WARNINGS, all=False)
+            if self.stopping and self.stop_signal is None:  # another rank's; the first one has to know which
+                self.stop_signal = signal.SIGUSR1 if warned else signal.SIGTERM
         return either
 
     def save(self, trainer: pl.Trainer, best: bool = False) -> None:

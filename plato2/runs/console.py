@@ -14,8 +14,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""What stops a run; SIGUSR1 is how Slurm says that the time is nearly up."""
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
+"""How Slurm says that time is nearly up (`--signal=USR1@180`; submitit takes USR2): the job is to go on."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, *WARNINGS)
+"""What stops a run."""
 
 
 class Stopped(SystemExit):

@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -35,7 +36,7 @@ from plato2.bounded import read_file
 from plato2.config import Use, UserError, dotted
 from plato2.files import file_sha256, locked, replace_text
 from plato2.formats import JSON_BYTES, Count, Open, Sha256, parse
-from plato2.runs.console import is_first_process, say
+from plato2.runs.console import STOP_SIGNALS, is_first_process, say
 from plato2.runs.saved import best_value, checkpoint_step, last_metrics
 
 if TYPE_CHECKING:  # reading a run needs no torch
@@ -226,8 +227,8 @@ def choose_run(
 ) -> tuple[RunFolder, bool]:
     """Decides which folder a command writes to.
 
-    The name is `run_id`, else RUN_ID, else SLURM_JOB_ID (a requeued job finds its folder; a further command
-    of the job, with another configuration, gets `<job>-2`), else the time.
+    The name is `run_id`, else RUN_ID, else the Slurm job's (a requeued job finds its folder; a further
+    command of the job, with another configuration, gets `<job>-2`), else the time.
 
     Args:
         output_dir: the folder of all runs.
@@ -250,7 +251,7 @@ def choose_run(
             )
         return run, False
     named = run_id or os.environ.get("RUN_ID")
-    folder, job, several = output_dir / name, os.environ.get("SLURM_JOB_ID"), _several_processes()
+    folder, job, several = output_dir / name, slurm_job(), several_processes()
     if several and not named and (not job or resume == "never"):
         raise UserError(
             f"run_id: {several} processes need one name for their common folder; set run_id=NAME or the "
@@ -389,7 +390,7 @@ def _make(run: RunFolder, may_rename: bool) -> RunFolder:
     raise AssertionError("count has no end")
 
 
-def _several_processes() -> int:
+def several_processes() -> int:
     """How many processes torchrun or srun started together, if they did."""
     sizes = (("LOCAL_RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
     size = max(int(os.environ.get(size) or 1) if rank in os.environ else 1 for rank, size in sizes)
@@ -496,11 +497,46 @@ def failure_recorded(run: RunFolder) -> Iterator[None]:
         raise
 
 
+def slurm_job() -> str | None:
+    """The Slurm job that this process is part of, as Slurm's commands name it; None outside Slurm.
+
+    Of an array it is ARRAY_TASK: the last of its tasks has the SLURM_JOB_ID of the array, and to requeue that
+    would requeue all of them.
+    """
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
 def requeue() -> None:
-    """Puts this Slurm job back into the queue; it finds its folder by its job id. Nothing outside Slurm."""
-    job = os.environ.get("SLURM_JOB_ID")
-    if job:
-        subprocess.run(["scontrol", "requeue", job], check=True)
+    """Puts this Slurm job back into the queue, as the last thing that it does; nothing outside Slurm.
+
+    All its processes call this and end; the job finds its folder by its name or by its id. Neither Lightning
+    nor submitit requeues it as well: Lightning would resume from a checkpoint of its own, and submitit gives
+    up after a number of time limits.
+
+    Raises:
+        SystemExit: with 0, in all but the first process. One that fails may make Slurm kill the others
+            (KillOnBadExit), among them the first one, before it has asked for the requeue.
+    """
+    job = slurm_job()
+    if not job:
+        return
+    for number in STOP_SIGNALS:  # Slurm's answer is SIGTERM to all processes, which have nothing left to stop
+        signal.signal(number, signal.SIG_IGN)
+    if not is_first_process():
+        raise SystemExit(0)
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
+        problem = done.stderr.strip() if done.returncode else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        problem = str(error)
+    if problem:
+        say(
+            f"warning: job {job} is not back in the queue: scontrol requeue {job} failed ({problem}); submit "
+            "it again, with sbatch --requeue"
+        )
+    else:
+        say(f"job {job} is back in the queue")
 
 
 def provenance() -> dict[str, Any]:

@@ -18,7 +18,7 @@ import yaml
 
 from plato2.config import TrainConfig, UserError
 from plato2.runs.build import build, check_arguments, check_counts
-from plato2.runs.console import Stopped, is_first_process, quiet_lightning, say
+from plato2.runs.console import WARNINGS, Stopped, is_first_process, quiet_lightning, say
 
 if TYPE_CHECKING:  # heavy imports wait until something is trained: --help and tab completion stay fast
     import pytorch_lightning as pl
@@ -282,9 +282,10 @@ def nothing_left(keys: TrainConfig, run: RunFolder, checkpoint: Path, job: Job) 
     Raises:
         UserError: the run was known to be finished, and was named.
     """
+    from plato2.runs.folder import slurm_job
     from plato2.runs.saved import checkpoint_step, last_metrics
 
-    by_job = "SLURM_JOB_ID" in os.environ and not (keys.run_id or os.environ.get("RUN_ID"))
+    by_job = slurm_job() and not (keys.run_id or os.environ.get("RUN_ID"))
     if run.finished and not job.in_sweep and not by_job:
         key = f"trainer.max_steps={keys.trainer['max_steps']}"
         cure = "raise trainer.max_steps to continue it, or choose another run_id"
@@ -330,7 +331,7 @@ def fit(
         number = checkpoints.stop_signal or signal.SIGINT
         saved = f"step {checkpoints.saved_step} is saved" if run.last.exists() else "nothing is saved yet"
         say(f"stopped: {saved}; {same_command(keys, run)} resumes {run.path}")
-        if number == signal.SIGUSR1 and is_first_process():
+        if number in WARNINGS:
             requeue()
         raise SystemExit(128 + number) from None
     except MisconfigurationException as error:
@@ -406,6 +407,7 @@ def build_trainer(
     Raises:
         UserError: an argument that Lightning does not take, or hardware that is not there.
     """
+    from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     strategy = strategy_arguments(keys, job)
@@ -418,6 +420,8 @@ def build_trainer(
         "enable_model_summary": False,
         "use_distributed_sampler": False,
     }
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        fixed["plugins"] = [SLURMEnvironment(auto_requeue=False)]  # `requeue` does it
     node = {**fixed, **strategy, **keys.trainer, "_target_": "pytorch_lightning.Trainer"}
     try:
         return build(node, "trainer", callbacks=callbacks, logger=loggers or False, default_root_dir=run.path)
@@ -434,10 +438,12 @@ def strategy_arguments(keys: TrainConfig, job: Job) -> dict[str, Any]:
     Raises:
         UserError: a sweep that each of several processes would start again.
     """
+    from plato2.runs.folder import several_processes
     from plato2.runs.parallel import best_precision, n_ranks
 
     strategy = dict(keys.strategy)
-    if job.in_sweep and strategy.get("devices") != 1 and "LOCAL_RANK" not in os.environ:
+    started = "LOCAL_RANK" in os.environ or several_processes()
+    if job.in_sweep and strategy.get("devices") != 1 and not started:
         raise UserError(
             f"strategy.devices={strategy.get('devices')} in a sweep: every process would start it again; "
             "start it with torchrun or srun, use a Hydra launcher (hydra/launcher=...), or devices=1"

@@ -1,0 +1,189 @@
+"""hydra/launcher=slurm: the jobs of a sweep as Slurm jobs, a stage after the one that it starts from.
+
+hydra-submitit-launcher runs a job of a sweep inside Slurm, and brings its result back. It submits all of them
+as one array, though, which has no order: stages 2.1 and 2.2 would hold their GPUs while stage 1 is trained.
+Here they wait in the queue.
+
+Hydra looks for launchers in packages called hydra_plugins, and imports them at each start: nothing heavy at
+the top.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from plato2.config import UserError
+from plato2.runs.console import say
+
+if TYPE_CHECKING:
+    from submitit import AutoExecutor, Job
+
+
+class StagesInOrder(Launcher):
+    """Submits the jobs of a sweep; those that start from another one of it with `--dependency=afterok`.
+
+    Machines, processes and GPUs of a job are those of the group `strategy`.
+
+    Args:
+        params: conf/hydra/launcher/slurm.yaml.
+    """
+
+    def __init__(self, **params: Any) -> None:
+        self.params = params
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """What Hydra gives a launcher before `launch`."""
+        from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
+
+        self.hydra_context, self.config = hydra_context, config
+        self.inside = SlurmLauncher(**self.params)
+        self.inside.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        """Submits all jobs, and waits for them.
+
+        Raises:
+            UserError: Slurm does not take a job, or one failed.
+        """
+        try:
+            jobs = self.submit(job_overrides, initial_job_idx)
+        except (RuntimeError, ValueError) as error:  # submitit's, also of what sbatch says
+            problem = (str(error).strip() or repr(error)).splitlines()[-1]
+            raise UserError(
+                f"hydra/launcher=slurm: not submitted ({problem}); start this where sbatch works, and with "
+                "what your cluster asks for: hydra.launcher.partition=NAME, account, qos, ..."
+            ) from error
+        numbers = " ".join(job.job_id for job in jobs)
+        say(f"waiting for Slurm's jobs {numbers}; they go on without this command, scancel ends them")
+        return [result(job) for job in jobs]
+
+    def submit(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Job[JobReturn]]:
+        """Submits an array of jobs that start from none of the others, then one of those that do."""
+        executor = self.executor()
+        source = str(Path(__file__).parents[1])  # a job imports plato2 from here, whatever its folder is
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
+        submitted: dict[int, Job[JobReturn]] = {}
+        for numbers in in_order([self.stage_and_parent(overrides) for overrides in job_overrides]):
+            if submitted:
+                executor.update_parameters(
+                    slurm_dependency="afterok:" + ":".join(job.job_id for job in submitted.values())
+                )
+            given = [
+                (list(job_overrides[n]), "hydra.sweep.dir", initial_job_idx + n, "", Singleton.get_state())
+                for n in numbers
+            ]
+            jobs = executor.map_array(self, *zip(*given, strict=True))
+            submitted |= dict(zip(numbers, jobs, strict=True))
+        return [submitted[n] for n in sorted(submitted)]
+
+    def executor(self) -> AutoExecutor:
+        """What submits, with the resources of a job.
+
+        Raises:
+            UserError: resources that contradict the strategy, or a strategy that does not say them.
+        """
+        import submitit
+        from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
+
+        options: dict[str, Any] = OmegaConf.to_container(self.config.hydra.launcher, resolve=True)  # type: ignore
+        del options["_target_"]
+        strategy = self.config.strategy
+        devices = len(strategy.devices) if OmegaConf.is_list(strategy.devices) else strategy.devices
+        if not str(devices).isdecimal():
+            raise UserError(
+                f"strategy.devices={devices}: hydra/launcher=slurm has to ask Slurm for a number; give "
+                "strategy.devices=8, if a machine has 8"
+            )
+        asked = {
+            "nodes": ("num_nodes", int(strategy.get("num_nodes", 1))),
+            "tasks_per_node": ("devices", int(devices)),
+        }
+        for name, (key, value) in asked.items():
+            if options[name] not in (1, value):
+                raise UserError(
+                    f"hydra.launcher.{name}={options[name]}: it follows strategy.{key}={value}; give that"
+                )
+            options[name] = value
+        if strategy.accelerator != "cpu" and not (options["gres"] or options["gpus_per_task"]):
+            options["gpus_per_node"] = options["gpus_per_node"] or int(devices)
+        folder, timeouts = options.pop("submitit_folder"), options.pop("max_num_timeout")
+        executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=timeouts)
+        common = {field.name for field in fields(BaseQueueConf)}
+        executor.update_parameters(**{k if k in common else f"slurm_{k}": v for k, v in options.items()})
+        return executor
+
+    def stage_and_parent(self, overrides: Sequence[str]) -> tuple[str, str | None]:
+        """The stage of a job, and the one that `init_from=auto` starts it from."""
+        from plato2.runs.build import find
+        from plato2.runs.start import parent_stage
+
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        stage: Any = find(config.stage._target_, "stage._target_")
+        return stage.name, parent_stage(
+            stage.name, stage.warm_starts_from
+        ) if config.init_from == "auto" else None
+
+    def __call__(self, *arguments: Any) -> JobReturn:
+        """The job, inside Slurm.
+
+        Raises:
+            RuntimeError: it failed; submitit hands that on, and Slurm starts no job that waits for this one.
+        """
+        try:
+            done: JobReturn = self.inside(*arguments)
+        except SystemExit as end:
+            if end.code != 2:  # a signal's: the job is to go on
+                raise
+            raise RuntimeError("the line above that begins with `error: ` says why") from None
+        _ = done.return_value  # raises what the job raised
+        return done
+
+    def checkpoint(self, *arguments: Any) -> Any:
+        """What submitit starts after a signal that came before plato2 listened: the same."""
+        return self.inside.checkpoint(*arguments)
+
+
+def in_order(stages: Sequence[tuple[str, str | None]]) -> list[list[int]]:
+    """Numbers of the jobs, those first whose parent is not among the others.
+
+    Args:
+        stages: of each job its stage, and the one that it starts from.
+    """
+    waiting, groups = list(range(len(stages))), []
+    while waiting:
+        names = {stages[n][0] for n in waiting}
+        ready = [n for n in waiting if stages[n][1] not in names] or waiting
+        groups.append(ready)
+        waiting = [n for n in waiting if n not in ready]
+    return groups
+
+
+def result(job: Job[JobReturn]) -> JobReturn:
+    """What the first process of a job returned, when it is finished.
+
+    Raises:
+        UserError: it failed; with its last line of error.
+    """
+    from submitit.core.utils import UncompletedJobError
+
+    try:
+        return job.results()[0]
+    except UncompletedJobError:
+        log = job.paths.stderr
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+        said = (
+            [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+            or lines
+            or ["no log"]
+        )
+        raise UserError(f"Slurm's job {job.job_id} failed: {said[-1]}; all of its log: {log}") from None
