@@ -7,6 +7,7 @@ COPY pyproject.toml requirements.txt requirements-dev.txt README.md LICENSE ./
 RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu "$(grep '^torch==' requirements.txt)"
 COPY plato2 plato2
 COPY conf conf
+COPY hydra_plugins hydra_plugins
 RUN pip install --no-cache-dir -r requirements.txt -c requirements-dev.txt ".[serve]"
 
 RUN useradd --create-home plato2

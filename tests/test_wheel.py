@@ -40,7 +40,7 @@ def pip(*arguments: object) -> None:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # a build leaves files beside the source
-    for name in ("plato2", "conf"):
+    for name in ("plato2", "conf", "hydra_plugins"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "local"))
     shutil.copytree(
         ROOT / "benchmarks",
@@ -89,7 +89,7 @@ def run(site: Path, *arguments: object, expect: int = 0) -> str:
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     roots = {name.split("/")[0] for name in names}
-    assert {root for root in roots if not root.endswith(".dist-info")} == {"plato2"}
+    assert {root for root in roots if not root.endswith(".dist-info")} == {"plato2", "hydra_plugins"}
     assert "plato2/weights/knover_english/spm.model" in names
     packaged = {name for name in names if name.startswith("plato2/") and name.endswith(".py")}
     assert packaged == {str(file.relative_to(ROOT)) for file in (ROOT / "plato2").rglob("*.py")}
