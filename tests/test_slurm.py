@@ -228,8 +228,8 @@ def test_submitits_signal_saves_and_submitit_leaves_the_rest(
     assert "Caught signal" not in log.read_text()  # submitit's own handler
     more = [*long, f"trainer.max_steps={step + 2}"]
     subprocess.run(command(corpus, outputs, *more), cwd=ROOT, env=environment(), timeout=200, check=True)
-    Start(forks, corpus, whole, *more[3:], RUN_ID="a").finish()
-    assert_same(whole / "tiny-1_coarse" / "a", run)
+    Start(forks, corpus, whole, *more[3:]).finish()
+    assert_same(whole / "tiny-1_coarse" / "s", run)
 
 
 def wait_for(ready: Callable[[], object], seconds: float = 300) -> None:
