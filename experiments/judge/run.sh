@@ -21,9 +21,11 @@ servers=()
 trap '[ ${#servers[@]} = 0 ] || kill "${servers[@]}" 2> /dev/null || true' EXIT
 transformers serve --port 8771 --device cpu --dtype bfloat16 $out/smollm2 > $out/smollm2.log 2>&1 &
 servers+=($!)
-python experiments/judge/rule.py 8772 > $out/rule.log 2>&1 &
-servers+=($!)
-for port in 8771 8772; do # until it listens
+for rule in "words 8772" "coherence 8773"; do
+    python experiments/judge/rules.py $rule > "$out/${rule% *}.log" 2>&1 &
+    servers+=($!)
+done
+for port in 8771 8772 8773; do # until it listens
     timeout 120 bash -c "until (: < /dev/tcp/127.0.0.1/$port) 2> /dev/null; do sleep 1; done"
 done
 
@@ -35,7 +37,8 @@ judge() { # NAME PORT MODEL
             --answers "$out/$1-$question.answers.jsonl" --out "$out/$1-$question.json"
     done
 }
-judge rule 8772 rule
+judge words 8772 words
+judge coherence 8773 coherence
 judge smollm2 8771 $out/smollm2
 python experiments/judge/collect.py $out
 python experiments/tables.py

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 Results = dict[str, Any]
-NAMES = {"smollm2": "SmolLM2-135M-Instruct", "rule": "shared words (`rule.py`)"}
+NAMES = {"smollm2": "SmolLM2-135M-Instruct", "words": "shared words", "coherence": "coherence by `small`"}
 
 
 def controls(results: Results) -> str:
@@ -22,13 +22,24 @@ def controls(results: Results) -> str:
                     question,
                     f"{readable['unreadable']:.2f}",
                     f"{shuffled['won']}, {shuffled['lost']}, {tied}",
+                    f"{shuffled['won_by_shared_words']}",
                     f"{shuffled['p']:.2g}",
                     f"{shuffled['consistency']:.2f}",
                     f"{shuffled['first']:.2f}" if "first" in shuffled else "",
                     "withheld" if found["withheld"] else "shown",
                 ]
             )
-    head = ["judge", "question", "without a verdict", "won, lost, tied", "p", "consistent", "first", "table"]
+    head = [
+        "judge",
+        "question",
+        "without a verdict",
+        "won, lost, tied",
+        "won by shared words",
+        "p",
+        "consistent",
+        "first",
+        "table",
+    ]
     return _table(head, rows)
 
 

@@ -1,6 +1,7 @@
 """Whether a judge is to be believed: two controls that it passes on the spot, or its table is withheld.
 
-1. It prefers dialogues between people to the same dialogues with their utterances shuffled.
+1. It prefers dialogues between people to the same dialogues with their utterances shuffled, and finds them
+   more often than counting the words that neighbouring lines share does.
 2. Where people have voted, it may stand in for one of them: the alternative annotator test of Calderon,
    Reichart and Dror (ACL 2025, "The Alternative Annotator Test for LLM-as-a-Judge").
 """
@@ -8,6 +9,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -35,6 +37,8 @@ WINNING_RATE = 0.5
 """The share of people that a judge must be able to stand in for."""
 FEWEST_ITEMS = 30
 """Of one rater; with fewer the test is Wilcoxon's, not Student's, as in the paper."""
+_LONG_WORD = re.compile(r"[a-z']{4,}")
+"""All lines share words such as `the` and `you`."""
 Q = 0.05
 """False discovery rate over raters (Benjamini-Yekutieli)."""
 
@@ -86,24 +90,42 @@ def _by_people(name: str, turns: Sequence[str]) -> Side:
     return Side(name, tuple((place % 2 == 1, text) for place, text in enumerate(turns)))
 
 
+def shared_words(shown: Side) -> float:
+    """The mean share of long words in the lines that are judged which the line before has too, 0 to 1.
+
+    The simplest judge of coherence: it knows nothing of dialogue, and tells shuffled ones by their topic.
+    """
+    words = [set(_LONG_WORD.findall(text.lower())) for _, text in shown.lines]
+    shares = [
+        len(words[place] & words[place - 1]) / len(words[place])
+        for place, (judged, _) in enumerate(shown.lines)
+        if judged and place and words[place]
+    ]
+    return sum(shares) / len(shares) if shares else 0.0
+
+
 def shuffled_control(outcomes: Sequence[Outcome]) -> Control:
-    """Whether people's dialogues beat the shuffled ones by a sign test, ties left out."""
+    """Whether people's dialogues beat the shuffled ones.
+
+    By a sign test, ties left out; and more often than when words that neighbouring lines share are counted.
+    """
     from scipy.stats import binomtest
 
     won = sum(one.score == 1 for one in outcomes)
     lost = sum(one.score == 0 for one in outcomes)
     p = float(binomtest(won, won + lost, alternative="greater").pvalue) if won + lost else 1.0
-    passed = p < SHUFFLED_P
-    tied, told = len(outcomes) - won - lost, "below" if passed else "not below"
+    counted = sum(shared_words(one.match.left) > shared_words(one.match.right) for one in outcomes)
+    tied, told = len(outcomes) - won - lost, "below" if p < SHUFFLED_P else "not below"
     text = f"people's dialogues beat shuffled ones {won} times, lost {lost} times, tied {tied} times"
-    text += f" (sign test p = {p:.2g}, {told} {SHUFFLED_P:g})"
-    figures = {"won": won, "lost": lost, "n": len(outcomes), "p": p}
+    text += f" (sign test p = {p:.2g}, {told} {SHUFFLED_P:g}; by counting shared words they win {counted} "
+    text += f"times, {'fewer' if won > counted else 'not fewer'})"
+    figures = {"won": won, "lost": lost, "n": len(outcomes), "p": p, "won_by_shared_words": counted}
     figures["consistency"] = sum(one.is_consistent for one in outcomes) / len(outcomes)
     text += f"; its verdicts in both orders agree for {figures['consistency']:.0%} of the pairs"
     if (first := judge_figures(outcomes)["first"].value) is not None:
         figures["first"] = first
         text += f", and {first:.0%} of those that decide prefer what stands first"
-    return Control("shuffled", passed, text, figures)
+    return Control("shuffled", p < SHUFFLED_P and won > counted, text, figures)
 
 
 def readable_control(outcomes: Sequence[Outcome]) -> Control:

@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+import runpy
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small import ROOT
 from typer.testing import CliRunner
 
 from plato2.commands import app
@@ -27,6 +29,7 @@ from plato2.evaluate.judge import Match, Outcome, Side, matches, outcome, questi
 from plato2.evaluate.judge_controls import (
     alternative_annotator_test,
     people_control,
+    shared_words,
     shuffled_control,
     shuffled_matches,
     voted_matches,
@@ -230,8 +233,9 @@ def test_a_judge_that_takes_the_first_is_withheld(
     assert found["systems"] == {}
     assert found["details"]["withheld"] == [
         "people's dialogues beat shuffled ones 0 times, lost 0 times, tied 24 times "
-        "(sign test p = 1, not below 0.01); its verdicts in both orders agree for 0% of the pairs, and 100% "
-        "of those that decide prefer what stands first"
+        "(sign test p = 1, not below 0.01; by counting shared words they win 0 times, not fewer); "
+        "its verdicts in both orders agree for 0% of the pairs, and 100% of those that decide prefer what "
+        "stands first"
     ]
 
 
@@ -551,6 +555,21 @@ def test_a_judge_that_guesses_fails_the_first_control() -> None:
     assert passed <= 6
 
 
+def test_a_judge_has_to_know_more_than_shared_words() -> None:
+    """With 20 of 24 decided for people by the words that lines share, 20 are not enough, and 21 are."""
+    on_topic = Side("human", ((False, "I like green apples"), (True, "Green apples are sour")))
+    off = Side("shuffled", ((False, "I like green apples"), (True, "My house is tall")))
+    assert (shared_words(on_topic), shared_words(off)) == (2 / 3, 0.0)  # `are` is too short, `sour` is new
+    told = [Match(str(n), str(n), on_topic, off) for n in range(20)]
+    told += [Match(str(n), str(n), off, on_topic) for n in range(20, 24)]
+    for won, passed in ((20, False), (21, True)):
+        verdicts = [("first", "second")] * won + [("second", "first")] * (24 - won)
+        found = shuffled_control([outcome(*both) for both in zip(told, verdicts, strict=True)])
+        assert (found.figures["won"], found.figures["won_by_shared_words"]) == (won, 20)
+        assert found.figures["p"] < 0.01
+        assert found.passed is passed
+
+
 def item(name: str, **changes: Any) -> Item:
     shown = [
         Shown(
@@ -666,3 +685,17 @@ def test_questions_asked_at_once_are_each_kept_once(tmp_path: Path, serve: Calla
         assert next(counted) == len({answers.key(messages) for messages in asked})
     with kept_answers(tmp_path / "a.jsonl", Endpoint(config)) as answers:
         assert answers.missing(asked) == []
+
+
+def test_the_judges_of_the_experiment_answer_as_an_api_does() -> None:
+    fastapi_client = pytest.importorskip("fastapi.testclient").TestClient
+    rules = runpy.run_path(str(ROOT / "experiments" / "judge" / "rules.py"))
+    client = fastapi_client(rules["api"](shared_words))
+    on_topic = Side("a", ((False, "I like green apples"), (True, "Green apples are sour")))
+    off = Side("b", ((False, "I like green apples"), (True, "My house is tall")))
+    both = questions(Match("0", "0", off, on_topic), "coherence")
+    said = [
+        client.post("/v1/chat/completions", json={"messages": list(asked)}).json()["choices"][0]["message"]
+        for asked in both
+    ]
+    assert [verdict(one["content"]) for one in said] == ["second", "first"]
