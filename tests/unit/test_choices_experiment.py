@@ -49,8 +49,8 @@ def test_every_variant_fits_the_configuration(choices: ModuleType) -> None:
         stage = built[name][1]
         assert (stage.hparams["recognition_head"], stage.hparams["bow_head"]) == (recognition, bow)
     ours, theirs = built["small_first"][0], built["small_first_batch-1024_3e-4"][0]
-    for tokens in (lambda keys: keys.trainer.max_steps, lambda keys: keys.optim.warmup_steps):
-        assert tokens(ours) * ours.optim.batch_tokens == tokens(theirs) * theirs.optim.batch_tokens
+    for steps in (lambda keys: keys.trainer["max_steps"], lambda keys: keys.optim.warmup_steps):
+        assert steps(ours) * ours.optim.batch_tokens == steps(theirs) * theirs.optim.batch_tokens
     assert ours.optim.lr == theirs.optim.lr
 
 
