@@ -1,17 +1,19 @@
-"""What takes stage 2.2 off its plateau: trains one variant after the other, then draws and records curves.
+"""Choices of stages 2.2 and 2.1: trains one variant after the other, then records and draws their curves.
 
     python experiments/choices/choices.py --parent RUN --small RUN --data DIR  # all that are not finished
     python experiments/choices/choices.py --parent RUN --small RUN --data DIR first
+    python experiments/choices/choices.py --parent RUN --small RUN --data DIR knover paper
     python experiments/choices/choices.py --only-draw
 
-Each variant is a run of train.py with a name, so the script can be stopped and started again at any time.
+Each variant of variants.yaml is a run of train.py with a name, so the script can be stopped and started again
+at any time.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
+import math
 import os
 import subprocess
 import sys
@@ -21,12 +23,19 @@ from typing import Any
 import matplotlib
 import yaml
 
+from plato2.runs.parallel import cpu_info
+from plato2.runs.saved import read_metrics
+
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-SHOWN = ("coherence_acc", "pair_acc", "p1", "mrr", "pair_acc_matched", "p1_matched", "rce", "contrast", "mlm")
+CHOOSING = ("coherence_acc", "pair_acc", "p1", "mrr", "pair_acc_matched", "p1_matched")
+LOSSES = ("rce", "contrast", "mlm", "nll", "ppl", "nll_uniform", "ppl_uniform", "bow")
+LATENTS = ("z_mutual_information", "z_effective", "z_in_use", "z_entropy")
+SHOWN = (*CHOOSING, *LOSSES, *LATENTS)
+"""What is kept of a validation; docs/train.md explains each figure."""
 
 
 def finished(run: Path) -> bool:
@@ -37,40 +46,93 @@ def finished(run: Path) -> bool:
 
 def train(name: str, overrides: list[str], common: list[str], out: Path) -> None:
     """Trains a variant to its end; one that is finished is left alone."""
-    if finished(out / "runs" / name):
+    run = out / "runs" / name
+    if finished(run):
         return
-    command = [sys.executable, "train.py", "stage=2_eval", *common, *overrides]
+    command = [sys.executable, "train.py", *common, *overrides]
     command += [f"output_dir={out}", "name=runs", f"run_id={name}"]
     print("+", " ".join(command[1:]), flush=True)
     paths = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))  # heads_and_negatives.py
     subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": paths})
+    (run / "machine.json").write_text(json.dumps(machine()) + "\n", encoding="utf-8")
+
+
+def machine() -> dict[str, str]:
+    """What a variant is trained on, as far as its own record does not say."""
+    models = (line.partition(":")[2].strip() for line in cpu_info() if line.startswith("model name"))
+    return {"cpu": next(models, ""), "threads": os.environ.get("OMP_NUM_THREADS", "")}
 
 
 def curve(run: Path) -> list[dict[str, float]]:
     """What each validation measured, with the samples and CPU seconds until then."""
     steps: dict[int, dict[str, float]] = {}
-    with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            steps.setdefault(int(row["step"]), {})[row["metric"]] = float(row["value"])
+    for step, metric, value in read_metrics(run / "metrics.csv"):
+        steps.setdefault(step, {})[metric] = value
     points, logged = [], 0
     for step, row in sorted(steps.items()):
         if "perf/samples" in row:
             logged = step
-        if "val/coherence_acc" in row:
+        found = {name: round(row[f"val/{name}"], 4) for name in SHOWN if f"val/{name}" in row}
+        if found:
             # Validated between two logged steps: at the pace until the last one of them.
             at, pace = steps[logged], step / logged
             samples, cpu_s = (at[f"perf/{name}"] * pace for name in ("samples", "cpu_s"))
-            spent = {"samples": round(samples), "cpu_s": round(cpu_s, 1)}
-            found = {name: round(row[f"val/{name}"], 4) for name in SHOWN if f"val/{name}" in row}
-            points.append({"step": step, **spent, **found})
+            points.append({"step": step, "samples": round(samples), "cpu_s": round(cpu_s, 1), **found})
     return points
 
 
 def baseline(run: Path) -> dict[str, float]:
     """The figures of shared words on the same contexts."""
-    with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["metric"].startswith("val/overlap_")]
-    return {row["metric"].removeprefix("val/overlap_"): round(float(row["value"]), 4) for row in rows}
+    begin = "val/overlap_"
+    rows = read_metrics(run / "metrics.csv")
+    return {name.removeprefix(begin): round(value, 4) for _, name, value in rows if name.startswith(begin)}
+
+
+def perplexity(run: Path) -> float | None:
+    """The lowest of a stage 1, which is that of its best checkpoint; None where its figures are gone."""
+    file = run / "metrics.csv"
+    found = [value for _, name, value in read_metrics(file) if name == "val/ppl"] if file.exists() else []
+    return round(min(found), 2) if found else None
+
+
+def record(results: dict[str, Any], part: dict[str, Any], runs: Path) -> None:
+    """Puts what is known of each finished variant beside those that are there.
+
+    Args:
+        results: a part of results.json, with `variants`.
+        part: the same part of variants.yaml.
+        runs: the folder of the variants.
+    """
+    results["common"] = part["common"]
+    for name, overrides in part["variants"].items():
+        run = runs / name
+        if not finished(run):
+            continue
+        lineage = json.loads((run / "lineage.json").read_text())
+        parent = lineage["parent"] or {"sha256": None, "run": None}
+        found = {
+            "overrides": overrides,
+            "parent": parent["sha256"],
+            "git": lineage["git"],
+            "packages": lineage["packages"],
+            "curve": curve(run),
+        }
+        if "ppl" in found["curve"][-1] and parent["run"]:  # what it compares with
+            found["parent_ppl"] = perplexity(Path(parent["run"]))
+        if (run / "machine.json").exists():
+            found["machine"] = json.loads((run / "machine.json").read_text())
+        results["variants"][name] = found
+        keep_config(run)
+
+
+def keep_config(run: Path) -> None:
+    """Copies the resolved configuration of a run to config/, without the places where it ran."""
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    config |= {"output_dir": "outputs/choices", "init_from": "auto"}
+    config["data"]["path"] = f"data/{Path(config['data']['path']).name}"
+    (HERE / "config").mkdir(exist_ok=True)
+    text = yaml.safe_dump(config, sort_keys=False)
+    (HERE / "config" / f"{run.name}.yaml").write_text(text, encoding="utf-8")
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -81,7 +143,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
             axis = axes[row, column]
             for number, (variant, found) in enumerate(results["variants"].items()):
                 points = found["curve"]
-                style = "-" if variant.startswith("first") else "--"
+                style = "--" if variant.startswith("dual") else "-"
                 axis.plot(
                     [p[spent] for p in points],
                     [p.get(name) for p in points],
@@ -104,6 +166,36 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def draw_writing(results: dict[str, Any], path: Path) -> None:
+    """What stage 2.1 is worth and what its z says, over the steps."""
+    shown = {
+        "ppl": "perplexity, z from the posterior",
+        "ppl_uniform": "perplexity, z uniform",
+        "z_mutual_information": "mutual information of z, nats",
+        "z_effective": "latents in effect",
+        "z_in_use": "latents with 2 % or more",
+    }
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7.5))
+    for axis, (name, title) in zip(axes.flat, shown.items(), strict=False):
+        for number, (variant, found) in enumerate(results["variants"].items()):
+            points = found["curve"]
+            style = "--" if "seed" in variant else "-"
+            steps, values = [p["step"] for p in points], [p[name] for p in points]
+            axis.plot(steps, values, style, color=f"C{number}", marker=".", label=variant)
+        axis.set_xlabel("steps")
+        axis.set_title(title)
+    for found in results["variants"].values():
+        if found.get("parent_ppl"):
+            axes[0, 1].axhline(found["parent_ppl"], color="black", linestyle=":", linewidth=1)
+    axes[0, 2].set_ylim(0, math.log(20))
+    axes[1, 2].legend(*axes[0, 0].get_legend_handles_labels(), fontsize=9, loc="center")
+    axes[1, 2].set_axis_off()
+    note = "dotted: stage 1; dashed: another seed; mutual information is at most log 20"
+    figure.text(0.01, 0.005, note, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     """Trains what is not finished, then records everything that is."""
     parser = argparse.ArgumentParser(
@@ -118,28 +210,24 @@ def main() -> None:
     given = parser.parse_args()
     plan = yaml.safe_load((HERE / "variants.yaml").read_text(encoding="utf-8"))
     out = given.out.absolute()
-    for name, overrides in plan["variants"].items():
-        if not given.only_draw and (not given.begins or name.startswith(tuple(given.begins))):
-            common = [*plan["common"], f"init_from={given.parent}", f"data.path={given.data}"]
-            places = {"runs": out / "runs", "data": given.data, "parent": given.parent, "small": given.small}
-            train(name, [text.format(**places) for text in overrides], common, out)
-    results: dict[str, Any] = {"common": plan["common"], "overlap": {}, "variants": {}}
+    places = {"runs": out / "runs", "data": given.data, "parent": given.parent, "small": given.small}
+    for part in (plan, plan["writing"]):
+        common = [*part["common"], f"init_from={given.parent}", f"data.path={given.data}"]
+        for name, overrides in part["variants"].items():
+            if not given.only_draw and (not given.begins or name.startswith(tuple(given.begins))):
+                train(name, [text.format(**places) for text in overrides], common, out)
+    results: dict[str, Any] = {"common": [], "overlap": {}, "variants": {}, "writing": {"variants": {}}}
     if (HERE / "results.json").exists():  # also variants that are no longer planned
-        results |= json.loads((HERE / "results.json").read_text()) | {"common": plan["common"]}
-    for name, overrides in plan["variants"].items():
-        run = out / "runs" / name
-        if finished(run):
-            lineage = json.loads((run / "lineage.json").read_text())
-            results["overlap"] = baseline(run)
-            results["variants"][name] = {
-                "overrides": overrides,
-                "parent": (lineage["parent"] or {}).get("sha256"),
-                "git": lineage["git"],
-                "packages": lineage["packages"],
-                "curve": curve(run),
-            }
+        results |= json.loads((HERE / "results.json").read_text())
+    record(results, plan, out / "runs")
+    record(results["writing"], plan["writing"], out / "runs")
+    for name in plan["variants"]:
+        if finished(out / "runs" / name):
+            results["overlap"] = baseline(out / "runs" / name)
     (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     draw(results, HERE / "curves.png")
+    if results["writing"]["variants"]:
+        draw_writing(results["writing"], HERE / "writing.png")
 
 
 if __name__ == "__main__":

@@ -21,12 +21,12 @@ from typing import Any
 import tokenizers
 import torch
 import transformers
+from plan import RATE
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from plato2.data.shards import read_index, read_shard
 from plato2.data.tokenizer import EOS_ID, PAD_ID, UNK_ID, Tokenizer
 
-LEARNING_RATE = 1e-3
 BATCH_SAMPLES = 64
 """About 4,250 tokens: as near to the 4,096 of the other rows as a round number comes."""
 WARM_UP = 0.05
@@ -138,7 +138,7 @@ def perplexity(model: Any, samples: Sequence[Sample]) -> float:
 
 
 def train(
-    data: str | Path, out: Path, steps: int, seed: int, rate: float = LEARNING_RATE, bf16: bool = False
+    data: str | Path, out: Path, steps: int, seed: int, rate: float = RATE, bf16: bool = False
 ) -> dict[str, Any]:
     """Trains to the last step, or goes on with it; what is finished is left alone.
 
@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
     parser.add_argument("--steps", type=int, required=True, help="optimizer steps")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rate", type=float, default=LEARNING_RATE, help="highest learning rate")
+    parser.add_argument("--rate", type=float, default=RATE, help="highest learning rate")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     given = parser.parse_args()
     print(json.dumps(train(given.data, given.out, given.steps, given.seed, given.rate, given.bf16)))

@@ -2,7 +2,7 @@
 
 `results.json` has for each budget its seeds, their means, and the differences of DIFFERENCES.
 `scores/BUDGET-seed-N.json` has the scores of each context, which these differences are made of, so a seed
-can be added at any time. Table and figure are drawn from results.json alone.
+can be added at any time. Tables (tables.py) and figure are made from results.json alone.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from plan import DIFFERENCES, ROWS, RUNS, SMOLLM2
+from tables import BY_CONTEXT, LABELS, OF_ALL, OF_CHATS, SETS
 
 from plato2.config import UserError
 from plato2.files import lock_file, locked, replace_text
@@ -29,21 +30,6 @@ if TYPE_CHECKING:
 Scores = dict[str, list[float | None]]
 """Measure -> its value for each context or self-chat, in the order of the file; None where there is none."""
 
-BY_CONTEXT = {
-    "chrf": "chrF",
-    "similarity": "similarity",
-    "best_chrf": "chrF, best of 20",
-    "best_similarity": "similarity, best of 20",
-    "coverage": "coverage",
-}
-"""Against the references of the context: chrF with the best of them, cosine with the nearest, and the share
-of them that some of 20 candidates is near."""
-OF_ALL = {"matched_2": "distinct-2", "candidates_self_bleu": "self-BLEU of candidates", "length": "words"}
-"""Of all replies together, from `plato2 evaluate replies`."""
-OF_CHATS = {"repeated_3": "trigrams said before"}
-SETS = {"dailydialog": "DailyDialog, several references", "chitchat": "chitchat's test split, one reference"}
-LABELS = {**BY_CONTEXT, **OF_ALL, **OF_CHATS}
-BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 DIGITS = 4
 
 
@@ -230,6 +216,28 @@ def means(seeds: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def check_asked(results: Path, budget: str, seed: int, asked: Mapping[str, Any]) -> None:
+    """Refuses a seed that would not compare with those that are recorded; before it is trained.
+
+    Args:
+        results: the folder of results.json.
+        budget: its name.
+        seed: which.
+        asked: what all seeds of a budget must have in common.
+
+    Raises:
+        UserError: another seed was asked something else.
+    """
+    file = results / "results.json"
+    found = json.loads(file.read_text("utf-8")) if file.exists() else {"budgets": {}}
+    for other, there in found["budgets"].get(budget, {"seeds": {}})["seeds"].items():
+        if other != str(seed) and there["asked"] != asked:
+            raise UserError(
+                f"{file}: seed {other} of {budget} was asked {there['asked']}, this one {asked}; give the "
+                "same options, or another folder as --results"
+            )
+
+
 def record(results: Path, budget: str, seed: int, made: dict[str, Any]) -> None:
     """Puts a seed into results.json and scores/, beside what is there; the same seed is replaced.
 
@@ -248,16 +256,12 @@ def record(results: Path, budget: str, seed: int, made: dict[str, Any]) -> None:
     made = {key: value for key, value in made.items() if key != "scores"}
     with locked(lock_file(file), file):
         found = json.loads(file.read_text("utf-8")) if file.exists() else {"budgets": {}}
-        found["percent"] = {
-            row: {name: RUNS[name].percent for name in it.charged} for row, it in ROWS.items()
+        found["rows"] = {
+            row: {"label": it.label, "percent": {name: RUNS[name].percent for name in it.charged}}
+            for row, it in ROWS.items()
         }
         there = found["budgets"].setdefault(budget, {"seeds": {}})
-        for other, seed_there in there["seeds"].items():
-            if other != str(seed) and seed_there["asked"] != made["asked"]:
-                raise UserError(
-                    f"{file}: seed {other} of {budget} was asked {seed_there['asked']}, this one "
-                    f"{made['asked']}; give the same options, or another folder as --results"
-                )
+        check_asked(results, budget, seed, made["asked"])
         (results / "scores").mkdir(exist_ok=True)
         line = json.dumps(scores, separators=(",", ":")) + "\n"
         replace_text(results / "scores" / f"{budget}-seed-{seed}.json", line)
@@ -268,75 +272,12 @@ def record(results: Path, budget: str, seed: int, made: dict[str, Any]) -> None:
         replace_text(file, json.dumps(found, indent=1) + "\n")
 
 
-# ------------------------------------------------------------------------------------------ table and figure
+# ---------------------------------------------------------------------------------------------------- figure
 
 
 def draw(results: Path) -> None:
-    """Writes the tables into README.md, and the figure, of what results.json has."""
-    found = json.loads((results / "results.json").read_text("utf-8"))
-    readme = results / "README.md"
-    if readme.exists():
-        before, _, rest = readme.read_text("utf-8").partition(BEGIN)
-        _, _, after = rest.partition(END)
-        replace_text(readme, f"{before}{BEGIN}\n\n{tables(found)}\n{END}{after}")
-    picture(found, results / "figure.png")
-
-
-def tables(found: Mapping[str, Any]) -> str:
-    """The results in Markdown, budget by budget."""
-    return "\n".join(part for name, there in found["budgets"].items() for part in budget_tables(name, there))
-
-
-def budget_tables(name: str, there: Mapping[str, Any]) -> list[str]:
-    """The tables of a budget: each set, the self-chats among the first, then differences."""
-    unit, _, amount = name.partition("-")
-    what = "CPU minutes" if unit == "cpu" else "million tokens of text"
-    seeds = there["seeds"]
-    parts = [f"### {amount} {what} a row, {len(seeds)} seed{'s' * (len(seeds) > 1)}\n"]
-    for chosen, label in SETS.items():
-        columns = [
-            m for m in (*BY_CONTEXT, *OF_ALL) if any(m in r.get(chosen, {}) for r in there["means"].values())
-        ]
-        if not columns:
-            continue
-        heads = ["row", "CPU minutes", "million tokens", *(LABELS[m] for m in columns), *OF_CHATS.values()]
-        lines = [f"{label}:\n", f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) - 1)]
-        for row, figures in there["means"].items():
-            charged = figures.get("charged", {})
-            cells = [charged.get("cpu_minutes"), charged.get("million_tokens")]
-            cells += [figures.get(chosen, {}).get(m) for m in columns] + [
-                figures.get("chats", {}).get(m) for m in OF_CHATS
-            ]
-            name = f"({row}) {ROWS[row].label}" if row in ROWS else f"{row}, apart"
-            lines.append(f"| {name} | {' | '.join('' if c is None else number(c) for c in cells)} |")
-        parts.append("\n".join(lines) + "\n")
-    if there["differences"]:
-        lines = [
-            "| difference | of | value | 95 % interval | each seed |",
-            "| --- | --- | ---: | --- | --- |",
-        ]
-        for pair, sets in there["differences"].items():
-            one, _, other = pair.partition(" - ")
-            for chosen, measured in sets.items():
-                for m, d in measured.items():
-                    of = LABELS[m] + ("" if chosen == "chats" else f", {chosen}")
-                    by_seed = ", ".join("" if v is None else signed(v) for v in d["seeds"])
-                    interval = f"{signed(d['low'])} to {signed(d['high'])}"
-                    lines.append(
-                        f"| ({one}) - ({other}) | {of} | {signed(d['value'])} | {interval} | {by_seed} |"
-                    )
-        parts.append("\n".join(lines) + "\n")
-    return parts
-
-
-def number(value: float) -> str:
-    """A figure of a table."""
-    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
-
-
-def signed(value: float) -> str:
-    """A difference."""
-    return f"{value:+.2f}" if abs(value) >= 1 else f"{value:+.3f}"
+    """Draws the figure of what results.json has."""
+    picture(json.loads((results / "results.json").read_text("utf-8")), results / "figure.png")
 
 
 def picture(found: Mapping[str, Any], path: Path) -> None:

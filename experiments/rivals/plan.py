@@ -75,6 +75,10 @@ FIRST = ("e", "b", "c", "a", "d", "f", "b2")
 """The order in which rows are made: those of the main question first."""
 SMOLLM2 = "SmolLM2-135M"
 """The line apart: trained by others on 2 trillion tokens."""
+RATE = 1e-3
+"""Of GPT-2 where no other is tried."""
+TRIED = Run("gpt2", 10)
+"""What each rate of GPT-2 gets to show what it is worth; not charged."""
 DIFFERENCES = (("e", "b"), ("e", "b2"), ("e", "c"))
 
 

@@ -2,6 +2,7 @@
 
     python experiments/rivals/rivals.py --data DIR --budget-minutes 60 --seed 0
     python experiments/rivals/rivals.py --data DIR --budget-tokens 10 --seed 0 --rows e b c
+    python experiments/rivals/rivals.py --data DIR --budget-minutes 60 --gpt2-rates 3e-4 1e-3 3e-3
     python experiments/rivals/rivals.py --only-draw
 
 One thread. Finished runs and replies are kept in --out, so the same command continues after a kill. Another
@@ -18,7 +19,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from plan import FIRST, ROWS, RUNS, SMOLLM2, Budget, Pace, Run, needed, steps_of
+from plan import FIRST, RATE, ROWS, RUNS, SMOLLM2, TRIED, Budget, Pace, Run, needed, steps_of
+
+from plato2.config import UserError
+from plato2.files import replace_text
 
 HERE = Path(__file__).parent
 PROBED = {
@@ -33,7 +37,7 @@ PROBE_STEPS, UNCOUNTED_STEPS = 60, 10
 """Of a probe, and how many of its first ones do not count: they compile kernels."""
 WARM_UP = 0.05
 LOGGED_EVERY = 10
-ASKED = ("contexts", "starts", "utterances")
+ASKED = ("contexts", "starts", "utterances", "gpt2_rates")
 """Options that all seeds of a budget must have in common."""
 
 
@@ -50,7 +54,9 @@ def overrides(run: Run, steps: int, seed: int, data: Path) -> list[str]:
     return [*given, "recipe=tiny-plato"] if run.kind == "plato" else given  # the evening has none
 
 
-def train(name: str, run: Run, steps: int, seed: int, data: Path, folder: Path) -> dict[str, Any]:
+def train(
+    name: str, run: Run, steps: int, seed: int, data: Path, folder: Path, rate: float = RATE
+) -> dict[str, Any]:
     """Trains a run, or goes on with it.
 
     Args:
@@ -60,6 +66,7 @@ def train(name: str, run: Run, steps: int, seed: int, data: Path, folder: Path) 
         seed: of weights and order.
         data: the prepared corpus.
         folder: of all runs of this seed.
+        rate: the highest learning rate of GPT-2; the other stages have the evening's.
 
     Returns:
         What is in `trained.json`: steps, cpu_s, samples, and the figures of its last validation.
@@ -73,7 +80,7 @@ def train(name: str, run: Run, steps: int, seed: int, data: Path, folder: Path) 
 
         from plato2.runs.parallel import best_precision
 
-        return train_gpt2(data, folder / name, steps, seed, bf16="bf16" in best_precision("cpu"))
+        return train_gpt2(data, folder / name, steps, seed, rate, bf16="bf16" in best_precision("cpu"))
     import plato2
     from plato2.runs.saved import read_metrics
 
@@ -106,6 +113,39 @@ def measured_paces(data: Path, out: Path, steps: int = PROBE_STEPS) -> dict[str,
             found[kind] = asdict(Pace(seconds / counted, probe["samples"] / steps))
         file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return {kind: Pace(**pace) for kind, pace in json.loads(file.read_text(encoding="utf-8")).items()}
+
+
+def tried_rates(rates: list[float], steps: int, data: Path, folder: Path) -> dict[str, Any]:
+    """Which learning rate GPT-2 gets: the one that reaches the lowest perplexity on the validation split.
+
+    Args:
+        rates: to try; one alone is taken as it is.
+        steps: of each try.
+        data: the prepared corpus.
+        folder: of the budget. What was found stays in `rates.json`, and holds for all of its seeds.
+
+    Returns:
+        `rate`, and `tried`: rate -> what is in `trained.json`.
+
+    Raises:
+        UserError: other rates were tried before.
+    """
+    file = folder / "rates.json"
+    if not file.exists():
+        tried = {
+            f"{rate:g}": train(f"gpt2_{rate:g}", TRIED, steps, 0, data, folder / "rates", rate)
+            for rate in (rates if len(rates) > 1 else ())
+        }
+        best = min(rates, key=lambda rate: tried[f"{rate:g}"]["ppl"]) if tried else rates[0]
+        found = {"asked": rates, "rate": best, "tried": tried}
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(file, json.dumps(found, indent=1) + "\n")
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if found["asked"] != rates:
+        raise UserError(
+            f"--gpt2-rates: {file} is of {found['asked']}, not of {rates}; give the same, or another --out"
+        )
+    return {"rate": found["rate"], "tried": found["tried"]}
 
 
 def tokens_per_sample(data: Path) -> float:
@@ -151,37 +191,44 @@ def cpu_name() -> str:
 
 def make(given: argparse.Namespace, budget: Budget) -> dict[str, Any]:
     """Trains and measures a seed; what measure.record takes."""
-    from measure import measure
+    from measure import check_asked, measure
     from systems import reply, said_file, write_contexts
 
     from plato2.runs.folder import provenance
 
     folder = given.out / budget.name / f"seed-{given.seed}"
+    given.out.mkdir(parents=True, exist_ok=True)
+    contexts = write_contexts(given.data, given.out, given.multiref, given.contexts, given.starts)
+    asked = {"sets": sorted(contexts.contexts), **{name: getattr(given, name) for name in ASKED}}
+    check_asked(given.results, budget.name, given.seed, asked)
     before = [row for row in FIRST if said_file(folder, "chats", row).exists()]
     rows = [row for row in FIRST if row in given.rows or row in before]
-    paces, per_sample = (
-        measured_paces(given.data, given.out, given.probe_steps),
-        tokens_per_sample(given.data),
-    )
+    paces = measured_paces(given.data, given.out, given.probe_steps)
+    per_sample = tokens_per_sample(given.data)
+    rates: dict[str, Any] = {"rate": RATE, "tried": {}}
+    if any(RUNS[name].kind == "gpt2" for name in needed(rows)):
+        steps = steps_of(TRIED, budget, paces, per_sample)
+        rates = tried_rates(given.gpt2_rates, steps, given.data, given.out / budget.name)
     trained = {}
     for name in needed(rows):
         steps = steps_of(RUNS[name], budget, paces, per_sample)
-        trained[name] = train(name, RUNS[name], steps, given.seed, given.data, folder / "runs")
+        trained[name] = train(name, RUNS[name], steps, given.seed, given.data, folder / "runs", rates["rate"])
     keep_configs(given.results, budget.name, folder / "runs", given.data)
-    asked = write_contexts(given.data, given.out, given.multiref, given.contexts, given.starts)
     for row in rows:
-        reply(row, folder, asked, given.data, given.seed, given.utterances)
+        reply(row, folder, contexts, given.data, given.seed, given.utterances)
     if given.smollm2:
-        reply(SMOLLM2, folder, asked, given.data, given.seed, given.utterances, given.smollm2)
-    found = measure([*rows, *([SMOLLM2] if given.smollm2 else [])], folder, asked)
+        reply(SMOLLM2, folder, contexts, given.data, given.seed, given.utterances, given.smollm2)
+    apart = [SMOLLM2] if said_file(folder, "chats", SMOLLM2).exists() else []  # also from before
+    found = measure([*rows, *apart], folder, contexts)
     for row in rows:
         found["rows"][row]["charged"] = charges(row, trained, per_sample)
     return found | {
         "paces": {kind: asdict(pace) for kind, pace in paces.items()},
         "tokens_per_sample": per_sample,
+        "rates": rates,
         "runs": trained,
         "made_with": {**provenance(), "cpu": cpu_name()},
-        "asked": {"sets": sorted(asked.contexts), **{n: getattr(given, n) for n in ASKED}},
+        "asked": asked,
     }
 
 
@@ -197,6 +244,7 @@ def arguments() -> argparse.Namespace:
     budget.add_argument("--budget-minutes", type=float, help="CPU minutes of each row")
     budget.add_argument("--budget-tokens", type=float, help="millions of tokens of each row")
     add("--seed", type=int, default=0, help="of weights, order of samples, and sampling")
+    add("--gpt2-rates", type=float, nargs="+", default=[RATE], help="several: the best of them is GPT-2's")
     add("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), help="only these")
     add("--multiref", type=Path, help="DailyDialog's multireftest.jsonl.gz; without it the test split alone")
     add("--smollm2", type=Path, help="folder of SmolLM2-135M-Instruct, for the line apart")
@@ -205,7 +253,7 @@ def arguments() -> argparse.Namespace:
     add("--utterances", type=int, default=10, help="turns of a self-chat, the start included")
     add("--probe-steps", type=int, default=PROBE_STEPS, help="steps that the pace is measured on")
     add("--results", type=Path, default=HERE, help="folder of results.json, scores/ and figure.png")
-    add("--only-draw", action="store_true", help="write table and figure of what is recorded")
+    add("--only-draw", action="store_true", help="write the figure of what is recorded")
     return parser.parse_args()
 
 
@@ -215,9 +263,12 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from measure import draw, record
 
-    if not given.only_draw:
+    if given.only_draw:
+        if not (given.results / "results.json").exists():
+            raise UserError(f"--only-draw: nothing is recorded in {given.results} yet; make a seed first")
+    else:
         if given.data is None or (given.budget_minutes is None) == (given.budget_tokens is None):
-            raise SystemExit("give --data, and --budget-minutes or --budget-tokens")
+            raise UserError("give --data, and --budget-minutes or --budget-tokens")
         import torch
 
         torch.set_num_threads(1)
@@ -232,4 +283,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None

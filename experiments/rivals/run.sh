@@ -15,6 +15,8 @@ if [ -n "${SMOLLM2:-}" ]; then rivals+=(--smollm2 "$SMOLLM2"); fi
 if [ $# -gt 0 ]; then
     "${rivals[@]}" "$@"
 else
+    rivals+=(--gpt2-rates 3e-4 1e-3 3e-3)
     for seed in 0 1 2; do "${rivals[@]}" --budget-minutes 60 --seed $seed; done
     "${rivals[@]}" --budget-tokens 20
 fi
+python experiments/tables.py

@@ -1,10 +1,11 @@
-"""experiments/rivals: what is charged to whom, seeds that are added later, its README, and its GPT-2."""
+"""experiments/rivals: what is charged to whom, seeds that are added later, its tables, and its GPT-2."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import json
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ def modules() -> Iterator[Any]:
     sys.path.insert(0, str(HERE))
     yield importlib.import_module
     sys.path.remove(str(HERE))
-    for name in ("plan", "measure", "gpt2", "systems"):
+    for name in ("plan", "tables", "measure", "gpt2", "systems"):
         if name not in known:
             sys.modules.pop(name, None)
 
@@ -41,6 +42,16 @@ def measure(modules: Any) -> ModuleType:
     return modules("measure")
 
 
+@pytest.fixture
+def rivals(modules: Any) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("rivals_experiment", HERE / "rivals.py")
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
 def test_every_row_is_charged_the_whole_budget(plan: ModuleType) -> None:
     for letter, row in plan.ROWS.items():
         charged = set(row.charged)
@@ -51,6 +62,7 @@ def test_every_row_is_charged_the_whole_budget(plan: ModuleType) -> None:
         assert parents - charged == free, letter
     assert sorted(plan.FIRST) == sorted(plan.ROWS)
     assert {name for row in plan.ROWS.values() for name in row.charged} == set(plan.RUNS)
+    assert set(plan.ROWS) | {plan.SMOLLM2} >= {letter for pair in plan.DIFFERENCES for letter in pair}
 
 
 def test_steps_are_what_the_budget_pays_for(plan: ModuleType) -> None:
@@ -112,22 +124,60 @@ def test_seeds_land_in_one_file(measure: ModuleType, tmp_path: Path) -> None:
     assert (tmp_path / "results.json").read_bytes() == before
 
 
-def test_the_readme_says_what_results_json_has(measure: ModuleType) -> None:
-    file = HERE / "results.json"
-    if not file.exists():
-        pytest.skip("no seed has been recorded yet")
-    readme = (HERE / "README.md").read_text(encoding="utf-8")
-    written = readme.partition(measure.BEGIN)[2].partition(measure.END)[0].strip()
-    assert written == measure.tables(json.loads(file.read_text(encoding="utf-8"))).strip()
+def test_tables_of_two_budgets(measure: ModuleType, tmp_path: Path) -> None:
+    took = {"steps": 1200, "cpu_s": 360.2}
+    tried = {"0.001": took | {"ppl": 90.14}, "0.003": took | {"ppl": 95.0}}
+    measure.record(tmp_path, "cpu-20", 0, a_seed(0.1) | {"rates": {"rate": 0.001, "tried": tried}})
+    measure.record(tmp_path, "tokens-5", 0, a_seed(0.1))
+    measure.record(tmp_path, "tokens-5", 1, a_seed(0.1))
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    tables = runpy.run_path(str(HERE / "tables.py"))
+    text = tables["figures"](results)
+    assert text.startswith("20 CPU minutes a row, 1 seed; DailyDialog, several references:\n\n| row |")
+    assert "\n\n5 million tokens of text a row, 2 seeds; DailyDialog, several references:\n\n| row |" in text
+    assert "\n| (b) GPT-2, 20 samples, our ranker | 20.00 | 3.00 | 1.10 |  |\n" in text
+    assert "| (e) - (b) | chrF, dailydialog | +0.200 |" in tables["differences"](results)
+    assert tables["rates"](results).splitlines()[2:] == [
+        "| 20 CPU minutes | 1e-3 | 1,200 | 360 | 90.1 | yes |",
+        "| 20 CPU minutes | 3e-3 | 1,200 | 360 | 95.0 |  |",
+    ]
+    del results["budgets"]["cpu-20"]
+    assert tables["rates"](results) == "Only one rate was given, so none was compared."
 
 
-def test_a_table_of_two_budgets(measure: ModuleType, tmp_path: Path) -> None:
-    for budget in ("cpu-20", "tokens-5"):
-        measure.record(tmp_path, budget, 0, a_seed(0.1))
-    text = measure.tables(json.loads((tmp_path / "results.json").read_text(encoding="utf-8")))
-    assert "### 20 CPU minutes a row, 1 seed\n" in text
-    assert "### 5 million tokens of text a row, 1 seed\n" in text
-    assert "| (e) - (b) | chrF, dailydialog | +0.200 |" in text
+def test_what_cannot_be_done_is_said_at_once(
+    rivals: ModuleType, measure: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["rivals.py", "--only-draw", "--results", str(tmp_path)])
+    with pytest.raises(UserError, match="nothing is recorded"):
+        rivals.main()
+    measure.record(tmp_path, "cpu-20", 0, a_seed(0.1))
+    measure.check_asked(tmp_path, "cpu-20", 0, {"contexts": 9})  # takes its own place
+    measure.check_asked(tmp_path, "cpu-30", 1, {"contexts": 9})
+    with pytest.raises(UserError, match="was asked"):
+        measure.check_asked(tmp_path, "cpu-20", 1, {"contexts": 9})
+
+
+def test_gpt2_takes_the_rate_that_is_best(
+    rivals: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def train(name: str, run: Any, steps: int, seed: int, data: Path, folder: Path, rate: float) -> Any:
+        asked.append((name, run.kind, steps, seed, folder.name, rate))
+        return {"ppl": {3e-4: 95.0, 1e-3: 99.0, 3e-3: 91.0}[rate]}
+
+    monkeypatch.setattr(rivals, "train", train)
+    three = rivals.tried_rates([3e-4, 1e-3, 3e-3], 7, tmp_path, tmp_path / "cpu-20")
+    assert three["rate"] == 3e-3
+    assert three["tried"] == {"0.0003": {"ppl": 95.0}, "0.001": {"ppl": 99.0}, "0.003": {"ppl": 91.0}}
+    assert asked[0] == ("gpt2_0.0003", "gpt2", 7, 0, "rates", 3e-4)
+    assert rivals.tried_rates([3e-4, 1e-3, 3e-3], 7, tmp_path, tmp_path / "cpu-20") == three
+    one = rivals.tried_rates([1e-3], 7, tmp_path, tmp_path / "cpu-30")
+    assert one == {"rate": 1e-3, "tried": {}}
+    assert len(asked) == 3
+    with pytest.raises(UserError, match="--gpt2-rates"):
+        rivals.tried_rates([1e-3], 7, tmp_path, tmp_path / "cpu-20")
 
 
 @pytest.fixture(scope="module")
@@ -201,16 +251,11 @@ def test_gpt2_goes_on_after_a_kill(
 
 
 @pytest.fixture
-def small_rivals(modules: Any, gpt2: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def small_rivals(rivals: ModuleType, gpt2: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """rivals.py with networks that train in seconds."""
     import transformers
 
-    spec = importlib.util.spec_from_file_location("rivals_experiment", HERE / "rivals.py")
-    assert spec is not None
-    assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    full = found.overrides
+    full = rivals.overrides
 
     def overrides(*given: Any) -> list[str]:
         kept = [
@@ -233,9 +278,9 @@ def small_rivals(modules: Any, gpt2: ModuleType, monkeypatch: pytest.MonkeyPatch
         )
         return transformers.GPT2LMHeadModel(config)
 
-    monkeypatch.setattr(found, "overrides", overrides)
+    monkeypatch.setattr(rivals, "overrides", overrides)
     monkeypatch.setattr(gpt2, "tiny", tiny)
-    return found
+    return rivals
 
 
 @pytest.mark.slow
@@ -252,6 +297,7 @@ def test_from_a_corpus_to_results_and_again(
     results = tmp_path / "results"
     words = ["--data", corpus, "--out", tmp_path / "out", "--results", results, "--multiref", multiref]
     words += ["--budget-tokens", 0.01, "--probe-steps", 2, "--contexts", 3, "--starts", 2, "--utterances", 6]
+    words += ["--gpt2-rates", 1e-3, 1e-2]
 
     def started(*rows: str) -> dict[str, Any]:
         monkeypatch.setattr(sys, "argv", ["rivals.py", *map(str, words), "--rows", *rows])
@@ -274,4 +320,7 @@ def test_from_a_corpus_to_results_and_again(
         assert "repeated_3" in figures["chats"]
     of = both["differences"]["e - b"]["dailydialog"]
     assert of.keys() == {"chrf", "similarity", "best_chrf", "best_similarity", "coverage"}
+    rates = both["seeds"]["0"]["rates"]
+    assert rates["tried"].keys() == {"0.001", "0.01"}
+    assert both["seeds"]["0"]["runs"]["gpt2_35"]["rate"] == rates["rate"]
     assert (results / "figure.png").exists()
