@@ -23,7 +23,7 @@ from typing import Any
 import matplotlib
 import yaml
 
-from plato2.runs.parallel import cpu_info
+from plato2.runs.folder import cpu_name
 from plato2.runs.saved import read_metrics
 
 matplotlib.use("agg")
@@ -59,8 +59,7 @@ def train(name: str, overrides: list[str], common: list[str], out: Path) -> None
 
 def machine() -> dict[str, str]:
     """What a variant is trained on, as far as its own record does not say."""
-    models = (line.partition(":")[2].strip() for line in cpu_info() if line.startswith("model name"))
-    return {"cpu": next(models, ""), "threads": os.environ.get("OMP_NUM_THREADS", "")}
+    return {"cpu": cpu_name(), "threads": os.environ.get("OMP_NUM_THREADS", "")}
 
 
 def curve(run: Path) -> list[dict[str, float]]:

@@ -181,14 +181,6 @@ def keep_configs(results: Path, budget: str, runs: Path, data: Path) -> None:
         (results / "config" / f"{budget}-{file.parent.name}.yaml").write_text(text, encoding="utf-8")
 
 
-def cpu_name() -> str:
-    """What Linux calls the CPU; empty elsewhere."""
-    from plato2.runs.parallel import cpu_info
-
-    lines = (line.partition(":")[2].strip() for line in cpu_info() if line.startswith("model name"))
-    return next(lines, "")
-
-
 def make(given: argparse.Namespace, budget: Budget) -> dict[str, Any]:
     """Trains and measures a seed; what measure.record takes."""
     from measure import check_asked, measure
@@ -227,7 +219,7 @@ def make(given: argparse.Namespace, budget: Budget) -> dict[str, Any]:
         "tokens_per_sample": per_sample,
         "rates": rates,
         "runs": trained,
-        "made_with": {**provenance(), "cpu": cpu_name()},
+        "made_with": provenance(),
         "asked": asked,
     }
 
