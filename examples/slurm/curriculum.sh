@@ -6,6 +6,7 @@ set -euo pipefail
 export RUN_ID=$1
 job=$(dirname "$0")/stage.sh
 first=$(sbatch --parsable "$job" stage=1_coarse "${@:2}")
+echo "Submitted batch job $first"
 for stage in 2_gen 2_eval; do
     sbatch --dependency="afterok:$first" --kill-on-invalid-dep=yes "$job" stage="$stage" "${@:2}"
 done

@@ -14,6 +14,7 @@ from plato2.evaluate.results import Result, read_result
 from plato2.runs.folder import provenance
 
 HERE = Path(__file__).parent
+JUDGES = ("smollm2", "words", "coherence")
 SETTINGS = ("question", "speaker", "pairs", "controls", "seed", "temperature", "max_tokens")
 
 
@@ -33,11 +34,10 @@ def figures(result: Result) -> dict[str, Any]:
 def main() -> None:
     """Writes results.json."""
     found: dict[str, Any] = {"about": provenance(), "settings": {}, "judges": {}}
-    for file in sorted(Path(sys.argv[1]).glob("*-*.json")):
-        judge, _, question = file.stem.partition("-")
-        result = read_result(file)
-        found["settings"] = {name: result.settings[name] for name in SETTINGS if name != "question"}
-        found["judges"].setdefault(judge, {})[question] = figures(result)
+    for judge in JUDGES:
+        result = read_result(Path(sys.argv[1]) / f"{judge}.json")
+        found["settings"] = {name: result.settings[name] for name in SETTINGS}
+        found["judges"][judge] = figures(result)
     (HERE / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

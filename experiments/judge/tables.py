@@ -12,35 +12,23 @@ NAMES = {"smollm2": "SmolLM2-135M-Instruct", "words": "shared words", "coherence
 def controls(results: Results) -> str:
     """How each judge did in the controls."""
     rows = []
-    for judge, questions in results["judges"].items():
-        for question, found in questions.items():
-            readable, shuffled = found["controls"]["readable"], found["controls"]["shuffled"]
-            tied = shuffled["n"] - shuffled["won"] - shuffled["lost"]
-            rows.append(
-                [
-                    NAMES[judge],
-                    question,
-                    f"{readable['unreadable']:.2f}",
-                    f"{shuffled['won']}, {shuffled['lost']}, {tied}",
-                    f"{shuffled['won_by_shared_words']}",
-                    f"{shuffled['p']:.2g}",
-                    f"{shuffled['consistency']:.2f}",
-                    f"{shuffled['first']:.2f}" if "first" in shuffled else "",
-                    "withheld" if found["withheld"] else "shown",
-                ]
-            )
-    head = [
-        "judge",
-        "question",
-        "without a verdict",
-        "won, lost, tied",
-        "won by shared words",
-        "p",
-        "consistent",
-        "first",
-        "table",
-    ]
-    return _table(head, rows)
+    for judge, found in results["judges"].items():
+        readable, shuffled = found["controls"]["readable"], found["controls"]["shuffled"]
+        tied = shuffled["n"] - shuffled["won"] - shuffled["lost"]
+        rows.append(
+            [
+                NAMES[judge],
+                f"{readable['unreadable']:.2f}",
+                f"{shuffled['won']}, {shuffled['lost']}, {tied}",
+                f"{shuffled['won_by_shared_words']}",
+                f"{shuffled['p']:.2g}",
+                f"{shuffled['consistency']:.2f}",
+                f"{shuffled['first']:.2f}" if "first" in shuffled else "",
+                "withheld" if found["withheld"] else "shown",
+            ]
+        )
+    head = ["judge", "without a verdict", "won, lost, tied", "won by shared words", "p", "consistent"]
+    return _table([*head, "first", "table"], rows)
 
 
 def systems(results: Results) -> str:
@@ -48,22 +36,18 @@ def systems(results: Results) -> str:
     rows = [
         [
             NAMES[judge],
-            question,
             system,
             _interval(found["win_rate"]),
             _interval(found["strength"]),
             _interval(found["strength_same_length"]),
             f"{found['words']['value']:.1f}",
         ]
-        for judge, questions in results["judges"].items()
-        for question, one in questions.items()
+        for judge, one in results["judges"].items()
         for system, found in one["systems"].items()
     ]
     if not rows:
         return "No judge passed its controls."
-    return _table(
-        ["judge", "question", "system", "win rate", "strength", "strength at equal length", "words"], rows
-    )
+    return _table(["judge", "system", "win rate", "strength", "strength at equal length", "words"], rows)
 
 
 def _interval(figure: dict[str, Any]) -> str:

@@ -1,8 +1,12 @@
-"""Conversations between people, which no model has seen, beside self-chats; and the same in disorder."""
+"""Conversations between people, which no model has seen, beside self-chats; and the same in disorder.
+
+python experiments/table1/people.py DATA FILE  # those of the test split of a prepared corpus
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -76,3 +80,7 @@ def write(path: Path, name: str, dialogues: Sequence[Sequence[str]]) -> Path:
         lines.append(json.dumps({"id": number, "turns": turns}, ensure_ascii=False) + "\n")
     path.write_text("".join(lines), encoding="utf-8")
     return path
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[2]), "people", held_out(Path(sys.argv[1])))
