@@ -413,7 +413,7 @@ def build_trainer(
     strategy = strategy_arguments(keys, job)
     callbacks = build_callbacks(keys, stage, data, run, parent)
     quiet_lightning()
-    fixed = {
+    fixed: dict[str, Any] = {
         "max_epochs": -1,  # a run is one endless epoch; the data's epochs are the stream's
         "num_sanity_val_steps": 0,
         "check_val_every_n_epoch": None,
