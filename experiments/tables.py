@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -34,6 +36,18 @@ def table(experiment: str, name: str) -> str:
     return str(runpy.run_path(str(HERE / experiment / "tables.py"))[name](results))
 
 
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A table as Markdown, for tables.py of experiments.
+
+    Args:
+        head: the columns' names.
+        rows: their cells.
+        left: how many columns are text; those after them are numbers, which stand on the right.
+    """
+    lines = [head, ["---"] * left + ["---:"] * (len(head) - left), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def filled(text: str) -> str:
     """A document with its tables as the results have them."""
     return PLACE.sub(lambda found: f"{found[1]}\n{table(found[2], found[3])}\n\n", text)
@@ -47,4 +61,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(HERE.parent))  # tables.py of an experiment imports `markdown` from here
     main()

@@ -23,6 +23,7 @@ from typing import Any
 import matplotlib
 import yaml
 
+from experiments.configs import keep_config
 from plato2.runs.folder import cpu_name
 from plato2.runs.saved import read_metrics
 
@@ -121,17 +122,7 @@ def record(results: dict[str, Any], part: dict[str, Any], runs: Path) -> None:
         if (run / "machine.json").exists():
             found["machine"] = json.loads((run / "machine.json").read_text())
         results["variants"][name] = found
-        keep_config(run)
-
-
-def keep_config(run: Path) -> None:
-    """Copies the resolved configuration of a run to config/, without the places where it ran."""
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    config |= {"output_dir": "outputs/choices", "init_from": "auto"}
-    config["data"]["path"] = f"data/{Path(config['data']['path']).name}"
-    (HERE / "config").mkdir(exist_ok=True)
-    text = yaml.safe_dump(config, sort_keys=False)
-    (HERE / "config" / f"{run.name}.yaml").write_text(text, encoding="utf-8")
+        keep_config(run, HERE / "config" / f"{name}.yaml")
 
 
 def draw(results: dict[str, Any], path: Path) -> None:

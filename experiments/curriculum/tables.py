@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.tables import markdown
+
 Results = dict[str, Any]
 Curve = Sequence[dict[str, float]]
 
@@ -84,7 +86,7 @@ def starts(results: Results) -> str:
         valid = _cell([curve[point] for curve in curves if point in curve], 1)
         rows.append([f"{point:,}", minutes, valid, _interval([one["test"]["ppl"] for one in having], 1)])
     heads = ["steps of stage 1", "CPU minutes", "perplexity, validation", "perplexity, test split"]
-    return _table(heads, rows)
+    return markdown(heads, rows)
 
 
 def differences(results: Results) -> str:
@@ -98,9 +100,8 @@ def differences(results: Results) -> str:
             ]
             cells = "; ".join(f"{value:+.3f} ({low:+.3f} to {high:+.3f})" for value, low, high in found)
             rows.append([f"`{pair}`", label, cells])
-    return (
-        _table(["runs", "perplexity with", "nats a token, 95 % interval, each seed"], rows) if rows else NONE
-    )
+    head = ["runs", "perplexity with", "nats a token, 95 % interval, each seed"]
+    return markdown(head, rows) if rows else NONE
 
 
 def stability(results: Results) -> str:
@@ -112,7 +113,7 @@ def stability(results: Results) -> str:
     rows = [_stability(results, "`1_coarse`", lambda seed: seed["first"])]
     for key in _keys(results):
         rows.append(_stability(results, f"`{key[0]}` {_label(key)}", lambda seed, key=key: _run(seed, *key)))
-    return _table(heads, rows)
+    return markdown(heads, rows)
 
 
 def runs(results: Results) -> str:
@@ -130,7 +131,7 @@ def runs(results: Results) -> str:
             _cell([run["cpu_s"] / run["steps"] for run in found], 3),
         ])  # fmt: skip
     heads = ["run", "rate", "warm-up", "steps", "thousand samples", "CPU minutes", "in all", "CPU s a step"]
-    return _table(heads, rows)
+    return markdown(heads, rows)
 
 
 NONE = "This stage has not been run yet."
@@ -179,7 +180,7 @@ def _equal_time(results: Results, stage: str) -> str:
                 rows.append([at, "stage 1 itself", _cell(known, 1), "", "", ""])
         rows += [[at, *row] for row in _rows(results, stage, min(ends), with_first=True)]
     heads = ["CPU minutes in all", "run", *(label for label, _ in MEASURES[stage].values())]
-    return _table(heads, rows + _baselines(results, stage, "valid")) if rows else NONE
+    return markdown(heads, rows + _baselines(results, stage, "valid")) if rows else NONE
 
 
 def _equal_own_time(results: Results, stage: str) -> str:
@@ -190,7 +191,7 @@ def _equal_own_time(results: Results, stage: str) -> str:
         return NONE
     rows = [[f"{min(ends) / 60:.1f}", *row] for row in _rows(results, stage, min(ends), with_first=False)]
     heads = ["CPU minutes of this stage", "run", *(label for label, _ in MEASURES[stage].values())]
-    return _table(heads, rows + _baselines(results, stage, "valid"))
+    return markdown(heads, rows + _baselines(results, stage, "valid"))
 
 
 def _rows(results: Results, stage: str, seconds: float, with_first: bool) -> list[list[str]]:
@@ -219,7 +220,7 @@ def _tested(results: Results, stage: str) -> str:
         cells = [_interval([run["test"][name] for run in found], digits) for name, (_, digits) in measures]
         rows.append([minutes, _label(key), *cells])
     heads = ["CPU minutes in all", "run", *(label for label, _ in MEASURES[stage].values())]
-    return _table(heads, rows + _baselines(results, stage, "test")) if rows else NONE
+    return markdown(heads, rows + _baselines(results, stage, "test")) if rows else NONE
 
 
 def _baselines(results: Results, stage: str, split: str) -> list[list[str]]:
@@ -279,8 +280,3 @@ def _cell(values: Sequence[float], digits: int) -> str:
 
 def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:,.{digits}f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

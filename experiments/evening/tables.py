@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from experiments.tables import markdown
 
 Results = dict[str, Any]
 NAMES = {
@@ -49,7 +50,7 @@ def times(results: Results) -> str:
     rows.append(
         ["`run.sh`, with the closing report and all of below", "", f"{results['about']['minutes']:.1f}", ""]
     )
-    return _table(["stage", "steps", "minutes, validations included", "CPU minutes of the steps"], rows)
+    return markdown(["stage", "steps", "minutes, validations included", "CPU minutes of the steps"], rows)
 
 
 def coarse(results: Results) -> str:
@@ -61,7 +62,7 @@ def coarse(results: Results) -> str:
     }
     steps = list(found[BEFORE])
     rows = [[label, *(f"{by_step[step]:.1f}" for step in steps)] for label, by_step in found.items()]
-    return _table(["run", *(f"{step:,}" for step in steps)], rows)
+    return markdown(["run", *(f"{step:,}" for step in steps)], rows)
 
 
 def fine(results: Results) -> str:
@@ -84,7 +85,7 @@ def fine(results: Results) -> str:
     ]
     head = ["run", "steps", "mutual information, nats", "latents in effect", "with 2 % or more"]
     head += ["perplexity, z from the posterior", "z uniform", "greedy: how many of 20 differ"]
-    return _table([*head, "distinct-2 of 20 latents", "of 20 samples of one latent"], rows)
+    return markdown([*head, "distinct-2 of 20 latents", "of 20 samples of one latent"], rows)
 
 
 def variety(results: Results) -> str:
@@ -94,7 +95,7 @@ def variety(results: Results) -> str:
         [label, f"{found[name]['mean']:.3f} ({found[name]['low']:.3f} to {found[name]['high']:.3f})"]
         for name, label in VARIETY.items()
     ]
-    return _table([f"of {found['n_contexts']} contexts", "mean (95 %)"], rows)
+    return markdown([f"of {found['n_contexts']} contexts", "mean (95 %)"], rows)
 
 
 def mixture(results: Results) -> str:
@@ -104,7 +105,7 @@ def mixture(results: Results) -> str:
         [ONE_PIECE, *(f"{ours[name]:.1f}" if name in ours else "" for name in before)],
         [BEFORE, *(f"{value:.1f}" for value in before.values())],
     ]
-    return _table(["run", *before], rows)
+    return markdown(["run", *before], rows)
 
 
 def heads(results: Results) -> str:
@@ -116,14 +117,14 @@ def heads(results: Results) -> str:
     for name in ("tiny-2_eval", "tiny-2_eval_dual"):
         head = "`first`" if name == "tiny-2_eval" else "`dual`"
         rows += [[head, *_choosing(row)] for row in one[name]["validations"]]
-    return _table(HEADS, rows)
+    return markdown(HEADS, rows)
 
 
 def searched(results: Results) -> str:
     """The runs before it."""
     del results
     runs = _search()["runs"]
-    return _table(HEADS, [[SEARCHED[name], *_choosing(runs[name]["validations"][-1])] for name in SEARCHED])
+    return markdown(HEADS, [[SEARCHED[name], *_choosing(runs[name]["validations"][-1])] for name in SEARCHED])
 
 
 def controls(results: Results) -> str:
@@ -140,7 +141,7 @@ def controls(results: Results) -> str:
     ]
     simple = found["shared words"]["as they are"]
     rows.append(["shared words, as they are", ", ".join(f"{simple[key]:.3f}" for key in CONTROLS), ""])
-    return _table(["pair accuracy, P@1, P@1 same length", *columns], rows)
+    return markdown(["pair accuracy, P@1, P@1 same length", *columns], rows)
 
 
 HEADS = ["head", "steps", "pairs read", "CPU s", "accuracy", "pair accuracy", "P@1", "P@1, same length"]
@@ -157,8 +158,3 @@ def _choosing(row: dict[str, float]) -> list[str]:
 def _search() -> Results:
     found: Results = json.loads((Path(__file__).parent / "search.json").read_text(encoding="utf-8"))
     return found
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

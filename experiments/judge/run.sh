@@ -5,7 +5,7 @@
 # Dialogues and answers are kept in outputs/judge: the same command continues after a kill.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-starts=${1:-24} utterances=${2:-6} controls=${3:-48}
+starts=${1:-24} utterances=${2:-6} controls=${3:-60}
 out=outputs/judge
 export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p $out

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
+
+from experiments.tables import markdown
 
 Results = dict[str, Any]
 NAMES = {"smollm2": "SmolLM2-135M-Instruct", "words": "shared words", "coherence": "coherence by `small`"}
@@ -20,15 +21,18 @@ def controls(results: Results) -> str:
                 NAMES[judge],
                 f"{readable['unreadable']:.2f}",
                 f"{shuffled['won']}, {shuffled['lost']}, {tied}",
-                f"{shuffled['won_by_shared_words']}",
                 f"{shuffled['p']:.2g}",
+                f"{shuffled['won_by_words']}",
+                f"{shuffled['better']}, {shuffled['worse']}",
+                f"{shuffled['p_words']:.2g}",
                 f"{shuffled['consistency']:.2f}",
                 f"{shuffled['first']:.2f}" if "first" in shuffled else "",
                 "withheld" if found["withheld"] else "shown",
             ]
         )
-    head = ["judge", "without a verdict", "won, lost, tied", "won by shared words", "p", "consistent"]
-    return _table([*head, "first", "table"], rows)
+    head = ["judge", "without a verdict", "won, lost, tied", "p", "found by shared words"]
+    head += ["found by the judge alone, by words alone", "p", "consistent", "first", "table"]
+    return markdown(head, rows)
 
 
 def systems(results: Results) -> str:
@@ -47,7 +51,8 @@ def systems(results: Results) -> str:
     ]
     if not rows:
         return "No judge passed its controls."
-    return _table(["judge", "system", "win rate", "strength", "strength at equal length", "words"], rows)
+    head = ["judge", "system", "win rate", "strength", "strength at equal length", "words"]
+    return markdown(head, rows, left=2)
 
 
 def _interval(figure: dict[str, Any]) -> str:
@@ -56,8 +61,3 @@ def _interval(figure: dict[str, Any]) -> str:
     if figure["low"] is None:
         return f"{figure['value']:.2f}"
     return f"{figure['value']:.2f} ({figure['low']:.2f} to {figure['high']:.2f})"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from experiments.tables import markdown
+
 Results = dict[str, Any]
 LABELS = {
     "L(N, D), without": "L(N, D), N without embeddings",
@@ -23,7 +25,7 @@ def corpus(results: Results) -> str:
     """How long an epoch is."""
     found = results["corpus"]
     cells = [f"{found['samples']:,}", f"{found['tokens'] / 1e6:.2f} million", f"{found['vocabulary']:,}"]
-    return _table(["training samples", "tokens", "vocabulary"], [cells])
+    return markdown(["training samples", "tokens", "vocabulary"], [cells])
 
 
 def sizes(results: Results) -> str:
@@ -52,7 +54,7 @@ def sizes(results: Results) -> str:
             ]
         )
     head = ["layers x width", "heads", "N without embeddings", "with", "share of embeddings", "rate"]
-    return _table([*head, "test, nats", "perplexity", "CPU minutes"], rows)
+    return markdown([*head, "test, nats", "perplexity", "CPU minutes"], rows)
 
 
 def curves(results: Results) -> str:
@@ -68,7 +70,7 @@ def curves(results: Results) -> str:
         losses = (_mean([seed["sizes"][name]["curve"][number]["nll"] for seed in seeds]) for name in names)
         cells = [f"{step:,}", f"{samples * per_sample / 1e6:.2f}", f"{epochs:.2f}", use]
         rows.append([*cells, *(f"{loss:.3f}" for loss in losses)])
-    return _table(["steps", "million tokens", "epochs", "fitted", *names], rows)
+    return markdown(["steps", "million tokens", "epochs", "fitted", *names], rows)
 
 
 def spread(results: Results) -> str:
@@ -80,7 +82,7 @@ def spread(results: Results) -> str:
             for seed in results["seeds"].values()
         ]
         rows.append([name, *(f"{loss:.3f}" for loss in losses), f"{max(losses) - min(losses):.3f}"])
-    return _table(["size", *(f"seed {seed}" for seed in results["seeds"]), "highest less lowest"], rows)
+    return markdown(["size", *(f"seed {seed}" for seed in results["seeds"]), "highest less lowest"], rows)
 
 
 def rates(results: Results) -> str:
@@ -96,7 +98,7 @@ def rates(results: Results) -> str:
     if not rows:
         return "Seed 0 has not been run."
     head = ["size", "steps", "rate of the rule", "half of it", "the rule", "double", "lost by the rule"]
-    return _table(head, rows)
+    return markdown(head, rows)
 
 
 def law(results: Results) -> str:
@@ -105,7 +107,7 @@ def law(results: Results) -> str:
     for key, letter in LETTERS.items():
         rows.append([letter, *(_interval(one[key]) for one in results["fits"].values())])
     rows.append(["mean error of the points, nats", *(f"{o['error']:.4f}" for o in results["fits"].values())])
-    return _table(["", *_counted(results)], rows)
+    return markdown(["", *_counted(results)], rows)
 
 
 def size(results: Results) -> str:
@@ -115,7 +117,7 @@ def size(results: Results) -> str:
     for name, predicted in found["predicted"].items():
         off = _mean([abs(p - a) for p, a in zip(predicted, found["actual"], strict=True)])
         rows.append([LABELS[name], f"{off:.3f}", *(f"{loss:.3f}" for loss in predicted)])
-    return _table(["", "mean error", *(f"{step:,} steps" for step in steps)], rows)
+    return markdown(["", "mean error", *(f"{step:,} steps" for step in steps)], rows)
 
 
 def held_out_interval(results: Results) -> str:
@@ -124,7 +126,7 @@ def held_out_interval(results: Results) -> str:
         [label, _interval(one["held out"]), f"{results['size']['actual'][-1]:.3f}"]
         for label, one in zip(_counted(results), results["fits"].values(), strict=True)
     ]
-    return _table(["", f"predicted at {results['fitted'][-1]:,} steps", "measured"], rows)
+    return markdown(["", f"predicted at {results['fitted'][-1]:,} steps", "measured"], rows)
 
 
 def coverage(results: Results) -> str:
@@ -134,7 +136,7 @@ def coverage(results: Results) -> str:
         [label, *(f"{found[name]:.2f}" for name in names)]
         for label, found in zip(_counted(results), results["coverage"].values(), strict=True)
     ]
-    return _table(["", *names], [["wanted", *["0.95"] * len(names)], *rows])
+    return markdown(["", *names], [["wanted", *["0.95"] * len(names)], *rows])
 
 
 def tokens(results: Results) -> str:
@@ -159,7 +161,7 @@ def far(results: Results) -> str:
             [label, "three of the four, each left out once", f"{min(left):.3f} to {max(left):.3f}", ""]
         )
     rows.append(["", f"the loss of {_trained(results)[-1]}", f"{results['size']['actual'][-1]:.3f}", ""])
-    return _table(["", "fitted to", "93m after one epoch, nats", "any size"], rows)
+    return markdown(["", "fitted to", "93m after one epoch, nats", "any size"], rows)
 
 
 def machine(results: Results) -> str:
@@ -175,7 +177,7 @@ def machine(results: Results) -> str:
         minutes = sum(run["curve"][-1]["cpu_s"] for run in runs) / 60
         cells = [made["cpu"], str(made["threads"]), f"`{made['precision']}`", f"`{commit}`", f"{minutes:.0f}"]
         rows.append([seed, *cells])
-    return _table(["seed", "CPU", "threads", "precision", "commit", "CPU minutes of training"], rows)
+    return markdown(["seed", "CPU", "threads", "precision", "commit", "CPU minutes of training"], rows)
 
 
 def _later(found: dict[str, Any]) -> str:
@@ -185,7 +187,7 @@ def _later(found: dict[str, Any]) -> str:
         off = _mean([abs(p - a) for p, a in zip(predicted, found["actual"], strict=True)])
         rows.append([LABELS[name], f"{off:.3f}", *(f"{loss:.3f}" for loss in predicted)])
     what = f"{found['step']:,} steps, from {found['known'][0]:,} to {found['known'][-1]:,}"
-    return _table([what, "mean error", *found["names"]], rows)
+    return markdown([what, "mean error", *found["names"]], rows)
 
 
 def _trained(results: Results) -> list[str]:
@@ -208,8 +210,3 @@ def _interval(figure: Sequence[float]) -> str:
     """Exponents and losses with three digits behind the point, A and B with three that count."""
     value, low, high = (f"{one:.3f}" if abs(one) < 100 else f"{one:.3g}" for one in figure)
     return f"{value} ({low} to {high})"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -27,10 +27,10 @@ import figures
 import matplotlib
 import numpy as np
 import torch
-import yaml
 from sacrebleu.metrics import CHRF
 
 import plato2
+from experiments.configs import keep_config
 from plato2.commands.evaluate_latents import all_heard
 from plato2.config import DecodeConfig, UserError
 from plato2.data.examples import read_examples
@@ -511,15 +511,6 @@ def candidates_of(
 # ---------------------------------------------------------------------------------------------- recording
 
 
-def keep_config(run: RunFolder, file: Path) -> None:
-    """Copies the resolved configuration of a run, without the places where it ran."""
-    config = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
-    config |= {"output_dir": "outputs", "init_from": "auto"}
-    config["data"]["path"] = "data/chitchat_64"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-
-
 def record(path: Path, seed: int, made: dict[str, Any]) -> dict[str, Any]:
     """Puts a seed into results.json beside the others, and returns all.
 
@@ -597,7 +588,9 @@ def make(given: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--out {folder}: has runs of {len(parents)} different stage 1; give another folder")
     trained_s = time.process_time() - began
     for name, run in runs.items():
-        keep_config(run, given.results.parent / "config" / f"seed-{given.seed}-{in_file_name(name)}.yaml")
+        keep_config(
+            run.path, given.results.parent / "config" / f"seed-{given.seed}-{in_file_name(name)}.yaml"
+        )
     models = {COARSE: RunFolder(given.coarse).best, **{name: run.last for name, run in runs.items()}}
     tokenizer = saved_tokenizer(models[COARSE])
     sets = read_sets(given, tokenizer, read_saved(models[COARSE]).model_config.max_position // 2)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from experiments.tables import markdown
+
 Results = dict[str, Any]
 SETS = {"test": "test split", "dailydialog": "DailyDialog"}
 MEASURES = {
@@ -27,7 +29,7 @@ def started(results: Results) -> str:
     for name, one in _first(results)["started"].items():
         equal = f"{one['equal']}, of which the backbone has {one['backbone']}"
         rows.append([name, one["told"], equal, " x ".join(map(str, one["latents"]))])
-    return _table(["", "what the run says", "tensors equal to stage 1's", "latent table"], rows)
+    return markdown(["", "what the run says", "tensors equal to stage 1's", "latent table"], rows)
 
 
 def training(results: Results) -> str:
@@ -37,7 +39,7 @@ def training(results: Results) -> str:
         found = [seed["runs"][name] for seed in results["seeds"].values()]
         cpu_s, samples = ([one[key] for one in found] for key in ("cpu_s", "samples"))
         rows.append([name, f"{found[0]['steps']:,}", _several(samples, 0), _several(cpu_s, 0)])
-    return _table(["", "steps", "samples", "CPU s"], rows)
+    return markdown(["", "steps", "samples", "CPU s"], rows)
 
 
 def curve(results: Results) -> str:
@@ -58,7 +60,7 @@ def curve(results: Results) -> str:
     for name in names:
         more = [] if name == "K = 1" else [f"{name}: greedy that differ", f"{name}: alarm"]
         head += [f"{name}: nats", *more, f"{name}: warning"]
-    return _table(head, rows)
+    return markdown(head, rows)
 
 
 def information(results: Results) -> str:
@@ -73,7 +75,7 @@ def information(results: Results) -> str:
         cells += [_several([one["named_by_chance"] for one in ones], 3)]
         rows.append([SETS[of], name, *cells])
     head = ["set", "", "mutual information", "at most", "latents in effect", "with 2 % or more"]
-    return _table([*head, "recognised z is the likeliest", "by chance"], rows)
+    return markdown([*head, "recognised z is the likeliest", "by chance"], rows)
 
 
 def within(results: Results) -> str:
@@ -85,7 +87,7 @@ def within(results: Results) -> str:
             rows.append([SETS[of], name, *both])
     if not rows:
         return "The set with several references was not measured."
-    return _table(["set", "", "replies to one context", "as many replies to any contexts"], rows)
+    return markdown(["set", "", "replies to one context", "as many replies to any contexts"], rows)
 
 
 def perplexity(results: Results) -> str:
@@ -96,7 +98,7 @@ def perplexity(results: Results) -> str:
         for of, name, ones in _by_set(results, "perplexity")
     ]
     heads = ("p(r\\|c)", "z uniform", "z of another response", "z from the posterior", "and the nats of z")
-    return _table(["set", "", *heads], rows)
+    return markdown(["set", "", *heads], rows)
 
 
 def gains(results: Results) -> str:
@@ -106,7 +108,7 @@ def gains(results: Results) -> str:
         [SETS[of], name, *(_interval([one[way] for one in ones], 4, sign=True) for way in ways)]
         for of, name, ones in _by_set(results, "gains")
     ]
-    return _table(["set", "", *ways.values()], rows)
+    return markdown(["set", "", *ways.values()], rows)
 
 
 def candidates(results: Results) -> str:
@@ -130,7 +132,7 @@ def differences(results: Results) -> str:
                 mean = sum(one[0] for one in found) / len(found)
                 each = "; ".join(_cell(one, digits, sign=True) for one in found)
                 rows.append([SETS[of], pair, label, f"{mean:+.{digits}f}", each])
-    return _table(["set", "difference", "of", "mean", "each seed, 95 % interval"], rows)
+    return markdown(["set", "difference", "of", "mean", "each seed, 95 % interval"], rows)
 
 
 def says(results: Results) -> str:
@@ -141,7 +143,7 @@ def says(results: Results) -> str:
             shares = [f"{line[key]:.0%}" for key in ("posterior", "wins", "questions")]
             words = ", ".join(f"`{word}`" for word, _ in line["typical"] if "|" not in word)
             rows.append([name, str(line["z"]), *shares, f"{line['length']:.1f}", words])
-    return _table(["", "z", "posterior", "wins", "questions", "words", "typical words"], rows)
+    return markdown(["", "z", "posterior", "wins", "questions", "words", "typical words"], rows)
 
 
 def heard(results: Results) -> str:
@@ -161,7 +163,7 @@ def heard(results: Results) -> str:
         ]
         fired = "; ".join(dict.fromkeys(text.split(":")[0] for one in ones for text in one["alarms"]))
         rows.append([name, *cells, fired or "none"])
-    return _table(["", *keys.values(), "alarms"], rows)
+    return markdown(["", *keys.values(), "alarms"], rows)
 
 
 def sets(results: Results) -> str:
@@ -170,7 +172,7 @@ def sets(results: Results) -> str:
     for of, one in _first(results)["sets"].items():
         near = ", ".join(f"{kind} {value:.3f}" for kind, value in one["near"].items())
         rows.append([SETS[of], f"{one['responses']:,}", f"{one['tokens']:,}", f"{one['contexts']:,}", near])
-    return _table(["set", "responses scored", "their tokens", "contexts answered", "near from"], rows)
+    return markdown(["set", "responses scored", "their tokens", "contexts answered", "near from"], rows)
 
 
 def cost(results: Results) -> str:
@@ -182,7 +184,7 @@ def cost(results: Results) -> str:
         commit = (made["git"] or {}).get("commit", "")[:10]
         rows.append([seed, made["cpu"], str(made["threads"]), *minutes, f"`{commit}`"])
     head = ["seed", "CPU", "threads", "CPU minutes of training, with validations", "of measuring", "commit"]
-    return _table(head, rows)
+    return markdown(head, rows)
 
 
 # --------------------------------------------------------------------------------------------------- cells
@@ -214,7 +216,7 @@ def _candidates(results: Results, of: str) -> str:
         [name, *(_interval([one.get(measure) for one in ones], MEASURES[measure][1]) for measure in shown)]
         for name, ones in found
     ]
-    return _table(["", *(MEASURES[measure][0] for measure in shown)], rows)
+    return markdown(["", *(MEASURES[measure][0] for measure in shown)], rows)
 
 
 def _several(values: Sequence[float], digits: int) -> str:
@@ -251,8 +253,3 @@ def _times(fired: Sequence[bool]) -> str:
     if len(fired) == 1:
         return "yes" if fired[0] else ""
     return f"{sum(fired)} of {len(fired)}" if any(fired) else ""
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

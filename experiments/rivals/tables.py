@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from experiments.tables import markdown
 
 BY_CONTEXT = {
     "chrf": "chrF",
@@ -39,7 +41,7 @@ def figures(results: Mapping[str, Any]) -> str:
                 known = results["rows"].get(row)
                 called = f"({row}) {known['label']}" if known else f"{row}, apart"
                 rows.append([called, *("" if cell is None else number(cell) for cell in cells)])
-            parts.append(f"{budget(name, there)}; {label}:\n\n{table(heads, rows)}")
+            parts.append(f"{budget(name, there)}; {label}:\n\n{markdown(heads, rows)}")
     return "\n\n".join(parts)
 
 
@@ -58,7 +60,7 @@ def differences(results: Mapping[str, Any]) -> str:
                     rows.append([f"({one}) - ({other})", of, signed(d["value"]), interval, by_seed])
         if rows:
             heads = ["difference", "of", "value", "95 % interval", "each seed"]
-            parts.append(f"{budget(name, there)}:\n\n{table(heads, rows)}")
+            parts.append(f"{budget(name, there)}:\n\n{markdown(heads, rows)}")
     return "\n\n".join(parts) or "No seed has both rows of a difference."
 
 
@@ -73,7 +75,7 @@ def rates(results: Mapping[str, Any]) -> str:
             cells = [f"{tried['steps']:,}", f"{tried['cpu_s']:.0f}", f"{tried['ppl']:.1f}", chosen]
             rows.append([said(name), f"{float(rate):.0e}".replace("e-0", "e-"), *cells])
     heads = ["budget", "rate", "steps", "CPU s", "perplexity on the validation split", "taken"]
-    return table(heads, rows) if rows else "Only one rate was given, so none was compared."
+    return markdown(heads, rows) if rows else "Only one rate was given, so none was compared."
 
 
 def budget(name: str, there: Mapping[str, Any]) -> str:
@@ -96,9 +98,3 @@ def number(value: float) -> str:
 def signed(value: float) -> str:
     """A difference."""
     return f"{value:+.2f}" if abs(value) >= 1 else f"{value:+.3f}"
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows in Markdown."""
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -37,9 +37,9 @@ from variants import (
     random_latent,
     record,
     systems_of,
-    write_configs,
 )
 
+from experiments.configs import keep_config
 from plato2.commands.playing import play_missing
 from plato2.config import DecodeConfig
 from plato2.evaluate.automatic import Compared, evaluate
@@ -246,7 +246,8 @@ def main() -> None:
         **measure(files, folder / f"all-{len(starts)}.json", given.out.with_name("self_chats.png")),
     }
     found["about"]["cpu_s"] = round(time.process_time() - began, 1)
-    write_configs(runs, given.out.parent / "config" / f"seed-{given.seed}")
+    for name, run in runs.items():
+        keep_config(run, given.out.parent / "config" / f"seed-{given.seed}" / f"{name}.yaml")
     record(given.out, given.seed, found)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from experiments.tables import markdown
+
 Results = dict[str, Any]
 DIFFERENCES = {
     "length": ("words per utterance", 1),
@@ -38,7 +40,7 @@ def variety(results: Results) -> str:
             _figure(seeds, name, key, 3) for key in ("distinct_1", "distinct_2", "matched_1", "matched_2")
         ]
         rows.append([label, *cells])
-    return _table(head, rows)
+    return markdown(head, rows)
 
 
 def coherence(results: Results) -> str:
@@ -56,7 +58,7 @@ def coherence(results: Results) -> str:
         ]
         for name, label in _labels(seeds).items()
     ]
-    return _table(head, rows)
+    return markdown(head, rows)
 
 
 def differences(results: Results) -> str:
@@ -71,7 +73,7 @@ def differences(results: Results) -> str:
             for key, (_, digits) in DIFFERENCES.items()
         ]
         rows.append([f"`{pair}`", *cells])
-    return _table(["difference", *(label for label, _ in DIFFERENCES.values())], rows)
+    return markdown(["difference", *(label for label, _ in DIFFERENCES.values())], rows)
 
 
 def systems(results: Results) -> str:
@@ -81,7 +83,7 @@ def systems(results: Results) -> str:
     for name, label in _labels(seeds).items():
         spent = [seed["cpu_s"][name] / 60 for seed in seeds if name in seed["cpu_s"]]
         rows.append([f"`{name}`", label, _cell([[minutes] for minutes in spent], 1)])
-    return _table(["name", "system", "CPU minutes of its self-chats"], rows)
+    return markdown(["name", "system", "CPU minutes of its self-chats"], rows)
 
 
 def models(results: Results) -> str:
@@ -92,7 +94,7 @@ def models(results: Results) -> str:
             shape = f"{one['geometry']['n_layer']} layers of {one['geometry']['hidden_size']}"
             minutes = "" if one["cpu_s"] is None else f"{one['cpu_s'] / 60:.1f}"
             rows.append([number, f"`{name}`", f"`{one['stage']}`", shape, f"{one['step']:,}", minutes])
-    return _table(["seed", "run", "stage", "size", "steps", "CPU minutes of training"], rows)
+    return markdown(["seed", "run", "stage", "size", "steps", "CPU minutes of training"], rows)
 
 
 def picture(results: Results) -> str:
@@ -127,8 +129,3 @@ def _cell(found: Sequence[Sequence[float | None]], digits: int, sign: str = "") 
         return shown[0]
     low, high = interval
     return f"{shown[0]} ({low:{sign},.{digits}f} to {high:{sign},.{digits}f})"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

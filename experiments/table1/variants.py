@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from plato2.config import UserError
 from plato2.files import replace_text
@@ -122,18 +121,6 @@ def training_cpu_s(run: Path) -> float | None:
         return None
     spent = [value for _, name, value in read_metrics(run / "metrics.csv") if name == "perf/cpu_s"]
     return round(spent[-1], 1) if spent else None
-
-
-def write_configs(runs: Mapping[str, Path], folder: Path) -> None:
-    """The resolved configuration of each run, without the places where it ran."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, path in runs.items():
-        if (path / "config.yaml").is_file():
-            config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-            config |= {"output_dir": "outputs", "init_from": "auto"}
-            config["data"]["path"] = f"data/{Path(config['data']['path']).name}"
-            text = yaml.safe_dump(config, sort_keys=False)
-            (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
 
 
 def machine() -> dict[str, Any]:

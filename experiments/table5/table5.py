@@ -38,9 +38,9 @@ from variants import (
     random_latent,
     record,
     systems_of,
-    write_configs,
 )
 
+from experiments.configs import keep_config
 from plato2.config import DecodeConfig, UserError
 from plato2.data.examples import Example, read_examples
 from plato2.data.tokenizer import EOS_ID, Tokenizer
@@ -492,7 +492,8 @@ def main() -> None:
         ],
     }
     draw(tests, given.out.with_name("differences.png"))
-    write_configs(runs, given.out.parent / "config" / f"seed-{given.seed}")
+    for name, run in runs.items():
+        keep_config(run, given.out.parent / "config" / f"seed-{given.seed}" / f"{name}.yaml")
     record(given.out, given.seed, found)
     if given.judge_url:  # after all that needs nobody else
         found["judge"] = judged(files, given.judge_url, given.judge_model, given.judge_pairs, folder)

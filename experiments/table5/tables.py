@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from experiments.tables import markdown
+
 Results = dict[str, Any]
 DIGITS = {"chrf": 1, "words": 1}
 """3 of the others."""
@@ -21,7 +23,7 @@ def figures(results: Results) -> str:
         of = [seed["figures"][name] for seed in seeds if name in seed["figures"]]
         cells = [_cell([one[key] for one in of if key in one], DIGITS.get(key, 3)) for key in measures]
         rows.append([f"{label} (`{name}`)", *cells])
-    return _table(["replies of", *measures.values()], rows)
+    return markdown(["replies of", *measures.values()], rows)
 
 
 def dual(results: Results) -> str:
@@ -53,8 +55,8 @@ def judge(results: Results) -> str:
             ]
             parts += [
                 told,
-                _table(["pair", "wins", "ties", "losses"], rows),
-                _table(["system", "win rate, a tie is half", "strength at equal length, logits"], rates),
+                markdown(["pair", "wins", "ties", "losses"], rows),
+                markdown(["system", "win rate, a tie is half", "strength at equal length, logits"], rates),
             ]
     return "\n\n".join(parts)
 
@@ -64,7 +66,7 @@ def paper(results: Results) -> str:
     rows = [
         [one["question"], *one["systems"], *map(str, one["counts"])] for one in _seeds(results)[-1]["paper"]
     ]
-    return _table(["question", "first", "second", "first better", "ties", "second better"], rows)
+    return markdown(["question", "first", "second", "first better", "ties", "second better"], rows)
 
 
 def models(results: Results) -> str:
@@ -77,7 +79,7 @@ def models(results: Results) -> str:
             spent = f"{seed['cpu_s'][name] / 60:.1f}" if name in seed["cpu_s"] else ""
             rows.append([number, f"`{name}`", f"`{one['stage']}`", shape, f"{one['step']:,}", minutes, spent])
     head = ["seed", "run", "stage", "size", "steps", "CPU minutes of training", "of writing candidates"]
-    return _table(head, rows)
+    return markdown(head, rows)
 
 
 def picture(results: Results) -> str:
@@ -104,7 +106,7 @@ def _tests(results: Results, head: str) -> str:
         counts = "; ".join(f"{one['wins']} / {one['ties']} / {one['losses']}" for one in of)
         p = "; ".join(f"{one['p_holm']:.4f}" for one in of)
         rows.append([f"`{pair}`", measures[key], mean, counts, p])
-    return _table(["pair", "measure", "difference", "wins / ties / losses", "p, Holm"], rows)
+    return markdown(["pair", "measure", "difference", "wins / ties / losses", "p, Holm"], rows)
 
 
 def _seeds(results: Results) -> list[dict[str, Any]]:
@@ -135,8 +137,3 @@ def _cell(found: Sequence[Sequence[float | None]], digits: int, sign: str = "") 
     if low is None or high is None:
         return shown[0]
     return f"{shown[0]} ({low:{sign},.{digits}f} to {high:{sign},.{digits}f})"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

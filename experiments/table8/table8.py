@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from controls import combined, elsewhere, surface
 from prior import Prior
 from sets import Source, dailydialog, held_out, records
 
+from experiments.configs import keep_config
 from plato2.data.samples import encode_context, encode_response
 from plato2.evaluate.candidates import Query
 from plato2.evaluate.kept import kept
@@ -198,18 +198,6 @@ def kept_scores(path: Path, source: Source, scorers: Mapping[str, Scorer], model
         return list(score_queries(source.queries, scorers, done, timed))
 
 
-def write_configs(models: Mapping[str, Path], folder: Path) -> None:
-    """The resolved configuration of each run, without the places where it ran."""
-    folder.mkdir(exist_ok=True)
-    for name, path in models.items():
-        if (path / "config.yaml").is_file():
-            config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-            config |= {"output_dir": "outputs", "init_from": "auto"}
-            config["data"]["path"] = f"data/{Path(config['data']['path']).name}"
-            text = yaml.safe_dump(config, sort_keys=False)
-            (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
-
-
 def simple_scores(source: Source, texts: Texts, seed: int) -> list[Scores]:
     """Those that need no model."""
     candidates = [text for query in source.queries for text in query.candidates]
@@ -339,7 +327,8 @@ def main() -> None:
         "suite": compact(suite),
         "controls": compact(evaluate_selection(queries, controls, seed=given.seed)),
     }
-    write_configs(models, given.out.parent / "config")
+    for name, path in models.items():
+        keep_config(path, given.out.parent / "config" / f"{name}.yaml")
     given.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 

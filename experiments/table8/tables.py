@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from experiments.tables import markdown
+
 Results = dict[str, Any]
 
 
@@ -37,7 +39,7 @@ def tests(results: Results) -> str:
                 "best" if system == best[name] else _difference(found["tests"], name, best[name], system)
             )
         rows.append([system, *cells])
-    return _table(["score", *found["sets"]], rows)
+    return markdown(["score", *found["sets"]], rows)
 
 
 def sources(results: Results) -> str:
@@ -51,7 +53,7 @@ def sources(results: Results) -> str:
         ]
         for name, one in results["suite"]["sets"].items()
     ]
-    return _table(["set", "contexts", "candidates", "MAP by chance"], rows)
+    return markdown(["set", "contexts", "candidates", "MAP by chance"], rows)
 
 
 def models(results: Results) -> str:
@@ -62,7 +64,7 @@ def models(results: Results) -> str:
         rows.append(
             [name, f"`{one['stage']}`", shape, f"{one['step']:,}", f"{sum(one['cpu_s'].values()):,.0f}"]
         )
-    return _table(["model", "stage", "size", "steps", "CPU s of scoring"], rows)
+    return markdown(["model", "stage", "size", "steps", "CPU s of scoring"], rows)
 
 
 def prior(results: Results) -> str:
@@ -77,7 +79,7 @@ def prior(results: Results) -> str:
         "latents in effect",
     )
     cells = [f"{found['fitted to']:,}", f"{found['samples']:,}", *(f"{found[name]:.3f}" for name in names)]
-    return _table(["fitted to", "checked on", *names], [cells])
+    return markdown(["fitted to", "checked on", *names], [cells])
 
 
 def _figures(found: dict[str, Any], measure: str, interval: bool) -> str:
@@ -87,7 +89,7 @@ def _figures(found: dict[str, Any], measure: str, interval: bool) -> str:
     for system, figures in found["figures"].items():
         values = [figures[f"{name}/{measure}"] for name in found["sets"]]
         rows.append([system, *(_cell(*value) if interval else f"{value[0]:.3f}" for value in values)])
-    return _table(["score", *found["sets"]], rows)
+    return markdown(["score", *found["sets"]], rows)
 
 
 def _cell(value: float, low: float, high: float) -> str:
@@ -100,8 +102,3 @@ def _difference(tests: Sequence[dict[str, Any]], name: str, best: str, other: st
     sign = 1 if test["a"] == best else -1
     low, high = sorted((sign * test["low"], sign * test["high"]))
     return f"{sign * test['difference']:.3f} ({low:.3f} to {high:.3f}), p {test['p_holm']:.4f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

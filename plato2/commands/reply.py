@@ -104,7 +104,8 @@ def reply(
         raise UserError("--contexts and --out go together: give both")
     generation = small() if generation is other is None else generation
     if generation is None:
-        check_is_plato(decode, rank=rank, safety=safety, precision=precision != "float32" and precision)
+        float32 = precision == "float32"
+        check_is_plato(decode, rank=rank, safety=safety, precision=None if float32 else precision)
     checks = load_safety(safety, safety_input, safety_output)
     given = (generation, evaluation, backward, other, "", decode, device, precision, rank, checks)
     if contexts is not None and out is not None:

@@ -461,9 +461,8 @@ def flags_first(words: list[str]) -> list[str]:
 def main(config: DictConfig) -> float | None:
     """Runs one job; a user's mistake is one line and exit code 2."""
     try:
-        with (
-            signals_stop_at_once()
-        ):  # a launcher's job does not come from `command_line`, and has others' handlers
+        # A launcher's job does not come from `command_line`, and has others' handlers.
+        with signals_stop_at_once():
             found = train_composed(config)
         return found.value if found else None
     except Stopped as stop:

@@ -1,13 +1,14 @@
 """Whether a judge is to be believed: two controls that it passes on the spot, or its table is withheld.
 
-1. It prefers dialogues between people to the same dialogues with their utterances shuffled, and finds them
-   more often than counting the words that neighbouring lines share does.
+1. It prefers dialogues between people to the same dialogues with their utterances shuffled, and knows
+   more of them than which words neighbouring lines share.
 2. Where people have voted, it may stand in for one of them: the alternative annotator test of Calderon,
    Reichart and Dror (ACL 2025, "The Alternative Annotator Test for LLM-as-a-Judge").
 """
 
 from __future__ import annotations
 
+import operator
 import random
 import re
 from collections import defaultdict
@@ -28,6 +29,8 @@ LEAST_TURNS = 6
 """A shorter dialogue shuffled may be a good one."""
 SHUFFLED_P = 0.01
 """The sign test's p-value below which a judge passes the first control."""
+WORDS_P = 0.05
+"""The same for knowing more than which words neighbouring lines share."""
 MOST_UNREADABLE = 0.1
 """A judge whose answers lack a verdict more often is none."""
 EPSILON = 0.1
@@ -105,27 +108,42 @@ def shared_words(shown: Side) -> float:
 
 
 def shuffled_control(outcomes: Sequence[Outcome]) -> Control:
-    """Whether people's dialogues beat the shuffled ones.
+    """Whether people's dialogues beat the shuffled ones, and by more than the words that their lines share.
 
-    By a sign test, ties left out; and more often than when words that neighbouring lines share are counted.
+    Two one-sided sign tests: of wins against losses, ties left out; and of the pairs in which only the judge
+    prefers people's dialogue against those in which only counting shared words does.
     """
-    from scipy.stats import binomtest
-
-    won = sum(one.score == 1 for one in outcomes)
-    lost = sum(one.score == 0 for one in outcomes)
-    p = float(binomtest(won, won + lost, alternative="greater").pvalue) if won + lost else 1.0
-    counted = sum(shared_words(one.match.left) > shared_words(one.match.right) for one in outcomes)
-    tied, told = len(outcomes) - won - lost, "below" if p < SHUFFLED_P else "not below"
-    text = f"people's dialogues beat shuffled ones {won} times, lost {lost} times, tied {tied} times"
-    text += f" (sign test p = {p:.2g}, {told} {SHUFFLED_P:g}; by counting shared words they win {counted} "
-    text += f"times, {'fewer' if won > counted else 'not fewer'})"
-    figures = {"won": won, "lost": lost, "n": len(outcomes), "p": p, "won_by_shared_words": counted}
+    won, lost = (sum(one.score == score for one in outcomes) for score in (1, 0))
+    found = [one.score == 1 for one in outcomes]
+    counted = [shared_words(one.match.left) > shared_words(one.match.right) for one in outcomes]
+    better, worse = sum(map(operator.gt, found, counted)), sum(map(operator.lt, found, counted))
+    p, p_words = _sign_test(won, lost), _sign_test(better, worse)
+    figures = {"won": won, "lost": lost, "n": len(outcomes), "p": p}
+    figures |= {"won_by_words": sum(counted), "better": better, "worse": worse, "p_words": p_words}
     figures["consistency"] = sum(one.is_consistent for one in outcomes) / len(outcomes)
-    text += f"; its verdicts in both orders agree for {figures['consistency']:.0%} of the pairs"
+    tied = len(outcomes) - won - lost
+    text = f"people's dialogues beat shuffled ones {won} times, lost {lost} times, tied {tied} times "
+    text += (
+        f"(sign test {_told(p, SHUFFLED_P)}); counting shared words finds {sum(counted)} of them, {better} "
+    )
+    text += f"are found by the judge alone and {worse} by counting alone ({_told(p_words, WORDS_P)}); "
+    text += f"its verdicts in both orders agree for {figures['consistency']:.0%} of the pairs"
     if (first := judge_figures(outcomes)["first"].value) is not None:
         figures["first"] = first
         text += f", and {first:.0%} of those that decide prefer what stands first"
-    return Control("shuffled", p < SHUFFLED_P and won > counted, text, figures)
+    return Control("shuffled", p < SHUFFLED_P and p_words < WORDS_P, text, figures)
+
+
+def _sign_test(better: int, worse: int) -> float:
+    """One-sided p-value; 1 where nothing speaks for either."""
+    from scipy.stats import binomtest
+
+    n = better + worse
+    return float(binomtest(better, n, alternative="greater").pvalue) if n else 1.0
+
+
+def _told(p: float, limit: float) -> str:
+    return f"p = {p:.2g}, {'below' if p < limit else 'not below'} {limit:g}"
 
 
 def readable_control(outcomes: Sequence[Outcome]) -> Control:

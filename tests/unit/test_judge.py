@@ -233,9 +233,9 @@ def test_a_judge_that_takes_the_first_is_withheld(
     assert found["systems"] == {}
     assert found["details"]["withheld"] == [
         "people's dialogues beat shuffled ones 0 times, lost 0 times, tied 24 times "
-        "(sign test p = 1, not below 0.01; by counting shared words they win 0 times, not fewer); "
-        "its verdicts in both orders agree for 0% of the pairs, and 100% of those that decide prefer what "
-        "stands first"
+        "(sign test p = 1, not below 0.01); counting shared words finds 0 of them, 0 are found by the judge "
+        "alone and 0 by counting alone (p = 1, not below 0.05); its verdicts in both orders agree for 0% of "
+        "the pairs, and 100% of those that decide prefer what stands first"
     ]
 
 
@@ -556,17 +556,19 @@ def test_a_judge_that_guesses_fails_the_first_control() -> None:
 
 
 def test_a_judge_has_to_know_more_than_shared_words() -> None:
-    """With 20 of 24 decided for people by the words that lines share, 20 are not enough, and 21 are."""
+    """Words decide 16 of 24 pairs for people. A judge that finds these and 4 more may be lucky (p = 1/16)."""
     on_topic = Side("human", ((False, "I like green apples"), (True, "Green apples are sour")))
     off = Side("shuffled", ((False, "I like green apples"), (True, "My house is tall")))
     assert (shared_words(on_topic), shared_words(off)) == (2 / 3, 0.0)  # `are` is too short, `sour` is new
-    told = [Match(str(n), str(n), on_topic, off) for n in range(20)]
-    told += [Match(str(n), str(n), off, on_topic) for n in range(20, 24)]
-    for won, passed in ((20, False), (21, True)):
-        verdicts = [("first", "second")] * won + [("second", "first")] * (24 - won)
+    told = [Match(str(n), str(n), on_topic, off) for n in range(16)]
+    told += [Match(str(n), str(n), off, on_topic) for n in range(16, 24)]
+    for more, passed in ((4, False), (5, True)):
+        verdicts = [("first", "second")] * (16 + more) + [("second", "first")] * (8 - more)
         found = shuffled_control([outcome(*both) for both in zip(told, verdicts, strict=True)])
-        assert (found.figures["won"], found.figures["won_by_shared_words"]) == (won, 20)
-        assert found.figures["p"] < 0.01
+        figures = found.figures
+        assert (figures["won"], figures["won_by_words"]) == (16 + more, 16)
+        assert (figures["better"], figures["worse"], figures["p_words"]) == (more, 0, 0.5**more)
+        assert figures["p"] < 0.01
         assert found.passed is passed
 
 

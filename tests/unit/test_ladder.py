@@ -152,7 +152,7 @@ def test_the_whole(ladder: Any, data: Path, tmp_path: Path, monkeypatch: pytest.
     for name in places:
         assert tables[name](both).startswith("| "), name
     assert set(places) == {name for name in tables if callable(tables[name]) and not name.startswith("_")} - {
-        "Any", "Sequence", "Results"
+        "Any", "Sequence", "Results", "markdown"
     }  # fmt: skip
     with pytest.raises(SystemExit, match="was made with"):
         started("--first", "4")

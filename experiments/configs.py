@@ -1,0 +1,23 @@
+"""The resolved configuration of a run, kept beside the results of an experiment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+
+def keep_config(run: Path, file: Path) -> None:
+    """Copies the configuration of a run, without the places where it ran; nothing of a model folder.
+
+    Args:
+        run: the run's folder.
+        file: where to write; its folder is made.
+    """
+    if not (run / "config.yaml").is_file():
+        return
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    config |= {"output_dir": "outputs", "init_from": "auto"}
+    config["data"]["path"] = f"data/{Path(config['data']['path']).name}"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
