@@ -10,7 +10,7 @@ data=data/chitchat_64 out=outputs/evening
 mkdir -p $out
 python experiments/evening/mixture.py --data $data --json $out/mixture.json "${runs[@]:0:2}"
 python experiments/evening/controls.py --data $data --json $out/controls.json "${runs[@]:2}"
-python -m plato2 report --data $data --coarse "${runs[0]}" --generation "${runs[1]}" --latent-contexts 100 --contexts 0 --json \
+python -m plato2 report --data $data --coarse "${runs[0]}" --generation "${runs[1]}" --latent-contexts 400 --contexts 0 --json \
     > $out/report.json
 python experiments/evening/collect.py --minutes "$((SECONDS / 60))" $out "${runs[@]}"
 python experiments/tables.py
