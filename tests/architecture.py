@@ -37,7 +37,10 @@ X = {
     "metrics": 890,
 }
 """The middle of each room's box."""
-ABOVE = ("plato2", "plato2.__main__", "plato2.commands", "plato2.commands.train", "train", "benchmarks")
+ABOVE = (
+    "plato2", "plato2.__main__", "plato2.commands", "plato2.commands.train",
+    "train", "benchmarks", "hydra_plugins",
+)  # fmt: skip
 BELOW = "plato2.config"
 WIDTH, ROW, BOX = 960, 84, 34
 

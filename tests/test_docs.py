@@ -381,8 +381,9 @@ def test_the_import_table_is_the_one_that_is_held() -> None:
     rows = dict(re.findall(r"^\| `([\w.]+)` \| (.*) \|$", text.split("\n## ")[0], re.M))
     packages = ["words", "files", "metrics", "model", "stages", "data", "prepare", "runs", "weights"]
     packages += ["runs.folder", "runs.saved"]
-    for package in [*packages, "talk", "serve", "evaluate", "train.py"]:
-        key = package.removesuffix(".py") if package == "train.py" else f"plato2.{package}"
+    for package in [*packages, "talk", "serve", "evaluate", "train.py", "hydra_plugins"]:
+        outside = package in ("train.py", "hydra_plugins")
+        key = package.removesuffix(".py") if outside else f"plato2.{package}"
         named = {f"plato2.{name}" for name in re.findall(r"`([\w.]+)`", rows[package].split(";")[0])}
         assert named == set(ALLOWED[key]), package
 

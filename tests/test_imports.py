@@ -144,10 +144,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "plato2.commands.train": ("plato2",),
     "train": ("plato2.commands.train",),
     "benchmarks": ("plato2", "benchmarks"),
+    "hydra_plugins": ("plato2.runs", "plato2.config"),
 }
-COMPOSERS = ("plato2.commands.train", "benchmarks")
+COMPOSERS = ("plato2.commands.train", "benchmarks", "hydra_plugins")
 ONLY_COMPOSERS = ("hydra", "omegaconf", "conf")
-NOBODY = ("train", "experiments", "tests", "benchmarks")
+NOBODY = ("train", "experiments", "tests", "benchmarks", "hydra_plugins.plato2_slurm")
 """Nobody but those whose line above names it."""
 
 
@@ -155,7 +156,8 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-FILES = [ROOT / "train.py", *sorted([*ROOT.glob("plato2/**/*.py"), *ROOT.glob("benchmarks/*.py")])]
+PACKAGES = ("plato2", "benchmarks", "hydra_plugins")
+FILES = [ROOT / "train.py", *sorted(path for name in PACKAGES for path in ROOT.glob(f"{name}/**/*.py"))]
 MODULES = {module_name(path): path for path in FILES}
 
 
@@ -234,6 +236,9 @@ def test_every_package_has_its_line() -> None:
         ("plato2.commands.report", "from benchmarks.device import machine", 1),
         ("benchmarks.device", "import hydra\nfrom plato2.talk.bot import PlatoBot", 0),
         ("benchmarks.device", "import experiments.choices", 1),
+        ("hydra_plugins.plato2_slurm", "import hydra\nfrom plato2.runs.console import say", 0),
+        ("hydra_plugins.plato2_slurm", "from plato2.talk.bot import PlatoBot", 1),
+        ("plato2.commands.train", "import hydra_plugins.plato2_slurm", 1),
     ],
 )
 def test_the_check_itself_finds_what_is_wrong(module: str, source: str, n_wrong: int) -> None:
