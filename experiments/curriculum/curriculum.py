@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+
+from experiments.configs import keep_config
 
 HERE = Path(__file__).parent
 POINTS = (200, 400, 800, 1600)
@@ -443,19 +444,6 @@ def made_with() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def keep_configs(given: argparse.Namespace) -> None:
-    """The resolved configuration of each run, without the places where it ran."""
-    out = given.results / "config" / f"seed-{given.seed}"
-    out.mkdir(parents=True, exist_ok=True)
-    for file in sorted(folder("", given).glob("*/config.yaml")):
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-        config["data"]["path"], config["output_dir"] = f"data/{given.data.name}", "outputs"
-        if str(given.out) in config["init_from"]:
-            config["init_from"] = f"{FIRST}/checkpoints/{Path(config['init_from']).name}"
-        text = yaml.safe_dump(config, sort_keys=False)
-        (out / f"{file.parent.name}.yaml").write_text(text, encoding="utf-8")
-
-
 def record(made: dict[str, Any], known: dict[str, Any], given: argparse.Namespace) -> None:
     """Puts a seed and the baselines into results.json, beside the seeds that are there."""
     from plato2.files import replace_text
@@ -489,7 +477,9 @@ def make(given: argparse.Namespace) -> None:
             if stage == "2_gen":
                 made["differences"] = differences(given.points, given)
             record({"made_with": made_with(), **made}, known, given)
-            keep_configs(given)
+            for run in sorted(folder("", given).iterdir()):
+                file = given.results / "config" / f"seed-{given.seed}" / f"{run.name}.yaml"
+                keep_config(run, file, folder("", given))
 
 
 # --------------------------------------------------------------------------------------------- pictures

@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 import scipy
-import yaml
 from law import Law, coverage, fit, intervals, power_law
 
 import plato2
+from experiments.configs import keep_config
 from plato2.data.shards import read_index, read_shard
 from plato2.files import replace_text
 from plato2.runs.folder import RunFolder, cpu_name, provenance
@@ -97,18 +97,8 @@ def train(name: str, size: Size, rate: float, steps: int, given: argparse.Namesp
     if not (run.finished and run.lineage()["step"] >= steps):
         where = [f"output_dir={given.out}", "name=runs", f"run_id={run.path.name}"]
         plato2.train(*overrides(size, rate, steps, given.seed, given), *where)
-    keep_config(run.path, given.results / "config")
+    keep_config(run.path, given.results / "config" / f"{run.path.name}.yaml")
     return run
-
-
-def keep_config(run: Path, folder: Path) -> None:
-    """Copies the resolved configuration of a run, without the places where it ran."""
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    config |= {"output_dir": "outputs/ladder"}
-    config["data"]["path"] = f"data/{Path(config['data']['path']).name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(config, sort_keys=False)
-    (folder / f"{run.name}.yaml").write_text(text, encoding="utf-8")
 
 
 def curve(run: RunFolder) -> list[dict[str, float]]:

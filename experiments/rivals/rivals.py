@@ -21,6 +21,7 @@ from typing import Any
 
 from plan import FIRST, RATE, ROWS, RUNS, SMOLLM2, TRIED, Budget, Pace, Run, needed, steps_of
 
+from experiments.configs import keep_config
 from plato2.config import UserError
 from plato2.files import replace_text
 
@@ -165,22 +166,6 @@ def charges(row: str, trained: Mapping[str, Mapping[str, Any]], per_sample: floa
     }
 
 
-def keep_configs(results: Path, budget: str, runs: Path, data: Path) -> None:
-    """Copies the resolved configuration of each run to config/, without the paths of this machine.
-
-    Args:
-        results: the folder of results.json.
-        budget: its name.
-        runs: the folder of a seed's runs.
-        data: the corpus.
-    """
-    (results / "config").mkdir(parents=True, exist_ok=True)
-    for file in sorted(runs.glob("*/config.yaml")):
-        text = file.read_text(encoding="utf-8")
-        text = text.replace(str(data), "data/chitchat_64").replace(str(runs.parent), "outputs")
-        (results / "config" / f"{budget}-{file.parent.name}.yaml").write_text(text, encoding="utf-8")
-
-
 def make(given: argparse.Namespace, budget: Budget) -> dict[str, Any]:
     """Trains and measures a seed; what measure.record takes."""
     from measure import check_asked, measure
@@ -205,7 +190,8 @@ def make(given: argparse.Namespace, budget: Budget) -> dict[str, Any]:
     for name in needed(rows):
         steps = steps_of(RUNS[name], budget, paces, per_sample)
         trained[name] = train(name, RUNS[name], steps, given.seed, given.data, folder / "runs", rates["rate"])
-    keep_configs(given.results, budget.name, folder / "runs", given.data)
+    for run in sorted((folder / "runs").iterdir()):
+        keep_config(run, given.results / "config" / f"{budget.name}-{run.name}.yaml", folder / "runs")
     for row in rows:
         reply(row, folder, contexts, given.data, given.seed, given.utterances)
     if given.smollm2:
