@@ -15,12 +15,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor
 from units import BATCHES, make_stage
 
 from plato2.config import OptimConfig
 from plato2.data.module import DialogueDataModule
+from plato2.runs.sharded import Sharded, precision_plugin
 
 N_STEPS = 2
 ROW = 64
@@ -101,8 +101,10 @@ if __name__ == "__main__":
     corpus, out, strategy = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     torch.set_num_threads(1)
     for stage_name in BATCHES:
-        sharded = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
-        made: Any = sharded if strategy == "fsdp" else strategy
-        seen = train_steps(stage_name, corpus, STEP_TOKENS // 4, devices=2, strategy=made)
+        options: dict[str, Any] = {"strategy": strategy}
+        if strategy == "fsdp":
+            bf16 = precision_plugin("bf16-mixed", "cpu", sharded=True)
+            options = {"strategy": Sharded(), "plugins": [bf16]}
+        seen = train_steps(stage_name, corpus, STEP_TOKENS // 4, devices=2, **options)
         rank = torch.distributed.get_rank()
         torch.save(seen.recorded(), out / f"{stage_name}-{rank}.pt")
