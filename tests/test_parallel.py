@@ -180,6 +180,27 @@ def test_a_sharded_run_starts_where_an_unsharded_one_does_and_warm_starts_the_ne
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", ["2_eval_dual"])  # it has a parameter of one number, and a buffer
+def test_ranks_fill_their_shards_with_the_weights_of_an_unsharded_run(
+    run_fork: Callable[..., str], tmp_path: Path, stage: str
+) -> None:
+    """After a step that changes nothing, as far as float32 can tell; of 4 ranks, which do not divide all."""
+    still = ["optim.lr=1e-30", "optim.batch_tokens=2048", "trainer.max_steps=1", f"stage={stage}"]
+    run_fork(*RUN, *still, run_id="one")
+    run_fork(*RUN, *still, *HSDP, "strategy.devices=4", "strategy.strategy.replicas=1", run_id="four")
+    one, four = (saved_weights(tmp_path / "outputs" / f"tiny-{stage}" / run) for run in ("one", "four"))
+    assert one.keys() == four.keys()
+    torch.testing.assert_close(four, one, rtol=0, atol=1e-29)
+
+
+def saved_weights(run: Path) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)[
+        "state_dict"
+    ]
+    return weights
+
+
+@pytest.mark.slow
 def test_sigterm_to_all_ranks_saves_one_step_and_the_run_goes_on(corpus: Path, tmp_path: Path) -> None:
     """As srun and torchrun send it: every process gets the signal."""
     options = [*RUN, *STEP, *DDP, "trainer.max_steps=300", "trainer.val_check_interval=300"]

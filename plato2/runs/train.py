@@ -120,7 +120,7 @@ def train_run(
         return nothing_left(keys, run, checkpoint, job)
     start, told = make_ready(keys, stage, corpus, data, job, is_new=checkpoint is None)
     accepted = stage.warm_starts_from
-    stage = build_stage(keys, "cpu")
+    stage = build_stage(keys, "meta" if is_sharded(keys) else "cpu")  # sharded: each rank fills its share
     if start:
         sentence += f"{told}\n{warm_start(stage, start, accepted, data.tokenizer_sha256)}"
     family = curriculum(run, start)
