@@ -114,8 +114,10 @@ def test_every_strategy_is_taken_by_lightning(compose: Compose, name: str) -> No
     known = inspect.signature(Trainer).parameters
     assert set(strategy) <= set(known)
     if isinstance(strategy.get("strategy"), dict):
-        assert isinstance(build(strategy["strategy"], "strategy.strategy"), ModelParallelStrategy)
-        assert strategy["precision"] == "32-true"  # FSDP2 has a policy of its own
+        built_strategy = build(strategy["strategy"], "strategy.strategy")
+        assert isinstance(built_strategy, ModelParallelStrategy)
+        copies = {"fsdp": 1, "hsdp": 2, "fsdp_64": 1, "hsdp_64": "auto"}
+        assert built_strategy.replicas == copies[name]
     elif strategy["accelerator"] != "gpu" and strategy["devices"] == 1:
         Trainer(**{**strategy, "precision": "32-true", "logger": False, "enable_checkpointing": False})
     assert ("num_nodes" in strategy) == name.endswith("_64")

@@ -111,7 +111,7 @@ class DualCoherence(nn.Module):
         self.word_weight = nn.Linear(config.hidden_size, 1)
         self.log_scale = nn.Parameter(torch.empty(1))
         """g; starts at 0."""
-        self.register_buffer("calibration", torch.tensor([1.0, 0.0]))
+        self.register_buffer("calibration", torch.tensor([1.0, 0.0], device="cpu"))  # values, also on meta
         """(2,) a and b."""
 
     def texts(self, h: Tensor, words: Tensor, parts: Tensor, n: int) -> Tensor:

@@ -17,11 +17,16 @@ def best_precision(accelerator: str) -> str:
     On Intel's CPUs that takes matrix units (AMX): with vector instructions alone (AVX512-bf16), PyTorch's
     bf16 products take 1.7 times as long as float32 there, but 0.4 times on AMD's (docs/benchmarks.md).
     """
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+    if is_on_gpu(accelerator):
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     flags = cpu_flags()
     faster = "amx_bf16" in flags or ("avx512_bf16" in flags and "AuthenticAMD" in "".join(cpu_info()))
     return "bf16-mixed" if faster else "32-true"
+
+
+def is_on_gpu(accelerator: str) -> bool:
+    """Whether an accelerator means NVIDIA's GPUs on this machine."""
+    return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 def cpu_flags() -> set[str]:

@@ -21,7 +21,7 @@ from plato2.runs.folder import RunFolder, runs
 from plato2.runs.saved import best_value
 
 if TYPE_CHECKING:  # choosing needs no torch
-    from torch import nn
+    from plato2.stages import Stage
 
 GEOMETRY = ("n_layer", "n_head", "hidden_size", "vocab_size", "max_position", "n_type", "n_role")
 """Keys of the model that a stage shares with its parent; experiments change them under one name."""
@@ -192,7 +192,7 @@ def named_start(init_from: str, stage: str, accepted: tuple[str, ...]) -> Path:
     return run.best
 
 
-def warm_start(stage: nn.Module, path: Path, accepted: tuple[str, ...], tokenizer_sha256: str) -> str:
+def warm_start(stage: Stage, path: Path, accepted: tuple[str, ...], tokenizer_sha256: str) -> str:
     """Copies another model's weights into a stage: everything the two share, and nothing less.
 
     Args:
@@ -232,7 +232,7 @@ def warm_start(stage: nn.Module, path: Path, accepted: tuple[str, ...], tokenize
         raise UserError(
             f"init_from={path}: has {lost[0]}, which this model does not; another n_layer or n_role?"
         )
-    stage.load_state_dict(state, strict=False)
+    stage.start_from(state)
     report = f"weights from {path}: {len(own) - len(fresh)} of {len(own)} tensors"
     report += f"; new: {', '.join(_modules(fresh))}" if fresh else ""
     return report + (f"; not used: {', '.join(_modules(left_out))}" if left_out else "")

@@ -120,7 +120,7 @@ def train_run(
         return nothing_left(keys, run, checkpoint, job)
     start, told = make_ready(keys, stage, corpus, data, job, is_new=checkpoint is None)
     accepted = stage.warm_starts_from
-    stage = build_stage(keys, "cpu")
+    stage = build_stage(keys, "meta" if is_sharded(keys) else "cpu")  # sharded: each rank fills its share
     if start:
         sentence += f"{told}\n{warm_start(stage, start, accepted, data.tokenizer_sha256)}"
     family = curriculum(run, start)
@@ -420,8 +420,10 @@ def build_trainer(
         "enable_model_summary": False,
         "use_distributed_sampler": False,
     }
+    plugins = strategy.pop("plugins")
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
-        fixed["plugins"] = [SLURMEnvironment(auto_requeue=False)]  # `requeue` does it
+        plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]  # `requeue` does it
+    fixed["plugins"] = plugins or None
     node = {**fixed, **strategy, **keys.trainer, "_target_": "pytorch_lightning.Trainer"}
     try:
         return build(node, "trainer", callbacks=callbacks, logger=loggers or False, default_root_dir=run.path)
@@ -439,7 +441,8 @@ def strategy_arguments(keys: TrainConfig, job: Job) -> dict[str, Any]:
         UserError: a sweep that each of several processes would start again.
     """
     from plato2.runs.folder import several_processes
-    from plato2.runs.parallel import best_precision, n_ranks
+    from plato2.runs.parallel import best_precision, is_on_gpu
+    from plato2.runs.sharded import precision_plugin
 
     strategy = dict(keys.strategy)
     started = "LOCAL_RANK" in os.environ or several_processes()
@@ -450,10 +453,11 @@ def strategy_arguments(keys: TrainConfig, job: Job) -> dict[str, Any]:
         )
     if strategy.get("precision") == "auto":
         strategy["precision"] = best_precision(str(strategy["accelerator"]))
-    if is_sharded(keys):  # Lightning's own "auto" is the number of machines
-        ranks = n_ranks(strategy["devices"], strategy.get("num_nodes", 1))
-        strategy["strategy"] = {**strategy["strategy"], "data_parallel_size": ranks}
-    return strategy
+    device = "cuda" if is_on_gpu(str(strategy["accelerator"])) else "cpu"
+    plugin = precision_plugin(str(strategy.get("precision", "32-true")), device, is_sharded(keys))
+    if plugin:
+        del strategy["precision"]  # Lightning takes one or the other
+    return {**strategy, "plugins": [plugin] if plugin else []}
 
 
 def build_callbacks(
@@ -515,7 +519,7 @@ def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule) -> Non
         passes=stage.passes,
         ranks=ranks,
         sharded=is_sharded(keys),
-        half=strategy.get("precision") != "32-true" or is_sharded(keys),
+        half=strategy.get("precision") != "32-true",
         unit_tokens=data.batching.unit_tokens,
         batch_tokens=data.batch_tokens,
         steps=keys.trainer["max_steps"],

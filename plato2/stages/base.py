@@ -23,7 +23,7 @@ from plato2.model.backbone import Backbone, initialize
 from plato2.model.heads import AnyCoherence, coherence_head
 from plato2.stages.metrics import TermMeans
 from plato2.stages.optim import adamw, schedule
-from plato2.stages.sharding import exchange_once, shard_fully
+from plato2.stages.sharding import exchange_once, fill_shards, shard_fully
 
 
 class NonFiniteLoss(RuntimeError):
@@ -73,6 +73,7 @@ class Stage(pl.LightningModule):
         self.coherence: AnyCoherence | None = (
             None if head is None else coherence_head(self.model_config, head)
         )
+        self.start_weights: Mapping[str, Tensor] = {}
         self.validation_means = TermMeans([*self.loss_terms, *self.metric_terms, *self.validation_terms])
 
     def finish_init(self, **arguments: Any) -> None:
@@ -85,6 +86,13 @@ class Stage(pl.LightningModule):
                 torch.manual_seed(self.seed)
                 initialize(self)
 
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Takes over weights by name, whole tensors; on the meta device as soon as it has memory for its own."""
+        if self.backbone.lm_bias.is_meta:
+            self.start_weights = weights
+        else:
+            self.load_state_dict(weights, strict=False)
+
     def losses(self, unit: Unit) -> dict[str, Tensor]:
         """All terms of one unit, a value for each target (M,) or each sample (N,)."""
         raise NotImplementedError
@@ -96,8 +104,13 @@ class Stage(pl.LightningModule):
         return {term: counts[counted].clamp(min=1) for term, counted in terms.items()}
 
     def configure_model(self) -> None:
-        """Shards the parameters when the strategy asks for it (FSDP2); otherwise nothing is left to do."""
-        shard_fully(self, self.backbone.blocks, self.trainer.strategy)
+        """Shards the parameters when the strategy asks for it (FSDP2), and fills those of the meta device."""
+        strategy = self.trainer.strategy
+        shard_fully(self, self.backbone.blocks, strategy)
+        if self.backbone.lm_bias.is_meta:
+            resumed = self.trainer.ckpt_path is not None
+            fill_shards(self, strategy.root_device, self.start_weights, self.seed, initial=not resumed)
+            self.start_weights = {}
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and its learning rate, stepped by `training_step`."""

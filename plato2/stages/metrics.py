@@ -1,4 +1,7 @@
-"""What a validation sums up over its units and ranks: means of terms, a calibration, what z says."""
+"""What a validation sums up over its units and ranks: means of terms, a calibration, what z says.
+
+Sums begin on the CPU even where a stage is built on the meta device: they are values, no weights to be filled.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,8 +24,8 @@ class TermMeans(Metric):
     def __init__(self, terms: Sequence[str]) -> None:
         super().__init__()
         self.terms = tuple(terms)
-        self.add_state("sums", torch.zeros(len(terms)), dist_reduce_fx="sum")
-        self.add_state("counts", torch.zeros(len(terms)), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(len(terms), device="cpu"), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(len(terms), device="cpu"), dist_reduce_fx="sum")
 
     def update(self, values: dict[str, Tensor]) -> None:
         """Adds a unit's values, (M,) or (N,) of each term."""
@@ -126,9 +129,9 @@ class LatentUsage(Metric):
 
     def __init__(self, n_latent: int) -> None:
         super().__init__()
-        self.add_state("mass", torch.zeros(n_latent), dist_reduce_fx="sum")
-        self.add_state("entropy", torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("samples", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("mass", torch.zeros(n_latent, device="cpu"), dist_reduce_fx="sum")
+        self.add_state("entropy", torch.zeros((), device="cpu"), dist_reduce_fx="sum")
+        self.add_state("samples", torch.tensor(0, device="cpu"), dist_reduce_fx="sum")
 
     def update(self, posterior: Tensor) -> None:
         """Adds the posteriors (N, K) of a unit, in which there may be none."""

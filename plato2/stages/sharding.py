@@ -3,38 +3,84 @@
 Only FSDP2 (`ModelParallelStrategy` + `fully_shard`): `FSDPStrategy` refuses CPUs and clipping by norm.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
-from torch import nn
+from torch import Tensor, nn
+
+from plato2.model.backbone import initialize_parameter
+
+COMPUTED_IN = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""What matrix products are computed in, by the Trainer's precision."""
 
 
 def shard_fully(stage: LightningModule, blocks: Iterable[nn.Module], strategy: Strategy) -> None:
-    """Shards each block, then the rest of the stage, over the ranks of a `ModelParallelStrategy`.
+    """Shards each block, then the rest of the stage, over the mesh of a `ModelParallelStrategy`.
 
-    Every rank has built the same initial weights, so a sharded run starts where an unsharded one does.
-    Compute is bf16 with float32 master weights and float32 gradient reduction: the Trainer's own precision
-    stays 32-true. The weights of the stage itself (embeddings, heads) are gathered around `losses`.
+    A mesh of two dimensions (replicate, shard) makes whole copies of the stage that are sharded inside each
+    (HSDP). The stage may be on the meta device, to be filled by `fill_shards`. Compute is in the strategy's
+    precision, with float32 master weights and float32 sums of gradients. The weights of the stage itself
+    (embeddings, heads) are gathered around `losses`.
     """
     if not isinstance(strategy, ModelParallelStrategy):
         return
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-    mesh = strategy.device_mesh["data_parallel"]
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    mesh, computed_in = strategy.device_mesh, COMPUTED_IN[str(strategy.precision_plugin.precision)]
+    policy = MixedPrecisionPolicy(param_dtype=computed_in, reduce_dtype=torch.float32)
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(stage, mesh=mesh, mp_policy=policy)
     register_fsdp_forward_method(stage, "losses")
 
 
+def fill_shards(
+    stage: nn.Module, device: torch.device, weights: Mapping[str, Tensor], seed: int, initial: bool = True
+) -> None:
+    """Allocates a rank's shards of a stage on the meta device, and fills them.
+
+    Every rank draws all initial weights as an unsharded stage does, one tensor at a time, and keeps its share.
+
+    Args:
+        stage: sharded, its parameters on the meta device.
+        device: where the shards are to be.
+        weights: those of another model, by name, in place of initial ones; whole tensors.
+        seed: of the initial weights.
+        initial: whether there are any; without, all is read from a checkpoint later.
+    """
+    # As `to_empty`, which would also empty what has its values: buffers, sums of metrics.
+    stage._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
+    if not initial:
+        return
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, parameter in stage.named_parameters():
+            whole = torch.empty(parameter.shape)
+            initialize_parameter(name, whole)
+            _fill(parameter, weights.get(name, whole))
+        for name, buffer in stage.named_buffers():
+            if name in weights:
+                buffer.copy_(weights[name])
+
+
+def _fill(parameter: Tensor, whole: Tensor) -> None:
+    """Copies a rank's share of a tensor that each rank has, without communication."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if isinstance(parameter, DTensor):
+        here = whole.to(parameter.device, parameter.dtype)
+        whole = distribute_tensor(here, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    parameter.copy_(whole)
+
+
 def exchange_once(stage: LightningModule, last: bool) -> None:
     """Lets a sharded stage add up the gradients of a step's units, and reduce their sum in the last backward.
 
-    Lightning's `block_backward_sync` does so for DDP only: here every unit would send its gradients. Until
-    the last one a rank holds whole gradients, not its share alone, in float32.
+    Lightning's `block_backward_sync` does so for DDP only: here every unit would send its gradients, within a
+    copy of the model and, with HSDP, between the copies. Until the last one a rank holds whole gradients, not
+    its share alone, in float32.
 
     Args:
         stage: sharded or not; if not, there is nothing to do.
@@ -43,4 +89,5 @@ def exchange_once(stage: LightningModule, last: bool) -> None:
     from torch.distributed.fsdp import FSDPModule
 
     if isinstance(stage, FSDPModule):
-        stage.set_requires_gradient_sync(last)
+        stage.set_requires_gradient_sync(last)  # within a copy
+        stage.set_requires_all_reduce(last)  # between the copies

@@ -15,12 +15,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor
 from units import BATCHES, make_stage
 
 from plato2.config import OptimConfig
 from plato2.data.module import DialogueDataModule
+from plato2.runs.sharded import Sharded, precision_plugin
+from plato2.stages import Stage
 
 N_STEPS = 2
 ROW = 64
@@ -97,12 +98,24 @@ def train_steps(
     return record
 
 
+def on_meta(stage: Stage) -> Stage:
+    """The same stage without memory, which is to start from its weights."""
+    with torch.device("meta"):
+        empty = type(stage)(**stage.hparams)
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    empty.start_from(stage.state_dict())
+    return empty
+
+
 if __name__ == "__main__":
     corpus, out, strategy = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     torch.set_num_threads(1)
     for stage_name in BATCHES:
-        sharded = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
-        made: Any = sharded if strategy == "fsdp" else strategy
-        seen = train_steps(stage_name, corpus, STEP_TOKENS // 4, devices=2, strategy=made)
+        options: dict[str, Any] = {"strategy": strategy}
+        if strategy == "fsdp":
+            bf16 = precision_plugin("bf16-mixed", "cpu", sharded=True)
+            options = {"strategy": Sharded(), "plugins": [bf16]}
+            options["stage"] = on_meta(make_stage(stage_name, optim=OPTIM))
+        seen = train_steps(stage_name, corpus, STEP_TOKENS // 4, devices=2, **options)
         rank = torch.distributed.get_rank()
         torch.save(seen.recorded(), out / f"{stage_name}-{rank}.pt")

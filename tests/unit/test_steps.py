@@ -124,6 +124,8 @@ def test_two_sharded_processes_are_one_process_as_far_as_bf16_goes(
     two_processes(corpus, tmp_path, "fsdp")
     for name in BATCHES:
         run = torch.load(tmp_path / f"{name}-0.pt", weights_only=True)
+        start = whole[name].weights[0]
+        assert all(torch.equal(run["weights"][0][key], weight) for key, weight in start.items())
         for step in range(N_STEPS):
             assert run["metrics"][step]["train/loss"] == pytest.approx(
                 whole[name].metrics[step]["train/loss"], rel=0.02
