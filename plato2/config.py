@@ -499,6 +499,11 @@ class RunConfig:
     """Steps between checkpoints; each validation and the last step write one too."""
     checkpoint_minutes: float = 10.0
     """Minutes after which a checkpoint is written, however few the steps."""
+    startup_timeout_s: float = 300.0
+    """Seconds that several ranks wait for each other at the start and in the first step, a validation, a save
+    or a load; then the run ends with a line that names the rank that is missing or behind."""
+    step_timeout_s: float = 100.0
+    """The same for each further step."""
     sample_replies: int = 3
     """Validation contexts the model answers at each validation; 0 = none."""
     selection: int = 100
@@ -526,6 +531,9 @@ class RunConfig:
         _require(
             self.checkpoint_minutes > 0, f"checkpoint_minutes={self.checkpoint_minutes}: must be above 0"
         )
+        for key in ("startup_timeout_s", "step_timeout_s"):
+            value = getattr(self, key)
+            _require(0 < value < inf, f"{key}={value}: must be a number of seconds above 0")
         _require(
             self.selection == 0 or self.selection >= 10, f"selection={self.selection}: use 10 or more, or 0"
         )

@@ -48,6 +48,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "plato2.files",
         "plato2.config",
     ),
+    "plato2.runs.traces": ("plato2.formats", "plato2.bounded", "plato2.files", "plato2.config"),
     "plato2.runs.folder": (
         "plato2.runs.saved",
         "plato2.runs.console",
@@ -133,6 +134,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "plato2.runs.console",
         "plato2.runs.folder",
         "plato2.runs.saved",
+        "plato2.runs.traces",
         "plato2.data",
         "plato2.metrics",
         "plato2.formats",

@@ -14,7 +14,6 @@ import re
 import shlex
 import shutil
 import sys
-import time
 from dataclasses import fields
 from itertools import count
 from pathlib import Path
@@ -53,11 +52,13 @@ from plato2.runs.console import (
     WARNINGS,
     Stopped,
     is_first_process,
+    leave_report,
     print_any_text,
     say,
     signals_stop_at_once,
 )
 from plato2.runs.keys import help_text, nearest_key, options_with
+from plato2.runs.traces import RankError
 from plato2.runs.train import Job, Trained, train
 
 PACKAGE = Path(__file__).parents[1]
@@ -394,16 +395,14 @@ def meant(key: str, conf: Path) -> str:
     return f"did you mean {near}?" if near else "no key is similar"
 
 
-def fail(sentence: str) -> NoReturn:
+def fail(sentence: str, on_all_ranks: bool = False) -> NoReturn:
     """Ends with one line for the person at the terminal.
 
-    Under torchrun only the first process prints it; all leave theirs for the report that torchrun ends with.
+    Under torchrun only the first process prints it, unless it is about ranks; all leave theirs for the report
+    that torchrun ends with.
     """
-    report = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if report:
-        about = {"message": f"error: {sentence}", "extraInfo": {"timestamp": int(time.time())}}
-        Path(report).write_text(json.dumps({"message": about}), encoding="utf-8")
-    if is_first_process() or not report:
+    by_torchrun = leave_report(sentence)
+    if is_first_process() or not by_torchrun or on_all_ranks:
         print(f"error: {sentence}", file=sys.stderr, flush=True)
     raise SystemExit(2)
 
@@ -468,7 +467,7 @@ def main(config: DictConfig) -> float | None:
     except Stopped as stop:
         leave(stop)
     except UserError as error:
-        fail(str(error))
+        fail(str(error), on_all_ranks=isinstance(error, RankError))
     except OmegaConfBaseException as error:  # a value that is missing, found when it is needed
         fail(explain(error, own_conf()))
     except OSError as error:

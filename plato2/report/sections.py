@@ -20,6 +20,7 @@ from plato2.report import paper
 from plato2.report.curriculum import Part, best_validation, part_of
 from plato2.report.found import Found
 from plato2.report.page import Block, Dialogues, Paragraph, Picture, Section, Table
+from plato2.report.ranks import rank_sections
 from plato2.runs.console import number, say
 from plato2.runs.folder import RunFolder, fingerprint
 
@@ -51,6 +52,7 @@ def sections(found: Found) -> list[Section]:
         _overview(found),
         _curriculum(found.runs),
         _runs(runs),
+        *rank_sections(found.runs),
         _paper(found),
         *(_evaluation(path, result) for path, result in found.results),
         _dialogues(found.results),

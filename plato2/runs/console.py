@@ -10,9 +10,11 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 """How Slurm says that time is nearly up (`--signal=USR1@180`; submitit takes USR2): the job is to go on."""
@@ -77,6 +79,16 @@ def say(sentence: str) -> None:
     """A line for the person at the terminal, from the first process only."""
     if is_first_process():
         print(sentence, file=sys.stderr, flush=True)
+
+
+def leave_report(sentence: str) -> bool:
+    """Leaves why this process ends for the report that torchrun ends with; whether torchrun started it."""
+    report = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if report:
+        about = {"message": f"error: {sentence}", "extraInfo": {"timestamp": int(time.time())}}
+        with suppress(OSError):  # a full disk
+            Path(report).write_text(json.dumps({"message": about}), encoding="utf-8")
+    return bool(report)
 
 
 def number(value: float) -> str:

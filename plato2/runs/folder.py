@@ -6,6 +6,7 @@
         tokenizer/        a copy, so that the run can be talked to without its data
         checkpoints/      last.ckpt, best.ckpt, and the hash of each
         metrics.csv       step, metric, value
+        ranks/            of several: what each did last (traces.py)
         lock              while a process trains here
 
 `init_from` takes weights from another run (start.py); `resume` continues this one.
@@ -46,7 +47,17 @@ FORMAT = "plato2-run/1"
 PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "omegaconf", "sentencepiece", "numpy", "pyarrow")
 LONGEST_NAME = 255
 """Bytes of a folder's name that file systems take."""
-NOT_PART_OF_A_RUN = ("run_id", "resume", "plan", "output_dir", "tags", "sweep_metric", "report")
+NOT_PART_OF_A_RUN = (
+    "run_id",
+    "resume",
+    "plan",
+    "output_dir",
+    "tags",
+    "sweep_metric",
+    "report",
+    "startup_timeout_s",
+    "step_timeout_s",
+)
 """Top-level keys that may differ between a run and its continuation."""
 FREE = ("data.path", "data.prepare", "data.n_workers", "data.cache_dir", "model.checkpoint_activations")
 """Other keys that change no number; the data itself is compared by its hash when its position is restored."""
@@ -205,16 +216,20 @@ def runs(output_dir: Path, names: str) -> list[RunFolder]:
     return [run for _, run in sorted(found, key=lambda dated: dated[0], reverse=True)]
 
 
-def fingerprint(config: Mapping[str, Any]) -> str:
-    """What makes two commands the same run: a hash of the resolved configuration without run-keeping keys."""
-    kept = {
+def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The resolved configuration without run-keeping keys, dotted."""
+    return {
         key: leaf
         for section, value in config.items()
         if section not in (*NOT_PART_OF_A_RUN, "logger")
         for key, leaf in dotted({section: value}).items()
         if key == "data.path" or not key.startswith(FREE)
     }
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """What makes two commands the same run: a hash of what is decisive in their configuration."""
+    return hashlib.sha256(json.dumps(decisive(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def now() -> datetime:

@@ -11,6 +11,7 @@ import shlex
 import signal
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # heavy imports wait until something is trained: --help and t
     from plato2.runs.corpus import CorpusOfRun
     from plato2.runs.folder import RunFolder
     from plato2.runs.length import RunLength
+    from plato2.runs.ranks import RankWatch
     from plato2.stages import Stage
 
 
@@ -110,8 +112,9 @@ def train_run(
 ) -> Trained:
     """Trains in a folder that is this process's alone; resumes where it stopped."""
     from plato2.runs.callbacks import AtStart
-    from plato2.runs.folder import curriculum, failure_recorded, go_on, record_start
+    from plato2.runs.folder import curriculum, decisive, failure_recorded, go_on, record_start
     from plato2.runs.loggers import build_loggers
+    from plato2.runs.ranks import facts, watch_ranks
     from plato2.runs.saved import checkpoint_step
     from plato2.runs.start import warm_start
 
@@ -146,14 +149,16 @@ def train_run(
         record_start(run, stage, keys.model_name, resolved, data.identity, start, family, job.overrides)
 
     trainer.callbacks.insert(0, AtStart(record))  # type: ignore[attr-defined]
+    done = checkpoint_step(checkpoint) if checkpoint else 0
+    alike = partial(facts, decisive(resolved), data, start, done)
+    watch = watch_ranks(trainer, run.path, keys.startup_timeout_s, keys.step_timeout_s, alike)
     with failure_recorded(run):
         if is_first_process():
-            done = checkpoint_step(checkpoint) if checkpoint else 0
             length = run_length(data, keys.trainer["max_steps"], done)
             say("\n".join(filter(None, (length.sentence(), length.warning()))))
         if trainer.num_devices > 1:
             os.environ["RUN_ID"] = run.path.name  # for the processes that Lightning starts beside this one
-        return fit(trainer, stage, data, run, checkpoint, keys)
+        return fit(trainer, stage, data, run, checkpoint, keys, watch)
 
 
 def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModule]:
@@ -302,6 +307,7 @@ def fit(
     run: RunFolder,
     checkpoint: Path | None,
     keys: TrainConfig,
+    watch: RankWatch | None,
 ) -> Trained:
     """Runs the Trainer to `max_steps` and closes the run.
 
@@ -314,11 +320,13 @@ def fit(
 
     from plato2.runs.checkpoint import Checkpoints
     from plato2.runs.folder import requeue
+    from plato2.runs.ranks import watched
     from plato2.stages.base import NonFiniteLoss
 
     checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
     try:
-        trainer.fit(stage, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        with watched(watch):
+            trainer.fit(stage, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except NonFiniteLoss as error:
         kept = f"last good checkpoint: {run.last}" if run.last.exists() else "there is no checkpoint yet"
         raise UserError(
@@ -340,7 +348,9 @@ def fit(
         if checkpoints.has_started:
             raise
         raise UserError(
-            f"strategy: {trainer.world_size} processes were to start together, but some did not "
+            f"strategy: {trainer.world_size} processes were to start together at "
+            f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} within "
+            f"{keys.startup_timeout_s:g} s (startup_timeout_s), but some did not "
             f"({str(error).splitlines()[0]}); the first one (rank 0) says why it failed or does not run"
         ) from error
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
