@@ -17,7 +17,7 @@ import yaml
 from small import Train, assert_one_line
 
 from plato2.runs.folder import RunFolder
-from plato2.runs.loggers import shortened
+from plato2.runs.wandb import shortened
 from plato2.runs.metrics import MetricsCsv
 from plato2.runs.saved import last_metrics, read_metrics
 from plato2.stages import Stage
@@ -198,8 +198,11 @@ def test_wandb_offline(train_here: Train, monkeypatch: pytest.MonkeyPatch) -> No
     (folder,) = (RUN / "wandb").glob("offline-run-*")
     run, history = wandb_run(folder)
     assert (run["run_group"], run["job_type"], run["project"]) == ("r", "2_gen", "plato2")
-    assert (run["run_id"], run["display_name"], run["tags"]) == ("tiny-2_gen-r", "tiny-2_gen/r", ["mine"])
+    named = (run["run_id"], run["display_name"], run["tags"])
+    assert named == ("tiny-2_gen-r", "tiny-2_gen/r seed 11", ["mine"])
     assert run["config"]["update"]["optim"]["lr"] == 5e-4
+    about = {"curriculum": "r", "stage": "2_gen", "size": "tiny", "seed": 11, "parent": None}
+    assert run["config"]["update"]["run"] == about
     logged = {(step, name): value for step, name, value in read_metrics(RUN / "metrics.csv")}
     assert history["train/loss"] == [logged[step, "train/loss"] for step in (1, 2, 3)]
     assert history["trainer/global_step"][-1] == 3

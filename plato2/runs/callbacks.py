@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import sys
 import time
 from collections.abc import Callable
 from math import inf
@@ -13,7 +15,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ProgressBar
-from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import (
@@ -30,6 +32,7 @@ from plato2.config import ModelConfig
 from plato2.files import replaced
 from plato2.runs.console import number
 from plato2.runs.plan import peak_flops, step_flops
+from plato2.runs.wandb import WandbRun
 
 
 class AtStart(Callback):
@@ -132,7 +135,8 @@ class Throughput(Callback):
 
     Validation and checkpoints do not count. MFU is the share of the device's peak (known for NVIDIA
     data-centre GPUs; a measured matrix product elsewhere) that the model's own arithmetic reaches,
-    recomputation excluded.
+    recomputation excluded. Memory is the first rank's: on a GPU the most that was allocated since the last
+    line, on a CPU the most that the process ever had.
     """
 
     def __init__(self, config: ModelConfig, passes: int, every_steps: int) -> None:
@@ -177,6 +181,7 @@ class Throughput(Callback):
                 "perf/mfu": world * self.flops / self.seconds / self.peak,
                 "perf/samples": float(world * self.samples),
                 "perf/cpu_s": self.cpu_seconds,
+                "perf/memory_gib": peak_memory_gib(pl_module.device),
                 "step": float(trainer.global_step),
             }
         )
@@ -189,6 +194,16 @@ class Throughput(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores `state_dict`."""
         self.samples, self.cpu_seconds = state_dict["samples"], state_dict["cpu_seconds"]
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """The most memory in use: of a GPU since the last call, of a CPU's process since it began; GiB."""
+    if device.type == "cuda":
+        most = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return most / 2**30
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, KiB on Linux
 
 
 class SampleReplies(Callback):
@@ -230,8 +245,11 @@ class SampleReplies(Callback):
             for candidate in reply["candidates"]
         ]
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_table("replies", columns=["context", "human", "candidate"], data=rows)
+            if isinstance(logger, WandbRun):
+                import wandb
+
+                table = wandb.Table(columns=["context", "human", "candidate"], data=rows)
+                logger.add({"replies": table}, trainer.global_step)
             elif isinstance(logger, TensorBoardLogger):
                 text = "\n".join(f"    {' | '.join(row)}" for row in rows)  # indented = shown as it is
                 logger.experiment.add_text("replies", text, trainer.global_step)
@@ -297,11 +315,11 @@ class LatentHistogram(Callback):
         if not usage or trainer.sanity_checking:
             return
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
+            if isinstance(logger, WandbRun):
                 import wandb
 
                 bins = (np.array(usage), np.arange(len(usage) + 1))
-                logger.experiment.log({"latent_usage": wandb.Histogram(np_histogram=bins)})
+                logger.add({"latent_usage": wandb.Histogram(np_histogram=bins)}, trainer.global_step)
             elif isinstance(logger, TensorBoardLogger):
                 drawn = torch.repeat_interleave(
                     torch.arange(len(usage)), (torch.tensor(usage) * 1000).round().long()

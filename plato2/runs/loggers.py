@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from plato2.config import UserError
 from plato2.runs.build import build
 from plato2.runs.folder import RunFolder
+from plato2.runs.panels import tensorboard_layout
 from plato2.runs.saved import checkpoint_step
-
-WANDB_CHARACTERS = 100
-"""Of a name that W&B gets: it takes 128, and makes longer ones of a run's id."""
-
+from plato2.runs.wandb import WandbRun, run_key, shortened
 
 def build_loggers(
     nodes: Mapping[str, Mapping[str, Any]],
@@ -27,7 +24,10 @@ def build_loggers(
     *,
     name: str,
     stage: str,
+    size: str,
+    seed: int,
     family: str,
+    parent: Path | None,
     tags: Sequence[str],
     config: Mapping[str, Any],
 ) -> list[Any]:
@@ -39,7 +39,10 @@ def build_loggers(
         checkpoint: what the run resumes from, if it does.
         name: `<model>-<stage>`.
         stage: the stage's name; W&B's job type.
+        size: name of the geometry.
+        seed: of the run.
         family: what the runs of one curriculum share; W&B's group.
+        parent: the checkpoint or model folder that the run starts from, if any.
         tags: for W&B.
         config: the resolved configuration, for W&B.
 
@@ -47,42 +50,49 @@ def build_loggers(
         UserError: an unknown key of a logger, or what W&B refuses.
     """
     step = checkpoint_step(checkpoint) if checkpoint else None
+    ancestor = None if parent is None else run_of(parent)
+    says = f"{name}/{run.path.name} seed {seed}" + (f" from {ancestor}" if ancestor else "")
+    about = {"curriculum": family, "stage": stage, "size": size, "seed": seed, "parent": ancestor}
     later = {} if step is None else {"purge_step": step + 1}  # TensorBoard hides what it had of these steps
     of_the_run: dict[str, dict[str, Any]] = {
         "csv": {"folder": run.path, "resumed_step": step},
         "tensorboard": {"save_dir": run.path, **later},
         "wandb": {
             "save_dir": run.path,
-            "name": shortened(f"{name}/{run.path.name}"),
-            "id": shortened(re.sub(r"[^\w-]", "_", f"{name}-{run.path.name}")),
+            "name": shortened(says),
+            "id": run_key(name, run.path),
             "resume": "allow",
             "group": shortened(family),
             "job_type": stage,
             "tags": list(tags),
-            "config": dict(config),
+            "config": {**config, "run": about},
         },
     }
-    if nodes.get("wandb", {}).get("log_model"):
-        raise UserError(
-            f"logger.wandb.log_model={nodes['wandb']['log_model']}: plato2 writes its own checkpoints and "
-            "sends none; leave it out"
-        )
     loggers = [build(node, f"logger.{key}", **of_the_run.get(key, {})) for key, node in nodes.items()]
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(dict(config), metrics={})  # for its hparams.yaml
-        elif isinstance(logger, WandbLogger):
-            _begin(logger)
+            _lay_out(logger, stage)
+        elif isinstance(logger, WandbRun):
+            _begin(logger, run, step)
+            if parent is not None and ancestor != parent.name:
+                logger.use_parent(parent)
     return loggers
 
 
-def shortened(name: str) -> str:
-    """A name that is short enough for W&B: of a long one the beginning, and a hash of the whole."""
-    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
-    return name if len(name) <= WANDB_CHARACTERS else f"{name[: WANDB_CHARACTERS - 13]}-{digest}"
+def run_of(parent: Path) -> str:
+    """The name of the run that a checkpoint is of, `<model>-<stage>/<run_id>`; of a model folder its own."""
+    is_checkpoint = parent.suffix == ".ckpt" and len(parent.parents) > 2
+    return "/".join(parent.parents[1].parts[-2:]) if is_checkpoint else parent.name
 
 
-def _begin(logger: WandbLogger) -> None:
+@rank_zero_only
+def _lay_out(logger: TensorBoardLogger, stage: str) -> None:
+    """The dashboard's panels, under TensorBoard's `custom scalars`."""
+    logger.experiment.add_custom_scalars(tensorboard_layout(stage))
+
+
+def _begin(logger: WandbRun, run: RunFolder, resumed_step: int | None) -> None:
     """Begins the W&B run, on the first process, so that what W&B refuses is said before anything is trained.
 
     Raises:
@@ -91,10 +101,10 @@ def _begin(logger: WandbLogger) -> None:
     from wandb.errors import Error
 
     try:
-        logger.experiment  # noqa: B018
+        logger.begin(run, resumed_step)
     except (Error, ValueError) as error:  # ValueError: pydantic's, of its settings
         lines = str(error).splitlines()
-        told = next((line.strip() for line in lines if "Value error" in line), lines[0])
+        told = next((line.strip() for line in lines if "Value error" in line), " ".join(lines[:2]))
         reason = told.removeprefix("Value error, ").partition(" [type=")[0]
         raise UserError(
             f"logger=wandb: {reason} (without a key or a network: logger.wandb.offline=true; the names are "
@@ -102,8 +112,14 @@ def _begin(logger: WandbLogger) -> None:
         ) from None
 
 
-def close_loggers(trainer: pl.Trainer) -> None:
-    """Ends the W&B run, which the next job of a sweep would otherwise continue."""
+def close_loggers(trainer: pl.Trainer, run: RunFolder) -> None:
+    """Ends the W&B run, which the next job of a sweep would otherwise continue.
+
+    The best checkpoint of a finished run is an artifact there.
+    """
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+        if isinstance(logger, WandbRun) and trainer.is_global_zero:
+            logger.flush()
+            if run.finished:
+                logger.log_best(run, {"step": trainer.global_step})
             logger.experiment.finish()

@@ -130,13 +130,15 @@ def train_run(
     about: dict[str, Any] = {
         "name": keys.name,
         "stage": stage.name,
+        "size": keys.model_name,
+        "seed": keys.seed,
         "family": family,
+        "parent": start or run.parent,
         "tags": keys.tags,
         "config": resolved,
     }
     loggers = build_loggers(keys.logger, run, checkpoint, **about)
-    parent = start or run.parent
-    trainer = build_trainer(keys, stage, data, run, loggers, parent, job)
+    trainer = build_trainer(keys, stage, data, run, loggers, about["parent"], job)
     say(sentence)
 
     def record() -> None:
@@ -377,13 +379,13 @@ def close(
     from plato2.runs.callbacks import metrics_table
     from plato2.runs.loggers import close_loggers
 
-    close_loggers(trainer)
     metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
     if trainer.global_step < trainer.max_steps:  # max_time and its like
         done = f"{trainer.global_step} of {trainer.max_steps}"
         say(f"stopped at step {done}; {same_command(keys, run)} resumes it: {run.path}")
     elif trainer.is_global_zero:
         run.write_lineage(status="finished", step=trainer.global_step, metrics=metrics)
+    close_loggers(trainer, run)
     if trainer.is_global_zero:
         console = Console()
         console.print(f"{stage.name} after {trainer.global_step:,} steps: {run.path}", soft_wrap=True)
@@ -420,8 +422,11 @@ def build_trainer(
     from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+    from plato2.runs.wandb import WandbRun, WholeRows
+
     strategy = strategy_arguments(keys, job)
     callbacks = build_callbacks(keys, stage, data, run, parent)
+    callbacks += [WholeRows(logger) for logger in loggers if isinstance(logger, WandbRun)]
     quiet_lightning()
     fixed: dict[str, Any] = {
         "max_epochs": -1,  # a run is one endless epoch; the data's epochs are the stream's
