@@ -116,7 +116,7 @@ class Dropout(nn.Module):
         """Any shape, kept."""
         if not self.training or self.p == 0.0:
             return x
-        return cpu.dropout(x, self.p) if x.device.type == "cpu" else F.dropout(x, self.p)
+        return cpu.dropout(x, self.p) if cpu.serves(x) else F.dropout(x, self.p)
 
 
 class SelfAttention(nn.Module):
@@ -226,7 +226,7 @@ class Backbone(nn.Module):
         dtype = self.word.weight.dtype
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
-        if device == "cpu":
+        if cpu.serves(segment_ids):
             return cpu.sample_blocks(segment_ids, type_ids, self.config.n_head, dtype)
         seen = masks.same_sample(segment_ids) if type_ids is None else masks.prefix_lm(segment_ids, type_ids)
         return masks.additive(seen, dtype)

@@ -27,6 +27,13 @@ from torch import Tensor
 
 from plato2.model import masks
 
+
+
+def serves(x: Tensor) -> bool:
+    """Whether the forms of this file compute on a tensor; where not, PyTorch's own do."""
+    return x.device.type == "cpu"
+
+
 # ---------------------------------------------------------------------------------------- attention by sample
 
 GROUP_STEP = 32
@@ -296,6 +303,6 @@ ROWS_STEP = 64
 
 def whole_steps(rows: Tensor) -> Tensor:
     """Rows of zeros after (M, ...) up to a multiple of `ROWS_STEP`, in training on a CPU."""
-    if rows.device.type != "cpu" or not torch.is_grad_enabled():
+    if not serves(rows) or not torch.is_grad_enabled():
         return rows
     return F.pad(rows, (0, 0) * (rows.ndim - 1) + (0, -len(rows) % ROWS_STEP))

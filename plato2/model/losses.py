@@ -12,7 +12,7 @@ from plato2.model import cpu
 
 def nll(logits: Tensor, target_ids: Tensor) -> Tensor:
     """-log p(token) of each target (equations 1, 2 and 8): (M, V), (M,) -> (M,)."""
-    if logits.device.type == "cpu":
+    if cpu.serves(logits):
         return cpu.nll(logits, target_ids)
     return F.cross_entropy(logits.float(), target_ids, reduction="none")
 

@@ -1,0 +1,379 @@
+"""What a training step holds in memory, found by running it on tensors that have shapes but no memory.
+
+PyTorch's `FakeTensorMode` runs the stage's own code, FSDP2 shards it over a process group that only pretends
+(`fake`), and PyTorch's trackers add up what is alive. So a step of 64 GPUs is measured on one CPU in about a
+second, whatever the size of the model. The tensors are the CPU's by name: PyTorch without CUDA cannot run a
+backward pass on pretended GPU tensors. For a GPU the forms that exist only for CPUs are switched off, and
+dropout and attention are those of a GPU: a mask of bytes, and a kernel that keeps no scores.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from plato2.batch import Unit
+from plato2.config import UserError
+from plato2.data.collate import Window
+from plato2.data.order import Batching, lay_out
+from plato2.data.samples import BOS_ID, EOS_ID
+from plato2.data.shards import Samples
+from plato2.data.stream import Batch
+from plato2.model import cpu, losses
+from plato2.stages.base import Stage
+from plato2.stages.optim import adamw
+from plato2.stages.sharding import exchange_once, shard_fully
+
+Form = Literal["cpu", "gpu"]
+"""Whose kernels a step runs on."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How the processes of a strategy share the work: groups that hold the whole model, each shared out.
+
+    One process is 1 x 1, DDP n x 1, FSDP2 1 x n; shards inside machines and copies between them (HSDP) are
+    machines x devices.
+    """
+
+    replicate: int = 1
+    """Copies of the model."""
+    shard: int = 1
+    """Ranks that share one copy."""
+    fsdp: bool = False
+    """FSDP2 does it, with its bf16 policy."""
+    half: bool = True
+    """Compute in bf16 (or float16)."""
+
+    @property
+    def n(self) -> int:
+        """All of them."""
+        return self.replicate * self.shard
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a rank holds at the peak of a step, in bytes."""
+
+    weights: float
+    """float32, the rank's share."""
+    gradients: float
+    """float32; whole where the sum of several units is exchanged once."""
+    optimizer: float
+    """Adam's two moments, float32."""
+    activations: float
+    """Kept for the backward pass, and the operation at hand."""
+    gathered_blocks: float
+    """FSDP2's whole weights, in bf16, of the blocks at hand and of the stage around them."""
+    exchange_buffers: float
+    """Gradients on their way: DDP's buckets, FSDP2's input of the reduction."""
+    logits: float
+    """Whatever has a column for each word."""
+    weight_copies: float
+    """The bf16 copies of weights that autocast keeps (its cache)."""
+
+    @property
+    def total(self) -> float:
+        """The peak."""
+        return sum(vars(self).values())
+
+    def __add__(self, other: Memory) -> Memory:
+        return Memory(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def __mul__(self, factor: float) -> Memory:
+        return Memory(*(factor * part for part in vars(self).values()))
+
+
+# ------------------------------------------------------------------------------------------------- the batch
+
+
+@dataclass(frozen=True)
+class SampleLengths:
+    """The mean sample of a corpus."""
+
+    context: int = 102
+    """Ids of its context, and below of its response (chitchat's have 117 together, 0.19 of them targets)."""
+    response: int = 26
+
+
+def typical_unit(
+    batch: Batch, batching: Batching, lengths: SampleLengths, vocab_size: int, max_response: int = 128
+) -> Unit:
+    """A full unit of samples of the mean length, made by the stage's own batch maker.
+
+    Raises:
+        UserError: the samples do not fit in a row.
+    """
+    longest = batching.row_length if batching.mode == "packed" else batching.unit_tokens
+    if longest < 16:
+        raise UserError(f"data.row_length={longest}: is shorter than any sample; use 16 or more")
+    response = max(3, min(lengths.response, longest // 3))
+    context = max(3, min(lengths.context, longest - response - 2))
+    n = 2 * batching.unit_tokens // (context + response) + 8
+    ids = np.random.default_rng(0).integers(EOS_ID + 1, vocab_size - 1, (n, context + response))
+    ids[:, [0, context]], ids[:, [context - 1, -1]] = BOS_ID, EOS_ID
+    samples = Samples(
+        token_ids=ids.astype(np.uint32).ravel(),
+        offsets=np.arange(n + 1) * (context + response),
+        context_len=np.full(n, context),
+        sample_ids=np.arange(n),
+    )
+    window = Window(samples, 0, 0, 0, vocab_size - 1, max_response)
+    items = batch.items(window)
+    unit = batch.unit(window, items, lay_out(items.slots, batching, 0, shuffle=False).unit(0))
+    counts = {"step_targets": len(unit["target_ids"]), "step_samples": len(unit["sample_ids"])}
+    return cast(Unit, {**unit, **{name: torch.tensor(count) for name, count in counts.items()}})
+
+
+# -------------------------------------------------------------------------------------------------- the step
+
+
+def peak_memory(stage: Stage, unit: Unit, ranks: Ranks, form: Form, n_units: int = 1) -> Memory:
+    """The memory of a rank at the peak of an optimizer step, the second one: Adam has its moments by then.
+
+    Args:
+        stage: built on the meta device; its weights are replaced.
+        unit: a unit of a rank, real tensors: only who may see whom is read of them.
+        ranks: how they share the model.
+        form: whose kernels.
+        n_units: units of a rank in a step; two stand for any larger number.
+
+    Raises:
+        RuntimeError: the process has a process group already.
+    """
+    n_units, mode = min(n_units, 2), FakeTensorMode()
+    with _process_group(ranks) as strategy, _kernels(unit, form, mode), mode:
+        _materialize(stage)
+        fake = cast(Unit, {name: mode.from_tensor(tensor) for name, tensor in unit.items()})
+        if strategy is not None:
+            shard_fully(stage, stage.backbone.blocks, strategy)
+        # Trackers know a stage that is called; `losses` alone would pass them by.
+        object.__setattr__(stage, "forward", lambda unit: type(stage).losses(stage, unit))
+        optimizer = adamw(stage, stage.optim_config)
+        autocast = ranks.half and not ranks.fsdp
+        step = _Step(stage, optimizer, fake, n_units, autocast)
+        step(lambda: None)  # also fills PyTorch's caches of shapes, which the tracker would take for tensors
+        tracker = (_FSDPTracker if ranks.fsdp else _Tracker)(stage, optimizer, fake)
+        with tracker:
+            step(tracker.reset_mod_stats)
+    copies = 2 * sum(map(_cast_by_autocast, stage.modules())) if autocast else 0
+    if autocast:
+        copies += 2 * stage.backbone.word.weight.numel()
+    memory = tracker.memory()
+    memory = replace(memory, weight_copies=copies, activations=memory.activations - copies)
+    if not ranks.fsdp and ranks.n > 1:  # DDP's buckets hold all gradients once more
+        memory = replace(memory, exchange_buffers=memory.weights)
+    return memory
+
+
+def _cast_by_autocast(module: nn.Module) -> int:
+    own = module.parameters(recurse=False) if isinstance(module, nn.Linear) else ()
+    return sum(parameter.numel() for parameter in own)
+
+
+@dataclass
+class _Step:
+    """An optimizer step as `Stage.training_step` does it, without a Trainer."""
+
+    stage: Stage
+    optimizer: torch.optim.Optimizer
+    unit: Unit
+    n_units: int
+    autocast: bool
+
+    def __call__(self, after_unit: Callable[[], None]) -> None:
+        stage = self.stage
+        with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
+            for number in range(self.n_units):
+                exchange_once(stage, number == self.n_units - 1)
+                totals = stage.totals(self.unit)
+                terms = {term: value.sum() / totals[term] for term, value in stage(self.unit).items()}
+                loss = torch.stack([terms[term] for term in stage.loss_terms]).sum()
+                loss.backward()
+                after_unit()
+            nn.utils.clip_grad_norm_(stage.parameters(), stage.optim_config.clip_norm or float("inf"))
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+
+def _materialize(stage: Stage) -> None:
+    """Gives every parameter and buffer a (pretended) place on the CPU; `to_empty` cannot, of fake tensors."""
+    for module in stage.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype))
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+@contextmanager
+def _process_group(ranks: Ranks) -> Iterator[ModelParallelStrategy | None]:
+    """A process group of one process that pretends to be the first of all; nothing is sent."""
+    if not ranks.fsdp:
+        yield None
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    if torch.distributed.is_initialized():
+        raise RuntimeError("a plan needs a process that has no process group")
+    torch.distributed.init_process_group("fake", rank=0, world_size=ranks.n, store=FakeStore())
+    try:
+        strategy = ModelParallelStrategy(data_parallel_size=ranks.n, tensor_parallel_size=1)
+        names = ("data_parallel", "tensor_parallel")
+        strategy._device_mesh = mesh = init_device_mesh("cpu", (ranks.n, 1), mesh_dim_names=names)
+        mesh["data_parallel"]  # made now: a mesh reads its ranks, and fake tensors cannot be read
+        yield strategy
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def _kernels(unit: Unit, form: Form, mode: FakeTensorMode) -> Iterator[None]:
+    """What cannot run without values, or would run as on another device, in another form."""
+    with ExitStack() as stack:
+
+        def instead(module: Any, name: str, form: Any) -> None:
+            stack.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, form)
+
+        instead(losses, "hits", _hits)
+        if form == "gpu":
+            instead(cpu, "serves", lambda x: False)
+            instead(F, "dropout", _gpu_dropout)
+            instead(F, "scaled_dot_product_attention", _gpu_attention)
+        else:
+            made = cpu.sample_blocks
+
+            def sample_blocks(segments: Tensor, types: Tensor | None, *rest: Any) -> cpu.SampleBlocks:
+                with torch._C._DisableTorchDispatch():  # of the real ids
+                    blocks = made(unit["segment_ids"], None if types is None else unit["type_ids"], *rest)
+                groups = [replace(group, bias=mode.from_tensor(group.bias)) for group in blocks.groups]
+                tensors = {k: mode.from_tensor(v) for k, v in vars(blocks).items() if isinstance(v, Tensor)}
+                return replace(blocks, groups=groups, **tensors)
+
+            instead(cpu, "sample_blocks", sample_blocks)
+        level = logging.getLogger("torch.distributed").level
+        stack.callback(logging.getLogger("torch.distributed").setLevel, level)
+        logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+        yield
+
+
+def _hits(logits: Tensor, target_ids: Tensor) -> Tensor:
+    """`losses.hits` without its look at ties, for which it needs values."""
+    logits = logits.detach()
+    return (logits.gather(1, target_ids[:, None])[:, 0] == logits.amax(dim=-1)).float()
+
+
+def _gpu_dropout(x: Tensor, p: float, training: bool = True, inplace: bool = False) -> Tensor:
+    """A GPU's keeps a byte for each element."""
+    kept: Tensor = torch.native_dropout(x, p, training)[0]
+    return kept
+
+
+def _gpu_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0
+) -> Tensor:
+    """A GPU's fused kernel that takes a mask and dropout: it keeps its inputs, its output and a row's sum."""
+    bias = None if attn_mask is None else attn_mask.expand(*query.shape[:3], key.shape[2])
+    kernel = torch.ops.aten._scaled_dot_product_efficient_attention
+    out: Tensor = kernel(query, key, value, bias, True, dropout_p)[0]
+    return out
+
+
+# ----------------------------------------------------------------------------------------------- the trackers
+
+
+class _Logits:
+    """Counts, at each new peak, what has a column for each word."""
+
+    def __init__(self, stage: Stage, unit: Unit) -> None:
+        self.words = stage.model_config.vocab_size
+        rows = {len(unit["target_ids"]), len(unit["sample_index"])}
+        rows |= {-(-n // cpu.ROWS_STEP) * cpu.ROWS_STEP for n in rows}
+        self.sizes = {n * self.words * size for n in rows if n for size in (2, 4)}
+        self.at_peak = 0
+
+    def count(self, infos: Any) -> None:
+        """Adds up the storages that have the size of logits."""
+        self.at_peak = sum(info.mem_consumed for info, _ in infos.values() if info.size in self.sizes)
+
+
+class _Tracker(MemTracker):
+    """PyTorch's, of a model that each rank holds whole."""
+
+    def __init__(self, stage: Stage, optimizer: torch.optim.Optimizer, unit: Unit) -> None:
+        super().__init__()
+        self.logits = _Logits(stage, unit)
+        self.track_external(stage, optimizer, *unit.values())  # type: ignore[arg-type]
+
+    def _update_peak_stats(self, peak_state: Any) -> None:
+        before = dict(self._peak_mem)
+        super()._update_peak_stats(peak_state)
+        if self._peak_mem != before:
+            self.logits.count(self._WINFO)
+
+    def memory(self) -> Memory:
+        """The peak by parts."""
+        return _parts(self, weights=["Parameter"], gradients=["Gradient"], optimizer=["Optstate"])
+
+
+class _FSDPTracker(FSDPMemTracker):
+    """PyTorch's, of a model that FSDP2 shards."""
+
+    def __init__(self, stage: Stage, optimizer: torch.optim.Optimizer, unit: Unit) -> None:
+        super().__init__(stage, optimizer)
+        self.logits, self.summed = _Logits(stage, unit), 0
+        self.sharded = [module for module in stage.modules() if hasattr(module, "_get_fsdp_state")]
+        self.track_inputs(tuple(unit.values()))
+
+    def _update_peak_stats(self, peak_state: Any) -> None:
+        before = dict(self._peak_mem)
+        super()._update_peak_stats(peak_state)
+        if self._peak_mem != before:
+            self.logits.count(self._WINFO)
+            self.summed = sum(map(self._summed, self.sharded))
+
+    def _summed(self, module: Any) -> int:
+        """Bytes of the whole gradients that a block adds up over the units of a step, in float32."""
+        group = module._get_fsdp_state()._fsdp_param_group
+        sums = [one.unsharded_accumulated_grad for one in (group.fsdp_params if group else ())]
+        return sum(found.untyped_storage().nbytes() for found in sums if found is not None)
+
+    def memory(self) -> Memory:
+        """The peak by parts."""
+        found = _parts(
+            self,
+            weights=["Sharded Param"],
+            gradients=["Sharded Grad", "Unsharded Grad"],
+            optimizer=["OptState"],
+            gathered_blocks=["Unsharded Param", "All Gather"],
+            exchange_buffers=["Reduce Scatter"],
+        )
+        return replace(
+            found, gradients=found.gradients + self.summed, activations=found.activations - self.summed
+        )
+
+
+def _parts(tracker: _Tracker | _FSDPTracker, **kinds: list[str]) -> Memory:
+    """A tracker's peak; what is not one of its `kinds`, nor logits, counts as activations."""
+    (peak,) = tracker.get_tracker_snapshot("peak").values()
+    by_name = {getattr(kind, "value", kind): size for kind, size in peak.items()}
+    parts = {part: sum(by_name.get(name, 0) for name in names) for part, names in kinds.items()}
+    parts["logits"] = tracker.logits.at_peak
+    rest = by_name["Total"] - sum(parts.values())
+    nothing = {"gathered_blocks": 0, "exchange_buffers": 0, "weight_copies": 0}
+    return Memory(**{**nothing, **parts, "activations": rest})
