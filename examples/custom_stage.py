@@ -53,7 +53,7 @@ class SmoothedGeneration(Stage):
         """smoothed and nll of each target: (M,)."""
         x = self.backbone.embed_unit(unit)  # (B, T, H)
         mask = self.backbone.mask(unit["segment_ids"], unit["type_ids"])
-        h = self.backbone.encode(x, mask, read=unit["target_index"])  # (M, H)
+        h = self.backbone.encode(x, mask, read=unit["target_index"], pos_ids=unit["pos_ids"])  # (M, H)
         logits = self.backbone.lm_logits(h)  # (M, V)
         nll = losses.nll(logits, unit["target_ids"])
         anything = -logits.float().log_softmax(dim=-1).mean(dim=-1)

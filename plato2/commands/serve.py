@@ -379,7 +379,7 @@ def say_ready(bot: PlatoBot, listener: socket, name: str, ui: bool) -> None:
     """Where the server is, as soon as it takes connections."""
     from plato2.serve.server import url_of
 
-    url, where = url_of(listener), bot.generation.backbone.word.weight.device
+    url, where = url_of(listener), bot.generation.backbone.device
     typer.echo(f"{url}/v1 serves {name} on {where}; fields: docs/serve.md and {url}/openapi.json")
     if ui:
         typer.echo(f"{url}/ is the page to talk on")

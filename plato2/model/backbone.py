@@ -85,9 +85,8 @@ class KeyValueCache:
     """Keys and values of all layers for decoding, allocated once: (L, B, heads, max_length, d)."""
 
     def __init__(
-        self, config: ModelConfig, batch: int, max_length: int, device: torch.device, dtype: torch.dtype
+        self, shape: tuple[int, int, int, int, int], device: torch.device, dtype: torch.dtype
     ) -> None:
-        shape = (config.n_layer, batch, config.n_head, max_length, config.hidden_size // config.n_head)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.length = 0
@@ -202,6 +201,15 @@ class Backbone(nn.Module):
         self.lm_transform = TokenTransform(config.hidden_size)
         self.lm_bias = nn.Parameter(torch.empty(config.vocab_size))
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.word.weight.device
+
+    def words(self, token_ids: Tensor) -> Tensor:
+        """Word embeddings alone: (B, T) -> (B, T, H)."""
+        return self.word(token_ids)
+
     def embed(
         self, token_ids: Tensor, type_ids: Tensor, pos_ids: Tensor, role_ids: Tensor | None = None
     ) -> Tensor:
@@ -214,6 +222,10 @@ class Backbone(nn.Module):
     def embed_unit(self, unit: Unit) -> Tensor:
         """The rows of a unit, (B, T, H); front slots are still to be filled."""
         return self.embed(unit["token_ids"], unit["type_ids"], unit["pos_ids"], unit.get("role_ids"))
+
+    def put_front(self, x: Tensor, sample_index: Tensor, vectors: Tensor) -> Tensor:
+        """Latent or [MASK] vectors (N, H) in the front slots of embedded rows; see `put_front`."""
+        return put_front(x, sample_index, vectors)
 
     def mask(self, segment_ids: Tensor, type_ids: Tensor | None = None) -> Mask:
         """The mask of packed rows in the form that is fastest on this device.
@@ -228,11 +240,25 @@ class Backbone(nn.Module):
             dtype = torch.get_autocast_dtype(device)
         if cpu.serves(segment_ids):
             return cpu.sample_blocks(segment_ids, type_ids, self.config.n_head, dtype)
+        return self.dense_mask(segment_ids, type_ids, dtype)
+
+    def dense_mask(self, segment_ids: Tensor, type_ids: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """The same as (B, 1, T, T), additive in that dtype, which a cache needs on any device."""
         seen = masks.same_sample(segment_ids) if type_ids is None else masks.prefix_lm(segment_ids, type_ids)
         return masks.additive(seen, dtype)
 
+    def cache(self, batch: int, max_length: int, dtype: torch.dtype) -> KeyValueCache:
+        """Room for the keys and values of so many rows of so many slots."""
+        n_layer, n_head, hidden = self.config.n_layer, self.config.n_head, self.config.hidden_size
+        return KeyValueCache((n_layer, batch, n_head, max_length, hidden // n_head), self.device, dtype)
+
     def encode(
-        self, x: Tensor, mask: Mask, cache: KeyValueCache | None = None, read: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: Mask,
+        cache: KeyValueCache | None = None,
+        read: Tensor | None = None,
+        pos_ids: Tensor | None = None,
     ) -> Tensor:
         """All blocks and the final norm.
 
@@ -242,6 +268,8 @@ class Backbone(nn.Module):
             cache: keys and values of the slots before, to continue decoding.
             read: (M,) flat slots b * Q + q whose output is wanted. For the others the last block computes
                 only keys and values.
+            pos_ids: (B, Q) positions, for a pretrained decoder, whose blocks turn queries and keys by them;
+                here they are a part of x.
 
         Returns:
             (B, Q, H), or (M, H) of the slots `read`.
@@ -260,20 +288,29 @@ class Backbone(nn.Module):
             cache.length += n_query
         return self.final_norm(x[:n_read])
 
-    def encode_masked(self, x: Tensor, front: Tensor, segment_ids: Tensor) -> Tensor:
+    def encode_masked(self, unit: Unit, x: Tensor, front: Tensor) -> Tensor:
         """The output of [MASK] in the front slot of each record, all of which it sees (equation 3).
 
         Args:
-            x: (B, T, H) embedded rows.
+            unit: the batch.
+            x: (B, T, H) its embedded rows.
             front: (N,) flat index of each front slot.
-            segment_ids: (B, T), 0 = padding.
 
         Returns:
             (N, H).
         """
-        mask_vector = self.word.weight[self.config.mask_id].expand(len(front), -1)  # (N, H)
-        return self.encode(put_front(x, front, mask_vector), self.mask(segment_ids), read=front)
+        x = self.put_front(x, front, self.mask_vector.expand(len(front), -1))
+        return self.encode(x, self.mask(unit["segment_ids"]), read=front, pos_ids=unit["pos_ids"])
+
+    @property
+    def mask_vector(self) -> Tensor:
+        """The (H,) vector of [MASK] in a front slot."""
+        return self.word.weight[self.config.mask_id]
 
     def lm_logits(self, h: Tensor) -> Tensor:
         """Word logits of gathered slots only, never of a whole (B, T, V): (M, H) -> (M, V)."""
-        return F.linear(self.lm_transform(cpu.whole_steps(h)), self.word.weight, self.lm_bias)[: len(h)]
+        return self.word_logits(self.lm_transform(cpu.whole_steps(h)), self.lm_bias)[: len(h)]
+
+    def word_logits(self, h: Tensor, bias: Tensor) -> Tensor:
+        """Products with the word table: (M, H), (V,) -> (M, V)."""
+        return F.linear(h, self.word.weight, bias)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from plato2.config import Head, ModelConfig
 from plato2.model import cpu
-from plato2.model.backbone import TokenTransform, mean_slots
+from plato2.model.backbone import Backbone, TokenTransform, mean_slots
 
 SCALE = 20.0
 """Of a cosine before the softmax of a dual head, at the start: a temperature of 0.05."""
@@ -65,10 +65,10 @@ class BagOfWords(nn.Module):
         )
         self.bias = nn.Parameter(torch.empty(config.vocab_size))
 
-    def forward(self, h: Tensor, word_table: Tensor) -> Tensor:
-        """(N, H), (V, H) -> logits (N, V)."""
+    def forward(self, h: Tensor, backbone: Backbone) -> Tensor:
+        """(N, H) and the backbone, whose word table it shares -> logits (N, V)."""
         if self.transform is not None:
-            return F.linear(self.transform(cpu.whole_steps(h)), word_table, self.bias)[: len(h)]
+            return backbone.word_logits(self.transform(cpu.whole_steps(h)), self.bias)[: len(h)]
         assert self.classifier is not None
         return self.classifier(h) + self.bias
 

@@ -94,7 +94,8 @@ class CoherenceEstimation(Stage):
     def encode(self, unit: Unit, read: Tensor | None = None, parts: Tensor | None = None) -> Tensor:
         """Each sample, or each of its `parts`, sees itself: (B, T, H), or (M, H) of the slots `read`."""
         mask = self.backbone.mask(unit["segment_ids"] if parts is None else parts)
-        return self.backbone.encode(self.backbone.embed_unit(unit), mask, read=read)
+        x = self.backbone.embed_unit(unit)
+        return self.backbone.encode(x, mask, read=read, pos_ids=unit["pos_ids"])
 
     def masked_words(self, unit: Unit, h: Tensor) -> Tensor:
         """-log p of each masked word from its slot: (M, H) -> (M,)."""
@@ -107,7 +108,7 @@ class CoherenceEstimation(Stage):
     def scores(self, unit: Unit, h: Tensor) -> Tensor:
         """`head=dual`: s(c_i, r_j) of all contexts and responses of a unit: (B, T, H) -> (N, N)."""
         assert isinstance(self.coherence, DualCoherence)
-        words, n = self.backbone.word(unit["token_ids"]), len(unit["sample_index"])
+        words, n = self.backbone.words(unit["token_ids"]), len(unit["sample_index"])
         texts = self.coherence.texts(h, words, _parts(unit), 2 * n)  # (2 N, 2 H)
         c, r = self.coherence.vectors(texts[0::2], texts[1::2])
         return self.coherence.score(c @ r.t())

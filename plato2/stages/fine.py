@@ -14,7 +14,6 @@ from torch import Tensor
 from plato2.batch import Unit
 from plato2.config import ModelConfig, OptimConfig, Use, UserError
 from plato2.model import losses
-from plato2.model.backbone import put_front
 from plato2.model.heads import BagOfWords, Recognition
 from plato2.model.noise import uniform
 from plato2.stages.base import Stage
@@ -90,7 +89,7 @@ class FineGeneration(Stage):
 
     def posterior(self, unit: Unit, x: Tensor) -> Tensor:
         """Logits (N, K) of p(z|c,r) (equation 3): [MASK] in the front slot, all of the sample visible."""
-        return self.recognition(self.backbone.encode_masked(x, unit["sample_index"], unit["segment_ids"]))
+        return self.recognition(self.backbone.encode_masked(unit, x, unit["sample_index"]))
 
     def any_latent(self, unit: Unit) -> Tensor:
         """A latent for each sample as talking gives it, uniform and one-hot: (N, K), the same each time."""
@@ -109,10 +108,11 @@ class FineGeneration(Stage):
         front = unit["sample_index"]
         mask = self.backbone.mask(unit["segment_ids"], unit["type_ids"])
         read = torch.cat([front, unit["target_index"]])
-        h = self.backbone.encode(put_front(x, front, self.recognition.latent(z)), mask, read=read)
+        x = self.backbone.put_front(x, front, self.recognition.latent(z))
+        h = self.backbone.encode(x, mask, read=read, pos_ids=unit["pos_ids"])
         h_z, h_r = h.split([len(front), len(unit["target_index"])])  # (N, H), (M, H)
         logits = self.backbone.lm_logits(h_r)  # (M, V)
-        words = self.bag_of_words(h_z, self.backbone.word.weight)  # (N, V), from h_z alone
+        words = self.bag_of_words(h_z, self.backbone)  # (N, V), from h_z alone
         return {
             "nll": losses.nll(logits, unit["target_ids"]),
             "bow": losses.bag_of_words(words, unit["target_ids"], unit["target_sample"]),

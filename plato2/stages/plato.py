@@ -50,7 +50,7 @@ class Plato(FineGeneration):
         """
         x = self.backbone.embed_unit(unit)  # (B, T, H), for both passes
         true, random = unit["sample_index"], unit["random_index"]  # (N,), (R,) front slots
-        h = self.backbone.encode_masked(x, torch.cat([true, random]), unit["segment_ids"])  # (N + R, H)
+        h = self.backbone.encode_masked(unit, x, torch.cat([true, random]))  # (N + R, H)
         terms = self.given_posterior(unit, x, self.recognition(h[: len(true)]))  # of the true responses alone
         if self.training:
             del terms["z_entropy"]  # a mean over N, while the samples of a step are N + R

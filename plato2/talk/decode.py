@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from plato2.batch import on_device
@@ -23,7 +24,7 @@ from plato2.data.samples import encode_prefix
 from plato2.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
 from plato2.data.units import Records, build_unit, one_a_row
 from plato2.model import masks
-from plato2.model.backbone import KeyValueCache, put_front
+from plato2.model.backbone import Backbone, KeyValueCache
 from plato2.model.heads import Latents
 from plato2.model.networks import Generator
 from plato2.model.noise import uniform
@@ -97,9 +98,10 @@ class Rows:
     def feed(self, generator: Generator, token: Tensor) -> None:
         """Extends each row by the token that was chosen for it, (rows,): of type 1 and role 0."""
         token, zeros = token[:, None], torch.zeros_like(token[:, None])
-        x = generator.backbone.embed(token, zeros + 1, self.position[:, None], zeros)  # (rows, 1, H)
+        position = self.position[:, None]
+        x = generator.backbone.embed(token, zeros + 1, position, zeros)  # (rows, 1, H)
         bias = self.bias[..., : self.cache.length + 1]
-        self.h = generator.backbone.encode(x, bias, self.cache)[:, 0]
+        self.h = generator.backbone.encode(x, bias, self.cache, pos_ids=position)[:, 0]
         self.position = self.position + 1
         self.history[:, self.filled] = token[:, 0]
         self.filled += 1
@@ -223,7 +225,7 @@ def _decode_part(
         Tokens (rows, steps), row = candidate * B + context, or in a beam search `beam_size` rows for each of
         these; and sums of their log-probabilities (rows,).
     """
-    device = generator.backbone.word.weight.device
+    device = generator.backbone.device
     with torch.autocast(device.type, enabled=False):  # the cache has the weights' own precision
         rows = _prefill(generator, contexts, prefixes, config.max_tokens, latents)
         if config.strategy == "beam":
@@ -319,23 +321,24 @@ def _prefill(
 ) -> Rows:
     """Encodes [z] context [CLS] and what is given of the response: row = number of z * B + context."""
     backbone = generator.backbone
-    device = backbone.word.weight.device
+    device = backbone.device
     responses = [encode_prefix(prefix, len(prefix) + 1) for prefix in prefixes]
     records = Records.of(list(zip(contexts, responses, strict=True)))
     layout, roles = one_a_row(records.length.sum(axis=1)), backbone.role is not None
     unit = on_device(build_unit(records, layout, drop_last=False, roles=roles), device)
     x = backbone.embed_unit(unit)  # (B, T, H)
-    real, types = unit["segment_ids"] > 0, unit["type_ids"]  # (B, T)
+    real, types, positions = unit["segment_ids"] > 0, unit["type_ids"], unit["pos_ids"]  # (B, T)
     lengths = real.sum(dim=1)
     n = 1
     if generator.recognition is not None:
         n = len(latents)
-        x = _with_latents(generator.recognition, x, latents)
-        real = torch.cat([real.new_ones(len(real), 1), real], dim=1).repeat(n, 1)
-        types = torch.cat([types.new_zeros(len(types), 1), types], dim=1).repeat(n, 1)
-    cache = KeyValueCache(generator.model_config, len(x), x.shape[1] + max_tokens, device, x.dtype)
+        x = _with_latents(backbone, generator.recognition, x, latents)
+        real = F.pad(real, (1, 0), value=True).repeat(n, 1)  # the front slot: type 0, position 0
+        types, positions = (F.pad(each, (1, 0)).repeat(n, 1) for each in (types, positions))
+    cache = backbone.cache(len(x), x.shape[1] + max_tokens, x.dtype)
     last = torch.arange(len(x), device=device) * x.shape[1] + real.sum(dim=1) - 1  # flat slots
-    h = backbone.encode(x, masks.additive(masks.prefix_lm(real.long(), types), x.dtype), cache, read=last)
+    mask = backbone.dense_mask(real.long(), types, x.dtype)
+    h = backbone.encode(x, mask, cache, read=last, pos_ids=positions)
     response = real.new_ones(len(real), max_tokens)
     bias = masks.additive(torch.cat([real, response], dim=1)[:, None, :], x.dtype)
     history = _history(contexts, prefixes, max_tokens).to(device)
@@ -354,14 +357,14 @@ def _history(contexts: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]
     return torch.tensor(history)
 
 
-def _with_latents(recognition: Latents, x: Tensor, latents: Sequence[int]) -> Tensor:
+def _with_latents(backbone: Backbone, recognition: Latents, x: Tensor, latents: Sequence[int]) -> Tensor:
     """Every context behind each latent's vector: (B, T, H) -> (n * B, 1 + T, H), row = number * B + b."""
     n_latent = recognition.latent_embedding.shape[1]
     z = torch.eye(n_latent, device=x.device, dtype=x.dtype)[list(latents)]  # one-hot (n, K)
     vectors = recognition.latent(z).repeat_interleave(len(x), dim=0)  # (n * B, H)
     rows = torch.cat([torch.zeros_like(x[:, :1]), x], dim=1).repeat(len(latents), 1, 1)
     front = torch.arange(len(rows), device=x.device) * rows.shape[1]
-    return put_front(rows, front, vectors)
+    return backbone.put_front(rows, front, vectors)
 
 
 def _log_probs(generator: Generator, rows: Rows, config: DecodeConfig, step: int) -> Tensor:

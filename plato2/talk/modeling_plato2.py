@@ -21,7 +21,7 @@ from plato2.data.packing import best_fit_rows  # noqa: F401
 from plato2.data.samples import Context, as_texts, read_context
 from plato2.data.tokenizer import MOST_UNREAD, Tokenizer
 from plato2.data.units import pack  # noqa: F401
-from plato2.model.backbone import initialize_parameter, put_front
+from plato2.model.backbone import initialize_parameter
 from plato2.model.cpu import whole_steps  # noqa: F401
 from plato2.model.heads import Latents  # noqa: F401
 from plato2.model.losses import nll  # noqa: F401
@@ -148,16 +148,18 @@ class Plato2Model(PreTrainedModel):
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         positions = torch.arange(length, device=input_ids.device).expand_as(input_ids)
-        x = backbone.embed(input_ids, types, positions if position_ids is None else position_ids)
+        positions = positions if position_ids is None else position_ids
+        x = backbone.embed(input_ids, types, positions)
         if self.generation.recognition is not None:
             if latent_ids is None:
                 raise ValueError("a stage-2.1 model needs latent_ids, one latent z for each row")
             z = nn.functional.one_hot(latent_ids, self.generation.model_config.n_latent).to(x.dtype)
             x = torch.cat([torch.zeros_like(x[:, :1]), x], dim=1)
             front = torch.arange(len(x), device=x.device) * x.shape[1]
-            x = put_front(x, front, self.generation.recognition.latent(z))
-            real, types = nn.functional.pad(real, (1, 0), value=1), nn.functional.pad(types, (1, 0))
-        h = backbone.encode(x, backbone.mask(real, types))[:, -length:]
+            x = backbone.put_front(x, front, self.generation.recognition.latent(z))
+            real = nn.functional.pad(real, (1, 0), value=1)
+            types, positions = (nn.functional.pad(each, (1, 0)) for each in (types, positions))
+        h = backbone.encode(x, backbone.mask(real, types), pos_ids=positions)[:, -length:]
         return Plato2Output(
             logits=backbone.lm_logits(h.flatten(0, 1)).unflatten(0, h.shape[:2]), last_hidden_state=h
         )

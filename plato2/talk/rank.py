@@ -242,7 +242,7 @@ def coherence_of_records(evaluation: Evaluator, pairs: Pairs) -> list[float]:
     if not pairs:
         return []
     backbone, head = evaluation.backbone, evaluation.coherence
-    with torch.autocast(backbone.word.weight.device.type, enabled=False):
+    with torch.autocast(backbone.device.type, enabled=False):
         if isinstance(head, DualCoherence):
             probabilities: list[float] = _read_apart(backbone, head, pairs).tolist()
             return probabilities
@@ -250,9 +250,10 @@ def coherence_of_records(evaluation: Evaluator, pairs: Pairs) -> list[float]:
         unit, order = _pack(backbone, pairs, drop_last=is_masked, latent_slot=is_masked)  # as trained
         x, first = backbone.embed_unit(unit), unit["sample_index"]
         if is_masked:
-            h = backbone.encode_masked(x, first, unit["segment_ids"])  # (N, H)
+            h = backbone.encode_masked(unit, x, first)  # (N, H)
         else:
-            h = backbone.encode(x, backbone.mask(unit["segment_ids"]), read=first)  # (N, H)
+            mask = backbone.mask(unit["segment_ids"])
+            h = backbone.encode(x, mask, read=first, pos_ids=unit["pos_ids"])  # (N, H)
         found = head(h).float().softmax(dim=-1)[:, 1]  # (N,)
     probabilities = torch.empty_like(found).index_copy(0, order, found).tolist()
     return probabilities
@@ -265,8 +266,9 @@ def _read_apart(backbone: Backbone, head: DualCoherence, pairs: Pairs) -> Tensor
     parts: list[tuple[Sequence[int], Sequence[int]]] = [(context, ()) for context in contexts]
     parts += [((), response) for response in responses]
     unit, order = _pack(backbone, parts)
-    h = backbone.encode(backbone.embed_unit(unit), backbone.mask(unit["segment_ids"]))  # (B, T, H)
-    found = head.texts(h, backbone.word(unit["token_ids"]), record_numbers(unit), len(parts))  # (n, 2 H)
+    x, mask = backbone.embed_unit(unit), backbone.mask(unit["segment_ids"])
+    h = backbone.encode(x, mask, pos_ids=unit["pos_ids"])  # (B, T, H)
+    found = head.texts(h, backbone.words(unit["token_ids"]), record_numbers(unit), len(parts))  # (n, 2 H)
     texts = torch.empty_like(found).index_copy(0, order, found)
     c, r = head.vectors(*texts.split([len(contexts), len(responses)]))
     context_of = {context: number for number, context in enumerate(contexts)}
@@ -291,10 +293,11 @@ def backward_log_probs(backward: Generator, pairs: Pairs) -> list[float]:
         return []
     backbone, limit = backward.backbone, backward.model_config.max_position
     records = [(encode_response(r, max(limit - len(c), 1)), c) for c, r in pairs]
-    with torch.autocast(backbone.word.weight.device.type, enabled=False):
+    with torch.autocast(backbone.device.type, enabled=False):
         unit, order = _pack(backbone, records, drop_last=True)
         mask = backbone.mask(unit["segment_ids"], unit["type_ids"])
-        h = backbone.encode(backbone.embed_unit(unit), mask, read=unit["target_index"])  # (M, H)
+        x = backbone.embed_unit(unit)
+        h = backbone.encode(x, mask, read=unit["target_index"], pos_ids=unit["pos_ids"])  # (M, H)
         nll = losses.nll(backbone.lm_logits(h), unit["target_ids"]).double()  # (M,)
     sums = nll.new_zeros(len(pairs)).index_add(0, order[unit["target_sample"]], nll).tolist()
     return [-total / (len(context) - 1) for total, (context, _) in zip(sums, pairs, strict=True)]
@@ -306,8 +309,7 @@ def _pack(
     """Pairs in packed rows on the backbone's device, and the number (N,) of the pair that each record is."""
     slot = backbone.config.mask_id if latent_slot else None
     unit, order = pack(pairs, drop_last=drop_last, latent_slot=slot, roles=backbone.role is not None)
-    device = backbone.word.weight.device
-    return on_device(unit, device), order.to(device)
+    return on_device(unit, backbone.device), order.to(backbone.device)
 
 
 def _turns(tokenizer: Tokenizer, context: Sequence[int]) -> list[str]:

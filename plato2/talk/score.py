@@ -20,7 +20,6 @@ from plato2.data.samples import encode_context, encode_response
 from plato2.data.tokenizer import MOST_UNREAD, Tokenizer
 from plato2.data.units import pack
 from plato2.model import losses
-from plato2.model.backbone import put_front
 from plato2.model.heads import Recognition
 from plato2.model.networks import Evaluator, Generator
 from plato2.talk.rank import coherence_of_records
@@ -128,7 +127,7 @@ def score(model: Generator | Evaluator, records: Sequence[Record]) -> list[dict[
     if not hasattr(model, "recognition"):  # it only ranks
         return found
     backbone, latents = model.backbone, cast(Generator, model).recognition
-    device, mask_id = backbone.word.weight.device, model.model_config.mask_id
+    device, mask_id = backbone.device, model.model_config.mask_id
     slot = None if latents is None else mask_id
     unit, order = pack(pairs, drop_last=True, latent_slot=slot, roles=backbone.role is not None)
     unit, order = on_device(unit, device), order.to(device)
@@ -137,7 +136,7 @@ def score(model: Generator | Evaluator, records: Sequence[Record]) -> list[dict[
     def summed_nll(x: Tensor) -> list[float]:
         """-log p(r|..) of each record, in double: rows (B, T, H) -> N numbers."""
         mask = backbone.mask(unit["segment_ids"], unit["type_ids"])
-        h = backbone.encode(x, mask, read=unit["target_index"])  # (M, H)
+        h = backbone.encode(x, mask, read=unit["target_index"], pos_ids=unit["pos_ids"])  # (M, H)
         nll = losses.nll(backbone.lm_logits(h), unit["target_ids"]).double()  # (M,)
         return nll.new_zeros(len(records)).index_add(0, record_of, nll).tolist()
 
@@ -147,9 +146,10 @@ def score(model: Generator | Evaluator, records: Sequence[Record]) -> list[dict[
         if latents is None:
             return [count | {"nll": nll} for count, nll in zip(found, summed_nll(x), strict=True)]
         if isinstance(latents, Recognition):  # equation 3
-            p_z = latents(backbone.encode_masked(x, front, unit["segment_ids"])).float().softmax(-1)  # (N, K)
+            p_z = latents(backbone.encode_masked(unit, x, front)).float().softmax(-1)  # (N, K)
             for number, p in zip(order.tolist(), p_z.tolist(), strict=True):
                 found[number]["posterior"] = p
         table = latents.latent(torch.eye(model.model_config.n_latent, device=device))  # (K, H)
-        given = [summed_nll(put_front(x, front, z.expand(len(front), -1))) for z in table]  # equation 2
+        fronts = (backbone.put_front(x, front, z.expand(len(front), -1)) for z in table)
+        given = [summed_nll(rows) for rows in fronts]  # equation 2
         return [count | {"nll_by_latent": list(nll)} for count, *nll in zip(found, *given, strict=True)]
