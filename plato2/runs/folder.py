@@ -46,7 +46,17 @@ FORMAT = "plato2-run/1"
 PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "omegaconf", "sentencepiece", "numpy", "pyarrow")
 LONGEST_NAME = 255
 """Bytes of a folder's name that file systems take."""
-NOT_PART_OF_A_RUN = ("run_id", "resume", "plan", "output_dir", "tags", "sweep_metric", "report")
+NOT_PART_OF_A_RUN = (
+    "run_id",
+    "resume",
+    "plan",
+    "output_dir",
+    "tags",
+    "sweep_metric",
+    "report",
+    "study",
+    "trial",
+)
 """Top-level keys that may differ between a run and its continuation."""
 FREE = ("data.path", "data.prepare", "data.n_workers", "data.cache_dir", "model.checkpoint_activations")
 """Other keys that change no number; the data itself is compared by its hash when its position is restored."""
@@ -277,6 +287,11 @@ def choose_run(
     if resume == "auto" and (unfinished := _newest_unfinished(runs(output_dir, f"{name}/*"), config)):
         return unfinished, False
     return RunFolder(folder / now().strftime("%Y%m%d-%H%M%S")), True
+
+
+def run_of_point(sweep: str, point: int, seed: int) -> str:
+    """The name of the run with a seed of a point that Optuna has drawn in a sweep."""
+    return f"{sweep}-{point}-seed{seed}"
 
 
 def _check_name(run_id: str) -> None:
