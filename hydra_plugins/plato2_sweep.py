@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.utils import JobReturn, JobStatus
@@ -186,6 +187,14 @@ class Grid(Jobs):
             results = [self.launch(told[n : n + size]) for n in range(0, len(told), size)]
         self.refuse_failures("jobs", "and the same command tries these again")
         return results
+
+
+# By this name Hydra finds it where no sweeper is given; it has stored its own before it imports this.
+ConfigStore.instance().store(
+    group="hydra/sweeper",
+    name="basic",
+    node={"_target_": "hydra_plugins.plato2_sweep.Grid", "max_batch_size": None, "params": {}},
+)
 
 
 def combinations(overrides: Sequence[Override]) -> list[list[str]]:

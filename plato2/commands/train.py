@@ -44,6 +44,7 @@ from plato2.config import (
     TrainConfig,
     UserError,
     did_you_mean,
+    dotted,
     expand_path,
     install,
 )
@@ -58,6 +59,7 @@ from plato2.runs.console import (
     say,
     signals_stop_at_once,
 )
+from plato2.runs.folder import FREE, NOT_PART_OF_A_RUN
 from plato2.runs.keys import help_text, nearest_key, options_with
 from plato2.runs.space import FACTOR, in_hydras_words
 from plato2.runs.train import Job, Trained, train
@@ -69,6 +71,8 @@ ConfigStore.instance().store(name="schema", node=TrainConfig)
 OmegaConf.register_new_resolver("path", lambda path: expand_path(path, "output_dir"), replace=True)
 SWEEP_STAGES = "PLATO2_SWEEP_STAGES"
 """Environment variable of the jobs of a sweep: its stages, with commas between them."""
+IN_A_SWEEP = ("hydra", "logger", *NOT_PART_OF_A_RUN)
+"""Parts of the configuration that may differ between the runs of a sweep."""
 TEXT_KEYS = (
     "run_id",
     "init_from",
@@ -247,6 +251,8 @@ class SweepRecord(Closed):
     command: dict[str, Any]
     name: str
     finished: bool
+    config: dict[str, Any] | None = None
+    """Before anything was swept."""
 
 
 def read_sweep(path: Path) -> SweepRecord:
@@ -289,6 +295,7 @@ class Sweep(Callback):
         self.command = command = {"overrides": sorted(config.hydra.overrides.task), "params": params}
         if "sampler" in sweeper:  # how points are drawn, but for their number
             command["search"] = {key: sweeper[key] for key in ("seeds", "seed", "sampler", "pruner")}
+        self.base = base = shared_configuration(config)
         for record in sorted(here.parent.glob("*/sweep.json"), reverse=True):
             try:
                 earlier = read_sweep(record)
@@ -298,6 +305,15 @@ class Sweep(Callback):
             again, name = earlier.finished, earlier.name
             same = earlier.command == command and (not again or config.report)
             if same and (name == named if named else config.resume == "auto"):
+                key = changed_key(earlier.config or base, base)
+                if key and again:
+                    continue
+                if key:
+                    then, now = (dotted(one).get(key) for one in (earlier.config or {}, base))
+                    fail(
+                        f"{key}={now}: the unfinished sweep {name} was started with {key}={then!s:.80}, and its "
+                        "runs are compared; put the old value back, or start another sweep with resume=never"
+                    )
                 self.record, self.name = record, name
                 say(
                     f"the sweep {self.name} is finished: showing its report (resume=never trains it again)"
@@ -309,20 +325,20 @@ class Sweep(Callback):
             self.record = self._new(here) / "sweep.json"
             self.name = named or self.record.parent.name
         os.environ["RUN_ID"] = self.name
-        with flag_override(config, "readonly", False):  # of this sweep, and of each of its jobs
+        with flag_override(config.hydra, "readonly", False):  # of this sweep, and of each of its jobs
             config.hydra.sweep.dir = str(self.record.parent)
             config.hydra.overrides.hydra.append(as_hydra_reads_it(f"hydra.sweep.dir={self.record.parent}"))
         swept = [word.partition("=") for word in command["overrides"]]
         stages = [params.get("stage", ""), *(value for key, _, value in swept if key == "stage")]
         names = (stage.strip() for value in stages for stage in str(value).split(","))
         os.environ[SWEEP_STAGES] = ",".join(filter(None, names))
-        self._write(command=command, name=self.name, finished=False)
+        self._write(command=command, name=self.name, finished=False, config=base)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Closes the sweep's record; prints its runs, the best first, or with `report=true` the report."""
         if is_printed(config):
             return
-        self._write(command=self.command, name=self.name, finished=True)
+        self._write(command=self.command, name=self.name, finished=True, config=self.base)
         for variable in ("RUN_ID", SWEEP_STAGES):
             os.environ.pop(variable, None)
         if config.plan:
@@ -335,19 +351,25 @@ class Sweep(Callback):
                 numbers = {"n_latent_contexts": config.latent_contexts, "n_human": config.human_rank}
                 report_sweep(output_dir, self.name, **numbers)
             else:
-                self._compare(output_dir, config.sweep_metric)
+                self._compare(config.sweep_metric)
         except UserError as error:  # Hydra turns a callback's error into a mere warning
             fail(str(error))
 
-    def _compare(self, output_dir: Path, metric: str | None) -> None:
+    def _compare(self, metric: str | None) -> None:
         from rich.console import Console
 
         from plato2.evaluate.runs import compare, runs_tables, winners_first
+        from plato2.report.page import Section, show
+        from plato2.report.sweep import sweep_runs, sweeps, table
 
-        paths = [path.parent for path in output_dir.glob(f"*/{self.name}-*/lineage.json")]
+        _, paths = sweep_runs(self.record.parent)
         runs = winners_first(compare(paths, metric))
         say(f"the sweep {self.name}, the best first:")
         Console(highlight=False).print(*runs_tables(runs), sep="\n")
+        several = [one for one in sweeps(self.record.parent) if any(point.runs[1:] for point in one.points)]
+        if several:
+            show("over seeds", [Section(one.stage, [table(one)]) for one in several], Console(highlight=False))
+        say(f"plato2 report {self.record.parent} --out sweep.html draws it")
 
     def _new(self, folder: Path) -> Path:
         """A folder that no other sweep has: two can begin in one second."""
@@ -364,6 +386,25 @@ class Sweep(Callback):
 
     def _write(self, **entries: Any) -> None:
         replace_text(self.record, json.dumps(entries, indent=2) + "\n")
+
+
+def shared_configuration(config: DictConfig) -> dict[str, Any]:
+    """What the runs of a sweep share unless it is swept, as plain values."""
+    before = HydraConfig.instance().cfg
+    try:
+        HydraConfig.instance().set_config(config)  # some values name the options chosen
+        kept = OmegaConf.masked_copy(config, [str(key) for key in config if key not in IN_A_SWEEP])
+        plain: dict[str, Any] = json.loads(json.dumps(OmegaConf.to_container(kept, resolve=True)))
+    finally:
+        HydraConfig.instance().cfg = before
+    return plain
+
+
+def changed_key(then: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """The first key, with dots, whose value is another one."""
+    old, new = dotted(then), dotted(now)
+    changed = (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key))
+    return next((key for key in changed if not key.startswith(FREE)), None)
 
 
 def is_printed(config: DictConfig) -> bool:
@@ -508,7 +549,8 @@ def main(config: DictConfig) -> float | None:
         if sentence is None:
             traceback.print_exc()
             raise
-        say(f"failed: {sentence}")
+        if is_first_process() or "TORCHELASTIC_ERROR_FILE" not in os.environ:
+            print(f"failed: {sentence}", file=sys.stderr, flush=True)
         raise UserError(sentence) from error
 
 
