@@ -506,8 +506,8 @@ class WandbFile(Search):
         low, high = (value(one.override(end if one.whole else float(end))) for end in (one.low, one.high))
         if one.step is not None:
             kind = {"distribution": "q_uniform", "q": one.step}
-        elif isinstance(low, int) and not one.log:
-            kind = {"distribution": "int_uniform"}
+        elif isinstance(low, int):
+            kind = {"distribution": "q_log_uniform_values", "q": 1} if one.log else {"distribution": "int_uniform"}
         else:
             kind = {"distribution": "log_uniform_values" if one.log else "uniform"}
         return {**kind, "min": low, "max": high}
