@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -50,10 +50,10 @@ class StagesInOrder(Launcher):
         self.inside.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        """Submits all jobs, and waits for them.
+        """Submits all jobs, and waits for them, also for those that fail.
 
         Raises:
-            UserError: Slurm does not take a job, or one failed.
+            UserError: Slurm does not take a job.
         """
         try:
             jobs = self.submit(job_overrides, initial_job_idx)
@@ -139,12 +139,9 @@ class StagesInOrder(Launcher):
         Raises:
             RuntimeError: it failed; submitit hands that on, and Slurm starts no job that waits for this one.
         """
-        try:
-            done: JobReturn = self.inside(*arguments)
-        except SystemExit as end:
-            if end.code != 2:  # a signal's: the job is to go on
-                raise
-            raise RuntimeError("the line above that begins with `error: ` says why") from None
+        done: JobReturn = self.inside(*arguments)
+        if done.status == JobStatus.FAILED and isinstance(done._return_value, UserError):
+            raise RuntimeError("the line above that begins with `failed: ` says why")
         _ = done.return_value  # raises what the job raised
         return done
 
@@ -169,11 +166,7 @@ def in_order(stages: Sequence[tuple[str, str | None]]) -> list[list[int]]:
 
 
 def result(job: Job[JobReturn]) -> JobReturn:
-    """What the first process of a job returned, when it is finished.
-
-    Raises:
-        UserError: it failed; with its last line of error.
-    """
+    """What the first process of a job returned, when it is finished; of one that failed its last line."""
     from submitit.core.utils import UncompletedJobError
 
     try:
@@ -182,8 +175,9 @@ def result(job: Job[JobReturn]) -> JobReturn:
         log = job.paths.stderr
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
         said = (
-            [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+            [line.removeprefix("failed: ") for line in lines if line.startswith("failed: ")]
             or lines
             or ["no log"]
         )
-        raise UserError(f"Slurm's job {job.job_id} failed: {said[-1]}; all of its log: {log}") from None
+        error = UserError(f"Slurm's job {job.job_id} failed: {said[-1]}; all of its log: {log}")
+        return JobReturn(status=JobStatus.FAILED, _return_value=error)

@@ -519,6 +519,10 @@ class RunConfig:
     """Print the curriculum's closing table after a sweep over the three stages."""
     sweep_metric: str | None = None
     """Metric returned to a Hydra sweeper; the best value of the stage's own monitor when not given."""
+    study: str | None = None
+    """Set by `hydra/sweeper=optuna` for its runs: the journal of the study that is told each validation."""
+    trial: int | None = None
+    """Set by `hydra/sweeper=optuna` for its runs: the number of the point in the study."""
     tags: list[str] = field(default_factory=list)
     """Free-form words stored with the run and sent to W&B."""
 

@@ -146,11 +146,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "plato2.commands.train": ("plato2",),
     "train": ("plato2.commands.train",),
     "benchmarks": ("plato2", "benchmarks"),
-    "hydra_plugins": ("plato2.runs", "plato2.config"),
+    "hydra_plugins": ("plato2.runs", "plato2.files", "plato2.config"),
 }
 COMPOSERS = ("plato2.commands.train", "benchmarks", "hydra_plugins")
 ONLY_COMPOSERS = ("hydra", "omegaconf", "conf")
-NOBODY = ("train", "experiments", "tests", "benchmarks", "hydra_plugins.plato2_slurm")
+NOBODY = ("train", "experiments", "tests", "benchmarks", "hydra_plugins.plato2_slurm", "hydra_plugins.plato2_sweep")
 """Nobody but those whose line above names it."""
 
 

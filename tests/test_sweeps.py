@@ -175,12 +175,21 @@ def test_a_sweep_file_needs_no_m(train_here: Train, tmp_path: Path) -> None:
     assert len(list((tmp_path / "outputs" / "tiny-1_coarse").iterdir())) == 3
 
 
-def test_a_mistake_in_one_job_stops_the_sweep_which_stays_open(train_here: Train, tmp_path: Path) -> None:
-    done = train_here("-m", "stage=2_gen,1_coarse", "trainer.max_steps=1", expect=2)
-    assert_one_line(done.stderr, "init_from", "no finished 1_coarse run")
-    (sweep,) = sweeps(tmp_path / "outputs")
-    assert not sweep["finished"]
-    assert not (tmp_path / "outputs" / "tiny-1_coarse").exists()
+def test_a_job_that_fails_does_not_lose_the_others(train_here: Train, tmp_path: Path) -> None:
+    """Stage 2 comes first, and fails; stage 1 is trained. The same command then has what stage 2 lacked."""
+    given = ["-m", "stage=2_gen,1_coarse", "trainer.max_steps=1"]
+    done = train_here(*given, expect=2)
+    (record,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    told = ["1 of 2 jobs failed: job 0 (stage=2_gen)", "no finished 1_coarse run", f"plato2 report {record}"]
+    assert_one_line(done.stderr, *told)
+    assert jobs(tmp_path / "outputs", ("1_coarse",))["1_coarse"].finished
+    assert [sweep["finished"] for sweep in sweeps(tmp_path / "outputs")] == [False]
+
+    again = train_here(*given)
+    assert again.stderr.count("is finished: skipped") == 1
+    assert all(run.finished for run in jobs(tmp_path / "outputs", ("1_coarse", "2_gen")).values())
+    assert [path.name for path in (tmp_path / "outputs" / "sweeps").iterdir()] == [record.name]
+    assert [sweep["finished"] for sweep in sweeps(tmp_path / "outputs")] == [True]
 
 
 @pytest.mark.parametrize("strategy", [["strategy=ddp", "strategy.accelerator=cpu", "strategy.devices=2"]])
@@ -191,17 +200,18 @@ def test_several_processes_in_a_sweep_are_refused(train_here: Train, strategy: l
 
 def test_what_a_sweeper_gets(train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The best value of the stage's monitor, or `sweep_metric`; also of a job that is skipped."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.plugins import Plugins
 
     returned: list[list[Any]] = []
-    sweep = BasicSweeper.sweep
+    grid: Any = Plugins.instance().class_name_to_class["hydra_plugins.plato2_sweep.Grid"]
+    sweep = grid.sweep
 
-    def watched(self: BasicSweeper, arguments: list[str]) -> Any:
+    def watched(self: Any, arguments: list[str]) -> Any:
         jobs = sweep(self, arguments)
         returned.append([job.return_value for batch in jobs for job in batch])
         return jobs
 
-    monkeypatch.setattr(BasicSweeper, "sweep", watched)
+    monkeypatch.setattr(grid, "sweep", watched)
     command_line = ["-m", "optim.lr=1e-3,2e-3", "trainer.max_steps=2", "trainer.val_check_interval=1"]
     for metric in ([], ["sweep_metric=train/lr"]):
         train_here(*command_line, *metric, "run_id=s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +16,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptio
 
 HELP = """Show what runs and evaluations reached.
 
-PLACES are folders with runs or with results of plato2 evaluate, or result files; default: the last curriculum
-in outputs. All of it becomes one page: curves, the paper's tables with its numbers beside ours, every
+PLACES are folders with runs or with results of plato2 evaluate, folders of sweeps (outputs/sweeps/NAME), or
+result files; default: the last curriculum in outputs. All of it becomes one page: curves, the paper's tables with its numbers beside ours, every
 evaluation with its intervals, dialogues side by side, settings, versions and hashes, and what is missing.
 --out writes it as HTML (one file, offline, printable) or as Markdown; else it is printed.
 
@@ -29,6 +30,8 @@ validation contexts next to what a human said.
 plato2 report
 
 plato2 report outputs results --out report.html
+
+plato2 report outputs/sweeps/20261122-101500 --out sweep.html
 
 plato2 report --coarse outputs/tiny-1_coarse/RUN --generation outputs/tiny-2_gen/RUN
 --evaluation outputs/tiny-2_eval/RUN --data data/chitchat --json
@@ -115,7 +118,12 @@ def page(places: list[Path] | None, out: Path | None, title: str, wandb: str | N
         results: list[dict[str, Any]] = [
             {"path": str(path)} | result.model_dump() for path, result in found.results
         ]
-        about = {"runs": list(map(str, found.runs)), "results": results, "written": list(map(str, written))}
+        about = {
+            "runs": list(map(str, found.runs)),
+            "results": results,
+            "sweeps": [asdict(sweep) for sweep in found.sweeps],
+            "written": list(map(str, written)),
+        }
         typer.echo(json.dumps(about, ensure_ascii=False))
     elif written:
         typer.echo(f"written: {written[0]}" + (f" and {len(written) - 1} pictures" if written[1:] else ""))

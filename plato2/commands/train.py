@@ -14,6 +14,8 @@ import re
 import shlex
 import shutil
 import sys
+import time
+import traceback
 from dataclasses import fields
 from itertools import count
 from pathlib import Path
@@ -42,6 +44,7 @@ from plato2.config import (
     TrainConfig,
     UserError,
     did_you_mean,
+    dotted,
     expand_path,
     install,
 )
@@ -57,7 +60,9 @@ from plato2.runs.console import (
     say,
     signals_stop_at_once,
 )
+from plato2.runs.folder import FREE, NOT_PART_OF_A_RUN
 from plato2.runs.keys import help_text, nearest_key, options_with
+from plato2.runs.space import FACTOR, in_hydras_words
 from plato2.runs.traces import RankError
 from plato2.runs.train import Job, Trained, train
 
@@ -68,12 +73,15 @@ ConfigStore.instance().store(name="schema", node=TrainConfig)
 OmegaConf.register_new_resolver("path", lambda path: expand_path(path, "output_dir"), replace=True)
 SWEEP_STAGES = "PLATO2_SWEEP_STAGES"
 """Environment variable of the jobs of a sweep: its stages, with commas between them."""
+IN_A_SWEEP = ("hydra", "logger", *NOT_PART_OF_A_RUN)
+"""Parts of the configuration that may differ between the runs of a sweep."""
 TEXT_KEYS = (
     "run_id",
     "init_from",
     "resume",
     "output_dir",
     "sweep_metric",
+    "study",
     "name",
     "model_name",
     "tags",
@@ -137,7 +145,7 @@ def train_overrides(*overrides: str) -> Trained | None:
 def composed(*overrides: str) -> DictConfig:
     """What Hydra makes of a command line, its own part of it taken out."""
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        words = [in_quotes(as_text(word)) for word in overrides]
+        words = [as_hydra_reads_it(word) for word in overrides]
         config = compose("train", words, return_hydra_config=True)
     HydraConfig.instance().set_config(config)
     with flag_override(config, ["struct", "readonly"], False):
@@ -216,7 +224,7 @@ def chosen_files(runtime: Any) -> list[Path]:
 def job_overrides() -> list[str]:
     """How a job of a sweep differs from the others, apart from the stage."""
     given = HydraConfig.get().overrides.task if in_sweep() else []
-    return [word for word in given if not word.startswith("stage=")]
+    return [word for word in given if not word.startswith(("stage=", "study=", "trial="))]
 
 
 def command_but_for_stage(keys: TrainConfig) -> str:
@@ -245,6 +253,8 @@ class SweepRecord(Closed):
     command: dict[str, Any]
     name: str
     finished: bool
+    config: dict[str, Any] | None = None
+    """Before anything was swept."""
 
 
 def read_sweep(path: Path) -> SweepRecord:
@@ -265,19 +275,29 @@ class Sweep(Callback):
         if not str(config.hydra.launcher._target_).endswith(".BasicLauncher"):
             launcher = config.hydra.runtime.choices["hydra/launcher"]
             fail(f"hydra/launcher={launcher}: starts the jobs of a sweep, also of a single job; add -m")
+        sweeper = config.hydra.runtime.choices["hydra/sweeper"]
+        given = any(word.startswith("hydra/sweeper=") for word in config.hydra.overrides.hydra)
+        if given and sweeper != "basic":
+            fail(f"hydra/sweeper={sweeper}: chooses the jobs of a sweep; add -m")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Finds the newest unfinished sweep of the same command, else starts a new one.
 
         A finished curriculum (`report=true`) is not trained again: its jobs are skipped, its report is shown.
         """
+        if is_printed(config):
+            return
         try:
             refuse_numbers(config.hydra.runtime)
         except UserError as error:  # Hydra turns a callback's error into a mere warning
             fail(str(error))
         here, named = Path(config.hydra.sweep.dir), config.run_id or os.environ.get("RUN_ID")
-        params: Any = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create({}))
+        sweeper: Any = OmegaConf.to_container(config.hydra.sweeper)
+        params = sweeper.pop("params", None) or {}
         self.command = command = {"overrides": sorted(config.hydra.overrides.task), "params": params}
+        if "sampler" in sweeper:  # how points are drawn, but for their number
+            command["search"] = {key: sweeper[key] for key in ("seeds", "seed", "sampler", "pruner")}
+        self.base = base = shared_configuration(config)
         for record in sorted(here.parent.glob("*/sweep.json"), reverse=True):
             try:
                 earlier = read_sweep(record)
@@ -287,6 +307,15 @@ class Sweep(Callback):
             again, name = earlier.finished, earlier.name
             same = earlier.command == command and (not again or config.report)
             if same and (name == named if named else config.resume == "auto"):
+                key = changed_key(earlier.config or base, base)
+                if key and again:
+                    continue
+                if key:
+                    then, now = (dotted(one).get(key) for one in (earlier.config or {}, base))
+                    fail(
+                        f"{key}={now}: the unfinished sweep {name} was started with {key}={then!s:.80}, and its "
+                        "runs are compared; put the old value back, or start another sweep with resume=never"
+                    )
                 self.record, self.name = record, name
                 say(
                     f"the sweep {self.name} is finished: showing its report (resume=never trains it again)"
@@ -298,15 +327,20 @@ class Sweep(Callback):
             self.record = self._new(here) / "sweep.json"
             self.name = named or self.record.parent.name
         os.environ["RUN_ID"] = self.name
+        with flag_override(config.hydra, "readonly", False):  # of this sweep, and of each of its jobs
+            config.hydra.sweep.dir = str(self.record.parent)
+            config.hydra.overrides.hydra.append(as_hydra_reads_it(f"hydra.sweep.dir={self.record.parent}"))
         swept = [word.partition("=") for word in command["overrides"]]
         stages = [params.get("stage", ""), *(value for key, _, value in swept if key == "stage")]
         names = (stage.strip() for value in stages for stage in str(value).split(","))
         os.environ[SWEEP_STAGES] = ",".join(filter(None, names))
-        self._write(command=command, name=self.name, finished=False)
+        self._write(command=command, name=self.name, finished=False, config=base)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Closes the sweep's record; prints its runs, the best first, or with `report=true` the report."""
-        self._write(command=self.command, name=self.name, finished=True)
+        if is_printed(config):
+            return
+        self._write(command=self.command, name=self.name, finished=True, config=self.base)
         for variable in ("RUN_ID", SWEEP_STAGES):
             os.environ.pop(variable, None)
         if config.plan:
@@ -319,19 +353,25 @@ class Sweep(Callback):
                 numbers = {"n_latent_contexts": config.latent_contexts, "n_human": config.human_rank}
                 report_sweep(output_dir, self.name, **numbers)
             else:
-                self._compare(output_dir, config.sweep_metric)
+                self._compare(config.sweep_metric)
         except UserError as error:  # Hydra turns a callback's error into a mere warning
             fail(str(error))
 
-    def _compare(self, output_dir: Path, metric: str | None) -> None:
+    def _compare(self, metric: str | None) -> None:
         from rich.console import Console
 
         from plato2.evaluate.runs import compare, runs_tables, winners_first
+        from plato2.report.page import Section, show
+        from plato2.report.sweep import sweep_runs, sweeps, table
 
-        paths = [path.parent for path in output_dir.glob(f"*/{self.name}-*/lineage.json")]
+        _, paths = sweep_runs(self.record.parent)
         runs = winners_first(compare(paths, metric))
         say(f"the sweep {self.name}, the best first:")
         Console(highlight=False).print(*runs_tables(runs), sep="\n")
+        several = [one for one in sweeps(self.record.parent) if any(point.runs[1:] for point in one.points)]
+        if several:
+            show("over seeds", [Section(one.stage, [table(one)]) for one in several], Console(highlight=False))
+        say(f"plato2 report {self.record.parent} --out sweep.html draws it")
 
     def _new(self, folder: Path) -> Path:
         """A folder that no other sweep has: two can begin in one second."""
@@ -350,6 +390,30 @@ class Sweep(Callback):
         replace_text(self.record, json.dumps(entries, indent=2) + "\n")
 
 
+def shared_configuration(config: DictConfig) -> dict[str, Any]:
+    """What the runs of a sweep share unless it is swept, as plain values."""
+    before = HydraConfig.instance().cfg
+    try:
+        HydraConfig.instance().set_config(config)  # some values name the options chosen
+        kept = OmegaConf.masked_copy(config, [str(key) for key in config if key not in IN_A_SWEEP])
+        plain: dict[str, Any] = json.loads(json.dumps(OmegaConf.to_container(kept, resolve=True)))
+    finally:
+        HydraConfig.instance().cfg = before
+    return plain
+
+
+def changed_key(then: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """The first key, with dots, whose value is another one."""
+    old, new = dotted(then), dotted(now)
+    changed = (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key))
+    return next((key for key in changed if not key.startswith(FREE)), None)
+
+
+def is_printed(config: DictConfig) -> bool:
+    """Whether the sweep is only written down, for W&B, and nothing is trained."""
+    return str(config.hydra.sweeper._target_).endswith(".WandbFile")
+
+
 def explain(error: Exception, conf: Path) -> str:
     """What Hydra or OmegaConf found, on one line; without the advice to force an unknown key with `+`.
 
@@ -364,6 +428,12 @@ def explain(error: Exception, conf: Path) -> str:
     where = "(--help lists groups, options and keys, --cfg job prints their values)"
     if "hydra/launcher/submitit_slurm'" in told:
         return f"hydra/launcher=slurm needs hydra-submitit-launcher: {install('slurm')}"
+    if "hydra/launcher/joblib'" in told:
+        return f"hydra/launcher=joblib needs hydra-joblib-launcher: {install('sweep')}"
+    alone = re.search(rf"Value '({FACTOR.pattern})' of type 'str' could not be converted.* full_key: (\S+)", told)
+    if alone:
+        key = alone[3]
+        return f"{key}={alone[1]}: a factor of the recipe's value, for sweeps: -m {key}=x0.5,x1,x2"
     unknown = re.search(r"Key '[^']*' (?:is )?not in .*full_key: (\S+)", told)
     if unknown:
         return f"{unknown[1]}: no such key; {meant(unknown[1], conf)} {where}"
@@ -458,7 +528,11 @@ def flags_first(words: list[str]) -> list[str]:
 
 
 def main(config: DictConfig) -> float | None:
-    """Runs one job; a user's mistake is one line and exit code 2."""
+    """Runs one job; a user's mistake is one line and exit code 2.
+
+    Raises:
+        UserError: the job is one of a sweep, which goes on with the others.
+    """
     try:
         # A launcher's job does not come from `command_line`, and has others' handlers.
         with signals_stop_at_once():
@@ -466,21 +540,41 @@ def main(config: DictConfig) -> float | None:
         return found.value if found else None
     except Stopped as stop:
         leave(stop)
-    except UserError as error:
-        fail(str(error), on_all_ranks=isinstance(error, RankError))
-    except OmegaConfBaseException as error:  # a value that is missing, found when it is needed
-        fail(explain(error, own_conf()))
-    except OSError as error:
+    except Exception as error:
+        sentence = mistake(error, config)
+        if not in_sweep():
+            if sentence is None:
+                raise
+            fail(sentence, on_all_ranks=isinstance(error, RankError))
+        if sentence is None:
+            traceback.print_exc()
+            raise
+        if is_first_process() or "TORCHELASTIC_ERROR_FILE" not in os.environ:
+            print(f"failed: {sentence}", file=sys.stderr, flush=True)
+        raise UserError(sentence) from error
+
+
+def mistake(error: Exception, config: DictConfig) -> str | None:
+    """What a person can do about an error, on one line; None where it is ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OmegaConfBaseException):  # a value that is missing, found when it is needed
+        return explain(error, own_conf())
+    if isinstance(error, OSError):
         place = error.filename or config.output_dir
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            fail(f"{place}: {error.strerror}; make it writable, or choose another output_dir")
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        fail(
-            f"{place}: {error.strerror}; what was saved is intact: free some space and start the same "
-            "command again"
-            f"{' with resume=auto' * (config.resume == 'never')}"
-        )
+            return f"{place}: {error.strerror}; make it writable, or choose another output_dir"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return (
+                f"{place}: {error.strerror}; what was saved is intact: free some space and start the same "
+                f"command again{' with resume=auto' * (config.resume == 'never')}"
+            )
+    return None
+
+
+def as_hydra_reads_it(word: str) -> str:
+    """A word of the command line: ranges of factors in Hydra's grammar, quotes around odd texts."""
+    return in_quotes(in_hydras_words(as_text(word)))
 
 
 def in_quotes(override: str) -> str:
@@ -554,7 +648,7 @@ def command_line(conf: Path = CONF) -> None:
     try:
         with signals_stop_at_once():
             refuse_unknown_flags(sys.argv[1:], conf)
-            sys.argv[1:] = [in_quotes(as_text(word)) for word in flags_first(sys.argv[1:])]
+            sys.argv[1:] = [as_hydra_reads_it(word) for word in flags_first(sys.argv[1:])]
             hydra.main(version_base="1.3", config_path=str(conf), config_name="train")(main)()
     except UserError as error:
         fail(str(error))

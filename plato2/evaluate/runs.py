@@ -16,7 +16,7 @@ from rich.table import Table
 from plato2.config import UserError, did_you_mean, dotted
 from plato2.runs.console import number, say
 from plato2.runs.folder import NOT_PART_OF_A_RUN, RunFolder
-from plato2.runs.saved import read_metrics
+from plato2.runs.saved import best_direction, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -110,12 +110,6 @@ def compare(paths: Sequence[Path], monitor: str | None = None) -> list[Run]:
             )
         )
     return found
-
-
-def best_direction(metric: str) -> str:
-    """Whether a metric is better when it is smaller (`min`) or larger (`max`)."""
-    larger = ("acc", "p1", "mrr", "z_effective", "z_in_use", "z_mutual_information", "tokens_per_s", "mfu")
-    return "max" if any(word in metric for word in larger) else "min"
 
 
 def check_logged(runs: Sequence[Run]) -> None:

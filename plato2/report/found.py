@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from plato2.config import UserError
 from plato2.evaluate.results import FORMAT, Result, read_result
 from plato2.evaluate.runs import find_runs
+from plato2.report.sweep import SweepOfRuns, is_sweep, sweep_runs, sweeps
 from plato2.runs.console import say
 from plato2.runs.folder import RunFolder
 
@@ -24,6 +25,8 @@ class Found:
     """Newest first."""
     results: list[tuple[Path, Result]]
     """In the order of their names."""
+    sweeps: list[SweepOfRuns] = field(default_factory=list)
+    """Of the folders that are a sweep's, by stage."""
 
 
 def find(places: Sequence[Path]) -> Found:
@@ -49,14 +52,18 @@ def find(places: Sequence[Path]) -> Found:
                     results.append((path, read_result(path)))
                 except UserError as error:
                     say(f"warning: skipped: {error}")
-    runs = find_runs(folders) if any(_has_runs(folder) for folder in folders) else []
+    of_sweeps = [folder for folder in folders if is_sweep(folder)]
+    swept = [run for folder in of_sweeps for run in sweep_runs(folder)[1]]
+    others = [folder for folder in folders if folder not in of_sweeps]
+    with_runs = others if any(_has_runs(folder) for folder in others) else []
+    runs = find_runs([*with_runs, *swept]) if with_runs or swept else []
     if not runs and not results:
         told = ", ".join(map(str, places))
         raise UserError(
             f"{told}: no runs and no results in it; train (python train.py experiment=quickstart), or write "
             "results there (plato2 evaluate ... --out FILE)"
         )
-    return Found(runs, results)
+    return Found(runs, results, [sweep for folder in of_sweeps for sweep in sweeps(folder)])
 
 
 def last_curriculum(output_dir: Path) -> list[Path]:

@@ -57,6 +57,8 @@ NOT_PART_OF_A_RUN = (
     "report",
     "startup_timeout_s",
     "step_timeout_s",
+    "study",
+    "trial",
 )
 """Top-level keys that may differ between a run and its continuation."""
 FREE = ("data.path", "data.prepare", "data.n_workers", "data.cache_dir", "model.checkpoint_activations")
@@ -292,6 +294,11 @@ def choose_run(
     if resume == "auto" and (unfinished := _newest_unfinished(runs(output_dir, f"{name}/*"), config)):
         return unfinished, False
     return RunFolder(folder / now().strftime("%Y%m%d-%H%M%S")), True
+
+
+def run_of_point(sweep: str, point: int, seed: int) -> str:
+    """The name of the run with a seed of a point that Optuna has drawn in a sweep."""
+    return f"{sweep}-{point}-seed{seed}"
 
 
 def _check_name(run_id: str) -> None:

@@ -151,6 +151,21 @@ def read_metrics(path: Path) -> list[tuple[int, str, float]]:
         raise UserError(f"{path}: not rows of step,metric,value ({error}); {cure}") from None
 
 
+def best_direction(metric: str) -> str:
+    """Whether a metric is better when it is smaller (`min`) or larger (`max`)."""
+    larger = ("acc", "p1", "mrr", "z_effective", "z_in_use", "z_mutual_information", "tokens_per_s", "mfu")
+    return "max" if any(word in metric for word in larger) else "min"
+
+
+def was_pruned(path: Path) -> bool:
+    """Whether a checkpoint (not a sharded one) is of a run that ended as one of the bad ones of a study."""
+    if path.is_dir():
+        return False
+    callbacks = read_checkpoint(path).get("callbacks")
+    own = callbacks.get("Report") if isinstance(callbacks, dict) else None
+    return isinstance(own, dict) and own.get("pruned") is True
+
+
 def last_metrics(path: Path) -> dict[str, float]:
     """The last value of each metric; empty when nothing was logged."""
     return {name: value for _, name, value in read_metrics(path)} if path.exists() else {}

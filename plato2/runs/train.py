@@ -115,12 +115,14 @@ def train_run(
     from plato2.runs.folder import curriculum, decisive, failure_recorded, go_on, record_start
     from plato2.runs.loggers import build_loggers
     from plato2.runs.ranks import facts, watch_ranks
-    from plato2.runs.saved import checkpoint_step
+    from plato2.runs.saved import checkpoint_step, was_pruned
     from plato2.runs.start import warm_start
 
     checkpoint, sentence = go_on(run, resolved)
     if checkpoint and checkpoint_step(checkpoint) >= keys.trainer["max_steps"]:
         return nothing_left(keys, run, checkpoint, job)
+    if checkpoint and keys.study and was_pruned(checkpoint):
+        return pruned(run, checkpoint_step(checkpoint), checkpoint)
     start, told = make_ready(keys, stage, corpus, data, job, is_new=checkpoint is None)
     accepted = stage.warm_starts_from
     stage = build_stage(keys, "meta" if is_sharded(keys) else "cpu")  # sharded: each rank fills its share
@@ -302,6 +304,17 @@ def nothing_left(keys: TrainConfig, run: RunFolder, checkpoint: Path, job: Job) 
     return Trained(run.path, run.best, value, last_metrics(run.path / "metrics.csv"))
 
 
+def pruned(run: RunFolder, step: int, checkpoint: Path) -> Trained:
+    """Records that a run of a study is over before its last step, and what it had reached."""
+    from plato2.runs.saved import best_value, last_metrics
+
+    metrics = last_metrics(run.path / "metrics.csv")
+    if is_first_process():
+        run.write_lineage(status="pruned", step=step, metrics=metrics)
+    say(f"pruned after {step:,} steps, the study has better ones: {run.path} (resume=PATH trains it on)")
+    return Trained(run.path, run.best, best_value(checkpoint), metrics)
+
+
 def fit(
     trainer: pl.Trainer,
     stage: Stage,
@@ -379,6 +392,9 @@ def close(
     from plato2.runs.callbacks import metrics_table
     from plato2.runs.loggers import close_loggers
 
+    if any(getattr(callback, "pruned", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        close_loggers(trainer, run)
+        return pruned(run, trainer.global_step, run.last)
     metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
     if trainer.global_step < trainer.max_steps:  # max_time and its like
         done = f"{trainer.global_step} of {trainer.max_steps}"
@@ -500,6 +516,12 @@ def build_callbacks(
         TimeLeft(data.batching.unit_tokens, data.units_per_step),
         LatentHistogram(),
     ]
+    if keys.study is not None:
+        if keys.trial is None:
+            raise UserError(f"study={keys.study}: goes with trial; leave both to hydra/sweeper=optuna")
+        from plato2.runs.study import Report
+
+        callbacks.append(Report(Path(keys.study), keys.trial, keys.sweep_metric or stage.monitor[0]))
     if is_sharded(keys):
         return callbacks
     if keys.sample_replies and stage.use.role == "generation":
@@ -550,9 +572,12 @@ def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule) -> Non
 
 def run_id(keys: TrainConfig, job: Job) -> str | None:
     """In a sweep each job has a name of its own: the sweep's and the job's number."""
+    from plato2.runs.folder import run_of_point
+
     if not job.in_sweep:
         return keys.run_id
-    return f"{keys.run_id or os.environ['RUN_ID']}-{job.number}"
+    sweep = keys.run_id or os.environ["RUN_ID"]
+    return f"{sweep}-{job.number}" if keys.trial is None else run_of_point(sweep, keys.trial, keys.seed)
 
 
 class _Dumper(yaml.SafeDumper):
