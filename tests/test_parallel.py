@@ -20,7 +20,9 @@ from forks import Forks
 from pytorch_lightning.utilities import rank_zero_only
 from small import ROOT, Train, assert_one_line, command, environment
 
-from plato2.runs.saved import read_metrics
+from plato2.runs.folder import RunFolder
+from plato2.runs.saved import read_checkpoint, read_metrics
+from plato2.weights.folder import read_saved
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 RUN = ["stage=2_gen", "init_from=scratch", "model.dropout=0", "trainer.val_check_interval=3"]
@@ -28,6 +30,8 @@ STEP = ["optim.batch_tokens=2048"]  # four units of 512: 4 on one rank, 2 on eac
 DDP = ["strategy=ddp", "strategy.accelerator=cpu", "strategy.devices=2"]
 FSDP = ["strategy=fsdp", "strategy.accelerator=cpu", "strategy.devices=2", "strategy.precision=32-true"]
 HSDP = ["strategy=hsdp", *FSDP[1:]]
+SHARES = "strategy.strategy.save_distributed_checkpoint=true"
+PLATO2 = [sys.executable, "-m", "plato2"]
 BF16 = "strategy.precision=bf16-mixed"
 RANKS = """
 import os, runpy, sys
@@ -132,16 +136,22 @@ def test_every_strategy_trains_as_one_process_does(run_fork: Callable[..., str],
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("distributed_checkpoint", ["false", "true"])
-def test_sharded_runs_resume_exactly(
-    run_fork: Callable[..., str], tmp_path: Path, distributed_checkpoint: str
+def test_sharded_checkpoints_are_read_by_any_number_of_ranks(
+    run_fork: Callable[..., str], tmp_path: Path
 ) -> None:
-    option = f"strategy.strategy.save_distributed_checkpoint={distributed_checkpoint}"
-    common = [*RUN, *STEP, *FSDP, option]
+    """4 ranks in 2 copies, then 2, 1 and 2 again, the last one from and to one file; saved at each step."""
+    common = [*RUN, *STEP, "checkpoint_steps=1"]
     run_fork(*common, "trainer.max_steps=6", run_id="whole")
-    run_fork(*common, "trainer.max_steps=3", run_id="parts")
-    run_fork(*common, "trainer.max_steps=6", run_id="parts")
-    assert losses(tmp_path, "parts") == losses(tmp_path, "whole")
+    run_fork(*common, *HSDP, "strategy.devices=4", SHARES, "trainer.max_steps=3", run_id="parts")
+    last = tmp_path / "outputs" / "tiny-2_gen" / "parts" / "checkpoints" / "last.ckpt"
+    assert len(list(last.glob("__*.distcp"))) >= 2
+    run_fork(*common, *FSDP, SHARES, "trainer.max_steps=4", run_id="parts")
+    assert last.is_dir()
+    run_fork(*common, "trainer.max_steps=5", run_id="parts")
+    assert last.is_file()
+    run_fork(*common, *FSDP, "trainer.max_steps=6", run_id="parts")
+    parts, whole = losses(tmp_path, "parts"), losses(tmp_path, "whole")
+    assert {place: parts[place] for place in whole} == pytest.approx(whole, rel=1e-5)  # parts validate more
 
 
 @pytest.mark.slow
@@ -165,7 +175,7 @@ def test_a_sharded_step_reduces_its_gradients_once(
 
 
 @pytest.mark.slow
-def test_a_sharded_run_starts_where_an_unsharded_one_does_and_warm_starts_the_next_stage(
+def test_a_sharded_run_in_bf16_starts_where_an_unsharded_one_does(
     run_fork: Callable[..., str], tmp_path: Path
 ) -> None:
     run_fork(*RUN, *STEP, "trainer.max_steps=3", run_id="plain")
@@ -173,10 +183,26 @@ def test_a_sharded_run_starts_where_an_unsharded_one_does_and_warm_starts_the_ne
     plain, sharded = losses(tmp_path, "plain"), losses(tmp_path, "sharded")
     assert sharded == pytest.approx(plain, rel=5e-3)  # bf16 against float32
     assert sharded != pytest.approx(plain, rel=1e-5)
-    coarse = ["stage=1_coarse", *STEP, *FSDP, "trainer.max_steps=2"]
-    run_fork(*coarse, run_id="coarse")
-    done = run_fork(*STEP, "stage=2_gen", f"init_from={tmp_path}/outputs/tiny-1_coarse/coarse", run_id="warm")
+
+
+@pytest.mark.slow
+def test_the_next_stage_and_every_verb_read_sharded_checkpoints(
+    run_fork: Callable[..., str], tmp_path: Path
+) -> None:
+    shares = [*STEP, *FSDP, SHARES, "trainer.max_steps=2"]
+    run_fork(*shares, "stage=1_coarse", run_id="coarse")
+    coarse = tmp_path / "outputs" / "tiny-1_coarse" / "coarse"
+    assert RunFolder(coarse).best.is_dir()
+    done = run_fork(*shares, "stage=2_gen", f"init_from={coarse}", "optim.lr=1e-30", run_id="warm")
     assert "new: bag_of_words, recognition" in done
+    weights = read_checkpoint(RunFolder(coarse).best)["state_dict"]
+    found = read_checkpoint(tmp_path / "outputs" / "tiny-2_gen" / "warm" / "checkpoints" / "last.ckpt")
+    for name, weight in weights.items():
+        torch.testing.assert_close(found["state_dict"][name], weight, rtol=0, atol=1e-20)
+    export = ["export", "hf", "--generation", str(coarse), "--out", "exported"]
+    subprocess.run([*PLATO2, *export], cwd=tmp_path, env=environment(PYTHONPATH=str(ROOT)), check=True)
+    exported = read_saved(tmp_path / "exported").weights
+    assert all(torch.equal(exported[name], weight) for name, weight in weights.items())
 
 
 @pytest.mark.slow
@@ -225,14 +251,6 @@ def test_sigterm_to_all_ranks_saves_one_step_and_the_run_goes_on(corpus: Path, t
     saved = checkpoint(tmp_path, "told")
     assert saved["global_step"] == saved["DialogueDataModule"]["step"] >= 3  # type: ignore[index]
     assert f"step {saved['global_step']} is saved" in output
-
-
-def test_a_sharded_checkpoint_as_a_start_says_how_to_make_one_file_of_it(tmp_path: Path) -> None:
-    from plato2.config import UserError
-    from plato2.runs.saved import read_checkpoint
-
-    with pytest.raises(UserError, match="consolidate_checkpoint"):
-        read_checkpoint(tmp_path)
 
 
 @pytest.mark.slow

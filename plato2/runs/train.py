@@ -442,7 +442,7 @@ def strategy_arguments(keys: TrainConfig, job: Job) -> dict[str, Any]:
     """
     from plato2.runs.folder import several_processes
     from plato2.runs.parallel import best_precision, is_on_gpu
-    from plato2.runs.sharded import precision_plugin
+    from plato2.runs.sharded import WholeCheckpoints, precision_plugin
 
     strategy = dict(keys.strategy)
     started = "LOCAL_RANK" in os.environ or several_processes()
@@ -457,7 +457,8 @@ def strategy_arguments(keys: TrainConfig, job: Job) -> dict[str, Any]:
     plugin = precision_plugin(str(strategy.get("precision", "32-true")), device, is_sharded(keys))
     if plugin:
         del strategy["precision"]  # Lightning takes one or the other
-    return {**strategy, "plugins": [plugin] if plugin else []}
+    plugins = [plugin, None if is_sharded(keys) else WholeCheckpoints()]
+    return {**strategy, "plugins": [plugin for plugin in plugins if plugin]}
 
 
 def build_callbacks(

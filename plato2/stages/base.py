@@ -87,7 +87,7 @@ class Stage(pl.LightningModule):
                 initialize(self)
 
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
-        """Takes over weights by name, whole tensors; on the meta device as soon as it has memory for its own."""
+        """Takes over whole tensors by name; on the meta device as soon as there is memory for its own."""
         if self.backbone.lm_bias.is_meta:
             self.start_weights = weights
         else:
