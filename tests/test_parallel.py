@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -10,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,8 +23,9 @@ from forks import Forks
 from pytorch_lightning.utilities import rank_zero_only
 from small import ROOT, Train, assert_one_line, command, environment
 
+from plato2.config import UserError
 from plato2.runs.folder import RunFolder
-from plato2.runs.saved import read_checkpoint, read_metrics
+from plato2.runs.saved import checkpoint_step, read_checkpoint, read_metrics
 from plato2.weights.folder import read_saved
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -67,29 +71,40 @@ with Counter():
 """The same, which says how often it reduced gradients."""
 
 
-@pytest.fixture
-def run_fork(forks: Forks, corpus: Path, tmp_path: Path) -> Callable[..., str]:
-    """Runs train.py, with `strategy.devices=N` in N processes; its output."""
-    script = tmp_path / "ranks.py"
+@dataclass
+class RankedForks:
+    """train.py on the small corpus, with `strategy.devices=N` in N processes."""
 
-    def run(*overrides: str, run_id: str, source: str = RANKS) -> str:
-        script.write_text(source)
-        arguments = command(corpus, tmp_path / "outputs", *overrides)[2:]
+    forks: Forks
+    corpus: Path
+    folder: Path
+
+    def begin(self, *overrides: str, run_id: str, source: str = RANKS) -> int:
+        """Starts one; the pid of rank 0, which leads the group of all."""
+        arguments = command(self.corpus, self.folder / "outputs", *overrides)[2:]
         ranks = [item.split("=")[1] for item in overrides if item.startswith("strategy.devices=")][-1:]
         if not ranks:
-            code, _, output = forks.run(ROOT / "train.py", *arguments, folder=tmp_path, RUN_ID=run_id)
-        else:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = str(free.getsockname()[1])
-            world = {"TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            world |= {"WORLD_SIZE": ranks[0], "LOCAL_WORLD_SIZE": ranks[0], "GROUP_RANK": "0"}
-            world |= {"RUN_ID": run_id}
-            code, _, output = forks.run(script, *arguments, folder=tmp_path, **world)
+            return self.forks.begin(ROOT / "train.py", *arguments, folder=self.folder, RUN_ID=run_id)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        world = {"TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        world |= {"WORLD_SIZE": ranks[0], "LOCAL_WORLD_SIZE": ranks[0], "GROUP_RANK": "0"}
+        script = self.folder / "ranks.py"
+        script.write_text(source)
+        return self.forks.begin(script, *arguments, folder=self.folder, RUN_ID=run_id, **world)
+
+    def __call__(self, *overrides: str, run_id: str, source: str = RANKS) -> str:
+        """Its output."""
+        self.begin(*overrides, run_id=run_id, source=source)
+        code, _, output = self.forks.end()
         assert code == 0, output
         return output
 
-    return run
+
+@pytest.fixture
+def run_fork(forks: Forks, corpus: Path, tmp_path: Path) -> RankedForks:
+    return RankedForks(forks, corpus, tmp_path)
 
 
 def losses(tmp_path: Path, run_id: str) -> dict[tuple[int, str], float]:
@@ -106,7 +121,7 @@ def checkpoint(tmp_path: Path, run_id: str) -> dict[str, object]:
 
 
 @pytest.mark.slow
-def test_runs_move_between_one_and_two_processes(run_fork: Callable[..., str], tmp_path: Path) -> None:
+def test_runs_move_between_one_and_two_processes(run_fork: RankedForks, tmp_path: Path) -> None:
     whole = [*RUN, *STEP, "trainer.max_steps=6"]
     half = [*RUN, *STEP, "trainer.max_steps=3"]
     run_fork(*whole, run_id="one")
@@ -124,7 +139,7 @@ def test_runs_move_between_one_and_two_processes(run_fork: Callable[..., str], t
 
 
 @pytest.mark.slow
-def test_every_strategy_trains_as_one_process_does(run_fork: Callable[..., str], tmp_path: Path) -> None:
+def test_every_strategy_trains_as_one_process_does(run_fork: RankedForks, tmp_path: Path) -> None:
     """The same global batch in float32 without dropout: losses, gradient norms and validations."""
     run_fork(*RUN, *STEP, "trainer.max_steps=6", run_id="one")
     reference = losses(tmp_path, "one")
@@ -136,9 +151,7 @@ def test_every_strategy_trains_as_one_process_does(run_fork: Callable[..., str],
 
 
 @pytest.mark.slow
-def test_sharded_checkpoints_are_read_by_any_number_of_ranks(
-    run_fork: Callable[..., str], tmp_path: Path
-) -> None:
+def test_sharded_checkpoints_are_read_by_any_number_of_ranks(run_fork: RankedForks, tmp_path: Path) -> None:
     """4 ranks in 2 copies, then 2, 1 and 2 again, the last one from and to one file; saved at each step."""
     common = [*RUN, *STEP, "checkpoint_steps=1"]
     run_fork(*common, "trainer.max_steps=6", run_id="whole")
@@ -159,7 +172,7 @@ def test_sharded_checkpoints_are_read_by_any_number_of_ranks(
     ("strategy", "stage", "of_a_block"), [(FSDP, "1_coarse", 1), (FSDP, "2_gen", 2), (HSDP, "1_coarse", 1)]
 )
 def test_a_sharded_step_reduces_its_gradients_once(
-    run_fork: Callable[..., str], strategy: list[str], stage: str, of_a_block: int
+    run_fork: RankedForks, strategy: list[str], stage: str, of_a_block: int
 ) -> None:
     """Once a block and once for the rest, not for each of four units; twice a block in two passes (2_gen).
 
@@ -176,7 +189,7 @@ def test_a_sharded_step_reduces_its_gradients_once(
 
 @pytest.mark.slow
 def test_a_sharded_run_in_bf16_starts_where_an_unsharded_one_does(
-    run_fork: Callable[..., str], tmp_path: Path
+    run_fork: RankedForks, tmp_path: Path
 ) -> None:
     run_fork(*RUN, *STEP, "trainer.max_steps=3", run_id="plain")
     run_fork(*RUN, *STEP, *FSDP, BF16, "trainer.max_steps=3", run_id="sharded")
@@ -186,8 +199,60 @@ def test_a_sharded_run_in_bf16_starts_where_an_unsharded_one_does(
 
 
 @pytest.mark.slow
+def test_a_kill_while_shares_are_written_leaves_the_checkpoint_before(
+    run_fork: RankedForks, tmp_path: Path
+) -> None:
+    """All ranks are killed, three times, and the run goes on to the end as if nothing had been."""
+    common = [*RUN, *STEP, "checkpoint_steps=1", "trainer.max_steps=30", "trainer.val_check_interval=30"]
+    run_fork(*common, run_id="whole")
+    folder = tmp_path / "outputs" / "tiny-2_gen" / "killed" / "checkpoints"
+    for kill in range(3):
+        pid = run_fork.begin(*common, *FSDP, SHARES, run_id="killed")
+        before = checkpoint_step(folder / "last.ckpt") if kill else 0
+        until = time.monotonic() + 200
+        while time.monotonic() < until:  # one is whole, and the next one has begun
+            with suppress(OSError, UserError):
+                if (folder / "new.ckpt").exists() and checkpoint_step(folder / "last.ckpt") > before:
+                    break
+        os.killpg(pid, signal.SIGKILL)
+        code, _, output = run_fork.forks.end()
+        assert code == -signal.SIGKILL, output
+        whole, _ = RunFolder(folder.parent).newest_whole()
+        assert whole is not None
+        assert checkpoint_step(whole) > before
+    done = run_fork(*common, *FSDP, SHARES, run_id="killed")
+    assert "resuming" in done
+    assert losses(tmp_path, "killed") == pytest.approx(losses(tmp_path, "whole"), rel=1e-4)
+    assert not (folder / "new.ckpt").exists()
+
+
+@pytest.mark.slow
+def test_replies_and_figures_stand_beside_the_validations_of_sharded_ranks(
+    run_fork: RankedForks, tmp_path: Path
+) -> None:
+    shown = [*RUN, *STEP, "trainer.max_steps=3", "sample_replies=3", "latent_contexts=3"]
+    run_fork(*shown, run_id="one")
+    run_fork(*shown, *FSDP, run_id="sharded")
+    run_fork(*shown, *FSDP, BF16, run_id="bf16")
+    one, sharded, bf16 = (tmp_path / "outputs" / "tiny-2_gen" / name for name in ("one", "sharded", "bf16"))
+    replies = [json.loads(line) for line in (one / "replies.jsonl").read_text().splitlines()]
+    found = [json.loads(line) for line in (sharded / "replies.jsonl").read_text().splitlines()]
+    assert len(replies) == 3
+    for reply, same in zip(replies, found, strict=True):
+        assert [c["text"] for c in same["candidates"]] == [c["text"] for c in reply["candidates"]]
+        assert [c["log_prob"] for c in same["candidates"]] == pytest.approx(
+            [c["log_prob"] for c in reply["candidates"]], rel=1e-4
+        )
+    assert len((bf16 / "replies.jsonl").read_text().splitlines()) == 3
+    names = {"val/greedy_different", "val/distinct_2_between_z"}
+    values = [{n: v for _, n, v in read_metrics(run / "metrics.csv") if n in names} for run in (one, sharded)]
+    assert values[0].keys() == names
+    assert values[1] == pytest.approx(values[0])
+
+
+@pytest.mark.slow
 def test_the_next_stage_and_every_verb_read_sharded_checkpoints(
-    run_fork: Callable[..., str], tmp_path: Path
+    run_fork: RankedForks, tmp_path: Path
 ) -> None:
     shares = [*STEP, *FSDP, SHARES, "trainer.max_steps=2"]
     run_fork(*shares, "stage=1_coarse", run_id="coarse")
@@ -208,7 +273,7 @@ def test_the_next_stage_and_every_verb_read_sharded_checkpoints(
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["2_eval_dual"])  # it has a parameter of one number, and a buffer
 def test_ranks_fill_their_shards_with_the_weights_of_an_unsharded_run(
-    run_fork: Callable[..., str], tmp_path: Path, stage: str
+    run_fork: RankedForks, tmp_path: Path, stage: str
 ) -> None:
     """After a step that changes nothing, as far as float32 can tell; of 4 ranks, which do not divide all."""
     still = ["optim.lr=1e-30", "optim.batch_tokens=2048", "trainer.max_steps=1", f"stage={stage}"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import pickle
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 
@@ -102,9 +103,7 @@ def read_into(tensors: Mapping[str, Tensor], folder: Path, together: bool) -> No
     try:
         with warnings.catch_warnings(action="ignore"):  # that it is alone
             dcp.load(dict(tensors), storage_reader=_Reader(folder), planner=_Tensors(), no_dist=not together)
-    except UserError:
-        raise
-    except Exception as error:  # torch raises whatever a broken file leads to
+    except (Exception, CheckpointException) as error:  # torch raises whatever a broken file leads to
         raise _unreadable(folder, error) from error
 
 
@@ -190,9 +189,11 @@ def named(weights: Mapping[str, Tensor], optimizer: Mapping[str, Mapping[str, Te
     }
 
 
-def _unreadable(folder: Path, error: Exception) -> UserError:
-    causes: Iterable[Any] = getattr(error, "failures", {}).values()
+def _unreadable(folder: Path, error: BaseException) -> UserError:
+    causes = error.failures.values() if isinstance(error, CheckpointException) else ()
     cause = next((failure[0] for failure in causes), error)
+    if isinstance(cause, UserError):
+        return cause
     reason = (str(cause).splitlines() or [type(cause).__name__])[0]
     return UserError(f"{folder}: not a readable checkpoint ({reason}); choose another one")
 

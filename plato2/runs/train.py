@@ -464,10 +464,7 @@ def strategy_arguments(keys: TrainConfig, job: Job) -> dict[str, Any]:
 def build_callbacks(
     keys: TrainConfig, stage: Stage, data: DialogueDataModule, run: RunFolder, parent: Path | None
 ) -> list[pl.Callback]:
-    """Checkpoints, progress and speed of a run, and the replies and figures beside its validations.
-
-    Decoding and ranking beside a validation need the whole model on a rank: sharded runs go without them.
-    """
+    """Checkpoints, progress and speed of a run, and the replies and figures beside its validations."""
     from plato2.runs.callbacks import Figures, LatentHistogram, RunProgress, SampleReplies, Throughput
     from plato2.runs.checkpoint import BetweenSteps, Checkpoints
     from plato2.runs.length import TimeLeft
@@ -486,8 +483,6 @@ def build_callbacks(
         TimeLeft(data.batching.unit_tokens, data.units_per_step),
         LatentHistogram(),
     ]
-    if is_sharded(keys):
-        return callbacks
     if keys.sample_replies and stage.use.role == "generation":
         replies = ValidationReplies(data, keys.sample_replies)
         callbacks.append(SampleReplies(run.path / "replies.jsonl", replies))

@@ -3,7 +3,8 @@
 Only FSDP2 (`ModelParallelStrategy` + `fully_shard`): `FSDPStrategy` refuses CPUs and clipping by norm.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from pytorch_lightning import LightningModule
@@ -73,6 +74,28 @@ def fill_shard(share: Tensor, whole: Tensor) -> None:
         here = whole.to(share.device, share.dtype)
         whole = distribute_tensor(here, share.device_mesh, share.placements, src_data_rank=None)
     share.copy_(whole)
+
+
+@contextmanager
+def gathered(stage: nn.Module) -> Iterator[None]:
+    """Whole weights on every rank meanwhile, in the precision of compute, so that a rank can work by itself.
+
+    All ranks enter and leave it together. A stage that is not sharded has them anyway.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    parts = [module for module in stage.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.unshard()
+        if part is not stage:
+            part.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            if part is not stage:
+                part.set_reshard_after_forward(True, recurse=False)
+            part.reshard()
 
 
 def exchange_once(stage: LightningModule, last: bool) -> None:
