@@ -41,7 +41,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "plato2.config",
     ),
     "plato2.runs.console": (),
+    "plato2.runs.distributed": ("plato2.config",),
     "plato2.runs.saved": (
+        "plato2.runs.distributed",
         "plato2.weights.names",
         "plato2.formats",
         "plato2.bounded",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -10,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,10 @@ from forks import Forks
 from pytorch_lightning.utilities import rank_zero_only
 from small import ROOT, Train, assert_one_line, command, environment
 
-from plato2.runs.saved import read_metrics
+from plato2.config import UserError
+from plato2.runs.folder import RunFolder
+from plato2.runs.saved import checkpoint_step, read_checkpoint, read_metrics
+from plato2.weights.folder import read_saved
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 RUN = ["stage=2_gen", "init_from=scratch", "model.dropout=0", "trainer.val_check_interval=3"]
@@ -28,6 +34,8 @@ STEP = ["optim.batch_tokens=2048"]  # four units of 512: 4 on one rank, 2 on eac
 DDP = ["strategy=ddp", "strategy.accelerator=cpu", "strategy.devices=2"]
 FSDP = ["strategy=fsdp", "strategy.accelerator=cpu", "strategy.devices=2", "strategy.precision=32-true"]
 HSDP = ["strategy=hsdp", *FSDP[1:]]
+SHARES = "strategy.strategy.save_distributed_checkpoint=true"
+PLATO2 = [sys.executable, "-m", "plato2"]
 BF16 = "strategy.precision=bf16-mixed"
 RANKS = """
 import os, runpy, sys
@@ -63,29 +71,40 @@ with Counter():
 """The same, which says how often it reduced gradients."""
 
 
-@pytest.fixture
-def run_fork(forks: Forks, corpus: Path, tmp_path: Path) -> Callable[..., str]:
-    """Runs train.py, with `strategy.devices=N` in N processes; its output."""
-    script = tmp_path / "ranks.py"
+@dataclass
+class RankedForks:
+    """train.py on the small corpus, with `strategy.devices=N` in N processes."""
 
-    def run(*overrides: str, run_id: str, source: str = RANKS) -> str:
-        script.write_text(source)
-        arguments = command(corpus, tmp_path / "outputs", *overrides)[2:]
+    forks: Forks
+    corpus: Path
+    folder: Path
+
+    def begin(self, *overrides: str, run_id: str, source: str = RANKS) -> int:
+        """Starts one; the pid of rank 0, which leads the group of all."""
+        arguments = command(self.corpus, self.folder / "outputs", *overrides)[2:]
         ranks = [item.split("=")[1] for item in overrides if item.startswith("strategy.devices=")][-1:]
         if not ranks:
-            code, _, output = forks.run(ROOT / "train.py", *arguments, folder=tmp_path, RUN_ID=run_id)
-        else:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = str(free.getsockname()[1])
-            world = {"TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            world |= {"WORLD_SIZE": ranks[0], "LOCAL_WORLD_SIZE": ranks[0], "GROUP_RANK": "0"}
-            world |= {"RUN_ID": run_id}
-            code, _, output = forks.run(script, *arguments, folder=tmp_path, **world)
+            return self.forks.begin(ROOT / "train.py", *arguments, folder=self.folder, RUN_ID=run_id)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        world = {"TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        world |= {"WORLD_SIZE": ranks[0], "LOCAL_WORLD_SIZE": ranks[0], "GROUP_RANK": "0"}
+        script = self.folder / "ranks.py"
+        script.write_text(source)
+        return self.forks.begin(script, *arguments, folder=self.folder, RUN_ID=run_id, **world)
+
+    def __call__(self, *overrides: str, run_id: str, source: str = RANKS) -> str:
+        """Its output."""
+        self.begin(*overrides, run_id=run_id, source=source)
+        code, _, output = self.forks.end()
         assert code == 0, output
         return output
 
-    return run
+
+@pytest.fixture
+def run_fork(forks: Forks, corpus: Path, tmp_path: Path) -> RankedForks:
+    return RankedForks(forks, corpus, tmp_path)
 
 
 def losses(tmp_path: Path, run_id: str) -> dict[tuple[int, str], float]:
@@ -102,7 +121,7 @@ def checkpoint(tmp_path: Path, run_id: str) -> dict[str, object]:
 
 
 @pytest.mark.slow
-def test_runs_move_between_one_and_two_processes(run_fork: Callable[..., str], tmp_path: Path) -> None:
+def test_runs_move_between_one_and_two_processes(run_fork: RankedForks, tmp_path: Path) -> None:
     whole = [*RUN, *STEP, "trainer.max_steps=6"]
     half = [*RUN, *STEP, "trainer.max_steps=3"]
     run_fork(*whole, run_id="one")
@@ -120,7 +139,7 @@ def test_runs_move_between_one_and_two_processes(run_fork: Callable[..., str], t
 
 
 @pytest.mark.slow
-def test_every_strategy_trains_as_one_process_does(run_fork: Callable[..., str], tmp_path: Path) -> None:
+def test_every_strategy_trains_as_one_process_does(run_fork: RankedForks, tmp_path: Path) -> None:
     """The same global batch in float32 without dropout: losses, gradient norms and validations."""
     run_fork(*RUN, *STEP, "trainer.max_steps=6", run_id="one")
     reference = losses(tmp_path, "one")
@@ -132,16 +151,20 @@ def test_every_strategy_trains_as_one_process_does(run_fork: Callable[..., str],
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("distributed_checkpoint", ["false", "true"])
-def test_sharded_runs_resume_exactly(
-    run_fork: Callable[..., str], tmp_path: Path, distributed_checkpoint: str
-) -> None:
-    option = f"strategy.strategy.save_distributed_checkpoint={distributed_checkpoint}"
-    common = [*RUN, *STEP, *FSDP, option]
+def test_sharded_checkpoints_are_read_by_any_number_of_ranks(run_fork: RankedForks, tmp_path: Path) -> None:
+    """4 ranks in 2 copies, then 2, 1 and 2 again, the last one from and to one file; saved at each step."""
+    common = [*RUN, *STEP, "checkpoint_steps=1"]
     run_fork(*common, "trainer.max_steps=6", run_id="whole")
-    run_fork(*common, "trainer.max_steps=3", run_id="parts")
-    run_fork(*common, "trainer.max_steps=6", run_id="parts")
-    assert losses(tmp_path, "parts") == losses(tmp_path, "whole")
+    run_fork(*common, *HSDP, "strategy.devices=4", SHARES, "trainer.max_steps=3", run_id="parts")
+    last = tmp_path / "outputs" / "tiny-2_gen" / "parts" / "checkpoints" / "last.ckpt"
+    assert len(list(last.glob("__*.distcp"))) >= 2
+    run_fork(*common, *FSDP, SHARES, "trainer.max_steps=4", run_id="parts")
+    assert last.is_dir()
+    run_fork(*common, "trainer.max_steps=5", run_id="parts")
+    assert last.is_file()
+    run_fork(*common, *FSDP, "trainer.max_steps=6", run_id="parts")
+    parts, whole = losses(tmp_path, "parts"), losses(tmp_path, "whole")
+    assert {place: parts[place] for place in whole} == pytest.approx(whole, rel=1e-5)  # parts validate more
 
 
 @pytest.mark.slow
@@ -149,7 +172,7 @@ def test_sharded_runs_resume_exactly(
     ("strategy", "stage", "of_a_block"), [(FSDP, "1_coarse", 1), (FSDP, "2_gen", 2), (HSDP, "1_coarse", 1)]
 )
 def test_a_sharded_step_reduces_its_gradients_once(
-    run_fork: Callable[..., str], strategy: list[str], stage: str, of_a_block: int
+    run_fork: RankedForks, strategy: list[str], stage: str, of_a_block: int
 ) -> None:
     """Once a block and once for the rest, not for each of four units; twice a block in two passes (2_gen).
 
@@ -165,24 +188,92 @@ def test_a_sharded_step_reduces_its_gradients_once(
 
 
 @pytest.mark.slow
-def test_a_sharded_run_starts_where_an_unsharded_one_does_and_warm_starts_the_next_stage(
-    run_fork: Callable[..., str], tmp_path: Path
+def test_a_sharded_run_in_bf16_starts_where_an_unsharded_one_does(
+    run_fork: RankedForks, tmp_path: Path
 ) -> None:
     run_fork(*RUN, *STEP, "trainer.max_steps=3", run_id="plain")
     run_fork(*RUN, *STEP, *FSDP, BF16, "trainer.max_steps=3", run_id="sharded")
     plain, sharded = losses(tmp_path, "plain"), losses(tmp_path, "sharded")
     assert sharded == pytest.approx(plain, rel=5e-3)  # bf16 against float32
     assert sharded != pytest.approx(plain, rel=1e-5)
-    coarse = ["stage=1_coarse", *STEP, *FSDP, "trainer.max_steps=2"]
-    run_fork(*coarse, run_id="coarse")
-    done = run_fork(*STEP, "stage=2_gen", f"init_from={tmp_path}/outputs/tiny-1_coarse/coarse", run_id="warm")
+
+
+@pytest.mark.slow
+def test_a_kill_while_shares_are_written_leaves_the_checkpoint_before(
+    run_fork: RankedForks, tmp_path: Path
+) -> None:
+    """All ranks are killed, three times, and the run goes on to the end as if nothing had been."""
+    common = [*RUN, *STEP, "checkpoint_steps=1", "trainer.max_steps=30", "trainer.val_check_interval=30"]
+    run_fork(*common, run_id="whole")
+    folder = tmp_path / "outputs" / "tiny-2_gen" / "killed" / "checkpoints"
+    for kill in range(3):
+        pid = run_fork.begin(*common, *FSDP, SHARES, run_id="killed")
+        before = checkpoint_step(folder / "last.ckpt") if kill else 0
+        until = time.monotonic() + 200
+        while time.monotonic() < until:  # one is whole, and the next one has begun
+            with suppress(OSError, UserError):
+                if (folder / "new.ckpt").exists() and checkpoint_step(folder / "last.ckpt") > before:
+                    break
+        os.killpg(pid, signal.SIGKILL)
+        code, _, output = run_fork.forks.end()
+        assert code == -signal.SIGKILL, output
+        whole, _ = RunFolder(folder.parent).newest_whole()
+        assert whole is not None
+        assert checkpoint_step(whole) > before
+    done = run_fork(*common, *FSDP, SHARES, run_id="killed")
+    assert "resuming" in done
+    assert losses(tmp_path, "killed") == pytest.approx(losses(tmp_path, "whole"), rel=1e-4)
+    assert not (folder / "new.ckpt").exists()
+
+
+@pytest.mark.slow
+def test_replies_and_figures_stand_beside_the_validations_of_sharded_ranks(
+    run_fork: RankedForks, tmp_path: Path
+) -> None:
+    shown = [*RUN, *STEP, "trainer.max_steps=3", "sample_replies=3", "latent_contexts=3"]
+    run_fork(*shown, run_id="one")
+    run_fork(*shown, *FSDP, run_id="sharded")
+    run_fork(*shown, *FSDP, BF16, run_id="bf16")
+    one, sharded, bf16 = (tmp_path / "outputs" / "tiny-2_gen" / name for name in ("one", "sharded", "bf16"))
+    replies = [json.loads(line) for line in (one / "replies.jsonl").read_text().splitlines()]
+    found = [json.loads(line) for line in (sharded / "replies.jsonl").read_text().splitlines()]
+    assert len(replies) == 3
+    for reply, same in zip(replies, found, strict=True):
+        assert [c["text"] for c in same["candidates"]] == [c["text"] for c in reply["candidates"]]
+        assert [c["log_prob"] for c in same["candidates"]] == pytest.approx(
+            [c["log_prob"] for c in reply["candidates"]], rel=1e-4
+        )
+    assert len((bf16 / "replies.jsonl").read_text().splitlines()) == 3
+    names = {"val/greedy_different", "val/distinct_2_between_z"}
+    values = [{n: v for _, n, v in read_metrics(run / "metrics.csv") if n in names} for run in (one, sharded)]
+    assert values[0].keys() == names
+    assert values[1] == pytest.approx(values[0])
+
+
+@pytest.mark.slow
+def test_the_next_stage_and_every_verb_read_sharded_checkpoints(
+    run_fork: RankedForks, tmp_path: Path
+) -> None:
+    shares = [*STEP, *FSDP, SHARES, "trainer.max_steps=2"]
+    run_fork(*shares, "stage=1_coarse", run_id="coarse")
+    coarse = tmp_path / "outputs" / "tiny-1_coarse" / "coarse"
+    assert RunFolder(coarse).best.is_dir()
+    done = run_fork(*shares, "stage=2_gen", f"init_from={coarse}", "optim.lr=1e-30", run_id="warm")
     assert "new: bag_of_words, recognition" in done
+    weights = read_checkpoint(RunFolder(coarse).best)["state_dict"]
+    found = read_checkpoint(tmp_path / "outputs" / "tiny-2_gen" / "warm" / "checkpoints" / "last.ckpt")
+    for name, weight in weights.items():
+        torch.testing.assert_close(found["state_dict"][name], weight, rtol=0, atol=1e-20)
+    export = ["export", "hf", "--generation", str(coarse), "--out", "exported"]
+    subprocess.run([*PLATO2, *export], cwd=tmp_path, env=environment(PYTHONPATH=str(ROOT)), check=True)
+    exported = read_saved(tmp_path / "exported").weights
+    assert all(torch.equal(exported[name], weight) for name, weight in weights.items())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["2_eval_dual"])  # it has a parameter of one number, and a buffer
 def test_ranks_fill_their_shards_with_the_weights_of_an_unsharded_run(
-    run_fork: Callable[..., str], tmp_path: Path, stage: str
+    run_fork: RankedForks, tmp_path: Path, stage: str
 ) -> None:
     """After a step that changes nothing, as far as float32 can tell; of 4 ranks, which do not divide all."""
     still = ["optim.lr=1e-30", "optim.batch_tokens=2048", "trainer.max_steps=1", f"stage={stage}"]
@@ -225,14 +316,6 @@ def test_sigterm_to_all_ranks_saves_one_step_and_the_run_goes_on(corpus: Path, t
     saved = checkpoint(tmp_path, "told")
     assert saved["global_step"] == saved["DialogueDataModule"]["step"] >= 3  # type: ignore[index]
     assert f"step {saved['global_step']} is saved" in output
-
-
-def test_a_sharded_checkpoint_as_a_start_says_how_to_make_one_file_of_it(tmp_path: Path) -> None:
-    from plato2.config import UserError
-    from plato2.runs.saved import read_checkpoint
-
-    with pytest.raises(UserError, match="consolidate_checkpoint"):
-        read_checkpoint(tmp_path)
 
 
 @pytest.mark.slow

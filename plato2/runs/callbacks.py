@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import (
@@ -33,6 +34,7 @@ from plato2.files import replaced
 from plato2.runs.console import number
 from plato2.runs.plan import peak_flops, step_flops
 from plato2.runs.wandb import WandbRun
+from plato2.stages.sharding import gathered
 
 
 class AtStart(Callback):
@@ -230,12 +232,15 @@ class SampleReplies(Callback):
         with replaced(self.path) as new:
             new.write_bytes(b"".join(kept))
 
-    @rank_zero_only
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Decodes and records."""
+        """Decodes and records on the first process; the others help to gather its weights."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        replies = self.answer(pl_module)
+        with gathered(pl_module):
+            if trainer.is_global_zero:
+                self._record(trainer, self.answer(pl_module))
+
+    def _record(self, trainer: pl.Trainer, replies: list[dict[str, Any]]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             for reply in replies:
                 file.write(json.dumps({"step": trainer.global_step, **reply}, ensure_ascii=False) + "\n")
@@ -266,7 +271,8 @@ def _step(line: bytes) -> float:
 class Figures(Callback):
     """Logs further figures of each validation as `val/<name>`, and keeps them in the checkpoints.
 
-    Every rank computes all of them: they are few, and there is nothing to wait for.
+    Every rank computes all of them: they are few, and there is nothing to wait for. Of a sharded run it is
+    the first one alone: what they are compared with is in memory once.
 
     Args:
         measure: gives the figures of the stage, which is in evaluation mode.
@@ -279,7 +285,10 @@ class Figures(Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measures and logs."""
         if not trainer.sanity_checking:
-            self.found = self.measure(pl_module)
+            with gathered(pl_module):
+                alone = isinstance(trainer.strategy, ModelParallelStrategy)
+                found = self.measure(pl_module) if trainer.is_global_zero or not alone else {}
+                self.found = trainer.strategy.broadcast(found) if alone else found
             values = {f"val/{name}": value for name, value in self.found.items()}
             pl_module.log_dict({**values, "step": float(trainer.global_step)}, batch_size=1)
 

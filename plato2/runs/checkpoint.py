@@ -7,7 +7,9 @@ import shutil
 import signal
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,12 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch.distributed.checkpoint.api import CheckpointException
 
 from plato2.config import UserError
 from plato2.files import file_sha256, read_sha256, sync, write_sha256
 from plato2.runs.console import STOP_SIGNALS, WARNINGS
+from plato2.runs.distributed import then
 
 
 class Checkpoints(Checkpoint):
@@ -29,6 +33,8 @@ class Checkpoints(Checkpoint):
     its step logs is in the logs: a run that goes on drops what was logged later, and has all the rest. It is
     written beside the old one and takes its place by renaming, so there is a whole one at any time. The best
     one goes first: a run that was killed between the two goes on from the step before, and writes both again.
+    A sharded one takes its place once every rank has written its share, while training goes on; the next one
+    waits for it.
     Weights, optimizer, schedule, step and data position are in it; all random numbers are functions of seed
     and step, so there is no state of theirs.
 
@@ -60,6 +66,9 @@ class Checkpoints(Checkpoint):
         self.stop_signal: int | None = None
         self.stopping = False
         self.due = False
+        self.pending: Future[None] | None = None
+        """A sharded checkpoint that is being written, and put in its place."""
+        self.pending_step = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the signals over: Lightning's handler waits for other ranks and can hang."""
@@ -105,12 +114,14 @@ class Checkpoints(Checkpoint):
         if self.due:
             self.save(trainer)
         if self.stopping:
+            self.finish(trainer)
             raise SIGTERMException
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves the last step, where no validation did."""
         if self.due:
             self.save(trainer)
+        self.finish(trainer)
 
     def _note_signal(self, number: int, frame: object) -> None:
         if number == signal.SIGINT and self.stop_signal == signal.SIGINT:
@@ -131,32 +142,63 @@ class Checkpoints(Checkpoint):
         return either
 
     def save(self, trainer: pl.Trainer, best: bool = False) -> None:
-        """Writes `last.ckpt` (and `best.ckpt`) of the current step; all ranks take part.
+        """Writes `last.ckpt` (and `best.ckpt`) of the current step, or begins to; all ranks take part.
 
         Raises:
             UserError: the disk is full or not writable; the previous checkpoint is untouched.
         """
+        self.finish(trainer)
         self.folder.mkdir(parents=True, exist_ok=True)
-        last, new = self.folder / "last.ckpt", self.folder / "new.ckpt"
+        new = self.folder / "new.ckpt"
+        self.pending_step = trainer.global_step
+        rank_zero_only(_remove)(new)  # half-written, by a run that was killed
+        trainer.strategy.barrier("removed")
+        place = partial(self._put_in_place, new, self.folder / "last.ckpt", best)
         try:
             trainer.save_checkpoint(new, weights_only=False)  # Lightning: not only weights
-            self._put_in_place(new, last, best)
-        except OSError as error:
-            with suppress(OSError):
-                _remove(new)
-                _remove(self.folder / "new.best")
-            kept = (
-                f"the one from step {self.saved_step} is untouched"
-                if last.exists()
-                else "there is none before it"
-            )
-            raise UserError(
-                f"{last}: the checkpoint of step {trainer.global_step} could not be written "
-                f"({error.strerror or error}); {kept}. Free some space and start the same command again "
-                "(without resume=never)"
-            ) from error
-        trainer.strategy.barrier("checkpoint")
-        self.due, self.saved_step, self.saved_at = False, trainer.global_step, time.monotonic()
+            if written := getattr(trainer.strategy, "written", None):
+                self.pending = then(written, place)
+            else:
+                place()
+        except (OSError, CheckpointException) as error:
+            raise self._not_written(error) from error
+        self.due, self.saved_at = False, time.monotonic()
+        if self.pending is None:
+            trainer.strategy.barrier("checkpoint")
+            self.saved_step = trainer.global_step
+
+    def finish(self, trainer: pl.Trainer) -> None:
+        """Waits for a checkpoint that is being written in the background, if there is one.
+
+        Raises:
+            UserError: as `save`, on all ranks.
+        """
+        if self.pending is None:
+            return
+        error = None
+        try:
+            self.pending.result()
+        except (OSError, CheckpointException) as found:
+            error = found
+        if trainer.strategy.reduce_boolean_decision(error is not None, all=False):
+            raise self._not_written(error or OSError("by another rank, which says why")) from error
+        self.pending, self.saved_step = None, self.pending_step
+
+    def _not_written(self, error: OSError | CheckpointException) -> UserError:
+        last, new = self.folder / "last.ckpt", self.folder / "new.ckpt"
+        with suppress(OSError):
+            _remove(new)
+            _remove(self.folder / "new.best")
+        kept = "there is none before it"
+        if last.exists():
+            kept = f"the one from step {self.saved_step} is untouched"
+        of_ranks = error.failures if isinstance(error, CheckpointException) else {}
+        reasons = [f"rank {rank}: {_reason(failure[0])}" for rank, failure in of_ranks.items()]
+        return UserError(
+            f"{last}: the checkpoint of step {self.pending_step} could not be written "
+            f"({', '.join(reasons) or _reason(error)}); {kept}. Free some space and start the same command "
+            "again (without resume=never)"
+        )
 
     @rank_zero_only
     def _put_in_place(self, new: Path, last: Path, best: bool) -> None:
@@ -211,7 +253,7 @@ def _validates_at(trainer: pl.Trainer, step: int) -> bool:
 
 
 def put_in_place(new: Path, path: Path, sha256: str) -> None:
-    """Puts `new` and its hash in the place of `path`; both are files, or both folders (sharded checkpoints).
+    """Puts `new` and its hash in the place of `path`; each is a file or a folder (sharded checkpoint).
 
     A kill, or a power cut, at any moment leaves a whole one whose hash is known: at `path`, or a folder with
     `.old` beside it.
@@ -219,7 +261,7 @@ def put_in_place(new: Path, path: Path, sha256: str) -> None:
     sync(new)
     known = read_sha256(path) or ([file_sha256(path)] if path.exists() else [])
     write_sha256(path, *known, sha256)
-    if new.is_dir() and path.exists():
+    if path.exists() and (new.is_dir() or path.is_dir()):
         old = path.with_suffix(".old")
         _remove(old)
         os.replace(path, old)
@@ -231,6 +273,10 @@ def put_in_place(new: Path, path: Path, sha256: str) -> None:
         sync(path.parent, inside=False)
         _remove(path.with_suffix(".old"))
     write_sha256(path, sha256)
+
+
+def _reason(error: BaseException) -> str:
+    return str(getattr(error, "strerror", None) or error).splitlines()[0]
 
 
 def _remove(path: Path) -> None:

@@ -24,7 +24,7 @@ METRICS_BYTES = 1 << 30
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint file, without executing anything in it.
+    """A checkpoint, one file or a folder of shares, without executing anything in it; its tensors are whole.
 
     Raises:
         UserError: missing, truncated, or not a checkpoint of ours.
@@ -32,10 +32,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     import torch  # not to read metrics
 
     if path.is_dir():
-        raise UserError(
-            f"{path}: a sharded checkpoint; merge it into one file first: "
-            f"python -m lightning_fabric.utilities.consolidate_checkpoint {path}"
-        )
+        from plato2.runs.distributed import WEIGHTS, read_tensors
+
+        found = _read_rest(path)
+        found["state_dict"] = read_tensors(path, WEIGHTS)
+        return _checked(path, found)
     if path.exists():
         check_sha256(path, "choose another one")
         _check_zip(path)
@@ -46,7 +47,25 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises whatever a broken zip or a foreign pickle leads to
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: not a readable checkpoint ({reason}); choose another one") from error
-    found = checkpoint if isinstance(checkpoint, dict) else {}
+    found = _checked(path, checkpoint if isinstance(checkpoint, dict) else {})
+    _check_tensors(path, found["state_dict"])
+    return found
+
+
+def _read_rest(folder: Path) -> dict[str, Any]:
+    """A sharded checkpoint without its tensors."""
+    from plato2.runs.distributed import read_meta
+
+    check_sha256(folder, "choose another one")
+    return read_meta(folder)
+
+
+def _checked(path: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint, if it is one of ours.
+
+    Raises:
+        UserError: it is not.
+    """
     if isinstance(weights := found.get("state_dict"), dict):
         refuse_apart(path, map(str, weights))
     missing = [key for key in ("state_dict", "stage", "use", "hyper_parameters") if key not in found]
@@ -54,7 +73,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a plato2 checkpoint (no {', '.join(missing)})")
     facts = {key: found[key] for key in CheckpointFacts.model_fields if key in found}
     check(CheckpointFacts, facts, str(path), "choose another checkpoint")
-    _check_tensors(path, found["state_dict"])
     return found
 
 
@@ -111,23 +129,15 @@ def checkpoint_step(path: Path) -> int:
     Raises:
         UserError: not a readable checkpoint.
     """
-    if path.is_dir():
-        import torch
-
-        check_sha256(path, "choose another one")
-        try:
-            return int(torch.load(path / "meta.pt", map_location="cpu", weights_only=True)["global_step"])
-        except Exception as error:  # as above
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{path}: not a readable checkpoint ({reason}); choose another one") from None
-    return int(read_checkpoint(path).get("global_step", 0))
+    step = (_read_rest(path) if path.is_dir() else read_checkpoint(path)).get("global_step", 0)
+    if not isinstance(step, int):
+        raise UserError(f"{path}: not a readable checkpoint (no global_step); choose another one")
+    return step
 
 
 def best_value(path: Path) -> float | None:
-    """The best value of the stage's monitor up to a checkpoint (not of a sharded one)."""
-    if path.is_dir():
-        return None
-    callbacks = read_checkpoint(path).get("callbacks")
+    """The best value of the stage's monitor up to a checkpoint."""
+    callbacks = (_read_rest(path) if path.is_dir() else read_checkpoint(path)).get("callbacks")
     own = callbacks.get("Checkpoints") if isinstance(callbacks, dict) else None
     value = own.get("best_value") if isinstance(own, dict) else None
     return value if isinstance(value, float) else None

@@ -1,20 +1,26 @@
-"""FSDP2 as Lightning runs it: the ranks' mesh, and a precision that FSDP2's own policy puts into effect."""
+"""FSDP2 as Lightning runs it: the ranks' mesh, checkpoints, and the precision of FSDP2's policy."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from lightning_fabric.plugins import TorchCheckpointIO
 from lightning_fabric.plugins.collectives.torch_collective import default_pg_timeout
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.plugins.precision import MixedPrecision, Precision
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch.distributed.device_mesh import DeviceMesh
+from torch.optim import Optimizer
 
 from plato2.config import UserError
-from plato2.stages.sharding import COMPUTED_IN
+from plato2.runs import distributed
+from plato2.stages.sharding import COMPUTED_IN, fill_shard
 
 
 class Sharded(ModelParallelStrategy):
@@ -40,6 +46,8 @@ class Sharded(ModelParallelStrategy):
         if isinstance(replicas, int) and replicas < 1:
             raise UserError(f"strategy.strategy.replicas={replicas}: must be at least 1, or auto (machines)")
         self.replicas = replicas
+        self.written: Future[Any] | None = None
+        """Of the newest sharded checkpoint, which is written in the background."""
 
     def setup_environment(self) -> None:
         """Brings up the processes and their mesh.
@@ -53,6 +61,77 @@ class Sharded(ModelParallelStrategy):
         self._data_parallel_size = world  # of Lightning's mesh, which the next line replaces
         super().setup_environment()
         self._device_mesh = sharding_mesh(self.root_device.type, world, copies)
+        if self._save_distributed_checkpoint:  # not the one that training talks in at the same time
+            self.writers = torch.distributed.new_group(backend="gloo", timeout=self._timeout)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The weights: shares for a sharded checkpoint, else whole ones on rank 0."""
+        from torch.distributed.checkpoint.state_dict import get_model_state_dict
+
+        if not self._save_distributed_checkpoint:
+            return super().lightning_module_state_dict()
+        assert self.model is not None
+        return get_model_state_dict(self.model)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The optimizer's state, likewise; in one file with numbers for names, as an unsharded run has it."""
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+        assert self.model is not None
+        own = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        if self._save_distributed_checkpoint:
+            return get_optimizer_state_dict(self.model, own)
+        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        found = get_optimizer_state_dict(self.model, own, options=whole)
+        return distributed.numbered(found) if self.is_global_zero else found
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
+    ) -> None:
+        """Writes one file, or begins to write a folder: `written` is done once all ranks have.
+
+        The folder must not be there yet.
+        """
+        if not self._save_distributed_checkpoint:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        folder = Path(self.broadcast(str(filepath)))
+        folder.mkdir(parents=True, exist_ok=True)
+        weights, (optimizer,) = checkpoint.pop("state_dict"), checkpoint.pop("optimizer_states")
+        rest = checkpoint | {"optimizer_groups": optimizer["param_groups"]}
+        tensors = distributed.named(weights, optimizer["state"])
+        self.written = distributed.write(tensors, rest, folder, self.writers)
+
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Fills the ranks' shares of weights and optimizer from a file or folder; returns the rest."""
+        from torch.distributed.checkpoint.state_dict import (
+            get_model_state_dict,
+            get_optimizer_state_dict,
+            set_optimizer_state_dict,
+        )
+
+        path = Path(self.broadcast(str(checkpoint_path)))
+        assert self.model is not None
+        weights = get_model_state_dict(self.model)
+        optimizer: dict[str, Any] = get_optimizer_state_dict(self.model, self.optimizers)
+        tensors = distributed.named(weights, optimizer["state"])
+        if path.is_dir():
+            rest = distributed.read_meta(path)
+            distributed.read_into(tensors, path, together=True)
+            groups = rest.pop("optimizer_groups")
+        else:
+            rest = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            saved_weights, (saved,) = rest.pop("state_dict"), rest.pop("optimizer_states")
+            saved = distributed.with_names(saved, optimizer["param_groups"])
+            whole, groups = distributed.named(saved_weights, saved["state"]), saved["param_groups"]
+            with torch.no_grad():
+                for name, share in tensors.items():
+                    fill_shard(share, whole[name])
+        restored = {"state": optimizer["state"], "param_groups": groups}
+        set_optimizer_state_dict(self.model, self.optimizers, optim_state_dict=restored)
+        return rest
 
 
 def check_replicas(replicas: int | str, num_nodes: int, ranks: int) -> int:
@@ -78,6 +157,16 @@ def sharding_mesh(device: str, ranks: int, copies: int) -> DeviceMesh:
     if copies == 1:
         return init_device_mesh(device, (ranks,), mesh_dim_names=("shard",))
     return init_device_mesh(device, (copies, ranks // copies), mesh_dim_names=("replicate", "shard"))
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Reads sharded checkpoints, too, for a strategy that does not shard."""
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """A checkpoint of one file or a folder."""
+        if Path(path).is_dir():
+            return distributed.read_whole(Path(path))
+        return super().load_checkpoint(path, *args, **kwargs)
 
 
 class PolicyPrecision(MixedPrecision):

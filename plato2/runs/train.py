@@ -473,7 +473,7 @@ def strategy_arguments(keys: TrainConfig, job: Job) -> dict[str, Any]:
     """
     from plato2.runs.folder import several_processes
     from plato2.runs.parallel import best_precision, is_on_gpu
-    from plato2.runs.sharded import precision_plugin
+    from plato2.runs.sharded import WholeCheckpoints, precision_plugin
 
     strategy = dict(keys.strategy)
     started = "LOCAL_RANK" in os.environ or several_processes()
@@ -488,16 +488,14 @@ def strategy_arguments(keys: TrainConfig, job: Job) -> dict[str, Any]:
     plugin = precision_plugin(str(strategy.get("precision", "32-true")), device, is_sharded(keys))
     if plugin:
         del strategy["precision"]  # Lightning takes one or the other
-    return {**strategy, "plugins": [plugin] if plugin else []}
+    plugins = [plugin, None if is_sharded(keys) else WholeCheckpoints()]
+    return {**strategy, "plugins": [plugin for plugin in plugins if plugin]}
 
 
 def build_callbacks(
     keys: TrainConfig, stage: Stage, data: DialogueDataModule, run: RunFolder, parent: Path | None
 ) -> list[pl.Callback]:
-    """Checkpoints, progress and speed of a run, and the replies and figures beside its validations.
-
-    Decoding and ranking beside a validation need the whole model on a rank: sharded runs go without them.
-    """
+    """Checkpoints, progress and speed of a run, and the replies and figures beside its validations."""
     from plato2.runs.callbacks import Figures, LatentHistogram, RunProgress, SampleReplies, Throughput
     from plato2.runs.checkpoint import BetweenSteps, Checkpoints
     from plato2.runs.length import TimeLeft
@@ -522,8 +520,6 @@ def build_callbacks(
         from plato2.runs.study import Report
 
         callbacks.append(Report(Path(keys.study), keys.trial, keys.sweep_metric or stage.monitor[0]))
-    if is_sharded(keys):
-        return callbacks
     if keys.sample_replies and stage.use.role == "generation":
         replies = ValidationReplies(data, keys.sample_replies)
         callbacks.append(SampleReplies(run.path / "replies.jsonl", replies))

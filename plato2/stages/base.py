@@ -74,6 +74,8 @@ class Stage(pl.LightningModule):
             None if head is None else coherence_head(self.model_config, head)
         )
         self.start_weights: Mapping[str, Tensor] = {}
+        self.overflows = 0
+        """Steps of the run that float16 was too small for, and that were skipped."""
         self.validation_means = TermMeans([*self.loss_terms, *self.metric_terms, *self.validation_terms])
 
     def finish_init(self, **arguments: Any) -> None:
@@ -87,7 +89,7 @@ class Stage(pl.LightningModule):
                 initialize(self)
 
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
-        """Takes over weights by name, whole tensors; on the meta device as soon as it has memory for its own."""
+        """Takes over whole tensors by name; on the meta device as soon as there is memory for its own."""
         if self.backbone.lm_bias.is_meta:
             self.start_weights = weights
         else:
@@ -122,7 +124,8 @@ class Stage(pl.LightningModule):
         """One optimizer step over this rank's units.
 
         The gradient is that of sum(term) / total of the step over all ranks and units; `world_size` undoes
-        the mean that data-parallel strategies take over ranks.
+        the mean that data-parallel strategies take over ranks. In float16 a gradient that overflows by its
+        scale changes no weight: the scale is lowered, and the step is counted in `train/overflows`.
         """
         units: list[Unit] = step["units"]
         optimizer = self.optimizers()
@@ -141,16 +144,25 @@ class Stage(pl.LightningModule):
         total = self._over_ranks(torch.stack(parts).sum(dim=0))
         means = dict(zip(["loss", *terms], total, strict=True))
         self._refuse_non_finite(means["loss"], None, units)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of float16
+        if scaler:
+            scaler.unscale_(optimizer.optimizer)
         grad_norm = self._clip()
-        self._refuse_non_finite(means["loss"], grad_norm, units)
-        optimizer.step()
+        overflown = bool(scaler) and scaler.get_scale() >= 1 and not torch.isfinite(grad_norm)
+        if not overflown:
+            self._refuse_non_finite(means["loss"], grad_norm, units)
+        optimizer.step()  # after an overflow: of the loss scale alone
         optimizer.zero_grad()
         schedule = self.lr_schedulers()
         assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
         rate = schedule.get_last_lr()[0]
         schedule.step()
         logged: dict[str, Any] = {f"train/{term}": value for term, value in means.items()}
-        self.log_metrics(logged | {"train/grad_norm": grad_norm, "train/lr": rate})
+        logged |= {"train/lr": rate} | ({} if overflown else {"train/grad_norm": grad_norm})
+        if scaler:
+            self.overflows += overflown
+            logged |= {"train/overflows": float(self.overflows), "train/loss_scale": scaler.get_scale()}
+        self.log_metrics(logged)
 
     def validation_step(self, batch: dict[str, Any], batch_number: int) -> None:
         """Adds one unit's terms to the means of this validation."""
@@ -176,9 +188,13 @@ class Stage(pl.LightningModule):
         A checkpoint falls between two steps, where Lightning has counted the next batch as ready. It would
         count it again on resuming, and validate a step early from then on (tests/test_going_on.py).
         """
-        checkpoint |= {"stage": self.name, "use": asdict(self.use)}
+        checkpoint |= {"stage": self.name, "use": asdict(self.use), "overflows": self.overflows}
         batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         batches["total"]["ready"] = batches["total"]["completed"]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on counting."""
+        self.overflows = checkpoint.get("overflows", 0)
 
     def _dropout_seed(self) -> int:
         """Dropout as a pure function of seed, step and rank: nothing to save, exact after any kill."""

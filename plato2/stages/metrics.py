@@ -1,6 +1,6 @@
 """What a validation sums up over its units and ranks: means of terms, a calibration, what z says.
 
-Sums begin on the CPU even where a stage is built on the meta device: they are values, no weights to be filled.
+Sums begin on the CPU even where a stage is built on the meta device: they have values, weights are filled.
 """
 
 from collections.abc import Sequence

@@ -3,7 +3,8 @@
 Only FSDP2 (`ModelParallelStrategy` + `fully_shard`): `FSDPStrategy` refuses CPUs and clipping by norm.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from pytorch_lightning import LightningModule
@@ -41,7 +42,7 @@ def fill_shards(
 ) -> None:
     """Allocates a rank's shards of a stage on the meta device, and fills them.
 
-    Every rank draws all initial weights as an unsharded stage does, one tensor at a time, and keeps its share.
+    Every rank draws all initial weights as an unsharded stage does, a tensor at a time, and keeps its share.
 
     Args:
         stage: sharded, its parameters on the meta device.
@@ -59,20 +60,42 @@ def fill_shards(
         for name, parameter in stage.named_parameters():
             whole = torch.empty(parameter.shape)
             initialize_parameter(name, whole)
-            _fill(parameter, weights.get(name, whole))
+            fill_shard(parameter, weights.get(name, whole))
         for name, buffer in stage.named_buffers():
             if name in weights:
                 buffer.copy_(weights[name])
 
 
-def _fill(parameter: Tensor, whole: Tensor) -> None:
+def fill_shard(share: Tensor, whole: Tensor) -> None:
     """Copies a rank's share of a tensor that each rank has, without communication."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    if isinstance(parameter, DTensor):
-        here = whole.to(parameter.device, parameter.dtype)
-        whole = distribute_tensor(here, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    parameter.copy_(whole)
+    if isinstance(share, DTensor):
+        here = whole.to(share.device, share.dtype)
+        whole = distribute_tensor(here, share.device_mesh, share.placements, src_data_rank=None)
+    share.copy_(whole)
+
+
+@contextmanager
+def gathered(stage: nn.Module) -> Iterator[None]:
+    """Whole weights on every rank meanwhile, in the precision of compute, so that a rank can work by itself.
+
+    All ranks enter and leave it together. A stage that is not sharded has them anyway.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    parts = [module for module in stage.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.unshard()
+        if part is not stage:
+            part.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            if part is not stage:
+                part.set_reshard_after_forward(True, recurse=False)
+            part.reshard()
 
 
 def exchange_once(stage: LightningModule, last: bool) -> None:

@@ -1,8 +1,9 @@
 """A few optimizer steps through the real Trainer: in this process, or as one rank of two (test_steps.py).
 
-    LOCAL_RANK=0 MASTER_ADDR=... MASTER_PORT=... python tests/unit/steps.py CORPUS OUT ddp|fsdp
+    LOCAL_RANK=0 MASTER_ADDR=... MASTER_PORT=... python tests/unit/steps.py CORPUS OUT ddp|fsdp|fsdp_16
 
-trains every stage and saves what the rank saw as OUT/<stage>-<rank>.pt.
+trains every stage (in float16 one, with a loss scale that overflows) and saves what the rank saw as
+OUT/<stage>-<rank>.pt.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,14 @@ from units import BATCHES, make_stage
 
 from plato2.config import OptimConfig
 from plato2.data.module import DialogueDataModule
-from plato2.runs.sharded import Sharded, precision_plugin
+from plato2.runs.sharded import PolicyPrecision, Sharded, precision_plugin
 from plato2.stages import Stage
 
 N_STEPS = 2
 ROW = 64
 STEP_TOKENS = 16 * ROW
+OVERFLOWING = 6
+"""Steps in float16, of which the first ones overflow."""
 OPTIM = OptimConfig(lr=1e-3, warmup_steps=3, clip_norm=0.0, eps=1e-4)
 
 
@@ -58,6 +62,11 @@ class Record(pl.Callback):
     def recorded(self) -> dict[str, Any]:
         """All of it, without what Lightning hangs on a callback."""
         return {name: getattr(self, name) for name in ("gradients", "metrics", "samples", "weights")}
+
+
+def large_scale() -> torch.amp.GradScaler:
+    """Of a loss whose gradient overflows in float16 at first; a 256th after each time."""
+    return torch.amp.GradScaler("cpu", init_scale=2.0**40, backoff_factor=2.0**-8)
 
 
 def whole(tensors: dict[str, Any]) -> dict[str, Tensor]:
@@ -110,12 +119,16 @@ def on_meta(stage: Stage) -> Stage:
 if __name__ == "__main__":
     corpus, out, strategy = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     torch.set_num_threads(1)
-    for stage_name in BATCHES:
+    for stage_name in ["2_gen"] if strategy == "fsdp_16" else BATCHES:
+        n_steps, optim = N_STEPS, OPTIM
         options: dict[str, Any] = {"strategy": strategy}
         if strategy == "fsdp":
             bf16 = precision_plugin("bf16-mixed", "cpu", sharded=True)
             options = {"strategy": Sharded(), "plugins": [bf16]}
             options["stage"] = on_meta(make_stage(stage_name, optim=OPTIM))
-        seen = train_steps(stage_name, corpus, STEP_TOKENS // 4, devices=2, **options)
+        if strategy == "fsdp_16":
+            n_steps, optim = OVERFLOWING, replace(OPTIM, clip_norm=0.5)
+            options = {"strategy": Sharded(), "plugins": [PolicyPrecision("16-mixed", "cpu", large_scale())]}
+        seen = train_steps(stage_name, corpus, STEP_TOKENS // 4, optim, n_steps, devices=2, **options)
         rank = torch.distributed.get_rank()
         torch.save(seen.recorded(), out / f"{stage_name}-{rank}.pt")

@@ -15,7 +15,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from steps import N_STEPS, OPTIM, STEP_TOKENS, Record, train_steps
+from pytorch_lightning.plugins.precision import MixedPrecision
+from steps import N_STEPS, OPTIM, OVERFLOWING, STEP_TOKENS, Record, large_scale, train_steps
 from torch import Tensor
 from units import BATCHES, MODEL, make_stage, write_answers
 
@@ -133,6 +134,40 @@ def test_two_sharded_processes_are_one_process_as_far_as_bf16_goes(
             found, expected = (flat(record["gradients"][step]) for record in (run, whole[name].recorded()))
             assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.99
             assert float(found.norm()) == pytest.approx(float(expected.norm()), rel=0.05)
+
+
+def assert_skips_and_goes_on(run: dict[str, Any], corpus: Path) -> None:
+    """What overflows in float16 changes nothing but the scale; then clipping is that of float32 gradients."""
+    still = replace(OPTIM, lr=1e-30)
+    reference = train_steps("2_gen", corpus, STEP_TOKENS, still, OVERFLOWING)  # never leaves its start
+    overflown = [metrics["train/overflows"] for metrics in run["metrics"]]
+    n = int(overflown[-1])
+    assert 1 <= n < OVERFLOWING
+    assert overflown == [min(step + 1, n) for step in range(OVERFLOWING)]
+    scales = [metrics["train/loss_scale"] for metrics in run["metrics"]]
+    assert scales == [2.0 ** (40 - 8 * min(step + 1, n)) for step in range(OVERFLOWING)]
+    for skipped in run["weights"][1 : n + 1]:
+        assert all(torch.equal(skipped[name], weight) for name, weight in run["weights"][0].items())
+    first = run["weights"][n + 1]
+    assert any(not torch.equal(first[name], weight) for name, weight in run["weights"][0].items())
+    norm = reference.metrics[n]["train/grad_norm"]
+    assert run["metrics"][n]["train/grad_norm"] == pytest.approx(norm, rel=0.02)
+    assert float(flat(run["gradients"][n]).norm()) == pytest.approx(0.5, rel=1e-3)
+
+
+def test_an_overflow_in_float16_skips_the_step_and_is_counted(corpus: Path) -> None:
+    plugin = MixedPrecision("16-mixed", "cpu", large_scale())
+    clipped = replace(OPTIM, clip_norm=0.5)
+    run = train_steps("2_gen", corpus, STEP_TOKENS // 4, clipped, OVERFLOWING, plugins=[plugin])
+    assert_skips_and_goes_on(run.recorded(), corpus)
+
+
+@pytest.mark.slow
+def test_an_overflow_on_sharded_ranks_skips_the_step_on_all(corpus: Path, tmp_path: Path) -> None:
+    two_processes(corpus, tmp_path, "fsdp_16")
+    ranks = [torch.load(tmp_path / f"2_gen-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for rank in ranks:
+        assert_skips_and_goes_on(rank, corpus)
 
 
 def flat(tensors: dict[str, Tensor]) -> Tensor:

@@ -1,0 +1,111 @@
+"""Sharded checkpoints as files: what is written while training goes on, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+
+from plato2.config import UserError
+from plato2.runs import distributed
+from plato2.runs.saved import checkpoint_step, read_checkpoint
+from plato2.runs.start import named_start
+
+Group = torch.distributed.ProcessGroup
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[Group]:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield torch.distributed.new_group(backend="gloo")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def folder(group: Group, tmp_path: Path) -> Path:
+    """A checkpoint of two weights."""
+    weights = {"backbone.a": torch.arange(6.0).view(2, 3), "b": torch.ones(4)}
+    state = {name: {"exp_avg": weight / 2, "step": torch.tensor(3.0)} for name, weight in weights.items()}
+    groups = [{"lr": 0.1, "params": ["b"]}, {"lr": 0.1, "params": ["backbone.a"]}]
+    rest = {"global_step": 3, "optimizer_groups": groups}
+    path = tmp_path / "last.ckpt"
+    distributed.write(distributed.named(weights, state), rest, path, group).result()
+    return path
+
+
+def test_training_goes_on_while_it_is_written(group: Group, tmp_path: Path) -> None:
+    """Also on CPUs, where a weight and its copy could be the same memory."""
+    weight = torch.zeros(3_000_000)
+    writing = distributed.write({"state_dict.a": weight}, {}, tmp_path / "c", group)
+    for _ in range(50):
+        weight += 1
+    writing.result()
+    assert torch.equal(distributed.read_tensors(tmp_path / "c", "state_dict.")["a"], torch.zeros(3_000_000))
+
+
+def test_one_file_of_it_is_what_an_unsharded_run_has(folder: Path) -> None:
+    found = distributed.read_whole(folder)
+    (optimizer,) = found["optimizer_states"]
+    assert torch.equal(found["state_dict"]["backbone.a"], torch.arange(6.0).view(2, 3))
+    assert [group["params"] for group in optimizer["param_groups"]] == [[0], [1]]
+    assert torch.equal(optimizer["state"][0]["exp_avg"], torch.ones(4) / 2)
+    assert distributed.with_names(optimizer, [{"params": ["b"]}, {"params": ["backbone.a"]}])[
+        "state"
+    ].keys() == {
+        "b",
+        "backbone.a",
+    }
+
+
+@pytest.mark.parametrize("lost", [".metadata", "meta.pt"])
+def test_a_half_written_one(folder: Path, lost: str) -> None:
+    (folder / lost).unlink()
+    with pytest.raises(UserError, match=f"not written to its end .no {lost}.; choose another one"):
+        checkpoint_step(folder)
+    with pytest.raises(UserError, match=r"not written to its end|neither a run folder"):
+        read_checkpoint(named_start(str(folder), "2_gen", ("1_coarse",)))
+
+
+def test_a_share_is_lost_or_cut(folder: Path) -> None:
+    share = folder / "__0_0.distcp"
+    content = share.read_bytes()
+    share.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"larger than its files|not a readable checkpoint"):
+        distributed.read_whole(folder)
+    share.unlink()
+    with pytest.raises(UserError, match=r"larger than its files|not a readable checkpoint"):
+        distributed.read_whole(folder)
+
+
+class _Bomb:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("harm",)
+
+
+def test_nothing_in_it_is_executed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = (folder / ".metadata").read_bytes()
+    (folder / ".metadata").write_bytes(pickle.dumps(_Bomb()))
+    with pytest.raises(UserError, match="mkdir does not describe a tensor"):
+        distributed.read_whole(folder)
+    (folder / ".metadata").write_bytes(whole)
+    dcp.save({"state_dict.a": {"x": _Bomb()}}, storage_writer=dcp.FileSystemWriter(tmp_path / "other"))
+    shutil.copy(folder / "meta.pt", tmp_path / "other")
+    with pytest.raises(UserError, match="BytesStorageMetadata does not describe a tensor"):
+        distributed.read_whole(tmp_path / "other")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_it_cannot_be_written(group: Group, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    writing = distributed.write({"state_dict.a": torch.ones(2)}, {}, tmp_path / "file" / "c", group)
+    with pytest.raises(CheckpointException, match="Not a directory"):
+        writing.result()
