@@ -19,7 +19,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from plato2.bounded import read_file
 from plato2.config import UserError
@@ -33,6 +35,7 @@ Event = Literal["start", "step", "alive", "late", "lost", "failed", "end"]
 ANSWERS = ("alive", "late", "lost", "failed", "end")
 TRACE_BYTES = 1 << 18
 """A longer trace is cut to its newer half: some 2,000 steps."""
+MOST_RANKS = 1 << 16
 MOST_BYTES = 1 << 20
 """The longest trace that is read."""
 
@@ -48,12 +51,12 @@ class Line(Open):
     step: Count = 0
     """Finished steps."""
     phase: Phase = "between"
-    at: float
+    at: Annotated[float, Field(ge=0, le=1 << 36)]
     """Seconds since 1970 by the clock of its machine."""
     attempt: str = ""
     """Of `start`: the same for all ranks that were started together."""
-    rank: Count = 0
-    world: Count = 1
+    rank: Annotated[int, Field(ge=0, lt=MOST_RANKS)] = 0
+    world: Annotated[int, Field(ge=1, le=MOST_RANKS)] = 1
     host: str = ""
     waited_s: float | None = None
     """How long it had not gone on when it wrote the line."""
@@ -209,7 +212,7 @@ def verdict(states: Sequence[RankState], world: int) -> str:
     if failed:
         last = failed[0].last
         same = [state.rank for state in failed if state.last.error == last.error]
-        return f"{named(same, world, states)} failed in {place(last)}: {last.error}"
+        return f"{named(same, world, states)} failed in {place(last)}: {' '.join(last.error.split())[:500]}"
     if silent:
         others = [state for state in states if state.rank not in silent]
         steps = [found[rank].last.step for rank in silent if rank in found]
