@@ -16,7 +16,7 @@ FILE = Path(__file__).parents[1] / "docs" / "architecture.svg"
 X = {
     "report": 300,
     "evaluate": 300,
-    "serve": 500,
+    "serve": 520,
     "runs": 700,
     "talk": 500,
     "weights": 430,
@@ -25,6 +25,7 @@ X = {
     "prepare": 600,
     "model": 150,
     "runs.saved": 420,
+    "runs.traces": 890,
     "data": 560,
     "words": 720,
     "batch": 65,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -36,7 +37,7 @@ from plato2.config import UserError
 from plato2.data.module import DialogueDataModule
 from plato2.files import read_sha256, replace_text
 from plato2.runs.checkpoint import Checkpoints
-from plato2.runs.console import leave_report
+from plato2.runs.console import STOP_SIGNALS, leave_report
 from plato2.runs.traces import (
     Arrival,
     Event,
@@ -118,6 +119,8 @@ class Position:
     phase: Phase
     since: float
     """By the monotonic clock."""
+    moves: int = 0
+    """Phases before this one."""
 
 
 class RankWatch(Callback):
@@ -140,7 +143,7 @@ class RankWatch(Callback):
         saving: Callable[[], bool] = lambda: False,
     ) -> None:
         self.run, self.startup_s, self.step_s, self.facts, self.saving = run, startup_s, step_s, facts, saving
-        self.met, self.leaving, self.stepped = False, False, False
+        self.met, self.stepped, self.failed, self.leaving = False, False, False, ""
         self.attempt, self.rank, self.world = "", 0, 1
         self.trace: Trace | None = None
         self.position = Position(0, "start", time.monotonic())
@@ -177,7 +180,8 @@ class RankWatch(Callback):
     # ------------------------------------------------------------------------------------------ where it is
 
     def _go(self, phase: Phase, step: int | None = None) -> None:
-        self.position = Position(self.position.step if step is None else step, phase, time.monotonic())
+        at = self.position
+        self.position = Position(at.step if step is None else step, phase, time.monotonic(), at.moves + 1)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -230,12 +234,15 @@ class RankWatch(Callback):
     ) -> None:
         """Tells the others why this rank ends."""
         told = (str(exception).splitlines() or [""])[0] or type(exception).__name__
-        if not isinstance(exception, Exception) or is_lost(exception):
+        if not isinstance(exception, Exception):
             return
-        if not self.met and distributed.is_initialized():  # the others are about to meet
+        if is_lost(exception):
+            self.explain(exception)
+        elif not self.met and distributed.is_initialized():  # the others are about to meet
             with suppress(RankError):
                 self._meet(trainer, told)
         elif self.trace:
+            self.failed = True
             self.trace.write("failed", self.position.step, self.position.phase, error=told)
 
     # ------------------------------------------------------------------------------------------- the watching
@@ -266,18 +273,21 @@ class RankWatch(Callback):
         """Who is to blame for a broken connection; nothing, if `error` is none."""
         if not is_lost(error) or not distributed.is_initialized():
             return ""
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:  # of torchrun or srun, which end the others when one is gone
+                signal.signal(number, signal.SIG_IGN)
         if not self.trace:
             return (
                 f"another rank stopped before all {self.world} had met, or did not come within "
                 f"{self.startup_s:g} s (startup_timeout_s); its own message says why"
             )
         with self.lock:
-            self.leaving = True
-            return self._told("lost", (str(error).splitlines() or [""])[0][:200])
+            self.leaving = self.leaving or self._told("lost", (str(error).splitlines() or [""])[0][:200])
+            return self.leaving
 
     def stop(self) -> None:
         """Ends the watching."""
-        if self.trace and not self.leaving:
+        if self.trace and not self.leaving and not self.failed:
             self.trace.write("end", self.position.step, self.position.phase)
         self.stopped.set()
 
@@ -299,9 +309,9 @@ class RankWatch(Callback):
         with suppress(OSError), self._roll.open("ab") as file:
             file.write(f"{self.rank}\n".encode())
         record = flight_record()
-        more = {"waited_s": round(now - at.since, 1), "collectives": collectives(record), "error": error}
+        more = {"waited_s": round(now - at.since, 1), "moves": at.moves, "error": error}
         assert self.trace
-        self.trace.write(event, at.step, at.phase, **more)
+        self.trace.write(event, at.step, at.phase, collectives=collectives(record), **more)
         if record:
             with suppress(OSError):
                 replace_text(self.trace.flight, record)
@@ -330,6 +340,8 @@ def watched(watch: RankWatch | None) -> Iterator[None]:
         RankError: another rank stopped.
     """
     try:
+        if watch:
+            meet_afresh(watch.startup_s)
         yield
     except Exception as error:
         if watch and not isinstance(error, UserError) and (told := watch.explain(error)):
@@ -338,6 +350,54 @@ def watched(watch: RankWatch | None) -> Iterator[None]:
     finally:
         if watch:
             watch.stop()
+
+
+def meet_afresh(seconds: float) -> None:
+    """Where torchrun may restart the processes: agrees on a new address at which they connect.
+
+    Until PyTorch 2.13 the restarted processes share the store of the ones before them, find those' addresses
+    in it, and wait for each other in vain (pytorch/pytorch#135712). torchrun's count of restarts is no common
+    name for an attempt, since each machine has its own. So each rank leaves a new mark, the first one makes a
+    list of them with a new name, and when all ranks have found their marks in one list, that one is complete.
+
+    Args:
+        seconds: how long to wait for the others.
+
+    Raises:
+        DistError: they did not come.
+    """
+    of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not of_agent or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+        return
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    limit, until = timedelta(seconds=seconds), time.monotonic() + seconds
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = distributed.TCPStore(host, port, is_master=False, timeout=limit)
+    mark, named, marks = uuid.uuid4().hex, "", [""]
+    store.set(f"plato2/mark/{rank}", mark)
+    while time.monotonic() < until:
+        if rank == 0 and store.check([f"plato2/mark/{other}" for other in range(world)]):
+            found = [store.get(f"plato2/mark/{other}").decode() for other in range(world)]
+            if found != marks:
+                marks, named = found, uuid.uuid4().hex
+                store.set("plato2/list", f"{named} {' '.join(marks)}")
+            if store.check([f"plato2/{named}/{other}" for other in range(world)]):
+                store.set(f"plato2/{named}/port", str(_free_port()))
+        name, *listed = store.get("plato2/list").decode().split() if store.check(["plato2/list"]) else [""]
+        if mark in listed:
+            store.set(f"plato2/{name}/{rank}", "here")
+            if store.check([f"plato2/{name}/port"]):
+                os.environ["MASTER_PORT"] = store.get(f"plato2/{name}/port").decode()
+                os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # of which rank 0 makes a new one there
+                return
+        time.sleep(0.05)
+    raise distributed.DistStoreError("not all of them left a mark in torchrun's store")
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return int(free.getsockname()[1])
 
 
 def is_lost(error: BaseException) -> bool:

@@ -19,7 +19,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from plato2.bounded import read_file
 from plato2.config import UserError
@@ -33,6 +35,7 @@ Event = Literal["start", "step", "alive", "late", "lost", "failed", "end"]
 ANSWERS = ("alive", "late", "lost", "failed", "end")
 TRACE_BYTES = 1 << 18
 """A longer trace is cut to its newer half: some 2,000 steps."""
+MOST_RANKS = 1 << 16
 MOST_BYTES = 1 << 20
 """The longest trace that is read."""
 
@@ -48,15 +51,17 @@ class Line(Open):
     step: Count = 0
     """Finished steps."""
     phase: Phase = "between"
-    at: float
+    at: Annotated[float, Field(ge=0, le=1 << 36)]
     """Seconds since 1970 by the clock of its machine."""
     attempt: str = ""
     """Of `start`: the same for all ranks that were started together."""
-    rank: Count = 0
-    world: Count = 1
+    rank: Annotated[int, Field(ge=0, lt=MOST_RANKS)] = 0
+    world: Annotated[int, Field(ge=1, le=MOST_RANKS)] = 1
     host: str = ""
     waited_s: float | None = None
     """How long it had not gone on when it wrote the line."""
+    moves: Count = 0
+    """How many phases it had begun: all ranks go through the same ones."""
     collectives: Count | None = None
     """How many it had begun, over all process groups."""
     error: str = ""
@@ -137,6 +142,8 @@ class Trace:
     def _open(self) -> None:
         self.file = self.path.open("ab", buffering=0)
         self.size = self.file.tell()
+        if self.size:
+            self.size += self.file.write(b"\n")  # an earlier attempt may have been killed in a line
 
     def _cut(self) -> None:
         kept = self.path.read_bytes()[-TRACE_BYTES // 2 :].partition(b"\n")[2]
@@ -158,11 +165,15 @@ def read_state(path: Path) -> RankState | None:
         data = read_file(path, MOST_BYTES, cure)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    lines = [
-        parse(Line, line, f"{path}: cannot be read", cure)
-        for line in data.split(b"\n")[:-1]  # a line that was not written to its end has no newline
-        if line
-    ]
+    lines: list[Line] = []
+    wrong: UserError | None = None
+    for line in filter(None, data.split(b"\n")):
+        try:
+            lines.append(parse(Line, line, f"{path}: cannot be read", cure))
+        except UserError as error:  # cut by a kill, or damaged
+            wrong = error
+    if wrong and not lines:
+        raise wrong
     starts = [number for number, line in enumerate(lines) if line.event == "start"]
     if not starts:
         return None
@@ -201,7 +212,7 @@ def verdict(states: Sequence[RankState], world: int) -> str:
     if failed:
         last = failed[0].last
         same = [state.rank for state in failed if state.last.error == last.error]
-        return f"{named(same, world, states)} failed in {place(last)}: {last.error}"
+        return f"{named(same, world, states)} failed in {place(last)}: {' '.join(last.error.split())[:500]}"
     if silent:
         others = [state for state in states if state.rank not in silent]
         steps = [found[rank].last.step for rank in silent if rank in found]
@@ -217,7 +228,7 @@ def verdict(states: Sequence[RankState], world: int) -> str:
     last = behind[0].last
     is_in = "has not begun the next one" if last.phase == "between" else f"is in {place(last)}"
     fewer = _collectives(others) - _collectives(behind)
-    began = f", {fewer} collectives behind" if last.phase == _place(others[0]) and fewer > 0 else ""
+    began = f", {fewer} collectives behind" if last.phase == others[0].last.phase and fewer > 0 else ""
     return (
         f"{named([state.rank for state in behind], world, states)} stopped after step {last.step:,} "
         f"({is_in}{began}); {_waiting(others)}"
@@ -226,17 +237,7 @@ def verdict(states: Sequence[RankState], world: int) -> str:
 
 def _behind(states: Sequence[RankState]) -> list[RankState]:
     """The ranks that have done least, by steps, phases, collectives; none where all did the same."""
-    phases = get_args(Phase)
-    order = {"validation": 1, "save": 2, "between": 3, "step": 4}  # after a step; `start` is before all
-    done = {
-        state.rank: (
-            state.last.phase != phases[0],
-            state.last.step,
-            order.get(state.last.phase, 0),
-            state.last.collectives or 0,
-        )
-        for state in states
-    }
+    done = {state.rank: (state.last.step, state.last.moves, state.last.collectives or 0) for state in states}
     least, most = min(done.values()), max(done.values())
     return [] if least == most else [state for state in states if done[state.rank] == least]
 
@@ -274,15 +275,10 @@ def _waiting(others: Sequence[RankState]) -> str:
     """How long the others waited, and where."""
     if not others:
         return "nobody answers"
-    phase = _place(others[0])
-    line = next(state.last for state in others if state.last.phase == phase)
+    line = others[0].last
     waited = max(state.last.waited_s or 0.0 for state in others)
     verb = f"waited {waited:.0f} s" if waited >= 1 else "were"
     return f"the others {verb} in {place(line)}"
-
-
-def _place(state: RankState) -> Phase:
-    return state.last.phase
 
 
 def _collectives(states: Sequence[RankState]) -> int:
@@ -353,7 +349,7 @@ def disagreement(arrivals: Sequence[Arrival]) -> str:
         off = arrivals[wrong[0]].clock - middle
         told = f"{abs(off):,.0f} s {'ahead of' if off > 0 else 'behind'} the others'"
         return (
-            f"the clock of {who(wrong)} is {told}: set it right (NTP), or leave that machine out; the times of "
+            f"the clock of {who(wrong)} is {told}: set it right (NTP), or leave that machine out; times of "
             "files and records would be wrong"
         )
     return ""

@@ -35,9 +35,11 @@ from plato2.prepare.corpora import ReadReport, corpus_names, read_corpus
 from plato2.prepare.reddit.node_parts import DumpReport
 from plato2.prepare.reddit.shard_parts import ShardPart, read_part
 from plato2.prepare.reddit.work import read_record
+from plato2.report.ranks import ranks, read_flight
 from plato2.runs.folder import FORMAT, RunFolder, choose_run, runs
 from plato2.runs.saved import best_value, checkpoint_step, read_metrics
 from plato2.runs.start import described
+from plato2.runs.traces import Trace, read_state, verdict
 from plato2.talk.score import read_line
 from plato2.talk.self_chat import read_starts, resumed, to_line, write_parlai
 from plato2.weights.export import export_to_huggingface
@@ -282,6 +284,39 @@ def test_lineage_of_a_run(run: Path, n: int) -> None:
         choose_run(run.parents[1], "tiny-2_gen", config, None, str(run))
 
     fuzz(n, of_file(run / "lineage.json", mutate_json), read)
+
+
+@pytest.mark.parametrize("n", N)
+def test_trace_of_a_rank(run: Path, n: int) -> None:
+    trace = Trace(run, 0, 2, "first")
+    trace.write("failed", 3, "save", error="full", waited_s=1.5, collectives=9, moves=7)
+    first, last = trace.path.read_bytes().splitlines()
+
+    def change(number: int) -> None:
+        lines = [first, mutate_json(last, number)] if number % 2 else [mutate_json(first, number), last]
+        trace.path.write_bytes(b"\n".join([*lines, b""]))
+
+    def read() -> None:
+        if state := read_state(trace.path):
+            verdict([state], state.world)
+        ranks(run)
+
+    fuzz(n, change, read, is_noticed=False)
+
+
+@pytest.mark.parametrize("n", N)
+def test_flight_record_of_a_rank(run: Path, n: int) -> None:
+    trace = Trace(run, 0, 1, "first")
+    entry = {"profiling_name": "gloo:all_reduce", "process_group": ["0", "default_pg"], "state": "scheduled"}
+    entry |= {"collective_seq_id": 1, "input_sizes": [[3, 4]], "timeout_ms": 60_000}
+    status = {"0": {"last_enqueued_collective": "2"}}
+    trace.flight.write_text(json.dumps({"entries": [entry], "pg_status": status, "version": "2.10"}))
+
+    def read() -> None:
+        read_flight(trace.flight)
+        ranks(run)
+
+    fuzz(n, of_file(trace.flight, mutate_json), read)
 
 
 @pytest.mark.parametrize("file", ["spm.model", "vocab.txt", "text.json"])
