@@ -41,6 +41,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "plato2.config",
     ),
     "plato2.runs.console": (),
+    "plato2.runs.panels": (),
     "plato2.runs.saved": (
         "plato2.weights.names",
         "plato2.formats",
@@ -131,6 +132,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "plato2.weights",
         "plato2.model",
         "plato2.runs.console",
+        "plato2.runs.panels",
         "plato2.runs.folder",
         "plato2.runs.saved",
         "plato2.data",
