@@ -42,6 +42,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "plato2.runs.console": (),
     "plato2.runs.distributed": ("plato2.config",),
+    "plato2.runs.panels": (),
     "plato2.runs.saved": (
         "plato2.runs.distributed",
         "plato2.weights.names",
@@ -134,6 +135,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "plato2.weights",
         "plato2.model",
         "plato2.runs.console",
+        "plato2.runs.panels",
         "plato2.runs.folder",
         "plato2.runs.saved",
         "plato2.runs.traces",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,15 +16,18 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from small import Train, assert_one_line
+from small import ROOT, Train, assert_one_line, command, environment
+from wandb_server import WandbServer
 
 from plato2.runs.folder import RunFolder
-from plato2.runs.wandb import shortened
 from plato2.runs.metrics import MetricsCsv
+from plato2.runs.panels import PANELS
 from plato2.runs.saved import last_metrics, read_metrics
+from plato2.runs.wandb import shortened
 from plato2.stages import Stage
 
 FINE = ["stage=2_gen", "init_from=scratch", "sample_replies=2", "run_id=r", "model.n_latent=5"]
+Run = Callable[..., subprocess.CompletedProcess[str]]
 RUN = Path("outputs/tiny-2_gen/r")
 
 
@@ -149,6 +154,24 @@ def test_tensorboard_has_numbers_replies_and_latents(train_here: Train) -> None:
     last = json.loads((RUN / "replies.jsonl").read_text().splitlines()[-1])
     assert last["reference"] in text.tensor_proto.string_val[0].decode()
 
+    # the dashboard's panels, as `custom scalars`: each of this stage's has something to show
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    (laid_out,) = events.Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(laid_out.tensor_proto.string_val[0])
+    charts = {chart.title: list(chart.multiline.tag) for part in layout.category for chart in part.chart}
+    assert [part.title for part in layout.category] == [name for name in PANELS if name != "replies"]
+    shown = {
+        title for title, tags in charts.items() if any(fits(tag, tags) for tag in events.Tags()["scalars"])
+    }
+    assert charts.keys() - shown == {"coherence: accuracy", "coherence: first of ten"}  # of stage 2.2
+    assert "2_gen: loss" in charts
+    assert "1_coarse: loss" not in charts
+
+
+def fits(tag: str, patterns: list[str]) -> bool:
+    return any(re.search(pattern, tag) for pattern in patterns)
+
 
 def test_tensorboard_forgets_what_a_killed_run_logged_after_its_checkpoint(
     train_here: Train, monkeypatch: pytest.MonkeyPatch
@@ -176,12 +199,17 @@ def test_tensorboard_forgets_what_a_killed_run_logged_after_its_checkpoint(
 # ----------------------------------------------------------------------------------------------- W&B
 
 
-def wandb_run(folder: Path) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """The record of an offline run, and the history of each key."""
+def wandb_records(folder: Path) -> list[dict[str, Any]]:
+    """What is in the record of an offline run."""
     (file,) = folder.glob("*.wandb")
     reader = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
     printed = subprocess.run(reader, capture_output=True, text=True, check=True, timeout=60).stdout
-    records = [json.loads(line) for line in printed.splitlines()]
+    return [json.loads(line) for line in printed.splitlines()]
+
+
+def wandb_run(folder: Path) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """The record of an offline run, and the history of each key."""
+    records = wandb_records(folder)
     history: dict[str, list[Any]] = {}
     for record in records:
         for key, value in record.get("history", {}).get("item", {}).items():
@@ -239,9 +267,7 @@ def test_what_wandb_refuses_is_one_line(train_here: Train, override: str, told: 
 
 
 @pytest.mark.slow
-def test_wandb_without_a_key_and_a_terminal_is_one_line(
-    run_train: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+def test_wandb_without_a_key_and_a_terminal_is_one_line(run_train: Run, tmp_path: Path) -> None:
     nobody = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": ""}
     done = run_train("logger=wandb", "trainer.max_steps=1", expect=2, WANDB_MODE="online", **nobody)
     assert_one_line(done.stderr, "logger=wandb: No API key configured", "logger.wandb.offline=true")
@@ -275,9 +301,117 @@ def test_long_names_fit_wandb_and_stay_different() -> None:
     assert long[0] != long[1]
 
 
-def test_wandb_is_not_sent_checkpoints(train_here: Train, tmp_path: Path) -> None:
-    wandb = ["logger=wandb", "logger.wandb.offline=true"]
-    done = train_here(*wandb, "logger.wandb.log_model=true", expect=2)
-    assert_one_line(done.stderr, "logger.wandb.log_model=True", "leave it out")
+DIES = """
+import os, runpy, signal, sys, time
+from plato2.runs.checkpoint import Checkpoints
+from plato2.stages import Stage
+step, in_save = int(sys.argv.pop(1)), sys.argv.pop(1) == "save"
+trained, saved = Stage.training_step, Checkpoints._put_in_place
+def training_step(stage, *given):
+    if stage.global_step == step and not in_save:
+        time.sleep(5)  # W&B sends what it has now and then
+        os.kill(os.getpid(), signal.SIGKILL)
+    trained(stage, *given)
+def put_in_place(checkpoints, *given):
+    if in_save:
+        os.kill(os.getpid(), signal.SIGKILL)
+    saved(checkpoints, *given)
+Stage.training_step, Checkpoints._put_in_place = training_step, put_in_place
+del sys.argv[0]  # -c
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""train.py, killed when a step begins, or when a checkpoint is written but not yet in its place."""
+KILLED = ["logger=wandb", "run_id=r", "trainer.max_steps=9", "trainer.val_check_interval=4"]
+KILLED += ["checkpoint_steps=100"]
+
+
+def killed(corpus: Path, folder: Path, step: int, where: str, **variables: str) -> None:
+    """A run of KILLED that ends by SIGKILL."""
+    python, *given = command(corpus, folder / "outputs", *KILLED)
+    died = subprocess.run(
+        [python, "-c", DIES, str(step), where, *given],
+        env=environment(PYTHONPATH=str(ROOT), **variables),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr
+
+
+@pytest.mark.slow
+def test_wandb_has_each_step_once_after_kills_offline(
+    train_here: Train, corpus: Path, tmp_path: Path
+) -> None:
+    killed(corpus, tmp_path, 7, "step")  # W&B has 6 steps, the checkpoint is that of 4
+    killed(corpus, tmp_path, 0, "save")  # goes on from 4; W&B has 8 when the checkpoint of 8 is lost
+    done = train_here(*KILLED)
+    assert "from step 4" in done.stderr
+    folder = tmp_path / "outputs" / "tiny-1_coarse" / "r"
+    fragments = list((folder / "wandb").glob("offline-run-*"))
+    assert len(fragments) == 3
+    rows = [one["history"]["item"] for part in fragments for one in wandb_records(part) if "history" in one]
+    assert all(row["_step"] == row["trainer/global_step"] for row in rows)
+    logged = read_metrics(folder / "metrics.csv")
+    for name in ("train/loss", "val/loss", "perf/tokens_per_s"):
+        found = sorted((row["_step"], row[name]) for row in rows if name in row)
+        steps = [step for step, _ in found]
+        assert steps == [step for step, other, _ in logged if other == name]
+        if name != "perf/tokens_per_s":  # the speed of a repeated step is another
+            assert found == [(step, value) for step, other, value in logged if other == name]
+
+
+@pytest.mark.slow
+def test_wandb_online_from_names_to_lineage(run_train: Run, corpus: Path, tmp_path: Path) -> None:
+    with WandbServer() as server:
+        online = {"WANDB_MODE": "online", "WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": server.address}
+        online |= {"WANDB_SILENT": "true", "WANDB_CONFIG_DIR": str(tmp_path)}
+        killed(corpus, tmp_path, 7, "step", **online)
+        sent = server.steps("tiny-1_coarse-r", "train/loss")  # step 7 was not over
+        assert sent == [1, 2, 3, 4, 5, 6][: len(sent)]
+        assert "from step 4" in run_train(*KILLED, **online).stderr
+        assert server.steps("tiny-1_coarse-r", "train/loss") == list(range(1, 10))
+        assert server.steps("tiny-1_coarse-r", "val/loss") == [4, 8, 9]
+        logged = read_metrics(tmp_path / "outputs/tiny-1_coarse/r/metrics.csv")
+        history = server.runs["tiny-1_coarse-r"].history.values()
+        losses = [row["train/loss"] for row in history if "train/loss" in row]
+        assert losses == [value for _, name, value in logged if name == "train/loss"]
+
+        short = ["logger=wandb", "trainer.max_steps=2", "run_id=s"]
+        done = run_train("stage=2_eval", "init_from=outputs/tiny-1_coarse/r", *short, **online)
+        assert "warning: W&B" not in done.stderr
+        first, second = server.runs["tiny-1_coarse-r"], server.runs["tiny-2_eval-s"]
+        assert (second.first["groupName"], second.first["jobType"]) == ("r", "2_eval")
+        assert second.first["displayName"] == "tiny-2_eval/s seed 11 from tiny-1_coarse/r"
+        assert second.config["run"]["value"]["parent"] == "tiny-1_coarse/r"
+        assert (
+            first.config["run"]["value"] | {"curriculum": "r", "parent": None} == first.config["run"]["value"]
+        )
+        made = {key: one["artifactCollectionName"] for key, one in server.artifacts.items()}
+        assert [*made.values()] == ["tiny-1_coarse-r", "tiny-2_eval-s"]
+        assert second.used == [next(iter(made))]
+        assert not any("best.ckpt" in path for path in server.uploaded)  # named, not sent
+
+        # a folder is moved away: another run of the same name must not be mixed with the first
+        (tmp_path / "outputs/tiny-2_eval/s").rename(tmp_path / "away")
+        again = ["stage=2_eval", "init_from=scratch", *short]
+        assert_one_line(run_train(*again, expect=2, **online).stderr, "logger=wandb", "choose another run_id")
+
+
+@pytest.mark.slow
+def test_wandb_without_a_network_is_one_line(run_train: Run, tmp_path: Path) -> None:
+    nowhere = {"WANDB_MODE": "online", "WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    nowhere |= {"WANDB_INIT_TIMEOUT": "2"}
+    done = run_train("logger=wandb", "trainer.max_steps=1", expect=2, **nowhere)
+    assert_one_line(done.stderr, "logger=wandb", "127.0.0.1:9", "logger.wandb.offline=true")
     assert not list(tmp_path.glob("outputs/*/*"))
+
+
+@pytest.mark.slow
+def test_wandb_may_be_sent_the_best_checkpoint(train_here: Train) -> None:
+    wandb = ["logger=wandb", "logger.wandb.offline=true", "logger.wandb.log_model=true"]
     train_here(*wandb, f"run_id={'r' * 140}", "trainer.max_steps=1", "trainer.val_check_interval=1")
+    (folder,) = Path("outputs").glob("*/*/wandb/offline-run-*")
+    (artifact,) = [one["artifact"] for one in wandb_records(folder) if one["type"] == "artifact"]
+    names = {entry["path"] for entry in artifact["manifest"]["contents"]}
+    assert names == {"best.ckpt", "config.yaml", "lineage.json"}

@@ -39,6 +39,7 @@ VERBS = {
     "export": "Write a model for Knover or for Hugging Face transformers.",
     "evaluate": "Measure dialogue models as the paper does, and how far each number can be trusted.",
     "report": "Show what the runs of a curriculum reached, and how they answer.",
+    "dashboard": "Make the dashboard of a project in Weights & Biases, or write it as a file.",
     "runs": "List runs, compare them, draw their curves.",
 }
 """Verb -> its line in `plato2 --help`; the code is in plato2/commands/<verb>.py (import: import_.py)."""

@@ -48,6 +48,22 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Gallery:
+    """Small drawings side by side, as many as there is room for, under a heading of their own."""
+
+    title: str
+    pictures: Sequence[Picture]
+
+
+@dataclass(frozen=True)
+class Legend:
+    """What the colours of drawings mean."""
+
+    entries: Sequence[tuple[str, str]]
+    """Colour, as `#1f77b4`, and what it means."""
+
+
+@dataclass(frozen=True)
 class Dialogues:
     """Dialogues side by side: a column for each system."""
 
@@ -56,7 +72,7 @@ class Dialogues:
     """Of each system the turns: who speaks, and the text."""
 
 
-Block = Paragraph | Table | Picture | Dialogues
+Block = Paragraph | Table | Picture | Gallery | Legend | Dialogues
 
 
 @dataclass(frozen=True)
@@ -93,6 +109,8 @@ def _shown(value: object) -> object:
 def _for_html(block: Block) -> object:
     if isinstance(block, Picture):
         return {"alt": block.alt, "svg": _svg(block.drawing)}
+    if isinstance(block, Gallery):
+        return {"title": block.title, "pictures": [_for_html(picture) for picture in block.pictures]}
     if isinstance(block, Dialogues):
         return {"pairs": list(zip(block.names, block.columns, strict=True))}
     return block
@@ -124,12 +142,15 @@ def markdown(title: str, sections: Sequence[Section], pictures: Path) -> tuple[s
     for section in sections:
         lines += [f"## {_plain(section.title)}", ""]
         for block in section.blocks:
-            if isinstance(block, Picture):
-                path = pictures / f"{len(files) + 1}.svg"
-                files[path] = _svg(block.drawing)
-                lines += [f"![{_plain(block.alt)}]({pictures.name}/{path.name})", ""]
-            else:
+            if isinstance(block, Gallery):
+                lines += [f"### {_plain(block.title)}", ""]
+            if not isinstance(block, Picture | Gallery):
                 lines += [*_markdown_lines(block), ""]
+                continue
+            for picture in block.pictures if isinstance(block, Gallery) else [block]:
+                path = pictures / f"{len(files) + 1}.svg"
+                files[path] = _svg(picture.drawing)
+                lines += [f"![{_plain(picture.alt)}]({pictures.name}/{path.name})", ""]
     return "\n".join(lines), files
 
 
@@ -141,6 +162,8 @@ def _markdown_lines(block: Block) -> list[str]:
         rows = ["| " + " | ".join(map(_plain, row)) + " |" for row in block.rows]
         caption = [f"*{_plain(block.caption)}*", ""] if block.caption else []
         return [*caption, "| " + " | ".join(map(_plain, block.header)) + " |", rule, *rows]
+    if isinstance(block, Legend):
+        return [f"- {colour.replace('#', chr(92) + '#')}: {_plain(what)}" for colour, what in block.entries]
     assert isinstance(block, Dialogues)
     lines = []
     for name, column in zip(block.names, block.columns, strict=True):

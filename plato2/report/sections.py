@@ -16,7 +16,7 @@ from plato2.config import UserError
 from plato2.evaluate.dialogues import Dialogue, read_dialogues
 from plato2.evaluate.results import Figure, Measure, Result, picture, text
 from plato2.evaluate.runs import Run, compare, curves
-from plato2.report import paper, sweep
+from plato2.report import paper, sweep, training
 from plato2.report.curriculum import Part, best_validation, part_of
 from plato2.report.found import Found
 from plato2.report.page import Block, Dialogues, Paragraph, Picture, Section, Table
@@ -54,6 +54,7 @@ def sections(found: Found) -> list[Section]:
         _curriculum(found.runs),
         _runs(runs),
         *rank_sections(found.runs),
+        training.section(found.runs),
         _paper(found),
         *(_evaluation(path, result) for path, result in found.results),
         _dialogues(found.results),

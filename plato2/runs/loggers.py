@@ -17,6 +17,7 @@ from plato2.runs.panels import tensorboard_layout
 from plato2.runs.saved import checkpoint_step
 from plato2.runs.wandb import WandbRun, run_key, shortened
 
+
 def build_loggers(
     nodes: Mapping[str, Mapping[str, Any]],
     run: RunFolder,

@@ -1,16 +1,17 @@
 """A run in Weights & Biases in which every step stands once, however often the run is killed and resumed.
 
 W&B's own step is ours. A row is sent when its step is over, whole, and before a checkpoint of its step is
-written. A run that goes on reads how far W&B has come: what it lacks of the steps up to the checkpoint is sent
-from `metrics.csv`, and what it has already is not sent again (a resumed run repeats exactly what was killed).
-So it is online, where the server says which step was last, and offline, where a resumed run starts a new
-fragment and the fragments before it say so.
+written. A run that goes on reads how far W&B has come: what it lacks of the steps up to the checkpoint is
+sent from `metrics.csv`, and what it has already is not sent again (a resumed run repeats exactly what was
+killed). So it is online, where the server says which step was last, and offline, where a resumed run starts
+a new fragment and the fragments before it say so.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from plato2.runs.folder import RunFolder
 from plato2.runs.saved import read_metrics
 
 INIT_TIMEOUT_S = 60.0
-"""How long W&B's server may take to answer when a run begins."""
+"""How long W&B's server may take to answer when a run begins; WANDB_INIT_TIMEOUT overrides it, as in W&B."""
 NAME_CHARACTERS = 100
 """Of a name that W&B gets: it takes 128, and makes longer ones of a run's id."""
 
@@ -67,7 +68,7 @@ class WandbRun(WandbLogger):
     ) -> None:
         import wandb
 
-        patience = wandb.Settings(init_timeout=INIT_TIMEOUT_S)
+        patience = wandb.Settings(init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT_S)))
         super().__init__(project=project, entity=entity, offline=offline, settings=patience, **settings)
         self.sends_model = log_model
         self.sent = -1
@@ -88,8 +89,8 @@ class WandbRun(WandbLogger):
         self.sent = max(self.experiment.starting_step - 1, *map(last_step, self._fragments()), -1)
         if self.sent >= 0 and not run.lineage():
             raise UserError(
-                f"logger=wandb: W&B has {self.sent:,} steps of a run {self.experiment.id} that is not the one "
-                f"in {run.path}; delete it there, or choose another run_id"
+                f"logger=wandb: W&B has {self.sent:,} steps of a run {self.experiment.id}, which is not that "
+                f"of {run.path}; delete it there, or choose another run_id"
             )
         missing: dict[int, dict[str, float]] = {}
         if resumed_step is not None and (run.path / "metrics.csv").exists():

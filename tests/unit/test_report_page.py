@@ -6,22 +6,26 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from runs import make_run, write_metrics
+from small import ROOT, assert_one_line, environment
 from typer.testing import CliRunner
+from wandb_server import WandbServer
 
 from plato2.commands import app
 from plato2.config import UserError
 from plato2.evaluate.results import Figure, Measure, Result, inputs, write_result
-from plato2.report import paper
+from plato2.report import paper, training
 from plato2.report.found import find
 from plato2.report.page import Table
 from plato2.report.sections import sections
 from plato2.runs.folder import RunFolder
+from plato2.runs.panels import PANELS, tensorboard_layout
 
 EVIL = "<script>alert(1)</script> | *b* [x](javascript:alert(2)) \x1b[31m"
 """A reply that wants to be more than text, in HTML, in Markdown and on a terminal."""
@@ -288,6 +292,154 @@ def test_the_papers_tables_are_whole() -> None:
         assert {*table.measures} <= {*paper.LABELS}
         assert all(len(values) == len(table.measures) for values in table.rows.values())
     assert all(sum(pair.counts) == 50 for pair in paper.PAIRS)
+
+
+@pytest.fixture
+def curves(tmp_path: Path) -> Path:
+    """Two curriculum runs with what training logs, and replies that want to be more than text."""
+    for stage, seed in (("2_gen", 1), ("2_gen", 2), ("2_eval", 1)):
+        run = make_run(tmp_path / "outputs" / f"tiny-{stage}" / f"<i>{seed}&", stage)
+        RunFolder(run).write_lineage(created=f"2026-01-0{seed}", curriculum="one", config={"seed": seed})
+        rows = [(step, "train/loss", 9.0 / step) for step in range(1, 1001)]
+        rows += [(step, "train/grad_norm", 1.0) for step in range(1, 1001)]
+        if stage == "2_gen":
+            rows += [(1000, f"val/z_usage_{z:02d}", z / 10) for z in range(5)] + [(1000, "val/ppl", 30.0)]
+            reply = {"step": 1000, "context": ["hi", EVIL], "reference": EVIL, "candidates": [{"text": EVIL}]}
+            (run / "replies.jsonl").write_text(json.dumps(reply) + "\n")
+        else:
+            rows += [(500, "val/coherence_acc", 0.6), (1000, "val/coherence_acc", 0.7)]
+        write_metrics(run, rows)
+    return tmp_path / "outputs"
+
+
+def test_the_dashboard_without_a_network(curves: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.html"
+    done = run(curves, "--out", out)
+    assert done.exit_code == 0, done.output
+    page, text = Page(out), out.read_text(encoding="utf-8")
+    pictures = [given["aria-label"] for tag, given in page.tags if tag == "figure"]
+    told = {str(label).partition(": ")[0] for label in pictures}
+    assert {"loss, all terms", "perplexity", "share of each latent", "gradient norm, before clipping"} <= told
+    assert "loss, all terms: train/loss of 3 runs" in pictures
+    assert "perplexity: val/ppl of 2 runs" in pictures
+    assert "tokens a second" not in told  # nothing is logged of it
+    assert text.count("&lt;i&gt;1&amp;") >= 2  # names in the legend are text, as replies are
+    assert not any(tag in ("script", "i", "link", "img") for tag, _ in page.tags)
+    assert not re.search(r"""(src|href)=["']?https?:""", text)
+    replies = [cells for cells in page.rows if len(cells) == 5 and cells[1] == "1000"]
+    assert len(replies) == 2
+    assert all("<script>alert(1)</script>" in cells[4] and "\x1b" not in cells[4] for cells in replies)
+    assert len(text) < 400_000  # 1,000 points of a line are not drawn
+
+
+def test_a_long_line_is_thinned_without_bias() -> None:
+    line = [(step, float(step % 7)) for step in range(1, 10_001)]
+    thin = training.thinned(line)
+    assert len(thin) <= training.POINTS
+    assert [step for step, _ in thin] == sorted(step for step, _ in thin)
+    assert 2.8 < sum(value for _, value in thin) / len(thin) < 3.2  # the mean is 3
+    assert training.thinned(line[:100]) == line[:100]
+
+
+def test_damaged_metrics_and_replies_leave_the_others(
+    curves: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = sorted(curves.glob("tiny-2_gen/*"))
+    (first / "metrics.csv").write_text("not,ours\n")
+    (second / "replies.jsonl").write_text('{"step": 1000, "conte')
+    found = training.section([first, second])
+    assert [type(block).__name__ for block in found.blocks] == [
+        "Paragraph",
+        "Legend",
+        *["Gallery"] * 4,
+        "Table",
+    ]
+    told = capsys.readouterr().err
+    assert str(first / "metrics.csv") in told
+    assert str(second / "replies.jsonl") in told
+
+
+def test_one_definition_of_the_panels(tmp_path: Path, curves: Path) -> None:
+    """W&B's dashboard as a file, TensorBoard's layout and the page show the same."""
+    pytest.importorskip("wandb_workspaces")
+    file = tmp_path / "dashboard.json"
+    done = CliRunner().invoke(app, ["dashboard", "--out", str(file)])
+    assert done.exit_code == 0, done.output
+    spec = json.loads(file.read_text())["spec"]["section"]
+    sections = {part["name"]: part["panels"] for part in spec["panelBankConfig"]["sections"]}
+    assert [*sections] == [*PANELS]
+    for name, panels in PANELS.items():
+        for panel, made in zip(panels, sections[name], strict=True):
+            if panel.kind == "replies":
+                assert '"replies"' in json.dumps(made)
+                continue
+            config = made["config"]
+            assert config["chartTitle"] == panel.title
+            if panel.kind == "latents":
+                assert re.fullmatch(config["metricRegex"], "val/z_usage_07")
+            else:
+                assert config["metrics"] == list(panel.metrics)
+    (runset,) = spec["runSets"]
+    assert [one["name"] for one in runset["grouping"]] == ["group", "jobType"]
+    laid_out = tensorboard_layout("2_gen")
+    for name, charts in laid_out.items():
+        assert [*charts] == [panel.title for panel in PANELS[name] if panel.about("2_gen")]
+
+
+@pytest.mark.slow
+def test_the_dashboard_is_saved(tmp_path: Path) -> None:
+    pytest.importorskip("wandb_workspaces")
+    key = {"WANDB_API_KEY": "a" * 40, "WANDB_SILENT": "true", "WANDB_CONFIG_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "plato2", "dashboard", "--project", "chat", "--entity", "someone"]
+    given = {"capture_output": True, "text": True, "timeout": 200}
+    with WandbServer() as server:
+        online = environment(**key, WANDB_BASE_URL=server.address, PYTHONPATH=str(ROOT), WANDB_MODE="online")
+        done = subprocess.run(command, env=online, **given)
+        assert done.returncode == 0, done.stderr
+        (view,) = server.views
+        assert (view["entityName"], view["projectName"], view["displayName"]) == (
+            "someone",
+            "chat",
+            "PLATO-2",
+        )
+        assert "perf/mfu" in view["spec"]
+        assert done.stdout.startswith("saved: http")
+    gone = subprocess.run(command, env=online, **given)
+    assert gone.returncode == 2
+    assert_one_line(gone.stderr, "plato2 dashboard: not saved", "--out dashboard.json")
+
+
+@pytest.mark.slow
+def test_the_dashboard_in_a_browser(curves: Path, tmp_path: Path) -> None:
+    """No words below 8 pixels, and nothing wider than the screen, on a desk and on a telephone."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs chromium")
+    out = tmp_path / "r.html"
+    run(curves, "--out", out)
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for width in (1280, 390):
+            tab = browser.new_page(viewport={"width": width, "height": 844})
+            asked: list[str] = []
+            tab.on("request", lambda request, asked=asked: asked.append(request.url))
+            tab.on("dialog", lambda dialog: pytest.fail(dialog.message))
+            tab.goto(out.as_uri())
+            assert asked == [out.as_uri()]
+            assert tab.evaluate("document.documentElement.scrollWidth") == width
+            heights = tab.evaluate(
+                "[...document.querySelectorAll('.gallery svg')].flatMap(svg => "
+                "[...svg.querySelectorAll('text')].map(text => parseFloat(getComputedStyle(text).fontSize) * svg.getScreenCTM().a))"
+            )
+            assert len(heights) > 20
+            assert min(heights) >= 8
+            columns = tab.evaluate(
+                "new Set([...document.querySelectorAll('.gallery figure')]"
+                ".map(figure => figure.getBoundingClientRect().left)).size"
+            )
+            assert columns == (2 if width == 1280 else 1)
+        browser.close()
 
 
 @pytest.mark.slow
