@@ -46,7 +46,8 @@ FORMAT = "plato2-run/1"
 PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "omegaconf", "sentencepiece", "numpy", "pyarrow")
 LONGEST_NAME = 255
 """Bytes of a folder's name that file systems take."""
-NOT_PART_OF_A_RUN = ("run_id", "resume", "plan", "output_dir", "tags", "sweep_metric", "report")
+PLAN = ("plan", "plan_mfu", "plan_gb_per_s", "plan_gpu_hour_price")
+NOT_PART_OF_A_RUN = ("run_id", "resume", *PLAN, "output_dir", "tags", "sweep_metric", "report")
 """Top-level keys that may differ between a run and its continuation."""
 FREE = ("data.path", "data.prepare", "data.n_workers", "data.cache_dir", "model.checkpoint_activations")
 """Other keys that change no number; the data itself is compared by its hash when its position is restored."""
