@@ -513,8 +513,15 @@ class RunConfig:
     latent_contexts: int = 0
     """Validation contexts on which stages with latents measure, at each validation and in the report of a
     sweep, how much candidates differ (24 take the tiny model about 13 CPU seconds); 0 = none."""
-    plan: bool = False
-    """Print what the run will need (parameters, memory, steps) and train nothing."""
+    plan: bool | str = False
+    """Print what the run will need (parameters, memory, time, cost) and train nothing; `json` = as JSON."""
+    plan_mfu: float = 0.4
+    """Share of a GPU's peak that a plan assumes; typical of dense transformers in bf16."""
+    plan_gb_per_s: float = 350.0
+    """GB/s at which a plan lets each rank receive while it sends: NCCL's bus bandwidth, 350 with NVLink and
+    eight network cards of 400 Gbit/s a machine, about 10 with one card of 100 Gbit/s."""
+    plan_gpu_hour_price: float | None = None
+    """What a plan lets a GPU cost an hour, in any currency."""
     report: bool = False
     """Print the curriculum's closing table after a sweep over the three stages."""
     sweep_metric: str | None = None
@@ -531,6 +538,11 @@ class RunConfig:
         for key in ("output_dir", "init_from", "resume"):
             setattr(self, key, expand_path(getattr(self, key), key))
         _require(self.seed >= 0, f"seed={self.seed}: must be 0 or more")
+        _require(self.plan in (True, False, "json"), f"plan={self.plan}: choose true or json")
+        _require(0 < self.plan_mfu <= 1, f"plan_mfu={self.plan_mfu}: must be above 0 and at most 1")
+        _require(self.plan_gb_per_s > 0, f"plan_gb_per_s={self.plan_gb_per_s}: must be above 0")
+        price = self.plan_gpu_hour_price
+        _require(price is None or price >= 0, f"plan_gpu_hour_price={price}: must be 0 or more")
         _require(self.checkpoint_steps >= 1, f"checkpoint_steps={self.checkpoint_steps}: must be at least 1")
         _require(
             self.checkpoint_minutes > 0, f"checkpoint_minutes={self.checkpoint_minutes}: must be above 0"

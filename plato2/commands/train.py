@@ -14,8 +14,8 @@ import re
 import shlex
 import shutil
 import sys
-import time
 import traceback
+from contextlib import nullcontext
 from dataclasses import fields
 from itertools import count
 from pathlib import Path
@@ -28,6 +28,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.conf import RuntimeConf
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -153,15 +154,43 @@ def composed(*overrides: str) -> DictConfig:
     return config
 
 
+CURRICULUM = ("1_coarse", "2_gen", "2_eval")
+"""The paper's three stages, in their order."""
+
+
+def other_stages() -> list[TrainConfig]:
+    """The same command for the curriculum's other stages; none where the stage is not one of them."""
+    own = hydra_runtime().choices.get("stage")
+    if own not in CURRICULUM:
+        return []
+    given = [word for word in HydraConfig.get().overrides.task if word.partition("=")[0] != "stage"]
+    found: list[TrainConfig] = []
+    before, initialized = HydraConfig.get(), GlobalHydra.instance().is_initialized()
+    with nullcontext() if initialized else initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        for stage in (stage for stage in CURRICULUM if stage != own):
+            try:
+                config = compose("train", [*given, f"stage={stage}"], return_hydra_config=True)
+                HydraConfig.instance().set_config(config)
+                with flag_override(config, ["struct", "readonly"], False):
+                    del config["hydra"]
+                found.append(OmegaConf.to_object(config))  # type: ignore[arg-type]
+            except (HydraException, OmegaConfBaseException):  # a key of this stage alone, such as stage.tau
+                continue
+            finally:
+                HydraConfig.instance().cfg = OmegaConf.create({"hydra": before})  # type: ignore[assignment]
+    return found
+
+
 def job(keys: TrainConfig) -> Job:
     """What Hydra knows of the job."""
     if not in_sweep():
-        return Job(command=command_but_for_stage(keys))
+        return Job(command=command_but_for_stage(keys), other_stages=other_stages)
     side_by_side = not str(HydraConfig.get().launcher._target_).endswith(".BasicLauncher")
     hydra_job = HydraConfig.get().job
     number = 0 if OmegaConf.is_missing(hydra_job, "num") else hydra_job.num  # it is when nothing is started
     stages = tuple(os.environ.get(SWEEP_STAGES, "").split(","))
-    return Job(number, tuple(job_overrides()), stages, side_by_side, command_but_for_stage(keys))
+    command = command_but_for_stage(keys)
+    return Job(number, tuple(job_overrides()), stages, side_by_side, command, other_stages)
 
 
 def refuse_unknown(config: DictConfig) -> None:

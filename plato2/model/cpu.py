@@ -28,7 +28,6 @@ from torch import Tensor
 from plato2.model import masks
 
 
-
 def serves(x: Tensor) -> bool:
     """Whether the forms of this file compute on a tensor; where not, PyTorch's own do."""
     return x.device.type == "cpu"

@@ -47,10 +47,11 @@ FORMAT = "plato2-run/1"
 PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "omegaconf", "sentencepiece", "numpy", "pyarrow")
 LONGEST_NAME = 255
 """Bytes of a folder's name that file systems take."""
+PLAN = ("plan", "plan_mfu", "plan_gb_per_s", "plan_gpu_hour_price")
 NOT_PART_OF_A_RUN = (
     "run_id",
     "resume",
-    "plan",
+    *PLAN,
     "output_dir",
     "tags",
     "sweep_metric",

@@ -1,28 +1,33 @@
-"""What a run will need, before it starts: parameters, memory of a rank, arithmetic, time.
+"""What a run will need, before it starts: parameters, memory of a rank, arithmetic, traffic, time and money.
 
-`python train.py ... plan=true` prints it. The arithmetic counts matrix products only, forward and backward
-(three times the forward); one multiplication and one addition are two FLOP.
+`python train.py ... plan=true` prints it, `plan=json` gives every figure under a plain name. The arithmetic
+counts matrix products only, forward and backward (three times the forward); one multiplication and one
+addition are two FLOP. Memory is that of a simulated step (`simulate`).
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 
+from plato2.batch import Unit
 from plato2.config import ModelConfig
-from plato2.runs.length import RunLength, duration, in_words
+from plato2.runs.length import RunLength, duration, in_words, rounded
+from plato2.runs.simulate import Form, Memory, Ranks, peak_memory
+from plato2.stages.base import Stage
 
-BF16_PEAK = {"H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12}
-BF16_PEAK |= {"V100": 125e12, "L40S": 362e12, "L40": 181e12, "A10": 125e12}
-"""Dense bf16 (V100: fp16) FLOP/s of data-centre GPUs, from NVIDIA's data sheets; the first name that fits."""
-ASSUMED_MFU = 0.4
-"""For the time a plan states; typical of dense transformers in bf16."""
+GIB = 1024**3
+
+# --------------------------------------------------------------------------------------- arithmetic and peaks
 
 
-def step_flops(config: ModelConfig, tokens: int, samples: int, targets: int, passes: int) -> float:
+def step_flops(config: ModelConfig, tokens: float, samples: float, targets: float, passes: int) -> float:
     """FLOP to train on some tokens, forward and backward.
 
     Per layer and token 24 H^2 for the six matrix products and 4 T H for attention over the sample's own T
@@ -41,18 +46,24 @@ def step_flops(config: ModelConfig, tokens: int, samples: int, targets: int, pas
     return 3.0 * (passes * layers + head)
 
 
+DATA_SHEETS = {"H200 NVL": 835e12, "H200": 989.4e12, "H100 NVL": 835e12, "L40S": 362e12, "L40": 181e12}
+DATA_SHEETS |= {"A10": 125e12, "A40": 149.7e12, "RTX A6000": 154.8e12}
+"""Dense bf16 FLOP/s of GPUs on which Lightning's table (2.6.6) is silent or wrong: it takes an L40 for an L4,
+gives H200 and H100 NVL with sparsity, A40 and A6000 without tensor cores, and does not know `NVIDIA H200`."""
+
+
 @lru_cache
 def peak_flops(device: torch.device, precision: str) -> float:
     """FLOP/s of a device at best: a GPU's data sheet, else the fastest matrix product here (0.2 s).
 
-    A CPU's is taken over the processor time of its threads: what other processes take does not count, or the
-    peak of a busy machine would be low and the share of it that training reaches high.
+    A GPU's is that of its tensor cores in 16 bits, from Lightning's own table, which tells an H100 SXM from an
+    H100 PCIe. A CPU's is taken over the processor time of its threads: what other processes take does not
+    count, or the peak of a busy machine would be low and the share of it that training reaches high.
     """
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for gpu, peak in BF16_PEAK.items():
-            if gpu in name:
-                return peak
+        known = _data_sheet(torch.cuda.get_device_name(device), device)
+        if known:
+            return known
     dtype = torch.bfloat16 if "bf16" in precision else torch.float32
     size = 2048 if device.type == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -68,109 +79,412 @@ def peak_flops(device: torch.device, precision: str) -> float:
     return best
 
 
-TARGET_SHARE = 0.2
-"""Response tokens among all tokens, for a plan without data (chitchat: 0.19)."""
-SAMPLE_TOKENS = 128
-"""Tokens of a sample, for a plan without data (chitchat: 117)."""
-GIB = 1024**3
+def _data_sheet(name: str, device: torch.device) -> float | None:
+    """A GPU's FLOP/s by its name; None = unknown."""
+    from lightning_fabric.utilities.throughput import get_available_flops
+
+    words = f"{name} "
+    for gpu, peak in DATA_SHEETS.items():
+        if f" {gpu} " in words or f" {gpu}-" in words:
+            return peak
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it does not know the GPU, or that a V100 has no bf16
+        kinds = (torch.bfloat16, torch.float16)
+        found = (get_available_flops(device, kind) for kind in kinds)
+        return next((float(peak) for peak in found if peak), None)
 
 
-def activation_bytes(config: ModelConfig, slots: int, passes: int, half: bool) -> int:
-    """What a unit's forward pass keeps for its backward pass, with a fused attention kernel.
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU that can be rented."""
 
-    Per layer and slot, in units of H: the residual stream before both norms (4 bytes each), the norms'
-    outputs, q, k, v and the attention's output, the inputs of gelu and of W2 (4H each; all in the compute
-    dtype) and two dropout masks of one byte. With activation checkpointing only each block's input, and one
-    block in full. Logits, their float32 log-softmax and its gradient exist for the targets.
+    memory: int
+    """Bytes."""
+    peak: float
+    """Dense FLOP/s in bf16 (V100: float16)."""
+
+
+GPUS = {
+    "V100-32G": Gpu(32 * GIB, 125e12),
+    "A100-80G": Gpu(80 * GIB, 312e12),
+    "H100-80G": Gpu(80 * GIB, 989.4e12),
+    "H200-141G": Gpu(140 * GIB, 989.4e12),
+}
+USABLE = 0.9
+"""Share of a GPU's memory that tensors can have: CUDA, NCCL and gaps between tensors take the rest."""
+
+# ------------------------------------------------------------------------------------------------ the network
+
+
+def step_traffic(blocks: int, rest: int, passes: int, units: int, ranks: Ranks) -> float:
+    """Bytes that a rank receives in a step, and as many that it sends.
+
+    FSDP2 gathers a block's weights, in bf16 as computed in, before each pass through it, forward and backward, and the rest of
+    the stage once a unit; it reduces float32 gradients once a step. Gathering or reducing S bytes over n ranks
+    moves S (n - 1) / n to and from each; an all-reduce, of copies of the model, twice that.
 
     Args:
-        config: the geometry.
-        slots: slots of a unit, padding included.
-        passes: passes through the backbone whose activations live at once.
-        half: compute in bf16 rather than float32.
+        blocks: parameters of all blocks.
+        rest: the stage's other parameters.
+        passes: passes through the blocks for each unit.
+        units: of a rank in a step.
+        ranks: how they share the model.
     """
-    size = 2 if half else 4
-    kept = 8 + 14 * size + (2 if config.dropout else 0)
-    block = slots * config.hidden_size * kept
-    if config.checkpoint_activations:
-        layers = config.n_layer * slots * config.hidden_size * 4 * passes + block
-    else:
-        layers = config.n_layer * block * passes
-    return layers + int(slots * TARGET_SHARE) * config.vocab_size * (size + 8)
+    inside, between = ((n - 1) / n for n in (ranks.shard, ranks.replicate))
+    traffic = 2 * between * 4 * (blocks + rest) / ranks.shard
+    if ranks.fsdp:
+        gathered = (2 if ranks.half else 4) * (2 * passes * blocks + rest) * units
+        traffic += inside * (gathered + 4 * (blocks + rest))
+    return traffic
+
+
+# ----------------------------------------------------------------------------------------------- the plan
+
+
+@dataclass(frozen=True)
+class Work:
+    """A stage of the curriculum as it is to be trained."""
+
+    stage: str
+    steps: int
+    step_tokens: int
+    """Over all ranks, padding included."""
+    unit_tokens: int
+    """Of a unit of a rank, padding included."""
+    step_samples: float
+    step_flop: float
+    parameters: int
+    blocks: int
+    """Parameters of all blocks."""
+    passes: int
+    ranks: Ranks
+
+    @property
+    def units(self) -> int:
+        """Units of a rank in a step."""
+        return max(1, self.step_tokens // self.unit_tokens // self.ranks.n)
+
+    @property
+    def traffic(self) -> float:
+        """Bytes that a rank receives in a step."""
+        rest = self.parameters - self.blocks
+        return step_traffic(self.blocks, rest, self.passes, self.units, self.ranks)
+
+    @property
+    def flop(self) -> float:
+        """Of all steps and ranks."""
+        return self.steps * self.step_flop
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is taken for granted."""
+
+    mfu: float
+    """Share of a GPU's peak that the model's own arithmetic reaches."""
+    link_gb_per_s: float
+    """GB/s at which a rank receives while it sends."""
+    gpu_hour_price: float | None = None
+
+
+def work(stage: Stage, unit: Unit, unit_tokens: int, step_tokens: int, steps: int, ranks: Ranks) -> Work:
+    """The work of a stage whose units are like one that is typical.
+
+    Args:
+        stage: on any device, also meta.
+        unit: a typical one.
+        unit_tokens: of a unit, padding included.
+        step_tokens: of a step over all ranks.
+        steps: of the run.
+        ranks: how they share the model.
+    """
+    per_step = step_tokens / unit_tokens
+    tokens = float((unit["segment_ids"] > 0).sum()) * per_step
+    samples = (len(unit["sample_index"]) + len(unit.get("random_index", ()))) * per_step
+    targets = len(unit["target_index"]) * per_step
+    return Work(
+        stage=stage.name,
+        steps=steps,
+        step_tokens=step_tokens,
+        unit_tokens=unit_tokens,
+        step_samples=samples,
+        step_flop=step_flops(stage.model_config, tokens, samples, targets, stage.passes),
+        parameters=sum(parameter.numel() for parameter in stage.parameters()),
+        blocks=sum(parameter.numel() for parameter in stage.backbone.blocks.parameters()),
+        passes=stage.passes,
+        ranks=ranks,
+    )
+
+
+def arithmetic_s(work: Work, gpu: Gpu, terms: Terms) -> float:
+    """Seconds of a step that a rank computes."""
+    return work.step_flop / work.ranks.n / (gpu.peak * terms.mfu)
+
+
+def network_s(work: Work, terms: Terms) -> float:
+    """Seconds of a step that a rank's links are busy."""
+    return work.traffic / (terms.link_gb_per_s * 1e9)
+
+
+def hours(work: Work, gpu: Gpu, terms: Terms) -> float:
+    """Of a stage; traffic is hidden behind the arithmetic as far as that goes."""
+    return work.steps * max(arithmetic_s(work, gpu, terms), network_s(work, terms)) / 3600
+
+
+PAPER = {"gpus": 64, "gpu": "V100-32G", "hours": 3 * 7 * 24.0, "gpu_hours": 64 * 3 * 7 * 24.0, "mfu": 0.115}
+"""The paper's 1.6B: three weeks (section 3.2); its share of the peak follows from 1.67e21 FLOP."""
+
+Build = Callable[[int, bool], Stage]
+"""(layers, activation checkpointing) -> the stage on the meta device."""
+MakeUnit = Callable[[int], Unit]
+"""Tokens -> a typical unit."""
+FITTED = (16384, 32768)
+"""Tokens of two units between and beyond which memory is taken to be a line: activations outweigh all else."""
+
+
+def memory_of_a_rank(
+    build: Build, n_layer: int, checkpointing: bool, unit: Unit, ranks: Ranks, form: Form, n_units: int
+) -> Memory:
+    """Memory at the peak of a step; of more than four layers from that of two and of four."""
+    few = (n_layer,) if n_layer <= 4 else (2, 4)
+    found = [peak_memory(build(n, checkpointing), unit, ranks, form, n_units) for n in few]
+    if len(found) == 1:
+        return found[0]
+    two, four = found
+    return two + (four + two * -1.0) * ((n_layer - 2) / 2)
+
+
+def largest_units(
+    build: Build, n_layer: int, make_unit: MakeUnit, step: int, ranks: Ranks, n_units: int
+) -> dict[str, dict[str, int]]:
+    """GPU -> the largest unit, in tokens, that fits with and without activation checkpointing; 0 = none.
+
+    Args:
+        build: makes the stage.
+        n_layer: of the model.
+        make_unit: makes a unit.
+        step: units are multiples of this many tokens.
+        ranks: how they share the model.
+        n_units: of a rank in a step.
+    """
+    found: dict[str, dict[str, int]] = {name: {} for name in GPUS}
+    small, large = (-(-tokens // step) * step for tokens in FITTED)
+    for name, checkpointing in (("with_checkpointing", True), ("without_checkpointing", False)):
+        at = [
+            memory_of_a_rank(build, n_layer, checkpointing, make_unit(tokens), ranks, "gpu", n_units).total
+            for tokens in (small, large)
+        ]
+        per_token = (at[1] - at[0]) / (large - small)
+        for gpu, info in GPUS.items():
+            left = USABLE * info.memory - at[0]
+            found[gpu][name] = max(0, int((small + left / per_token) // step) * step)
+    return found
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The needs of a run; sizes in bytes, of one rank."""
+    """The needs of a run and of its curriculum."""
 
-    parameters: int
-    state: int
-    """float32 weights, gradients and two Adam moments, 16 bytes per parameter over the ranks that share them,
-    and 4 more for the sum of gradients where a step has several units; where they are not shared, 2 more for
-    the bf16 copy that autocast keeps."""
-    activations: int
-    ranks: int
-    units: int
-    """Micro-batches of a rank in one step."""
-    batch_tokens: int
-    steps: int
-    flops: float
-    """Of the whole run, over all ranks."""
+    name: str
+    work: Work
+    curriculum: tuple[Work, ...]
+    """All stages, this one among them."""
+    memory: Memory
+    form: Form
+    checkpointing: bool
+    largest_unit: dict[str, dict[str, int]] | None
+    """`largest_units`; None where the run is one on CPUs."""
+    terms: Terms
+    length: RunLength | None = None
+    """Where the corpus is prepared."""
 
-    def rows(self, length: RunLength | None = None) -> list[tuple[str, str]]:
-        """The plan as (name, text), for a table; with epochs where the corpus is prepared."""
-        tokens = self.steps * self.batch_tokens
+    def figures(self) -> dict[str, Any]:
+        """Every figure under a plain name: bytes, seconds, hours, tokens."""
+        work, terms = self.work, self.terms
+        tokens = work.steps * work.step_tokens
+        return {
+            "run": self.name,
+            "parameters": work.parameters,
+            "ranks": work.ranks.n,
+            "copies_of_the_model": work.ranks.replicate,
+            "ranks_per_copy": work.ranks.shard,
+            "unit_tokens": work.unit_tokens,
+            "units_per_rank_and_step": work.units,
+            "tokens_per_rank_and_step": work.step_tokens // work.ranks.n,
+            "tokens_per_step": work.step_tokens,
+            "steps": work.steps,
+            "tokens": tokens,
+            "samples": round(work.steps * work.step_samples),
+            "epochs": self.length.epochs if self.length else None,
+            "flop_per_token": work.step_flop / work.step_tokens,
+            "flop_per_step": work.step_flop,
+            "flop": work.flop,
+            "memory_bytes": {**asdict(self.memory), "total": self.memory.total},
+            "memory_on": self.form,
+            "checkpoint_activations": self.checkpointing,
+            "largest_unit_tokens": self.largest_unit,
+            "network_bytes_per_step": work.traffic,
+            "network_s_per_step": network_s(work, terms),
+            "assumed": asdict(terms),
+            "gpus": {gpu: self._on(info) for gpu, info in GPUS.items()},
+            "curriculum": {
+                "stages": {
+                    one.stage: {"steps": one.steps, "tokens": one.steps * one.step_tokens, "flop": one.flop}
+                    for one in self.curriculum
+                },
+                "flop": sum(one.flop for one in self.curriculum),
+            },
+            "paper": PAPER,
+            "advice": self.advice(),
+        }
+
+    def _on(self, gpu: Gpu) -> dict[str, Any]:
+        total = sum(hours(one, gpu, self.terms) for one in self.curriculum)
+        gpu_hours, price = total * self.work.ranks.n, self.terms.gpu_hour_price
+        return {
+            "memory_bytes": gpu.memory,
+            "peak_flop_per_s": gpu.peak,
+            "arithmetic_s_per_step": arithmetic_s(self.work, gpu, self.terms),
+            "bound_by": "network" if self._network_bound(gpu) else "arithmetic",
+            "hours": hours(self.work, gpu, self.terms),
+            "curriculum_hours": total,
+            "curriculum_gpu_hours": gpu_hours,
+            "curriculum_cost": None if price is None else gpu_hours * price,
+        }
+
+    def _network_bound(self, gpu: Gpu, of: Work | None = None) -> bool:
+        of = of or self.work
+        return network_s(of, self.terms) > arithmetic_s(of, gpu, self.terms)
+
+    def fits(self, gpu: str) -> bool | None:
+        """Whether a unit of the run fits; None where that is not known."""
+        if self.largest_unit is None:
+            return None
+        return self.memory.total <= USABLE * GPUS[gpu].memory
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The plan as (name, text), for a table."""
+        work = self.work
+        tokens = work.steps * work.step_tokens
+        parts = [(n.replace("_", " "), size) for n, size in asdict(self.memory).items() if size >= 5e-3 * GIB]
         rows = [
-            ("parameters", f"{self.parameters:,}"),
-            ("ranks", f"{self.ranks}, each {self.units} unit{'s' if self.units > 1 else ''} a step"),
-            ("a step", f"{self.batch_tokens:,} tokens"),
-            ("the run", f"{self.steps:,} steps, {in_words(tokens)} tokens, {self.flops:.3g} FLOP"),
-            ("weights, gradients, Adam", f"{self.state / GIB:.2f} GiB a rank"),
-            ("activations", f"{self.activations / GIB:.2f} GiB a rank"),
+            ("parameters", f"{work.parameters:,}"),
+            ("ranks", f"{work.ranks.n}, each {work.units} unit{'s' * (work.units > 1)} a step"),
+            ("a step", f"{work.step_tokens:,} tokens, {work.step_flop:.3g} FLOP"),
+            ("the run", f"{work.steps:,} steps, {in_words(tokens)} tokens, {work.flop:.3g} FLOP"),
         ]
-        if length:
-            rows.append(("the corpus", length.of_the_corpus()))
-        for gpu in ("A100", "H100"):
-            seconds = self.flops / (BF16_PEAK[gpu] * self.ranks * ASSUMED_MFU)
-            rows.append((f"time on {gpu}", f"about {duration(seconds)} at {ASSUMED_MFU:.0%} of its peak"))
+        if self.length:
+            rows.append(("the corpus", self.length.of_the_corpus()))
+        share = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts)
+        rows.append(("memory of a rank", f"{self.memory.total / GIB:.2f} GiB at its peak ({share})"))
+        if work.ranks.n > 1:
+            sent = f"{work.traffic / 1e9:.3g} GB to and from a rank, {_ms(network_s(work, self.terms))}"
+            rows.append(("traffic of a step", f"{sent} at {self.terms.link_gb_per_s:g} GB/s"))
+        stages = ", ".join(f"{one.stage} {one.flop:.3g}" for one in self.curriculum)
+        rows.append(("the curriculum", f"{sum(one.flop for one in self.curriculum):.3g} FLOP ({stages})"))
         return rows
 
+    def gpu_rows(self) -> list[list[str]]:
+        """A line for each GPU: its name, step, largest units, and the time and cost of the curriculum."""
+        lines = []
+        for name, gpu in GPUS.items():
+            found = self._on(gpu)
+            cost = found["curriculum_cost"]
+            step = f"{_ms(found['arithmetic_s_per_step'])}{', network-bound' * self._network_bound(gpu)}"
+            limit = self.largest_unit and [
+                f"{tokens:,}" if tokens else "none" for tokens in self.largest_unit[name].values()
+            ]
+            lines.append(
+                [
+                    name,
+                    step,
+                    *(limit or []),
+                    duration(3600 * found["hours"]),
+                    duration(3600 * found["curriculum_hours"]),
+                    f"{found['curriculum_gpu_hours']:,.0f}",
+                    *([] if cost is None else [f"{cost:,.0f}"]),
+                ]
+            )
+        return lines
 
-def plan(
-    config: ModelConfig,
-    parameters: int,
-    passes: int,
-    ranks: int,
-    sharded: bool,
-    half: bool,
-    unit_tokens: int,
-    batch_tokens: int,
-    steps: int,
-) -> Plan:
-    """The plan of a run.
+    @property
+    def gpu_columns(self) -> list[str]:
+        """What the columns of `gpu_rows` are."""
+        fits = ["largest unit, checkpointed", "not checkpointed"] if self.largest_unit else []
+        cost = [] if self.terms.gpu_hour_price is None else ["cost"]
+        return ["GPU", "arithmetic of a step", *fits, "this run", "the curriculum", "GPU-hours", *cost]
 
-    Args:
-        config: the geometry.
-        parameters: of the stage, heads included.
-        passes: passes through the backbone in a step (2 in stage 2.1).
-        ranks: devices.
-        sharded: weights and optimizer state are shared out over the ranks (FSDP2).
-        half: compute in bf16.
-        unit_tokens: of a micro-batch.
-        batch_tokens: of a step over all ranks.
-        steps: of the run.
-    """
-    tokens, units = steps * batch_tokens, batch_tokens // unit_tokens // ranks
-    # Gradients of several units are added up whole, then reduced once (`sharding.exchange_once`).
-    summed = 4 * parameters if units > 1 else 0
-    samples, targets = tokens // SAMPLE_TOKENS, int(tokens * TARGET_SHARE)
-    return Plan(
-        parameters=parameters,
-        state=16 * parameters // ranks + summed if sharded else (18 if half else 16) * parameters,
-        activations=activation_bytes(config, unit_tokens, passes, half),
-        ranks=ranks,
-        units=units,
-        batch_tokens=batch_tokens,
-        steps=steps,
-        flops=step_flops(config, tokens, samples, targets, passes),
-    )
+    # ------------------------------------------------------------------------------------------ in words
+
+    def advice(self) -> list[str]:
+        """What to change, and why; a sentence each."""
+        return [*self._about_memory(), *self._about_network()]
+
+    def _about_memory(self) -> list[str]:
+        if self.largest_unit is None:
+            return []
+        work, said = self.work, []
+        too_small = [gpu for gpu in GPUS if not self.fits(gpu)]
+        if too_small:
+            unit = f"{' and '.join(too_small)}: a unit of {work.unit_tokens:,} tokens does not fit"
+            best = max(self.largest_unit[gpu]["with_checkpointing"] for gpu in too_small)
+            if not self.checkpointing and best >= work.unit_tokens:
+                said.append(f"{unit}; model.checkpoint_activations=true makes room")
+            elif best > 0:
+                said.append(f"{unit}; give data.unit_tokens={best} or less")
+            elif not work.ranks.fsdp:
+                said.append(f"{unit}, nor any smaller one; strategy=fsdp_64 shares the model out")
+            else:
+                said.append(f"{unit}, nor any smaller one; take more devices")
+        room = [gpu for gpu in GPUS if self.largest_unit[gpu]["without_checkpointing"] >= work.unit_tokens]
+        if self.checkpointing and room:
+            said.append(
+                f"{' and '.join(room)}: a unit also fits with model.checkpoint_activations=false, which saves "
+                "a quarter of the arithmetic done (none of that counted here)"
+            )
+        return said
+
+    def _about_network(self) -> list[str]:
+        work = self.work
+        bound = [gpu for gpu, info in GPUS.items() if self._network_bound(info)]
+        if work.ranks.n == 1 or not bound:
+            return []
+        fastest = max((GPUS[gpu] for gpu in bound), key=lambda gpu: gpu.peak)
+        per_rank = work.step_tokens // work.ranks.n
+        said = (
+            f"{' and '.join(bound)}: {per_rank:,} tokens a rank and step are too few for {work.ranks.n} "
+            f"ranks, {_ms(network_s(work, self.terms))} of traffic beside "
+            f"{_ms(arithmetic_s(work, fastest, self.terms))} of arithmetic"
+        )
+        cures = []
+        key = "with_checkpointing" if self.checkpointing else "without_checkpointing"
+        one = work.step_tokens // 8
+        fit = min(self.largest_unit[gpu][key] for gpu in bound) if self.largest_unit else one
+        if work.ranks.n > 8 and one:
+            unit = next((one // n for n in range(1, 65) if one % n == 0 and one // n <= max(fit, 1)), 0)
+            if unit >= work.unit_tokens:
+                ranks = Ranks(1, 8, True, True) if work.ranks.fsdp else Ranks(8, 1, False, True)
+                single = Work(**{**vars(work), "unit_tokens": unit, "ranks": ranks})
+                kind = "fsdp" if work.ranks.fsdp else "ddp"
+                cures.append(
+                    f"one machine of 8 (strategy={kind} strategy.devices=8 data.unit_tokens={unit}: "
+                    f"{_ms(network_s(single, self.terms))} beside "
+                    f"{_ms(arithmetic_s(single, fastest, self.terms))})"
+                )
+        if work.ranks.fsdp and work.ranks.replicate == 1 and work.ranks.n > 8:
+            cures.append("HSDP, which gathers inside a machine (strategy=hsdp_64)")
+        if work.units > 1 and self.largest_unit and fit >= 2 * work.unit_tokens:
+            cures.append(f"larger units (data.unit_tokens={min(per_rank, fit)})")
+        cures.append("a larger optim.batch_tokens, which is not the recipe's")
+        return [f"{said}: take {', or '.join(cures)}"]
+
+    def paper(self) -> str:
+        """The paper's run in a sentence."""
+        return (
+            f"the paper's 1.6B took {PAPER['gpus']} {PAPER['gpu']} three weeks: {PAPER['gpu_hours']:,.0f} "
+            f"GPU-hours, {PAPER['mfu']:.1%} of their peak; here {self.terms.mfu:.0%} is assumed"
+        )
+
+
+def _ms(seconds: float) -> str:
+    return f"{rounded(1000 * seconds)} ms" if seconds < 1 else f"{rounded(seconds)} s"

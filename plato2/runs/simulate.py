@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.strategies import ModelParallelStrategy
+from pytorch_lightning.plugins.precision import Precision
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
@@ -32,6 +32,7 @@ from plato2.data.samples import BOS_ID, EOS_ID
 from plato2.data.shards import Samples
 from plato2.data.stream import Batch
 from plato2.model import cpu, losses
+from plato2.runs.sharded import PolicyPrecision, Sharded, sharding_mesh
 from plato2.stages.base import Stage
 from plato2.stages.optim import adamw
 from plato2.stages.sharding import exchange_once, shard_fully
@@ -53,7 +54,7 @@ class Ranks:
     shard: int = 1
     """Ranks that share one copy."""
     fsdp: bool = False
-    """FSDP2 does it, with its bf16 policy."""
+    """FSDP2 does it."""
     half: bool = True
     """Compute in bf16 (or float16)."""
 
@@ -220,22 +221,22 @@ def _materialize(stage: Stage) -> None:
 
 
 @contextmanager
-def _process_group(ranks: Ranks) -> Iterator[ModelParallelStrategy | None]:
+def _process_group(ranks: Ranks) -> Iterator[Sharded | None]:
     """A process group of one process that pretends to be the first of all; nothing is sent."""
     if not ranks.fsdp:
         yield None
         return
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     if torch.distributed.is_initialized():
         raise RuntimeError("a plan needs a process that has no process group")
     torch.distributed.init_process_group("fake", rank=0, world_size=ranks.n, store=FakeStore())
     try:
-        strategy = ModelParallelStrategy(data_parallel_size=ranks.n, tensor_parallel_size=1)
-        names = ("data_parallel", "tensor_parallel")
-        strategy._device_mesh = mesh = init_device_mesh("cpu", (ranks.n, 1), mesh_dim_names=names)
-        mesh["data_parallel"]  # made now: a mesh reads its ranks, and fake tensors cannot be read
+        strategy = Sharded(ranks.replicate)
+        strategy.precision_plugin = PolicyPrecision("bf16-mixed", "cpu") if ranks.half else Precision()
+        strategy._device_mesh = mesh = sharding_mesh("cpu", ranks.n, ranks.replicate)
+        for name in mesh.mesh_dim_names or ():
+            mesh[name]  # made now: a mesh reads its ranks, and fake tensors cannot be read
         yield strategy
     finally:
         torch.distributed.destroy_process_group()

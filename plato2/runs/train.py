@@ -6,11 +6,13 @@ Hydra stays outside: what a job of a sweep has to know of it is a `Job`.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +26,15 @@ from plato2.runs.console import WARNINGS, Stopped, is_first_process, quiet_light
 if TYPE_CHECKING:  # heavy imports wait until something is trained: --help and tab completion stay fast
     import pytorch_lightning as pl
 
+    from plato2.batch import Unit
     from plato2.data.module import DialogueDataModule
     from plato2.runs.checkpoint import Checkpoints
     from plato2.runs.corpus import CorpusOfRun
     from plato2.runs.folder import RunFolder
     from plato2.runs.length import RunLength
+    from plato2.runs.plan import Plan, Work
     from plato2.runs.ranks import RankWatch
+    from plato2.runs.simulate import Ranks
     from plato2.stages import Stage
 
 
@@ -55,6 +60,8 @@ class Job:
     """Whether the jobs of the sweep run at the same time."""
     command: str = "python train.py"
     """The command for another stage of the same model, data and strategy, but for `stage=`."""
+    other_stages: Callable[[], list[TrainConfig]] = list
+    """Composes the same command for the other stages of its curriculum."""
 
     @property
     def in_sweep(self) -> bool:
@@ -94,7 +101,7 @@ def train(keys: TrainConfig, resolved: dict[str, Any], job: Job = Job()) -> Trai
 
     stage, corpus, data = build_parts(keys)
     if keys.plan:
-        print_plan(keys, stage, data)
+        print_plan(keys, stage, data, job.other_stages())
         return None
     run, may_rename = choose_run(Path(keys.output_dir), keys.name, resolved, run_id(keys, job), keys.resume)
     with held(run, may_rename) if is_first_process() else nullcontext(run) as run:
@@ -535,35 +542,124 @@ def is_sharded(keys: TrainConfig) -> bool:
     return isinstance(keys.strategy.get("strategy"), dict)
 
 
-def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule) -> None:
-    """Prints what a run will need; nothing is prepared or trained."""
+def ranks_of(keys: TrainConfig) -> Ranks:
+    """How the processes of the strategy share the model."""
+    from plato2.runs.parallel import best_precision, n_ranks
+    from plato2.runs.sharded import check_replicas
+    from plato2.runs.simulate import Ranks
+
+    strategy, machines = keys.strategy, keys.strategy.get("num_nodes", 1)
+    n, precision = n_ranks(strategy["devices"], machines), strategy.get("precision")
+    if precision == "auto":
+        precision = "bf16-mixed" if on_gpus(keys) else best_precision("cpu")
+    half = "16" in str(precision)
+    if not is_sharded(keys):
+        return Ranks(replicate=n, half=half)
+    copies = check_replicas(strategy["strategy"].get("replicas", 1), machines, n)
+    return Ranks(copies, n // copies, fsdp=True, half=half)
+
+
+def on_gpus(keys: TrainConfig) -> bool:
+    """Whether a run is one on GPUs, of this machine or of another."""
+    import torch
+
+    accelerator = keys.strategy.get("accelerator", "auto")
+    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+
+
+def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others: list[TrainConfig]) -> None:
+    """Prints what a run will need; nothing is prepared or trained.
+
+    Args:
+        keys: the configuration.
+        stage: of the run, on the meta device.
+        data: its batches.
+        others: the same command for the other stages of the curriculum.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    from plato2.runs.parallel import n_ranks
-    from plato2.runs.plan import plan
-
-    strategy = keys.strategy
-    ranks = n_ranks(strategy["devices"], strategy.get("num_nodes", 1))
-    data.check_ranks(ranks)
-    made = plan(
-        keys.model,
-        parameters=sum(parameter.numel() for parameter in stage.parameters()),
-        passes=stage.passes,
-        ranks=ranks,
-        sharded=is_sharded(keys),
-        half=strategy.get("precision") != "32-true",
-        unit_tokens=data.batching.unit_tokens,
-        batch_tokens=data.batch_tokens,
-        steps=keys.trainer["max_steps"],
-    )
+    made = make_plan(keys, stage, data, others)
+    if keys.plan == "json":
+        print(json.dumps(made.figures(), indent=2))
+        return
+    console = Console()
     table = Table(title=f"{keys.name}: what the run needs", title_justify="left", show_header=False)
-    length = run_length(data, keys.trainer["max_steps"], 0) if data.exists else None
-    for name, text in made.rows(length):
+    for name, text in made.rows():
         table.add_row(name, text)
-    Console().print(table)
-    if length and length.warning():
-        say(length.warning())
+    console.print(table)
+    rented = Table(*made.gpu_columns, title=f"on {made.work.ranks.n} of a kind", title_justify="left")
+    for row in made.gpu_rows():
+        rented.add_row(*row)
+    console.print(rented)
+    console.print(made.paper())
+    for sentence in made.advice():
+        console.print(f"- {sentence}")
+    if made.length and made.length.warning():
+        say(made.length.warning())
+
+
+def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others: list[TrainConfig]) -> Plan:
+    """The plan of a run and its curriculum; see `print_plan`."""
+    from plato2.runs.plan import Plan, Terms, largest_units, memory_of_a_rank, work
+
+    ranks, form, max_steps = ranks_of(keys), "gpu" if on_gpus(keys) else "cpu", keys.trainer["max_steps"]
+    data.check_ranks(ranks.n)
+
+    def work_of(keys: TrainConfig, stage: Stage, data: DialogueDataModule) -> Work:
+        tokens, steps = data.batching.unit_tokens, keys.trainer["max_steps"]
+        return work(stage, planned_unit(keys, data, tokens), tokens, data.batch_tokens, steps, ranks)
+
+    def build(n_layer: int, checkpointing: bool) -> Stage:
+        model = replace(keys.model, n_layer=n_layer, checkpoint_activations=checkpointing)
+        return build_stage(replace(keys, model=model), "meta")
+
+    own, model = work_of(keys, stage, data), keys.model
+    curriculum = []
+    for other in others:
+        other_stage, _, other_data = build_parts(other)
+        curriculum.append(work_of(other, other_stage, other_data))
+    at = [one.stage for one in curriculum]
+    before = [one for one in curriculum if one.stage < own.stage] if own.stage not in at else []
+    curriculum = [*before, own, *(one for one in curriculum if one not in before)]
+    unit = planned_unit(keys, data, own.unit_tokens)
+    memory = memory_of_a_rank(
+        build, model.n_layer, model.checkpoint_activations, unit, ranks, form, own.units
+    )
+    limits = None
+    if form == "gpu":
+        make = partial(planned_unit, keys, data)
+        step = data.batching.row_length
+        limits = largest_units(build, model.n_layer, make, step, ranks, own.units)
+    return Plan(
+        name=keys.name,
+        work=own,
+        curriculum=tuple(curriculum),
+        memory=memory,
+        form=form,
+        checkpointing=model.checkpoint_activations,
+        largest_unit=limits,
+        terms=Terms(keys.plan_mfu, keys.plan_gb_per_s, keys.plan_gpu_hour_price),
+        length=run_length(data, max_steps, 0) if data.exists else None,
+    )
+
+
+def planned_unit(keys: TrainConfig, data: DialogueDataModule, tokens: int) -> Unit:
+    """A unit of this many tokens, of samples as long as the corpus's on average, where there is one."""
+    from plato2.runs.simulate import SampleLengths, typical_unit
+
+    lengths = SampleLengths()
+    if data.exists:
+        shards = data.index.splits["train"].shards
+        n = max(1, sum(shard.samples for shard in shards))
+        context, response = (
+            round(sum(getattr(shard, f"{part}_tokens") for shard in shards) / n)
+            for part in ("context", "response")
+        )
+        lengths = SampleLengths(context, response)
+    return typical_unit(
+        data.batch, replace(data.batching, unit_tokens=tokens), lengths, keys.model.vocab_size
+    )
 
 
 def run_id(keys: TrainConfig, job: Job) -> str | None:

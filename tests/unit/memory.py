@@ -1,0 +1,97 @@
+"""What a rank really holds at the peak of its steps, as PyTorch's profiler counts it (test_simulate.py).
+
+    LOCAL_RANK=0 MASTER_ADDR=... MASTER_PORT=... python tests/unit/memory.py CORPUS OUT '{"stage": ...}'
+
+trains a stage with the real Trainer, in this process or as one rank of two, and writes OUT-<rank>.json.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tempfile
+import warnings
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.strategies import ModelParallelStrategy
+from torch.profiler import ProfilerActivity, profile
+from units import BATCHES, STAGES
+
+from plato2.config import ModelConfig, OptimConfig
+from plato2.data.module import DialogueDataModule
+from plato2.runs.simulate import Ranks
+
+WORDS = 2001
+ROW, UNIT = 64, 4096
+MODEL = ModelConfig(n_head=4, hidden_size=128, vocab_size=WORDS, max_position=64, n_latent=5)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run of three steps."""
+
+    stage: str = "1_coarse"
+    strategy: str = "single"
+    """Or ddp or fsdp, of two processes."""
+    half: bool = True
+    checkpoint: bool = False
+    n_layer: int = 4
+    n_units: int = 1
+    """Of a rank in a step."""
+
+    @property
+    def model(self) -> ModelConfig:
+        return replace(MODEL, n_layer=self.n_layer, checkpoint_activations=self.checkpoint)
+
+    @property
+    def ranks(self) -> Ranks:
+        n = 1 if self.strategy == "single" else 2
+        fsdp = self.strategy == "fsdp"
+        return Ranks(1 if fsdp else n, n if fsdp else 1, fsdp, self.half)
+
+    def data(self, corpus: Path) -> DialogueDataModule:
+        tokens = UNIT * self.n_units * self.ranks.n
+        return DialogueDataModule(str(corpus), BATCHES[self.stage], tokens, unit_tokens=UNIT, row_length=ROW)
+
+
+def measured(case: Case, corpus: Path) -> int:
+    """Bytes at the peak, all that PyTorch has allocated since before there was a model."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    sharded = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    made: Any = {"single": "auto", "ddp": "ddp", "fsdp": sharded}[case.strategy]
+    half = case.half and case.strategy != "fsdp"  # FSDP2 has its own policy
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        pl.Trainer(
+            max_steps=3,
+            max_epochs=-1,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+            accelerator="cpu",
+            devices=case.ranks.n,
+            strategy=made,
+            precision="bf16-mixed" if half else "32-true",
+            use_distributed_sampler=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        ).fit(STAGES[case.stage](case.model, OptimConfig()), case.data(corpus))
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    return max(event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]")
+
+
+if __name__ == "__main__":
+    corpus, out, case = Path(sys.argv[1]), Path(sys.argv[2]), Case(**json.loads(sys.argv[3]))
+    torch.set_num_threads(1)
+    peak = measured(case, corpus)
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    out.with_name(f"{out.name}-{rank}.json").write_text(json.dumps({"peak": peak, "case": asdict(case)}))
