@@ -76,6 +76,7 @@ TEXT_KEYS = (
     "name",
     "model_name",
     "tags",
+    "model.path",
     "data.path",
     "data.cache_dir",
     "data.prepare.files",
