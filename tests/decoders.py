@@ -59,7 +59,7 @@ def write_decoder(folder: Path, family: str = "llama", begin: bool = True, **cha
     size |= {"max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 0, "pad_token_id": 2}
     size |= {} if family == "gpt2" else {"intermediate_size": 48}
     config = transformers.AutoConfig.for_model(family, **size | FAMILIES[family] | changed)
-    config.initializer_range = 0.3
+    config.initializer_range = 0.2
     with torch.random.fork_rng():
         torch.manual_seed(3)
         model = transformers.AutoModelForCausalLM.from_config(config)

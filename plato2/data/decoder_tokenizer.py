@@ -54,11 +54,7 @@ class DecoderTokenizer(Tokenizer):
             UserError: it cannot be read, the special words are not in it, or `tokenizers` is not installed.
         """
         self._data, self.special, self.lower_case, self._name = data, special, lower_case, name
-        tokenizers = _imported("tokenizers")
-        try:
-            self._words = tokenizers.Tokenizer.from_str(data.decode())
-        except Exception as error:  # the library raises bare exceptions
-            raise UserError(f"{name}: not a readable tokenizer.json ({_line(error)}); {_CURE}") from None
+        self._words = _parsed(data, name)
         self._words.no_truncation()
         self._words.no_padding()
         self._words.encode_special_tokens = True  # what a person types is never a special token
@@ -81,7 +77,8 @@ class DecoderTokenizer(Tokenizer):
             data = read_file(folder / "tokenizer.json", _FILE_BYTES, _CURE)
         else:
             data = _converted(folder, name)
-        return cls(data, _special_words(folder, name, data), name=name)
+        known = _parsed(data, name).get_vocab(with_added_tokens=True)
+        return cls(data, _special_words(folder, name, known), name=name)
 
     @classmethod
     def read(cls, folder: Path) -> DecoderTokenizer:
@@ -194,15 +191,25 @@ class DecoderTokenizer(Tokenizer):
         return " ".join(text.split())
 
 
-def _special_words(folder: Path, name: str, data: bytes) -> SpecialWords:
+def _parsed(data: bytes, name: str) -> Any:
+    """A `tokenizers.Tokenizer`.
+
+    Raises:
+        UserError: it cannot be read, or `tokenizers` is not installed.
+    """
+    tokenizers = _imported("tokenizers")
+    try:
+        return tokenizers.Tokenizer.from_str(data.decode())
+    except Exception as error:  # the library raises bare exceptions
+        raise UserError(f"{name}: not a readable tokenizer.json ({_line(error)}); {_CURE}") from None
+
+
+def _special_words(folder: Path, name: str, known: dict[str, int]) -> SpecialWords:
     """What tokenizer_config.json, special_tokens_map.json or else config.json says.
 
     Raises:
         UserError: none of them names an end token.
     """
-    added = {str(each.get("content")): each.get("id") for each in _json_of(data).get("added_tokens") or []}
-    vocabulary = (_json_of(data).get("model") or {}).get("vocab")
-    known = {**vocabulary, **added} if isinstance(vocabulary, dict) else added
     files = [
         _json(folder / file, _CURE) if (folder / file).is_file() else {}
         for file in ("tokenizer_config.json", "special_tokens_map.json", "config.json")
@@ -212,8 +219,8 @@ def _special_words(folder: Path, name: str, data: bytes) -> SpecialWords:
         for values in files[:2]:
             token = values.get(f"{kind}_token")
             token = token.get("content") if isinstance(token, dict) else token
-            if isinstance(token, str) and isinstance(known.get(token), int):
-                return int(known[token])
+            if isinstance(token, str) and token in known:
+                return known[token]
         found = files[2].get(f"{kind}_token_id")
         return found if isinstance(found, int) else None
 
@@ -252,13 +259,9 @@ def _imported(package: str) -> Any:
 
 def _json(file: Path, cure: str) -> dict[str, Any]:
     try:
-        return _json_of(read_file(file, _CONFIG_BYTES, cure))
+        found = json.loads(read_file(file, _CONFIG_BYTES, cure))
     except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{file}: cannot be read ({_line(error)}); {cure}") from None
-
-
-def _json_of(data: bytes) -> dict[str, Any]:
-    found = json.loads(data)
     return found if isinstance(found, dict) else {}
 
 

@@ -15,6 +15,7 @@ Nothing in the folder is executed: code that comes with a model is never loaded,
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -84,7 +85,7 @@ class PretrainedBackbone(Backbone):
             {name: nn.Parameter(torch.zeros(shape)) for name, shape in added.items()}
         )
         if config.checkpoint_activations:
-            self.decoder.gradient_checkpointing_enable({"use_reentrant": False})
+            self.decoder.activation_checkpointing_enable({"use_reentrant": False})
         self.register_load_state_dict_post_hook(lambda module, _: module._renew_buffers())
 
     @property
@@ -109,10 +110,11 @@ class PretrainedBackbone(Backbone):
 
     def words(self, token_ids: Tensor) -> Tensor:
         """Word embeddings alone: any shape (...) -> (..., H)."""
-        read_as = torch.tensor([*self.read_as, self.read_as[1]], device=token_ids.device)
         is_mask = token_ids == self.config.mask_id
-        special = torch.where(is_mask, SPECIAL, token_ids.clamp(max=SPECIAL))
-        words = torch.where((special < SPECIAL) | is_mask, read_as[special], token_ids - SPECIAL)
+        words = token_ids - SPECIAL
+        for special, word in enumerate(self.read_as):
+            words = torch.where(token_ids == special, word, words)
+        words = torch.where(is_mask, self.read_as[1], words)
         return self.decoder.get_input_embeddings()(words) + is_mask[..., None] * self.mask_vector
 
     def embed(
@@ -126,7 +128,7 @@ class PretrainedBackbone(Backbone):
 
     def put_front(self, x: Tensor, sample_index: Tensor, vectors: Tensor) -> Tensor:
         """Latent or [MASK] vectors (N, H), added to the begin token, in the front slots of embedded rows."""
-        begin = torch.tensor(self.read_as[1], device=x.device)
+        begin = torch.full((1,), self.read_as[1], device=x.device)
         return put_front(x, sample_index, self.decoder.get_input_embeddings()(begin) + vectors)
 
     def mask(self, segment_ids: Tensor, type_ids: Tensor | None = None) -> Mask:
@@ -194,8 +196,10 @@ class PretrainedBackbone(Backbone):
         """Logits of the decoder's words (M, W) in the order of plato2's ids: (M, V)."""
         none = logits.new_full((len(logits), 1), float("-inf"))
         first = [none if word is None else logits[:, word, None] for word in self.specials]
-        moved = [word for word in self.specials if word is not None]
-        rest = logits.index_fill(1, torch.tensor(moved, device=logits.device), float("-inf"))
+        rest = logits.clone()
+        for word in self.specials:
+            if word is not None:
+                rest[:, word] = float("-inf")
         return torch.cat([*first, rest, none], dim=1)
 
     def _apply(self, fn: Any, recurse: bool = True) -> PretrainedBackbone:
@@ -247,12 +251,12 @@ class Words(Protocol):
         """The words `begin`, `end` and `unknown`."""
 
 
-def from_folder(config: ModelConfig, words: Words) -> ModelConfig:
+def from_folder(config: ModelConfig, read_words: Callable[[str], Words]) -> ModelConfig:
     """The configuration with the geometry of the decoder in `config.path`, which is not loaded yet.
 
     Args:
         config: with `path`.
-        words: the decoder's tokenizer.
+        read_words: reads the tokenizer of such a folder, `DecoderTokenizer.from_model`.
 
     Raises:
         UserError: nothing there, no decoder of these families, a tokenizer of another vocabulary, pickled or
@@ -269,6 +273,7 @@ def from_folder(config: ModelConfig, words: Words) -> ModelConfig:
         raise UserError(
             f"{given}: config.json does not fit {raw['model_type']} ({_line(error)}); {CURE}"
         ) from None
+    words = read_words(config.path)
     if not found.vocab_size * (1 - SPARE) <= words.n_words <= found.vocab_size:
         raise UserError(
             f"{given}: its tokenizer has {words.n_words:,} words and its model {found.vocab_size:,}; put the "

@@ -179,7 +179,7 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
         from plato2.data.decoder_tokenizer import DecoderTokenizer
         from plato2.model.pretrained import from_folder
 
-        keys.model = from_folder(keys.model, DecoderTokenizer.from_model(keys.model.path))
+        keys.model = from_folder(keys.model, DecoderTokenizer.from_model)
     check_arguments(pl.Trainer, {k: v for k, v in keys.strategy.items() if v != "auto"}, "strategy")
     check_arguments(pl.Trainer, keys.trainer, "trainer")
     check_counts(keys.trainer, ("max_steps", "val_check_interval", "log_every_n_steps"), "trainer")
