@@ -25,6 +25,7 @@ Role = Literal["generation", "evaluation", "backward"]
 Head = Literal["first", "dual", "mask"]
 """Of p(l|c,r): see model/heads.py, `coherence_head`."""
 Schedule = Literal["inverse_sqrt", "linear"]
+ContextMask = Literal["prefix", "causal"]
 COLDEST, HOTTEST = 0.01, 2
 """Temperatures, above which a text is noise and below which the most probable token is taken: logits would
 overflow."""
@@ -245,6 +246,14 @@ class ModelConfig:
     """On embeddings, attention weights and both residual branches (docs/spec.md, Backbone)."""
     checkpoint_activations: bool = False
     """Recompute each block in the backward pass: about 1.3x the time for a fraction of the memory."""
+    path: str = ""
+    """Folder of a Hugging Face causal decoder that the backbone is made of (docs/pretrained.md); its geometry
+    is read there, but for max_position."""
+    context_mask: str = "prefix"
+    """What slots of a context see, of a pretrained decoder: `prefix` = all of it, as ours; `causal` = what
+    comes before them, as it was pretrained."""
+    architecture: str = ""
+    """Filled in from `path`: its config.json and special tokens, so that a checkpoint needs no other file."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
@@ -252,8 +261,18 @@ class ModelConfig:
             value = getattr(self, key)
             _require(value >= 1, f"model.{key}={value}: must be at least 1")
             _require(value <= largest, f"model.{key}={reprlib.repr(value)}: must be at most {largest:,}")
+        self.path = expand_path(self.path, "model.path")
         _require(
-            self.hidden_size % self.n_head == 0,
+            self.context_mask in get_args(ContextMask),
+            f"model.context_mask={self.context_mask}: use one of {', '.join(get_args(ContextMask))}",
+        )
+        _require(
+            self.is_pretrained or self.context_mask == "prefix",
+            f"model.context_mask={self.context_mask}: is for a pretrained decoder; leave it out, or give "
+            "model=pretrained model.path=FOLDER",
+        )
+        _require(
+            self.is_pretrained or self.hidden_size % self.n_head == 0,
             f"model.hidden_size={self.hidden_size} is not a multiple of model.n_head={self.n_head}",
         )
         _require(
@@ -261,6 +280,11 @@ class ModelConfig:
             f"model.n_role={reprlib.repr(self.n_role)}: use 0 for no role embeddings",
         )
         _require(0.0 <= self.dropout < 1.0, f"model.dropout={self.dropout}: must be in [0, 1)")
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the backbone is made of a pretrained decoder."""
+        return bool(self.path or self.architecture)
 
     @property
     def mask_id(self) -> int:

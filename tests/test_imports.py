@@ -27,7 +27,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "plato2.words": ("plato2.bounded", "plato2.config"),
     "plato2.metrics": ("plato2.config",),
     "plato2.random": (),
-    "plato2.model": ("plato2.batch", "plato2.random", "plato2.config"),
+    "plato2.model": ("plato2.batch", "plato2.random", "plato2.bounded", "plato2.config"),
     "plato2.runs": (
         "plato2.talk",
         "plato2.stages",

@@ -51,6 +51,8 @@ _SENTENCE_CHARACTERS = SENTENCE_BYTES // 4
 _SIGN_OF_UNKNOWN = "\u2585"
 _FILE_BYTES = 1 << 26
 """A model of a million pieces is smaller."""
+DECODER = "hf:"
+"""Before the folder of a pretrained decoder whose tokenizer is meant."""
 _CURE = "give a folder with spm.model and vocab.txt (plato2 tokenizer train writes one)"
 
 
@@ -141,10 +143,18 @@ class Tokenizer:
     def load(cls, path: str | Path) -> Tokenizer:
         """Read a tokenizer from its folder, or from the path of its `spm.model`.
 
+        `hf:FOLDER` is that of a pretrained decoder; what came of it is read like any other.
+
         Raises:
             UserError: a file is missing, unreadable, or `vocab.txt` does not match the model.
         """
+        from plato2.data.decoder_tokenizer import DecoderTokenizer
+
+        if str(path).startswith(DECODER):
+            return DecoderTokenizer.from_model(str(path).removeprefix(DECODER))
         folder = Path(path)
+        if (folder / "tokenizer.json").is_file() and not (folder / "spm.model").exists():
+            return DecoderTokenizer.read(folder)
         if folder.suffix == ".model":
             folder = folder.parent
         for name in ("spm.model", "vocab.txt"):
@@ -220,7 +230,7 @@ class Tokenizer:
         """
         if isinstance(texts, str):
             raise TypeError("encode_batch and encode_flat take a list of texts; encode takes one text")
-        normalized = [normalize(text, self.lower_case) for text in texts]
+        normalized = [self._normalize(text) for text in texts]
         if not self._splits_at_blanks:
             encoded = self._encode_bytes(normalized)
         else:
@@ -235,6 +245,9 @@ class Tokenizer:
         offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
         np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)) // _ID_BYTES, out=offsets[1:])
         return np.frombuffer(b"".join(encoded), dtype=np.int32), offsets
+
+    def _normalize(self, text: str) -> str:
+        return normalize(text, self.lower_case)
 
     def _encode_bytes(self, normalized: list[str]) -> list[bytes]:
         """Ids of each text as the bytes of int32."""

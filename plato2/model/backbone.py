@@ -26,8 +26,16 @@ def initialize(module: nn.Module) -> None:
 
 
 def initialize_parameter(name: str, parameter: Tensor) -> None:
-    """Fills one parameter by its name and shape."""
-    if parameter.ndim >= 2:
+    """Fills one parameter by its name and shape.
+
+    Those of a pretrained decoder have been read, and what is added to it starts at 0 (model/pretrained.py).
+    """
+    parts = name.split(".")
+    if "decoder" in parts or "lm_head" in parts:
+        return
+    if "added" in parts:
+        nn.init.zeros_(parameter)
+    elif parameter.ndim >= 2:
         for matrix in parameter.chunk(3 if name.endswith("qkv.weight") else 1):
             nn.init.trunc_normal_(matrix, std=INIT_STD, a=-2 * INIT_STD, b=2 * INIT_STD)
     elif name.endswith("norm.weight"):
@@ -234,13 +242,18 @@ class Backbone(nn.Module):
             segment_ids: (B, T), 0 = padding; the slots of a sample are next to each other.
             type_ids: (B, T), 1 = response: prefix-LM. None: all of a sample sees all of it.
         """
-        device = segment_ids.device.type
-        dtype = self.word.weight.dtype
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
+        dtype = self.attention_dtype
         if cpu.serves(segment_ids):
             return cpu.sample_blocks(segment_ids, type_ids, self.config.n_head, dtype)
         return self.dense_mask(segment_ids, type_ids, dtype)
+
+    @property
+    def attention_dtype(self) -> torch.dtype:
+        """What attention computes in: the weights' dtype, or that of autocast."""
+        device = self.device.type
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+        return next(self.parameters()).dtype
 
     def dense_mask(self, segment_ids: Tensor, type_ids: Tensor | None, dtype: torch.dtype) -> Tensor:
         """The same as (B, 1, T, T), additive in that dtype, which a cache needs on any device."""

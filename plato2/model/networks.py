@@ -11,6 +11,7 @@ from torch import nn
 from plato2.config import Head, ModelConfig
 from plato2.model.backbone import Backbone
 from plato2.model.heads import AnyCoherence, Latents, coherence_head
+from plato2.model.pretrained import build_backbone
 
 
 class Generator(Protocol):
@@ -60,7 +61,7 @@ class GenerationNetwork(nn.Module):
         self.model_config = config
         self.figures = dict(figures or {})
         """As of an `EvaluationNetwork`."""
-        self.backbone = Backbone(config)
+        self.backbone = build_backbone(config)
         self.recognition = Latents(config) if has_latents else None
         self.coherence = None if head is None else coherence_head(config, head)
 
@@ -75,5 +76,5 @@ class EvaluationNetwork(nn.Module):
         self.model_config = config
         self.figures = dict(figures or {})
         """What its last validation measured, see talk/selection.py; empty if nothing is known."""
-        self.backbone = Backbone(config)
+        self.backbone = build_backbone(config)
         self.coherence = coherence_head(config, head)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from plato2.data.shards import ShardIndex
-from plato2.data.tokenizer import EOS_ID
+from plato2.data.tokenizer import EOS_ID, Tokenizer
 from plato2.prepare.clean import option_of
 from plato2.prepare.statistics import SplitStatistics
 
@@ -201,9 +201,9 @@ def _broken(facts: CardFacts) -> str:
 
 def _is_chinese(folder: Path, counted: SplitStatistics) -> bool:
     """Whether most words of the responses have a Chinese character; special ids and signs are none."""
-    lines = (folder / "tokenizer" / "vocab.txt").read_text(encoding="utf-8").split("\n")
-    pieces = {int(number): piece for piece, _, number in (line.rpartition("\t") for line in lines if line)}
-    words = [i for i, piece in pieces.items() if i > EOS_ID and any(map(str.isalpha, piece))]
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    pieces = {i: tokenizer.decode([i]) for i in range(EOS_ID + 1, tokenizer.mask_id)}
+    words = [i for i, piece in pieces.items() if any(map(str.isalpha, piece))]
     chinese = [i for i in words if re.search("[\u3400-\u9fff]", pieces[i])]
     return bool(2 * counted.targets[chinese].sum() > counted.targets[words].sum())
 

@@ -441,8 +441,8 @@ def _conflict(run: RunFolder, config: Mapping[str, Any]) -> str:
         for key in sorted(then.keys() | here.keys()):
             if then.get(key) != here.get(key) and not key.startswith(FREE):
                 return (
-                    f"{key}={here.get(key)}: {run.path} was started with {key}={then.get(key)!s:.80}; give "
-                    "the old value to resume it, or another run_id to start a new run"
+                    f"{key}={here.get(key)!s:.80}: {run.path} was started with {key}={then.get(key)!s:.80}; "
+                    "give the old value to resume it, or another run_id to start a new run"
                 )
     return ""
 

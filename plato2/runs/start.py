@@ -23,7 +23,7 @@ from plato2.runs.saved import best_value
 if TYPE_CHECKING:  # choosing needs no torch
     from plato2.stages import Stage
 
-GEOMETRY = ("n_layer", "n_head", "hidden_size", "vocab_size", "max_position", "n_type", "n_role")
+GEOMETRY = ("n_layer", "n_head", "hidden_size", "vocab_size", "max_position", "n_type", "n_role", "path")
 """Keys of the model that a stage shares with its parent; experiments change them under one name."""
 WAIT_S, POLL_S = 3600.0, 2.0
 """How long a job waits for a parent that writes nothing, and how often it looks, in seconds."""

@@ -46,6 +46,10 @@ NOT_LIGHTNINGS = (
 """Arguments of the Trainer that it refuses for these stages, the value that is off, and the key for it."""
 
 
+OF_PRETRAINED = ("path", "context_mask", "architecture")
+"""Keys of the model that only one made of a pretrained decoder has."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What the command that starts a run knows beside its configuration."""
@@ -100,6 +104,10 @@ def train(keys: TrainConfig, resolved: dict[str, Any], job: Job = Job()) -> Trai
     from plato2.runs.folder import choose_run, held
 
     stage, corpus, data = build_parts(keys)
+    if keys.model.is_pretrained:  # with what was read from its folder
+        resolved["model"] = asdict(keys.model)
+    else:  # as it was recorded before there were such models
+        resolved["model"] = {k: v for k, v in resolved["model"].items() if k not in OF_PRETRAINED}
     if keys.plan:
         print_plan(keys, stage, data, job.other_stages())
         return None
@@ -183,6 +191,11 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
     from plato2.runs.corpus import CorpusOfRun
     from plato2.runs.parallel import check_devices, check_processes
 
+    if keys.model.is_pretrained:
+        from plato2.data.decoder_tokenizer import DecoderTokenizer
+        from plato2.model.pretrained import from_folder
+
+        keys.model = from_folder(keys.model, DecoderTokenizer.from_model)
     check_arguments(pl.Trainer, {k: v for k, v in keys.strategy.items() if v != "auto"}, "strategy")
     check_arguments(pl.Trainer, keys.trainer, "trainer")
     check_counts(keys.trainer, ("max_steps", "val_check_interval", "log_every_n_steps"), "trainer")
@@ -247,9 +260,28 @@ def make_ready(
     corpus.make_or_wait()
     data.check_model(keys.model.vocab_size, keys.model.max_position)
     data.check_tokenizer()
+    check_words(keys, data)
     if start and unprepared:
         start, told = find_start(keys, stage, data.tokenizer_sha256, job)
     return start, told
+
+
+def check_words(keys: TrainConfig, data: DialogueDataModule) -> None:
+    """Refuses data that were not cut into the words of the pretrained decoder.
+
+    Raises:
+        UserError: they have another tokenizer.
+    """
+    from plato2.data.decoder_tokenizer import DecoderTokenizer
+
+    if not keys.model.is_pretrained:
+        return
+    own, theirs = DecoderTokenizer.from_model(keys.model.path).sha256, data.tokenizer_sha256
+    if own != theirs:
+        raise UserError(
+            f"data.path={data.path}: its tokenizer ({theirs[:12]}) is not that of the decoder in "
+            f"{keys.model.path} ({own[:12]}); prepare it with plato2 prepare --tokenizer hf:{keys.model.path}"
+        )
 
 
 def find_start(keys: TrainConfig, stage: Stage, tokenizer: str | None, job: Job) -> tuple[Path | None, str]:

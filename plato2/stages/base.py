@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from plato2.batch import Unit
 from plato2.config import ModelConfig, OptimConfig, Use
-from plato2.model.backbone import Backbone, initialize
+from plato2.model.backbone import initialize
 from plato2.model.heads import AnyCoherence, coherence_head
+from plato2.model.pretrained import build_backbone
 from plato2.stages.metrics import TermMeans
 from plato2.stages.optim import adamw, schedule
 from plato2.stages.sharding import exchange_once, fill_shards, shard_fully
@@ -68,7 +69,7 @@ class Stage(pl.LightningModule):
         self.optim_config = OptimConfig(**(optim or {})) if not isinstance(optim, OptimConfig) else optim
         self.seed = seed
         self.automatic_optimization = False
-        self.backbone = Backbone(self.model_config)
+        self.backbone = build_backbone(self.model_config)
         head = self.use.coherence_head
         self.coherence: AnyCoherence | None = (
             None if head is None else coherence_head(self.model_config, head)
@@ -83,7 +84,7 @@ class Stage(pl.LightningModule):
         optim = asdict(self.optim_config) | {"betas": list(self.optim_config.betas)}
         primitives = {"model": asdict(self.model_config), "optim": optim, "seed": self.seed}
         self.save_hyperparameters(primitives | arguments, logger=False)
-        if not self.backbone.lm_bias.is_meta:
+        if self.backbone.device.type != "meta":
             with torch.random.fork_rng(devices=[]):  # every rank builds the same weights
                 torch.manual_seed(self.seed)
                 initialize(self)

@@ -21,6 +21,7 @@ REMOTE_CODE = (
     "plato2.config",
     "plato2.bounded",
     "plato2.random",
+    "plato2.data.decoder_tokenizer",
     "plato2.data.packing",
     "plato2.data.samples",
     "plato2.data.tokenizer",
@@ -32,6 +33,7 @@ REMOTE_CODE = (
     "plato2.model.masks",
     "plato2.model.networks",
     "plato2.model.noise",
+    "plato2.model.pretrained",
     "plato2.talk.decode",
     "plato2.talk.rank",
     "plato2.talk.configuration_plato2",
@@ -49,7 +51,9 @@ def export_to_knover(
         UserError: no model, or one with heads that Knover does not have.
     """
     parts = {}
-    for name, saved in _read(generation, evaluation).items():
+    read = _read(generation, evaluation)
+    _refuse_pretrained(read)
+    for name, saved in read.items():
         if saved.use.coherence_head is not None:
             raise UserError(
                 f"--{name} {saved.file}: a {saved.stage} model writes and ranks; Knover has none that does "
@@ -72,6 +76,7 @@ def export_to_huggingface(
         UserError: no model.
     """
     read, tokenizer, parts = _parts(generation, evaluation, dtype)
+    _refuse_pretrained(read)
     stored = {parameter.dtype for part in parts.values() for parameter in part.parameters.values()}
     extra = {
         "model_type": "plato2",
@@ -108,7 +113,7 @@ def remote_source(module: str) -> str:
     package, _, name = module.partition(".")
     source = files(package).joinpath(f"{name.replace('.', '/')}.py").read_text(encoding="utf-8")
     source = re.sub(r"^from plato2\.model import (\w+(?:, \w+)*)$", r"from . import \1", source, flags=re.M)
-    return re.sub(r"^from plato2\.(?:\w+\.)*(\w+) import ", r"from .\1 import ", source, flags=re.M)
+    return re.sub(r"^( *)from plato2\.(?:\w+\.)*(\w+) import ", r"\1from .\2 import ", source, flags=re.M)
 
 
 def _parts(
@@ -142,6 +147,15 @@ def _read(generation: Path | None, evaluation: Path | None) -> dict[str, Saved]:
     if evaluation is not None:
         read["evaluation"] = read_saved(evaluation, option="--evaluation", role="evaluation")
     return read
+
+
+def _refuse_pretrained(read: dict[str, Saved]) -> None:
+    for name, saved in read.items():
+        if saved.model_config.is_pretrained:
+            raise UserError(
+                f"--{name} {saved.file}: is made of a pretrained decoder, which cannot be exported yet; "
+                "plato2 itself reads the run"
+            )
 
 
 def _one_tokenizer(paths: list[Path]) -> Tokenizer:

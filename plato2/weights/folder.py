@@ -10,6 +10,7 @@ train as its stage.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -54,7 +55,10 @@ class Saved:
 
     def __post_init__(self) -> None:
         """Refuse a depth that is not that of the weights: blocks take memory even before their weights do."""
-        n_blocks = len({key.split(".")[2] for key in self.weights if key.startswith("backbone.blocks.")})
+        blocks = (
+            re.match(r"backbone\.(?:blocks|decoder\.(?:h|layers))\.(\d+)\.", key) for key in self.weights
+        )
+        n_blocks = len({found[1] for found in blocks if found})
         if (n_layer := self.model_config.n_layer) != n_blocks:
             raise UserError(_unfit(self.file, f"n_layer is {n_layer}, there are {n_blocks} blocks"))
 

@@ -1,0 +1,433 @@
+"""A backbone made of a pretrained causal decoder: a folder of Hugging Face's, with weights as safetensors.
+
+Stages, losses, batches and decoding do not know it from `Backbone`. It keeps transformers' own code for the
+blocks and adds what dialogues need: who sees whom is a mask, positions restart in each record, and token
+types, roles, [MASK] and latents are vectors that are added to word embeddings. The first three start at 0, so
+at step 0, with `context_mask=causal`, p(r|c) is what the decoder itself says.
+
+**Ids.** plato2's ids are the same whatever the model: 0 unknown, 1 [CLS], 2 [SEP], 3 + i the decoder's word
+i, and the last one [MASK]. [CLS] is read as the decoder's begin token (its end token if it has none), [SEP]
+as its end token. Each word has one logit: special ones have theirs at 0, 1 and 2, and none at 3 + i.
+
+Nothing in the folder is executed: code that comes with a model is never loaded, nor are pickled weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from plato2.bounded import read_file
+from plato2.config import ModelConfig, UserError, install
+from plato2.model import cpu, masks
+from plato2.model.backbone import Backbone, KeyValueCache, Mask, put_front, read_slots
+
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "gpt2", "gpt_neox")
+"""Of decoders, by the model_type of config.json."""
+SPECIAL = 3
+"""plato2's ids before the words': unknown, [CLS], [SEP]."""
+DROPOUTS = ("attention_dropout", "hidden_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop")
+"""Keys of dropout in the families' configurations."""
+SPARE = 0.05
+"""Share of a word table's rows that may have no word: tables are padded to round numbers."""
+CONFIG_BYTES = 1 << 20
+CURE = "give the folder of a causal decoder, as save_pretrained writes it"
+
+
+def build_backbone(config: ModelConfig) -> Backbone:
+    """The backbone of a configuration: ours, or one made of a pretrained decoder.
+
+    Raises:
+        UserError: the decoder cannot be read.
+    """
+    return PretrainedBackbone(config) if config.is_pretrained else Backbone(config)
+
+
+class PretrainedBackbone(Backbone):
+    """The interface of `Backbone` over a causal decoder of transformers.
+
+    On the meta device only shapes are made, from `config.architecture`; elsewhere the weights in
+    `config.path` are read, in float32.
+
+    Raises:
+        UserError: they cannot be, or `config` does not come from `from_folder`.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        nn.Module.__init__(self)  # none of the modules of `Backbone`
+        self.config = config
+        stored = _stored(config)
+        model, geometry = _model(config, stored["config"])
+        self.decoder = model.base_model
+        self.lm_head = None if geometry.tie_word_embeddings else model.get_output_embeddings()
+        self.softcap: float | None = getattr(geometry, "final_logit_softcapping", None)
+        self.n_words = config.vocab_size - SPECIAL - 1
+        begin, end, unknown = (stored[name] for name in ("begin", "end", "unknown"))
+        self.specials = (unknown, None if begin == end else begin, end)
+        """The words at ids 0, 1 and 2, where they are words of their own."""
+        self.read_as = (end if unknown is None else unknown, begin, end)
+        """The words as which ids 0, 1 and 2 are read."""
+        heads = getattr(geometry, "num_key_value_heads", None) or geometry.num_attention_heads
+        head_size = (
+            getattr(geometry, "head_dim", None) or geometry.hidden_size // geometry.num_attention_heads
+        )
+        self.cache_heads = (int(heads), int(head_size))
+        added = {"token_type": (config.n_type, config.hidden_size), "mask": (config.hidden_size,)}
+        added |= {"role": (config.n_role, config.hidden_size)} if config.n_role else {}
+        self.added = nn.ParameterDict(
+            {name: nn.Parameter(torch.zeros(shape)) for name, shape in added.items()}
+        )
+        if config.checkpoint_activations:
+            self.decoder.activation_checkpointing_enable({"use_reentrant": False})
+        self.register_load_state_dict_post_hook(lambda module, _: module._renew_buffers())
+
+    @property
+    def blocks(self) -> nn.ModuleList:  # type: ignore[override]
+        """The decoder's blocks."""
+        return self.decoder.h if hasattr(self.decoder, "h") else self.decoder.layers
+
+    @property
+    def role(self) -> Tensor | None:  # type: ignore[override]
+        """(n_role, H), if it has roles."""
+        return self.added["role"] if self.config.n_role else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.added["mask"].device
+
+    @property
+    def mask_vector(self) -> Tensor:
+        """(H,) what [MASK] adds to the begin token."""
+        return self.added["mask"]
+
+    def words(self, token_ids: Tensor) -> Tensor:
+        """Word embeddings alone: any shape (...) -> (..., H)."""
+        is_mask = token_ids == self.config.mask_id
+        words = token_ids - SPECIAL
+        for special, word in enumerate(self.read_as):
+            words = torch.where(token_ids == special, word, words)
+        words = torch.where(is_mask, self.read_as[1], words)
+        return self.decoder.get_input_embeddings()(words) + is_mask[..., None] * self.mask_vector
+
+    def embed(
+        self, token_ids: Tensor, type_ids: Tensor, pos_ids: Tensor, role_ids: Tensor | None = None
+    ) -> Tensor:
+        """word + type (+ role): four (B, T) -> (B, T, H); the decoder itself adds positions."""
+        x = self.words(token_ids) + F.embedding(type_ids, self.added["token_type"])
+        if self.role is not None and role_ids is not None:
+            x = x + F.embedding(role_ids, self.role)
+        return x
+
+    def put_front(self, x: Tensor, sample_index: Tensor, vectors: Tensor) -> Tensor:
+        """Latent or [MASK] vectors (N, H), added to the begin token, in the front slots of embedded rows."""
+        begin = torch.full((1,), self.read_as[1], device=x.device)
+        return put_front(x, sample_index, self.decoder.get_input_embeddings()(begin) + vectors)
+
+    def mask(self, segment_ids: Tensor, type_ids: Tensor | None = None) -> Mask:
+        """See `Backbone.mask`; always dense, as transformers takes it."""
+        return self.dense_mask(segment_ids, type_ids, self.attention_dtype)
+
+    def dense_mask(self, segment_ids: Tensor, type_ids: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """See `Backbone.dense_mask`; with `context_mask=causal` a slot sees what comes before it.
+
+        Where no response is told from its context (`type_ids` is None), something about the whole sample is
+        read from its first slot: that one sees all of it.
+        """
+        if self.config.context_mask == "causal":
+            return masks.additive(masks.causal(segment_ids, first_sees_all=type_ids is None), dtype)
+        return super().dense_mask(segment_ids, type_ids, dtype)
+
+    def cache(self, batch: int, max_length: int, dtype: torch.dtype) -> KeyValueCache:
+        """See `Backbone.cache`."""
+        heads, head_size = self.cache_heads
+        return KeyValueCache((self.config.n_layer, batch, heads, max_length, head_size), self.device, dtype)
+
+    def encode(
+        self,
+        x: Tensor,
+        mask: Mask,
+        cache: KeyValueCache | None = None,
+        read: Tensor | None = None,
+        pos_ids: Tensor | None = None,
+    ) -> Tensor:
+        """See `Backbone.encode`; `pos_ids` (B, Q) must be given.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if pos_ids is None:
+            raise ValueError("a pretrained decoder needs positions: encode(..., pos_ids=unit['pos_ids'])")
+        h: Tensor = self.decoder(
+            inputs_embeds=x,
+            attention_mask=mask,
+            position_ids=pos_ids,
+            past_key_values=None if cache is None else _Layers(cache),
+            use_cache=cache is not None,
+        ).last_hidden_state
+        if cache is not None:
+            cache.length += x.shape[1]
+        return h if read is None else read_slots(h, read)
+
+    def lm_logits(self, h: Tensor) -> Tensor:
+        """Word logits of gathered slots only: (M, H) -> (M, V), -inf where an id is no word of its own."""
+        logits = self._products(cpu.whole_steps(h))
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return self._by_id(logits)[: len(h)]
+
+    def word_logits(self, h: Tensor, bias: Tensor) -> Tensor:
+        """See `Backbone.word_logits`; -inf where an id is no word of its own."""
+        return self._by_id(self._products(h)) + bias
+
+    def _products(self, h: Tensor) -> Tensor:
+        """(M, H) -> (M, W) products with the rows of the output table that have a word."""
+        head = self.decoder.get_input_embeddings() if self.lm_head is None else self.lm_head
+        return F.linear(h, head.weight[: self.n_words])
+
+    def _by_id(self, logits: Tensor) -> Tensor:
+        """Logits of the decoder's words (M, W) in the order of plato2's ids: (M, V)."""
+        none = logits.new_full((len(logits), 1), float("-inf"))
+        first = [none if word is None else logits[:, word, None] for word in self.specials]
+        rest = logits.clone()
+        for word in self.specials:
+            if word is not None:
+                rest[:, word] = float("-inf")
+        return torch.cat([*first, rest, none], dim=1)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PretrainedBackbone:
+        """As of any module; but rotations are computed in float32 whatever the weights' dtype becomes."""
+        super()._apply(fn, recurse)
+        self._renew_buffers()
+        return self
+
+    def _renew_buffers(self) -> None:
+        """Computes what is no weight, such as frequencies: none is stored, or made on the meta device."""
+        device = self.device
+        for module in self.decoder.modules():
+            if device.type == "meta" or not module._non_persistent_buffers_set:
+                continue
+            with torch.device("cpu"):
+                if hasattr(module, "scalar_embed_scale"):  # Gemma's word table
+                    renewed = {"embed_scale": torch.tensor(module.scalar_embed_scale)}
+                else:
+                    renewed = dict(type(module)(module.config).named_buffers())
+            for name, value in renewed.items():
+                setattr(module, name, value.to(device))
+
+
+class _Layers:
+    """Our cache as the attention of transformers fills it."""
+
+    def __init__(self, cache: KeyValueCache) -> None:
+        self.cache = cache
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
+        """Stores (B, heads, Q, d); returns all of the layer's, (B, heads, K, d)."""
+        return self.cache.append(layer, key, value)
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        """Slots filled before."""
+        return self.cache.length
+
+
+# ------------------------------------------------------------------------------------------------ the folder
+
+
+class Words(Protocol):
+    """What is asked of the decoder's tokenizer, a `DecoderTokenizer`."""
+
+    n_words: int
+
+    @property
+    def special(self) -> Any:
+        """The words `begin`, `end` and `unknown`."""
+
+
+def from_folder(config: ModelConfig, read_words: Callable[[str], Words]) -> ModelConfig:
+    """The configuration with the geometry of the decoder in `config.path`, which is not loaded yet.
+
+    Args:
+        config: with `path`.
+        read_words: reads the tokenizer of such a folder, `DecoderTokenizer.from_model`.
+
+    Raises:
+        UserError: nothing there, no decoder of these families, a tokenizer of another vocabulary, pickled or
+            quantised weights, fewer positions than `max_position`, or another geometry than was given.
+    """
+    folder = Path(config.path)
+    given = f"model.path={config.path}"
+    raw = _read_config(folder, given)
+    _check_kind(folder, raw, given)
+    transformers = _transformers()
+    try:
+        found = transformers.AutoConfig.for_model(raw["model_type"], **_without(raw, "model_type"))
+    except Exception as error:  # whatever a configuration of somebody else's makes its class do
+        raise UserError(
+            f"{given}: config.json does not fit {raw['model_type']} ({_line(error)}); {CURE}"
+        ) from None
+    words = read_words(config.path)
+    if not found.vocab_size * (1 - SPARE) <= words.n_words <= found.vocab_size:
+        raise UserError(
+            f"{given}: its tokenizer has {words.n_words:,} words and its model {found.vocab_size:,}; put the "
+            "tokenizer there that the model was trained with"
+        )
+    positions = found.max_position_embeddings
+    window = getattr(found, "sliding_window", None) or positions
+    if config.max_position > min(positions, window):
+        has = f"{positions:,} positions" if positions <= window else f"a sliding window of {window:,}"
+        raise UserError(
+            f"model.max_position={config.max_position}: the decoder in {config.path} has {has}; use at most "
+            f"{min(positions, window)}"
+        )
+    geometry = {
+        "n_layer": found.num_hidden_layers,
+        "n_head": found.num_attention_heads,
+        "hidden_size": found.hidden_size,
+        "vocab_size": words.n_words + SPECIAL + 1,
+    }
+    default = {known.name: known.default for known in fields(ModelConfig)}
+    for key, value in geometry.items():
+        if (own := getattr(config, key)) not in (default[key], value):
+            raise UserError(f"model.{key}={own}: the decoder in {config.path} has {value}; leave it out")
+    kept = {**_without(found.to_diff_dict(), "transformers_version", "_name_or_path", "dtype")}
+    kept["model_type"] = raw["model_type"]
+    special = {name: getattr(words.special, name) for name in ("begin", "end", "unknown")}
+    architecture = json.dumps({**special, "config": kept}, sort_keys=True)
+    return replace(config, **geometry, architecture=architecture)
+
+
+def _read_config(folder: Path, given: str) -> dict[str, Any]:
+    """config.json."""
+    if folder.suffix == ".gguf" or (folder.is_dir() and not (folder / "config.json").is_file()):
+        if folder.suffix == ".gguf" or any(folder.glob("*.gguf")):
+            raise UserError(
+                f"{given}: GGUF is quantised and cannot be trained; make a folder of it as "
+                "experiments/rivals/smollm2.py does (pip install gguf accelerate)"
+            )
+        raise UserError(f"{given}: has no config.json; {CURE}")
+    if not folder.is_dir():
+        raise UserError(f"{given}: no such folder; {CURE} (a name on a hub is not downloaded)")
+    try:
+        found = json.loads(read_file(folder / "config.json", CONFIG_BYTES, CURE))
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(f"{given}: config.json cannot be read ({_line(error)}); {CURE}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{given}: config.json holds no configuration; {CURE}")
+    return found
+
+
+def _check_kind(folder: Path, raw: dict[str, Any], given: str) -> None:
+    """Refuses what is no causal decoder that can be trained here, before anything of it is loaded."""
+    kind, classes = raw.get("model_type"), raw.get("architectures") or []
+    classes = [str(name) for name in classes] if isinstance(classes, list) else [str(classes)]
+    known = f"plato2 takes decoders of {', '.join(FAMILIES)}"
+    if kind not in FAMILIES:
+        if raw.get("is_encoder_decoder") or any("ConditionalGeneration" in name for name in classes):
+            raise UserError(f"{given}: {kind} is an encoder-decoder or reads images; {known}")
+        if any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in classes):
+            raise UserError(f"{given}: {kind} is an encoder; {known}")
+        if raw.get("auto_map"):
+            raise UserError(f"{given}: {kind} is a model of its own code, and none is ever run; {known}")
+        raise UserError(f"{given}: its model_type is {kind}; {known}")
+    if classes and not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in classes):
+        raise UserError(f"{given}: holds {', '.join(classes)}, which predicts no next word; {CURE}")
+    if raw.get("quantization_config"):
+        raise UserError(
+            f"{given}: its weights are quantised and cannot be trained; take the model they come from"
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{given}: has no *.safetensors (pickled weights are never read); save the model again with "
+            "save_pretrained, whose files are safetensors"
+        )
+
+
+def _stored(config: ModelConfig) -> dict[str, Any]:
+    """What `config.architecture` says.
+
+    Raises:
+        UserError: nothing, or what `from_folder` does not write.
+    """
+    if not config.architecture:
+        raise UserError(
+            f"model.path={config.path}: not read yet; plato2.model.pretrained.from_folder reads it"
+        )
+    try:
+        stored = json.loads(config.architecture)
+        n_words = config.vocab_size - SPECIAL - 1
+        words = [stored[name] for name in ("begin", "end", "unknown")]
+        in_table = all(isinstance(word, int) and 0 <= word < n_words for word in words if word is not None)
+        if in_table and None not in words[:2] and stored["config"]["model_type"] in FAMILIES:
+            return dict(stored)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise UserError(
+        "model.architecture: not what plato2 reads from model.path; leave it out, or take another checkpoint"
+    )
+
+
+def _model(config: ModelConfig, stored: dict[str, Any]) -> tuple[Any, Any]:
+    """The causal decoder and its configuration.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    transformers = _transformers()
+    of = f"model.path={config.path}"
+    try:
+        geometry = transformers.AutoConfig.for_model(stored["model_type"], **_without(stored, "model_type"))
+        for key in DROPOUTS:
+            if hasattr(geometry, key):
+                setattr(geometry, key, config.dropout)
+        own = (geometry.num_hidden_layers, geometry.num_attention_heads, geometry.hidden_size)
+        if own != (config.n_layer, config.n_head, config.hidden_size):
+            raise ValueError(f"model.architecture has the geometry {own}")
+        if torch.get_default_device().type == "meta":
+            model = transformers.AutoModelForCausalLM.from_config(geometry, attn_implementation="sdpa")
+            return model, geometry
+        model, told = transformers.AutoModelForCausalLM.from_pretrained(
+            config.path,
+            config=geometry,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # many kinds: of transformers, safetensors and torch
+        raise UserError(f"{of}: cannot be read ({_line(error)}); {CURE}") from None
+    if missing := sorted(told["missing_keys"]):
+        raise UserError(f"{of}: lacks {missing[0]} and {len(missing) - 1} more weights; get the folder again")
+    return model, geometry
+
+
+def _transformers() -> Any:
+    """transformers, quiet.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(f"model.path: needs transformers; {install('huggingface')}") from None
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def _without(values: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in keys}
+
+
+def _line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
