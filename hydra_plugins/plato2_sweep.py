@@ -154,9 +154,11 @@ class Jobs(Sweeper):
         names = ", ".join(same[:3]) + (f" and {len(same) - 3} more" if same[3:] else "")
         others = len(self.failed) - len(same)
         also = f" ({others} more for other reasons, see above)" if others else ""
+        rest = (
+            f"; the others went on (plato2 report {self.folder})" if len(self.failed) < self.launched else ""
+        )
         raise UserError(
-            f"{len(self.failed)} of {self.launched} {what} failed: {names}: {first}{also}; the others are "
-            f"finished (plato2 report {self.folder}), {cure}"
+            f"{len(self.failed)} of {self.launched} {what} failed: {names}: {first}{also}{rest}; {cure}"
         )
 
 
@@ -185,7 +187,7 @@ class Grid(Jobs):
         size = self.max_batch_size or len(jobs)
         with self.held():
             results = [self.launch(told[n : n + size]) for n in range(0, len(told), size)]
-        self.refuse_failures("jobs", "and the same command tries these again")
+        self.refuse_failures("jobs", "the same command tries these again")
         return results
 
 
@@ -247,7 +249,9 @@ def dimension(override: Override) -> Dimension:
     if not low < high or (log and low <= 0):
         raise UserError(f"{override.input_line}: no range to draw from; give LOW < HIGH, of log above 0")
     whole = isinstance(low, int) and isinstance(high, int) and TAG not in tags
-    return Dimension(key, low=low, high=high, step=None if log else step, log=log, whole=whole, factor=TAG in tags)
+    return Dimension(
+        key, low=low, high=high, step=None if log else step, log=log, whole=whole, factor=TAG in tags
+    )
 
 
 class Search(Jobs):
@@ -340,11 +344,13 @@ class Search(Jobs):
                 points = self.points(study, space, min(self.n_jobs, left))
                 self.try_out(study, points, fixed, seeds)
                 left -= len(points)
-        self.refuse_failures("runs", "and the same command tries other points in their place")
+        self.refuse_failures("runs", "the same command tries other points in their place")
         best = study.best_trial if study.get_trials(states=(TrialState.COMPLETE,)) else None
         if best:
             spread = f" ± {number(best.user_attrs['spread'])}" if "spread" in best.user_attrs else ""
-            say(f"best: point {best.number} ({best.user_attrs['overrides']}): {number(best.value or 0)}{spread}")
+            say(
+                f"best: point {best.number} ({best.user_attrs['overrides']}): {number(best.value or 0)}{spread}"
+            )
         return None
 
     def refuse_processes(self) -> None:
@@ -370,7 +376,9 @@ class Search(Jobs):
         from plato2.runs.study import TrialState, sampler, trial
 
         opened = [frozen.number for frozen in study.get_trials(states=(TrialState.RUNNING,))][:n]
-        new = range(len(study.get_trials(deepcopy=False)), len(study.get_trials(deepcopy=False)) + n - len(opened))
+        new = range(
+            len(study.get_trials(deepcopy=False)), len(study.get_trials(deepcopy=False)) + n - len(opened)
+        )
         found = []
         for which in (*opened, *new):
             # A seed for each point: one that is drawn after a kill is no copy of the first.
@@ -397,7 +405,9 @@ class Search(Jobs):
         values: dict[int, list[float]] = {point.number: [] for point, _ in points}
         over: set[int] = set()
         for some in rounds:
-            going = [(point, words, seed) for point, words in points for seed in some if point.number not in over]
+            going = [
+                (point, words, seed) for point, words in points for seed in some if point.number not in over
+            ]
             jobs = [self.job(*one, fixed, reports=one[2] == seeds[0]) for one in going]
             results = self.launch(jobs) if jobs else []
             for (point, _, seed), (told, _), result in zip(going, jobs, results, strict=True):
@@ -465,7 +475,9 @@ class WandbFile(Search):
         parameters = {}
         for one in space:
             if (one.factor or any(factor(text) for text in one.choices)) and nodes:
-                raise UserError(f"{one.key}: W&B cannot multiply values of another {nodes[0]}; give values, no factors")
+                raise UserError(
+                    f"{one.key}: W&B cannot multiply values of another {nodes[0]}; give values, no factors"
+                )
             parameters[one.key] = self.parameter(one, shared)
         if self.seeds:
             parameters["seed"] = {"values": self.seeds}
@@ -498,7 +510,9 @@ class WandbFile(Search):
         """A dimension in W&B's words."""
 
         def value(word: str) -> Any:
-            read = OverridesParser.create().parse_override(resolved([*shared, word], self.composed)[-1]).value()
+            read = (
+                OverridesParser.create().parse_override(resolved([*shared, word], self.composed)[-1]).value()
+            )
             return read if isinstance(read, int | float | bool) else str(read)
 
         if one.choices:
@@ -507,7 +521,11 @@ class WandbFile(Search):
         if one.step is not None:
             kind = {"distribution": "q_uniform", "q": one.step}
         elif isinstance(low, int):
-            kind = {"distribution": "q_log_uniform_values", "q": 1} if one.log else {"distribution": "int_uniform"}
+            kind = (
+                {"distribution": "q_log_uniform_values", "q": 1}
+                if one.log
+                else {"distribution": "int_uniform"}
+            )
         else:
             kind = {"distribution": "log_uniform_values" if one.log else "uniform"}
         return {**kind, "min": low, "max": high}

@@ -22,7 +22,6 @@ import pytest
 import typer
 import yaml
 from architecture import FILE, ROOMS, X, arrows, half, picture, row
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -32,6 +31,7 @@ from test_imports import ALLOWED
 from typer.testing import CliRunner
 
 import plato2.commands.train as hydra_command
+from hydra_plugins.plato2_sweep import combinations, dimension, resolved
 from plato2.commands import app, every_command, module_of
 from plato2.config import DecodeConfig
 from plato2.prepare.options import PrepareOptions
@@ -129,8 +129,8 @@ def _leave_hydra_as_it_was() -> Iterator[None]:
     HydraConfig.instance().cfg = None
 
 
-def jobs(overrides: list[str], multirun: bool) -> list[list[str]]:
-    """The overrides of each job of a command, of `-m` or of a sweep file."""
+def jobs(overrides: list[str], multirun: bool, search: Path) -> list[list[str]]:
+    """The overrides of each job of a command, of `-m` or of a sweep file; of a range its lower end."""
     swept: list[str] = []
     for word in overrides:
         if word.startswith(("experiment=", "sweep=")) and not multirun:
@@ -140,8 +140,12 @@ def jobs(overrides: list[str], multirun: bool) -> list[list[str]]:
             swept += [f"{key}={value}" for key, value in params.items()]
     if not multirun and not swept:
         return [overrides]
-    parsed = OverridesParser.create().parse_overrides([*swept, *overrides])
-    return list(BasicSweeper.split_arguments(parsed, max_batch_size=None)[0])
+    words = [hydra_command.as_hydra_reads_it(word) for word in [*swept, *overrides]]
+    parsed = {one.get_key_element(): one for one in OverridesParser.create().parse_overrides(words)}.values()
+    ranges = [one for one in parsed if one.is_sweep_override() and not one.is_discrete_sweep()]
+    lowest = [dimension(one).first for one in ranges]
+    grid = combinations([one for one in parsed if one not in ranges])
+    return [resolved([*job, *lowest], lambda given: composed(given, search)) for job in grid]
 
 
 def train_arguments(line: str) -> tuple[list[str], set[str]]:
@@ -161,7 +165,7 @@ def test_train_commands_compose_and_build(
     for line in TRAIN_LINES:
         given, flags = train_arguments(line)
         if "--help" not in flags:
-            found |= {(*job, "plan=true") for job in jobs(given, "-m" in flags)}
+            found |= {(*job, "plan=true") for job in jobs(given, "-m" in flags, own_files)}
     for job in sorted(found):
         assert hydra_command.train_composed(composed([*job], own_files)) is None, job
         assert "what the run needs" in capsys.readouterr().out

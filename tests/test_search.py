@@ -28,7 +28,9 @@ COMPLETE, PRUNED = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRU
 
 
 def runs(outputs: Path, name: str = "tiny-1_coarse") -> dict[str, RunFolder]:
-    return {path.parent.name: RunFolder(path.parent) for path in sorted(outputs.glob(f"{name}/*/lineage.json"))}
+    return {
+        path.parent.name: RunFolder(path.parent) for path in sorted(outputs.glob(f"{name}/*/lineage.json"))
+    }
 
 
 def the_study(outputs: Path) -> optuna.Study:
@@ -50,18 +52,19 @@ def what_was_found(study: optuna.Study) -> list[tuple[Any, ...]]:
 @pytest.fixture
 def launched(train_here: Train, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
     """The jobs that Hydra's launcher would get, with what is swept alone; nothing is trained."""
-    from hydra._internal.core_plugins.basic_launcher import BasicLauncher
-
+    launcher: Any = Plugins.instance().class_name_to_class[
+        "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+    ]
     found: list[list[str]] = []
 
-    def launch(self: BasicLauncher, jobs: list[list[str]], initial_job_idx: int) -> list[Any]:
+    def launch(self: Any, jobs: list[list[str]], initial_job_idx: int) -> list[Any]:
         found.extend(jobs)
         raise SystemExit(0)
 
     def jobs(*given: str) -> list[list[str]]:
         found.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(BasicLauncher, "launch", launch)
+            patch.setattr(launcher, "launch", launch)
             train_here(*given)
         return [[word for word in job if not all(word in other for other in found)] for job in found]
 
@@ -72,7 +75,11 @@ def test_factors_are_of_the_value_that_the_rest_of_the_job_composes(
     launched: Callable[..., list[list[str]]],
 ) -> None:
     """1.6b-2_gen has a rate of 1e-5 and tiny-2_gen one of 5e-4; files and the command line alike."""
-    assert launched("sweep=lr", "stage=2_gen") == [["optim.lr=0.00025"], ["optim.lr=0.0005"], ["optim.lr=0.001"]]
+    assert launched("sweep=lr", "stage=2_gen") == [
+        ["optim.lr=0.00025"],
+        ["optim.lr=0.0005"],
+        ["optim.lr=0.001"],
+    ]
     both = launched("-m", "stage=2_gen", "model=tiny,1.6b", "optim.lr=x0.5,x4")
     rates = [word for job in both for word in job if word.startswith("optim.lr")]
     assert rates == ["optim.lr=0.00025", "optim.lr=0.002", "optim.lr=5e-06", "optim.lr=4e-05"]
@@ -84,7 +91,10 @@ def test_factors_are_of_the_value_that_the_rest_of_the_job_composes(
     [
         (["-m", "optim.lrr=x0.5,x1"], ["optim.lrr: no such key; did you mean optim.lr?"]),
         (["-m", "hydra/sweeper=optuna", "optim.lrr=x(0.5,2)"], ["optim.lrr: no such key", "optim.lr?"]),
-        (["-m", "optim.lr=x(0.5,2)"], ["a range, which hydra/sweeper=optuna draws from", "optim.lr=x0.5,x1,x2"]),
+        (
+            ["-m", "optim.lr=x(0.5,2)"],
+            ["a range, which hydra/sweeper=optuna draws from", "optim.lr=x0.5,x1,x2"],
+        ),
         (["-m", "hydra/sweeper=optuna", "optim.lr=x(2,0.5)"], ["factors from 2 to 0.5; give x(LOW,HIGH)"]),
         (["-m", "model.n_role=x1,x2"], ["model.n_role=x1: the recipe's value is 0", "give values"]),
         (["optim.lr=x2"], ["optim.lr=x2: a factor of the recipe's value, for sweeps", "x0.5,x1,x2"]),
@@ -122,7 +132,9 @@ def test_a_search_prunes_bad_points_and_takes_the_mean_over_seeds(train_here: Tr
             assert first.lineage()["step"] == checkpoint_step(first.last) == max(one.intermediate_values) < 6
             assert f"s-{one.number}-seed2" not in found  # it would cost as much as a good one
         else:
-            both = [min(v for _, v in metrics(found[f"s-{one.number}-seed{seed}"], "val/loss")) for seed in (1, 2)]
+            both = [
+                min(v for _, v in metrics(found[f"s-{one.number}-seed{seed}"], "val/loss")) for seed in (1, 2)
+            ]
             assert one.value == pytest.approx(sum(both) / 2)
             assert one.user_attrs["spread"] == pytest.approx(abs(both[0] - both[1]) / 2**0.5)
     assert "best: point " in done.stderr
@@ -140,7 +152,13 @@ def test_a_search_killed_ten_times_finds_what_one_finds_that_was_not(
     forks: Forks, corpus: Path, tmp_path: Path
 ) -> None:
     """Killed just before a change of a file, or in the middle of a write, wherever that is."""
-    given = [*SEARCH, "checkpoint_steps=1", "hydra.sweeper.n_trials=5", "hydra.sweeper.seeds=[1,2]", "run_id=s"]
+    given = [
+        *SEARCH,
+        "checkpoint_steps=1",
+        "hydra.sweeper.n_trials=5",
+        "hydra.sweeper.seeds=[1,2]",
+        "run_id=s",
+    ]
     given += ["hydra.sweeper.pruner.n_startup_trials=1", "model.dropout=0.0,0.1"]
 
     def arguments(outputs: Path) -> list[str]:
@@ -199,7 +217,7 @@ def test_a_failed_point_does_not_lose_the_others(train_here: Train, tmp_path: Pa
     given += ["hydra.sweeper.n_trials=2", "hydra.sweeper.sampler.name=RandomSampler", "run_id=s"]
     done = train_here(*given, "hydra.sweeper.seed=1", expect=2)
     assert_one_line(done.stderr, "of 2 runs failed: point", "optim.batch_tokens=1000 is not a multiple")
-    assert "finished" in done.stderr
+    assert "the others went on" in done.stderr
     states = [one.state.name for one in the_study(tmp_path / "outputs").trials]
     assert sorted(set(states)) == ["COMPLETE", "FAIL"]
     assert [sweep["finished"] for sweep in sweeps(tmp_path / "outputs")] == [False]
@@ -213,29 +231,37 @@ def test_a_sweep_is_not_gone_on_with_in_another_configuration(train_here: Train,
     content["config"]["optim"]["clip_norm"] = 0.25
     record.write_text(json.dumps(content | {"finished": False}))
     done = train_here("-m", "seed=1,2", "trainer.max_steps=1", "run_id=s", expect=2)
-    assert_one_line(done.stderr, "optim.clip_norm", "the unfinished sweep s was started with", "0.25", "resume=never")
+    assert_one_line(
+        done.stderr, "optim.clip_norm", "the unfinished sweep s was started with", "0.25", "resume=never"
+    )
 
 
 # ------------------------------------------------------------------------------------- launchers and files
 
 
 @pytest.mark.slow
-def test_joblib_runs_jobs_side_by_side(
-    run_train: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_joblib_runs_jobs_side_by_side(run_train: Callable[..., Any], tmp_path: Path) -> None:
     """Real processes: a grid of which one job fails, and a search with two points at a time."""
     joblib = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *STEPS]
     done = run_train(*joblib, "optim.batch_tokens=1024,1000,2048", "run_id=g", expect=2)
     assert_one_line(done.stderr, "1 of 3 jobs failed: job 1 (optim.batch_tokens=1000)")
     assert [name for name, run in runs(tmp_path / "outputs").items() if run.finished] == ["g-0", "g-2"]
 
-    search = ["hydra/sweeper=optuna", "optim.lr=x(0.05,2)", "hydra.sweeper.n_jobs=2", "hydra.sweeper.n_trials=4"]
+    search = [
+        "hydra/sweeper=optuna",
+        "optim.lr=x(0.05,2)",
+        "hydra.sweeper.n_jobs=2",
+        "hydra.sweeper.n_trials=4",
+    ]
     run_train(*joblib, *search, "hydra.sweeper.pruner.n_startup_trials=2", "run_id=s")
     study = the_study(tmp_path / "outputs")
     assert len(study.trials) == 4
     assert {one.state for one in study.trials} <= {COMPLETE, PRUNED}
     for one in study.trials:
-        assert runs(tmp_path / "outputs")[f"s-{one.number}-seed11"].lineage()["status"] in ("finished", "pruned")
+        assert runs(tmp_path / "outputs")[f"s-{one.number}-seed11"].lineage()["status"] in (
+            "finished",
+            "pruned",
+        )
 
 
 @pytest.mark.slow
@@ -243,9 +269,12 @@ def test_the_sweep_files(train_here: Train, tmp_path: Path) -> None:
     """Each as a new user gives it, on a small model; the table of each names its points."""
     outputs = tmp_path / "outputs"
     train_here("stage=1_coarse", "trainer.max_steps=2")
-    swept = {"sweep=lr": 3, "sweep=seeds": 5, "sweep=latent_k": 4, "sweep=optuna": 20}
+    swept = {"sweep=lr": 3, "sweep=seeds": 5, "sweep=latent_k": 4, "sweep=optuna": 3}
     for number, (file, n_points) in enumerate(swept.items()):
-        done = train_here(file, "trainer.max_steps=2", "trainer.val_check_interval=1", f"run_id=n{number}")
+        few = ["hydra.sweeper.n_trials=3"] if file == "sweep=optuna" else []
+        done = train_here(
+            file, *few, "trainer.max_steps=2", "trainer.val_check_interval=1", f"run_id=n{number}"
+        )
         stage = "tiny-2_gen" if file == "sweep=latent_k" else "tiny-1_coarse"
         own = [run for name, run in runs(outputs, stage).items() if name.startswith(f"n{number}-")]
         assert len(own) == n_points, file
@@ -256,7 +285,9 @@ def test_the_sweep_files(train_here: Train, tmp_path: Path) -> None:
     assert len(set(by)) == 4
 
 
-def test_the_file_for_wandb_trains(train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_for_wandb_trains(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its command with values in the place of W&B's variables; `plan=true` composes and builds it all."""
     done = train_here("sweep=optuna", "hydra/sweeper=wandb", "hydra.sweeper.seeds=[1,2]", "plan=true")
     made = yaml.safe_load(done.stdout)
@@ -281,4 +312,6 @@ def test_the_file_for_wandb_trains(train_here: Train, tmp_path: Path, monkeypatc
     grid = yaml.safe_load(train_here("sweep=lr", "hydra/sweeper=wandb").stdout)
     assert grid["method"] == "grid"
     assert grid["parameters"] == {"optim.lr": {"values": [0.00075, 0.0015, 0.003]}}
-    assert shlex.join(grid["command"]).startswith("'${env}' '${interpreter}' train.py hydra.mode=RUN logger=wandb")
+    assert shlex.join(grid["command"]).startswith(
+        "'${env}' '${interpreter}' train.py hydra.mode=RUN logger=wandb"
+    )

@@ -402,7 +402,9 @@ class Sweep(Callback):
         Console(highlight=False).print(*runs_tables(runs), sep="\n")
         several = [one for one in sweeps(self.record.parent) if any(point.runs[1:] for point in one.points)]
         if several:
-            show("over seeds", [Section(one.stage, [table(one)]) for one in several], Console(highlight=False))
+            show(
+                "over seeds", [Section(one.stage, [table(one)]) for one in several], Console(highlight=False)
+            )
         say(f"plato2 report {self.record.parent} --out sweep.html draws it")
 
     def _new(self, folder: Path) -> Path:
@@ -462,7 +464,9 @@ def explain(error: Exception, conf: Path) -> str:
         return f"hydra/launcher=slurm needs hydra-submitit-launcher: {install('slurm')}"
     if "hydra/launcher/joblib'" in told:
         return f"hydra/launcher=joblib needs hydra-joblib-launcher: {install('sweep')}"
-    alone = re.search(rf"Value '({FACTOR.pattern})' of type 'str' could not be converted.* full_key: (\S+)", told)
+    alone = re.search(
+        rf"Value '({FACTOR.pattern})' of type 'str' could not be converted.* full_key: (\S+)", told
+    )
     if alone:
         key = alone[3]
         return f"{key}={alone[1]}: a factor of the recipe's value, for sweeps: -m {key}=x0.5,x1,x2"

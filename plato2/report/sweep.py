@@ -89,12 +89,16 @@ def sweep_runs(place: Path) -> tuple[str, list[Path]]:
     outputs = [place.resolve().parents[1]]
     if (multirun := place / "multirun.yaml").is_file():  # where hydra.sweep.dir leads elsewhere
         lines = multirun.read_text(encoding="utf-8").splitlines()
-        outputs += [Path(line.partition(": ")[2].strip("'\"")) for line in lines if line.startswith("output_dir: ")]
+        outputs += [
+            Path(line.partition(": ")[2].strip("'\"")) for line in lines if line.startswith("output_dir: ")
+        ]
     for folder in outputs:
         found = [path.parent for path in sorted(folder.glob(f"*/{name}-*/lineage.json"))]
         if own := [path for path in found if RunFolder(path).lineage().get("curriculum") == name]:
             return name, own
-    raise UserError(f"{place}: no run of the sweep {name} in {outputs[0]}; run its command, or move them there")
+    raise UserError(
+        f"{place}: no run of the sweep {name} in {outputs[0]}; run its command, or move them there"
+    )
 
 
 def sweeps(place: Path) -> list[SweepOfRuns]:
@@ -271,12 +275,16 @@ def section(sweep: SweepOfRuns) -> Section:
         told = " ".join(f"{key}={value}" for key, value in best.values.items()) or "the only point"
         spread = "" if best.spread is None else f" ± {number(best.spread)} over {len(best.results)} seeds"
         blocks.append(
-            Paragraph(f"Best by {sweep.metric} ({sweep.direction}): {told}: {number(best.mean or 0)}{spread}.", True)
+            Paragraph(
+                f"Best by {sweep.metric} ({sweep.direction}): {told}: {number(best.mean or 0)}{spread}.", True
+            )
         )
     blocks.append(table(sweep))
     if sweep.importance:
         rows = [[key, f"{share:.2f}"] for key, share in sweep.importance.items()]
-        caption = "What changes the measure: the share of each key (functional ANOVA over the finished points)"
+        caption = (
+            "What changes the measure: the share of each key (functional ANOVA over the finished points)"
+        )
         blocks.append(Table(["key", "importance"], rows, caption))
     elif sweep.unsaid:
         blocks.append(Paragraph(f"No importance of keys: {sweep.unsaid}."))
@@ -335,7 +343,9 @@ def parallel_coordinates(sweep: SweepOfRuns) -> Figure:
     for x, marked in enumerate([*ticks, marks]):
         panel.axvline(x, color="#555555", linewidth=0.8)
         for y, label in marked:
-            panel.annotate(label, (x, y), xytext=(4, 0), textcoords="offset points", fontsize="x-small", va="center")
+            panel.annotate(
+                label, (x, y), xytext=(4, 0), textcoords="offset points", fontsize="x-small", va="center"
+            )
     panel.set(xticks=range(len(axes)), xticklabels=axes, yticks=[], xlim=(-0.1, len(axes) - 0.6))
     for side in ("left", "right", "top", "bottom"):
         panel.spines[side].set_visible(False)

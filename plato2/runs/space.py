@@ -82,7 +82,9 @@ class Dimension:
         if self.choices:
             value = trial.suggest_categorical(name, self.choices)
         elif self.whole:
-            value = trial.suggest_int(name, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
+            value = trial.suggest_int(
+                name, int(self.low), int(self.high), step=int(self.step or 1), log=self.log
+            )
         else:
             value = trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
         return self.override(value)

@@ -124,7 +124,9 @@ def named(module: Any, options: Mapping[str, Any], key: str) -> Any:
     """
     name = options.get("name")
     if name not in module.__all__:
-        raise UserError(f"{key}.name={name}: Optuna has no such one; {did_you_mean(str(name), module.__all__)}")
+        raise UserError(
+            f"{key}.name={name}: Optuna has no such one; {did_you_mean(str(name), module.__all__)}"
+        )
     given = {option: value for option, value in options.items() if option != "name"}
     check_arguments(getattr(module, str(name)), given, key)
     try:
