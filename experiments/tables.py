@@ -41,11 +41,12 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) 
 
     Args:
         head: the columns' names.
-        rows: their cells.
+        rows: their cells; a bar, as in p(z|c), is escaped.
         left: how many columns are text; those after them are numbers, which stand on the right.
     """
     lines = [head, ["---"] * left + ["---:"] * (len(head) - left), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    escaped = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
 def filled(text: str) -> str:

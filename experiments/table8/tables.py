@@ -9,6 +9,21 @@ from experiments.tables import markdown
 
 Results = dict[str, Any]
 
+ASKED = (
+    ("coherence, dual", "coherence, first"),
+    ("coherence, first", "shared words"),
+    ("coherence, first", "backward"),
+    ("forward, stage 2.1, uniform z", "forward, stage 1"),
+    ("forward, stage 2.1, p(z|c)", "forward, stage 2.1, uniform z"),
+)
+"""Pairs of scores that the conclusion is about: the first less the second."""
+ASKED_OF_CONTROLS = (
+    *((name, f"{name}, another context") for name in ("coherence, dual", "coherence, first")),
+    ("forward, stage 1, difference", "forward, stage 1"),
+    ("backward", "forward, stage 1, difference"),
+    *((f"length and frequencies, coherence, {head}", "length and frequencies") for head in ("dual", "first")),
+)
+
 
 def suite(results: Results) -> str:
     """MAP of each score on each set, with its interval."""
@@ -40,6 +55,16 @@ def tests(results: Results) -> str:
             )
         rows.append([system, *cells])
     return markdown(["score", *found["sets"]], rows)
+
+
+def asked(results: Results) -> str:
+    """MAP of pairs of scores, the first less the second."""
+    return _pairs(results["suite"], ASKED)
+
+
+def asked_of_controls(results: Results) -> str:
+    """The same of scores and their controls."""
+    return _pairs(results["controls"], ASKED_OF_CONTROLS)
 
 
 def sources(results: Results) -> str:
@@ -90,6 +115,16 @@ def _figures(found: dict[str, Any], measure: str, interval: bool) -> str:
         values = [figures[f"{name}/{measure}"] for name in found["sets"]]
         rows.append([system, *(_cell(*value) if interval else f"{value[0]:.3f}" for value in values)])
     return markdown(["score", *found["sets"]], rows)
+
+
+def _pairs(found: dict[str, Any], pairs: Sequence[tuple[str, str]]) -> str:
+    """Pairs of scores as rows, sets as columns; those that were not measured are left out."""
+    there = [(one, other) for one, other in pairs if {one, other} <= set(found["figures"])]
+    rows = [
+        [f"{one} less {other}", *(_difference(found["tests"], name, one, other) for name in found["sets"])]
+        for one, other in there
+    ]
+    return markdown(["pair", *found["sets"]], rows)
 
 
 def _cell(value: float, low: float, high: float) -> str:
