@@ -218,6 +218,39 @@ def test_a_full_disk_on_the_rank_that_saves_is_told_by_both(pair: Pair) -> None:
 
 
 @pytest.mark.slow
+def test_a_full_disk_on_one_rank_of_a_sharded_run_is_told_by_both(pair: Pair) -> None:
+    full = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    full += "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, -1))"
+    sharded = ["strategy=fsdp", "strategy.strategy.save_distributed_checkpoint=true"]
+    pair.begin(*LONG, *sharded, own={"1": {"before": full}})
+    codes, said = pair.end()
+    assert codes == [2, 2]
+    told = rf"rank 1 of 2 on {HOST} could not write its part of the checkpoint of step 2 \("
+    for text in said:
+        assert re.search(told, error_of(text)), text
+
+
+@pytest.mark.slow
+def test_a_slurm_job_that_loses_its_first_rank_goes_back_into_the_queue_if_it_has_saved(pair: Pair) -> None:
+    asked, programs = pair.folder / "asked", pair.folder / "programs"
+    programs.mkdir()
+    (programs / "scontrol").write_text(f"#!/bin/sh\necho $* >> {asked}\n")
+    (programs / "scontrol").chmod(0o755)
+    slurm = f"os.environ |= dict(SLURM_JOB_ID='77', PATH='{programs}:' + os.environ['PATH'])"
+    own = {rank: {"before": slurm} for rank in ("0", "1")}
+    pair.begin(*LONG, "checkpoint_steps=100000", own=own)
+    pair.wait_for_step(2)
+    os.kill(pair.pid(0), signal.SIGKILL)
+    assert "the same command resumes" in error_of(pair.end()[1][1])
+    assert not asked.exists()
+    pair.begin(*LONG, own=own)
+    pair.wait_for_step(3)
+    os.kill(pair.pid(0), signal.SIGKILL)
+    assert "job 77 is back in the queue" in error_of(pair.end()[1][1])
+    assert asked.read_text().split() == ["requeue", "77"]
+
+
+@pytest.mark.slow
 def test_a_kill_during_a_checkpoint_leaves_the_one_before_it_and_the_run_goes_on_exactly(pair: Pair) -> None:
     dies = """
 import os, sys

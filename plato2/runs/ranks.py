@@ -32,17 +32,20 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import Strategy
 from torch import distributed
+from torch.distributed.checkpoint import CheckpointException
 
 from plato2.config import UserError
 from plato2.data.module import DialogueDataModule
 from plato2.files import read_sha256, replace_text
 from plato2.runs.checkpoint import Checkpoints
 from plato2.runs.console import STOP_SIGNALS, leave_report
+from plato2.runs.folder import back_in_the_queue, slurm_job
 from plato2.runs.traces import (
     Arrival,
     Event,
     Phase,
     RankError,
+    RankState,
     Trace,
     disagreement,
     folder_of,
@@ -143,7 +146,7 @@ class RankWatch(Callback):
         saving: Callable[[], bool] = lambda: False,
     ) -> None:
         self.run, self.startup_s, self.step_s, self.facts, self.saving = run, startup_s, step_s, facts, saving
-        self.met, self.stepped, self.failed, self.leaving = False, False, False, ""
+        self.met, self.stepped, self.saved, self.failed, self.leaving = False, False, False, False, ""
         self.attempt, self.rank, self.world = "", 0, 1
         self.trace: Trace | None = None
         self.position = Position(0, "start", time.monotonic())
@@ -181,6 +184,7 @@ class RankWatch(Callback):
 
     def _go(self, phase: Phase, step: int | None = None) -> None:
         at = self.position
+        self.saved |= at.phase == "save"
         self.position = Position(at.step if step is None else step, phase, time.monotonic(), at.moves + 1)
 
     def on_load_checkpoint(
@@ -285,6 +289,18 @@ class RankWatch(Callback):
             self.leaving = self.leaving or self._told("lost", (str(error).splitlines() or [""])[0][:200])
             return self.leaving
 
+    def unsaved(self, error: CheckpointException) -> str:
+        """Which ranks could not write their part of a sharded checkpoint."""
+        (rank, (reason, _)), *_ = sorted(error.failures.items())
+        self.failed = True
+        told = (str(reason).splitlines() or [""])[0] or type(reason).__name__
+        host = next((state.host for state in read_states(self.run, self.attempt) if state.rank == rank), "?")
+        return (
+            f"rank {rank} of {self.world} on {host} could not write its part of the checkpoint of step "
+            f"{self.position.step:,} ({told}); the one before it is untouched. Free some space and start the "
+            "same command again (without resume=never)"
+        )
+
     def stop(self) -> None:
         """Ends the watching."""
         if self.trace and not self.leaving and not self.failed:
@@ -319,9 +335,25 @@ class RankWatch(Callback):
             states = read_states(self.run, self.attempt)
             done = len(states) == self.world and all(state.answered for state in states)
             if done or time.monotonic() - now > GRACE_S or any(s.last.event == "failed" for s in states):
-                again = "the same command resumes from the last checkpoint"
-                return f"{verdict(states, self.world)}; {again} (plato2 report {self.run} shows all ranks)"
+                told = f"{verdict(states, self.world)}; {self._go_on(states)}"
+                return f"{told} (plato2 report {self.run} shows all ranks)"
             time.sleep(0.1)
+
+    def _go_on(self, states: list[RankState]) -> str:
+        """What becomes of the run: a Slurm job whose rank is gone or hangs goes back into the queue.
+
+        The first rank that answered asks for it, if the run has saved since it began: what fails again before
+        that would be queued for ever. torchrun starts its processes again by itself.
+        """
+        by_hand = "the same command resumes from the last checkpoint"
+        job, by_torchrun = slurm_job(), "TORCHELASTIC_RESTART_COUNT" in os.environ
+        events = {state.rank: state.last.event for state in states if state.answered}
+        if not job or by_torchrun or not self.saved or "failed" in events.values():
+            return by_hand
+        first = min(events)
+        return (
+            back_in_the_queue(job) if self.rank == first else f"rank {first} asks Slurm to requeue job {job}"
+        )
 
     def _leave(self, told: str) -> None:
         """Ends this process from beside its main thread, which waits for what will not come."""
@@ -343,6 +375,8 @@ def watched(watch: RankWatch | None) -> Iterator[None]:
         if watch:
             meet_afresh(watch.startup_s)
         yield
+    except CheckpointException as error:  # sharded checkpoints: PyTorch has told all ranks; no Exception
+        raise RankError(watch.unsaved(error) if watch else str(error)) from None
     except Exception as error:
         if watch and not isinstance(error, UserError) and (told := watch.explain(error)):
             raise RankError(told) from error
