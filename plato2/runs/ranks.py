@@ -59,6 +59,8 @@ GRACE_S = 5.0
 """How long an answer to the roll call may take."""
 TICK_S = 0.5
 """Between two looks at the roll call."""
+ASLEEP_S = 5.0
+"""A thread that was not run for this long does not know what was late."""
 LEAVING_S = 20.0
 """How long a process may take to end once it has said why: closing NCCL's connections to a dead one hangs."""
 RECORDED = "1000"
@@ -260,15 +262,21 @@ class RankWatch(Callback):
     def _watch(self) -> None:
         """Ends this process when it does not go on, or when another one calls the roll."""
         tick = min(TICK_S, self.step_s / 10, self.startup_s / 10)
-        while not self.stopped.wait(tick):
-            late = time.monotonic() - self.position.since > self.limit_s
+        seen = awake = time.monotonic()
+        while not self.stopped.wait(tick) and not self.failed:
+            before, seen = seen, time.monotonic()
+            if seen - before > tick + ASLEEP_S:  # all of the job was stopped for a while, as Slurm can
+                awake = seen
+            late = seen - max(self.position.since, awake) > self.limit_s
             if not late and not self._called():
                 continue
             with self.lock:
-                if not self.leaving and not self.stopped.is_set():
+                if not self.leaving and not self.failed and not self.stopped.is_set():
                     self._leave(self._told("late" if late else "alive"))
             break
-        if self.leaving:  # the main thread says it, and ends; what hangs at its end is not waited for
+        if self.leaving:  # the main thread says it, but GPUs that wait for each other can hold it up
+            if not self.stopped.wait(LEAVING_S):
+                self._leave(self.leaving)
             threading.main_thread().join()
             time.sleep(LEAVING_S)
             os._exit(2)
@@ -290,11 +298,11 @@ class RankWatch(Callback):
             return self.leaving
 
     def unsaved(self, error: CheckpointException) -> str:
-        """Which ranks could not write their part of a sharded checkpoint."""
+        """Which rank could not write its part of a sharded checkpoint."""
         (rank, (reason, _)), *_ = sorted(error.failures.items())
-        self.failed = True
         told = (str(reason).splitlines() or [""])[0] or type(reason).__name__
         host = next((state.host for state in read_states(self.run, self.attempt) if state.rank == rank), "?")
+        self.failed = True
         return (
             f"rank {rank} of {self.world} on {host} could not write its part of the checkpoint of step "
             f"{self.position.step:,} ({told}); the one before it is untouched. Free some space and start the "
@@ -346,14 +354,16 @@ class RankWatch(Callback):
         that would be queued for ever. torchrun starts its processes again by itself.
         """
         by_hand = "the same command resumes from the last checkpoint"
+        if any(state.last.event == "late" for state in states) and all(state.answered for state in states):
+            key = "step_timeout_s" if self.limit_s == self.step_s else "startup_timeout_s"
+            by_hand += f"; if it may take longer than {self.limit_s:g} s, raise {key}"
         job, by_torchrun = slurm_job(), "TORCHELASTIC_RESTART_COUNT" in os.environ
         events = {state.rank: state.last.event for state in states if state.answered}
         if not job or by_torchrun or not self.saved or "failed" in events.values():
             return by_hand
-        first = min(events)
-        return (
-            back_in_the_queue(job) if self.rank == first else f"rank {first} asks Slurm to requeue job {job}"
-        )
+        if self.rank != min(events):
+            return f"rank {min(events)} asks Slurm to requeue job {job}"
+        return back_in_the_queue(job)
 
     def _leave(self, told: str) -> None:
         """Ends this process from beside its main thread, which waits for what will not come."""
@@ -376,7 +386,9 @@ def watched(watch: RankWatch | None) -> Iterator[None]:
             meet_afresh(watch.startup_s)
         yield
     except CheckpointException as error:  # sharded checkpoints: PyTorch has told all ranks; no Exception
-        raise RankError(watch.unsaved(error) if watch else str(error)) from None
+        if not watch:
+            raise
+        raise RankError(watch.unsaved(error)) from None
     except Exception as error:
         if watch and not isinstance(error, UserError) and (told := watch.explain(error)):
             raise RankError(told) from error
@@ -462,7 +474,9 @@ def record_flights(run: Path) -> None:
     """
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", RECORDED)
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
-    os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(folder_of(run).absolute() / "nccl_trace_rank_"))
+    name, ours = "TORCH_FR_DUMP_TEMP_FILE", "ranks/nccl_trace_rank_"
+    if os.environ.get(name, ours).endswith(ours):  # not the user's, but perhaps that of the run before
+        os.environ[name] = str(run.absolute() / ours)
 
 
 def flight_record() -> str:
