@@ -24,7 +24,7 @@ from plato2.commands import app
 from plato2.config import UserError
 from plato2.prepare.dialogues import PrepareOptions, prepare
 from plato2.runs.folder import RunFolder
-from plato2.runs.ranks import MARGIN_S
+from plato2.runs.ranks import ASLEEP_S, MARGIN_S
 from plato2.runs.saved import checkpoint_step
 from plato2.runs.traces import (
     CLOCKS_S,
@@ -202,6 +202,26 @@ def test_a_rank_that_waits_for_its_data_is_behind_and_says_so_itself(pair: Pair)
         line = re.search(told + r" waited \d+ s in step (\d+)", error_of(text))
         assert line, text
         assert int(line[2]) == int(line[1]) + 1
+
+
+@pytest.mark.slow
+def test_a_job_that_was_stopped_as_a_whole_goes_on(pair: Pair) -> None:
+    """As by `scontrol suspend`, for longer than a step may take."""
+    pair.begin(*LONG)
+    pair.wait_for_step(3)
+    both = [pair.pid(rank) for rank in (0, 1)]
+    for pid in both:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(3 + ASLEEP_S + 1)
+    step = max(state.last.step for state in read_states(pair.run))
+    for pid in both:
+        os.kill(pid, signal.SIGCONT)
+    pair.wait_for_step(step + 10)
+    for pid in both:
+        os.kill(pid, signal.SIGTERM)
+    codes, said = pair.end()
+    assert codes == [143, 143]
+    assert "error" not in said[0] + said[1]
 
 
 @pytest.mark.slow
