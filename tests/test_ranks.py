@@ -412,7 +412,7 @@ BEFORE = IN_121 | {"phase": "between", "moves": 240}
             "rank 1 of 2 on node0 stopped after step 120 (has not begun the next one); the others waited "
             "100 s in the checkpoint of step 120",
         ),
-        (lines(IN_121, IN_121), "all 2 ranks answer, none is behind"),
+        (lines(IN_121, IN_121), "all 2 ranks answer, none is behind, and no collective ends; they waited"),
         (
             lines(IN_121 | {"step": 0, "phase": "start", "moves": 1}, IN_121 | {"step": 0}),
             "rank 0 of 2 on node0 stopped after step 0 (is in the start); the others waited 100 s in step 1",
