@@ -24,7 +24,7 @@ from plato2.commands import app
 from plato2.config import UserError
 from plato2.prepare.dialogues import PrepareOptions, prepare
 from plato2.runs.folder import RunFolder
-from plato2.runs.ranks import MARGIN_S
+from plato2.runs.ranks import ASLEEP_S, MARGIN_S
 from plato2.runs.saved import checkpoint_step
 from plato2.runs.traces import (
     CLOCKS_S,
@@ -205,6 +205,26 @@ def test_a_rank_that_waits_for_its_data_is_behind_and_says_so_itself(pair: Pair)
 
 
 @pytest.mark.slow
+def test_a_job_that_was_stopped_as_a_whole_goes_on(pair: Pair) -> None:
+    """As by `scontrol suspend`, for longer than a step may take."""
+    pair.begin(*LONG)
+    pair.wait_for_step(3)
+    both = [pair.pid(rank) for rank in (0, 1)]
+    for pid in both:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(3 + ASLEEP_S + 1)
+    step = max(state.last.step for state in read_states(pair.run))
+    for pid in both:
+        os.kill(pid, signal.SIGCONT)
+    pair.wait_for_step(step + 10)
+    for pid in both:
+        os.kill(pid, signal.SIGTERM)
+    codes, said = pair.end()
+    assert codes == [143, 143]
+    assert "error" not in said[0] + said[1]
+
+
+@pytest.mark.slow
 def test_a_full_disk_on_the_rank_that_saves_is_told_by_both(pair: Pair) -> None:
     full = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     full += "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, -1))"
@@ -215,6 +235,39 @@ def test_a_full_disk_on_the_rank_that_saves_is_told_by_both(pair: Pair) -> None:
     assert re.search(
         rf"rank 0 of 2 on {HOST} failed in the checkpoint of step 2: .* could", error_of(said[1])
     )
+
+
+@pytest.mark.slow
+def test_a_full_disk_on_one_rank_of_a_sharded_run_is_told_by_both(pair: Pair) -> None:
+    full = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    full += "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, -1))"
+    sharded = ["strategy=fsdp", "strategy.strategy.save_distributed_checkpoint=true"]
+    pair.begin(*LONG, *sharded, own={"1": {"before": full}})
+    codes, said = pair.end()
+    assert codes == [2, 2]
+    told = rf"rank 1 of 2 on {HOST} could not write its part of the checkpoint of step 2 \("
+    for text in said:
+        assert re.search(told, error_of(text)), text
+
+
+@pytest.mark.slow
+def test_a_slurm_job_that_loses_its_first_rank_goes_back_into_the_queue_if_it_has_saved(pair: Pair) -> None:
+    asked, programs = pair.folder / "asked", pair.folder / "programs"
+    programs.mkdir()
+    (programs / "scontrol").write_text(f"#!/bin/sh\necho $* >> {asked}\n")
+    (programs / "scontrol").chmod(0o755)
+    slurm = f"os.environ |= dict(SLURM_JOB_ID='77', PATH='{programs}:' + os.environ['PATH'])"
+    own = {rank: {"before": slurm} for rank in ("0", "1")}
+    pair.begin(*LONG, "checkpoint_steps=100000", own=own)
+    pair.wait_for_step(2)
+    os.kill(pair.pid(0), signal.SIGKILL)
+    assert "the same command resumes" in error_of(pair.end()[1][1])
+    assert not asked.exists()
+    pair.begin(*LONG, own=own)
+    pair.wait_for_step(3)
+    os.kill(pair.pid(0), signal.SIGKILL)
+    assert "job 77 is back in the queue" in error_of(pair.end()[1][1])
+    assert asked.read_text().split() == ["requeue", "77"]
 
 
 @pytest.mark.slow
@@ -359,7 +412,7 @@ BEFORE = IN_121 | {"phase": "between", "moves": 240}
             "rank 1 of 2 on node0 stopped after step 120 (has not begun the next one); the others waited "
             "100 s in the checkpoint of step 120",
         ),
-        (lines(IN_121, IN_121), "all 2 ranks answer, none is behind"),
+        (lines(IN_121, IN_121), "all 2 ranks answer, none is behind, and no collective ends; they waited"),
         (
             lines(IN_121 | {"step": 0, "phase": "start", "moves": 1}, IN_121 | {"step": 0}),
             "rank 0 of 2 on node0 stopped after step 0 (is in the start); the others waited 100 s in step 1",

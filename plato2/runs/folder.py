@@ -548,18 +548,22 @@ def requeue() -> None:
         signal.signal(number, signal.SIG_IGN)
     if not is_first_process():
         raise SystemExit(0)
+    say(back_in_the_queue(job))
+
+
+def back_in_the_queue(job: str) -> str:
+    """Asks Slurm to put a job back into the queue; what came of it, in words."""
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
         problem = done.stderr.strip() if done.returncode else ""
     except (OSError, subprocess.TimeoutExpired) as error:
         problem = str(error)
     if problem:
-        say(
+        return (
             f"warning: job {job} is not back in the queue: scontrol requeue {job} failed ({problem}); submit "
             "it again, with sbatch --requeue"
         )
-    else:
-        say(f"job {job} is back in the queue")
+    return f"job {job} is back in the queue"
 
 
 def provenance() -> dict[str, Any]:

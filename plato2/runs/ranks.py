@@ -32,17 +32,20 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import Strategy
 from torch import distributed
+from torch.distributed.checkpoint import CheckpointException
 
 from plato2.config import UserError
 from plato2.data.module import DialogueDataModule
 from plato2.files import read_sha256, replace_text
 from plato2.runs.checkpoint import Checkpoints
 from plato2.runs.console import STOP_SIGNALS, leave_report
+from plato2.runs.folder import back_in_the_queue, slurm_job
 from plato2.runs.traces import (
     Arrival,
     Event,
     Phase,
     RankError,
+    RankState,
     Trace,
     disagreement,
     folder_of,
@@ -56,6 +59,8 @@ GRACE_S = 5.0
 """How long an answer to the roll call may take."""
 TICK_S = 0.5
 """Between two looks at the roll call."""
+ASLEEP_S = 5.0
+"""A thread that was not run for this long does not know what was late."""
 LEAVING_S = 20.0
 """How long a process may take to end once it has said why: closing NCCL's connections to a dead one hangs."""
 RECORDED = "1000"
@@ -143,7 +148,7 @@ class RankWatch(Callback):
         saving: Callable[[], bool] = lambda: False,
     ) -> None:
         self.run, self.startup_s, self.step_s, self.facts, self.saving = run, startup_s, step_s, facts, saving
-        self.met, self.stepped, self.failed, self.leaving = False, False, False, ""
+        self.met, self.stepped, self.saved, self.failed, self.leaving = False, False, False, False, ""
         self.attempt, self.rank, self.world = "", 0, 1
         self.trace: Trace | None = None
         self.position = Position(0, "start", time.monotonic())
@@ -181,6 +186,7 @@ class RankWatch(Callback):
 
     def _go(self, phase: Phase, step: int | None = None) -> None:
         at = self.position
+        self.saved |= at.phase == "save"
         self.position = Position(at.step if step is None else step, phase, time.monotonic(), at.moves + 1)
 
     def on_load_checkpoint(
@@ -256,15 +262,21 @@ class RankWatch(Callback):
     def _watch(self) -> None:
         """Ends this process when it does not go on, or when another one calls the roll."""
         tick = min(TICK_S, self.step_s / 10, self.startup_s / 10)
-        while not self.stopped.wait(tick):
-            late = time.monotonic() - self.position.since > self.limit_s
+        seen = awake = time.monotonic()
+        while not self.stopped.wait(tick) and not self.failed:
+            before, seen = seen, time.monotonic()
+            if seen - before > tick + ASLEEP_S:  # all of the job was stopped for a while, as Slurm can
+                awake = seen
+            late = seen - max(self.position.since, awake) > self.limit_s
             if not late and not self._called():
                 continue
             with self.lock:
-                if not self.leaving and not self.stopped.is_set():
+                if not self.leaving and not self.failed and not self.stopped.is_set():
                     self._leave(self._told("late" if late else "alive"))
             break
-        if self.leaving:  # the main thread says it, and ends; what hangs at its end is not waited for
+        if self.leaving:  # the main thread says it, but GPUs that wait for each other can hold it up
+            if not self.stopped.wait(LEAVING_S):
+                self._leave(self.leaving)
             threading.main_thread().join()
             time.sleep(LEAVING_S)
             os._exit(2)
@@ -284,6 +296,18 @@ class RankWatch(Callback):
         with self.lock:
             self.leaving = self.leaving or self._told("lost", (str(error).splitlines() or [""])[0][:200])
             return self.leaving
+
+    def unsaved(self, error: CheckpointException) -> str:
+        """Which rank could not write its part of a sharded checkpoint."""
+        (rank, (reason, _)), *_ = sorted(error.failures.items())
+        told = (str(reason).splitlines() or [""])[0] or type(reason).__name__
+        host = next((state.host for state in read_states(self.run, self.attempt) if state.rank == rank), "?")
+        self.failed = True
+        return (
+            f"rank {rank} of {self.world} on {host} could not write its part of the checkpoint of step "
+            f"{self.position.step:,} ({told}); the one before it is untouched. Free some space and start the "
+            "same command again (without resume=never)"
+        )
 
     def stop(self) -> None:
         """Ends the watching."""
@@ -319,9 +343,27 @@ class RankWatch(Callback):
             states = read_states(self.run, self.attempt)
             done = len(states) == self.world and all(state.answered for state in states)
             if done or time.monotonic() - now > GRACE_S or any(s.last.event == "failed" for s in states):
-                again = "the same command resumes from the last checkpoint"
-                return f"{verdict(states, self.world)}; {again} (plato2 report {self.run} shows all ranks)"
+                told = f"{verdict(states, self.world)}; {self._go_on(states)}"
+                return f"{told} (plato2 report {self.run} shows all ranks)"
             time.sleep(0.1)
+
+    def _go_on(self, states: list[RankState]) -> str:
+        """What becomes of the run: a Slurm job whose rank is gone or hangs goes back into the queue.
+
+        The first rank that answered asks for it, if the run has saved since it began: what fails again before
+        that would be queued for ever. torchrun starts its processes again by itself.
+        """
+        by_hand = "the same command resumes from the last checkpoint"
+        if any(state.last.event == "late" for state in states) and all(state.answered for state in states):
+            key = "step_timeout_s" if self.limit_s == self.step_s else "startup_timeout_s"
+            by_hand += f"; if it may take longer than {self.limit_s:g} s, raise {key}"
+        job, by_torchrun = slurm_job(), "TORCHELASTIC_RESTART_COUNT" in os.environ
+        events = {state.rank: state.last.event for state in states if state.answered}
+        if not job or by_torchrun or not self.saved or "failed" in events.values():
+            return by_hand
+        if self.rank != min(events):
+            return f"rank {min(events)} asks Slurm to requeue job {job}"
+        return back_in_the_queue(job)
 
     def _leave(self, told: str) -> None:
         """Ends this process from beside its main thread, which waits for what will not come."""
@@ -343,6 +385,10 @@ def watched(watch: RankWatch | None) -> Iterator[None]:
         if watch:
             meet_afresh(watch.startup_s)
         yield
+    except CheckpointException as error:  # sharded checkpoints: PyTorch has told all ranks; no Exception
+        if not watch:
+            raise
+        raise RankError(watch.unsaved(error)) from None
     except Exception as error:
         if watch and not isinstance(error, UserError) and (told := watch.explain(error)):
             raise RankError(told) from error
@@ -428,7 +474,9 @@ def record_flights(run: Path) -> None:
     """
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", RECORDED)
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
-    os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(folder_of(run).absolute() / "nccl_trace_rank_"))
+    name, ours = "TORCH_FR_DUMP_TEMP_FILE", "ranks/nccl_trace_rank_"
+    if os.environ.get(name, ours).endswith(ours):  # not the user's, but perhaps that of the run before
+        os.environ[name] = str(run.absolute() / ours)
 
 
 def flight_record() -> str:

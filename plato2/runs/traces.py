@@ -223,7 +223,7 @@ def verdict(states: Sequence[RankState], world: int) -> str:
         )
     behind = _behind(states)
     if not behind:
-        return f"all {world} ranks answer, none is behind, and no collective ends; {_waiting(states)}"
+        return f"all {world} ranks answer, none is behind, and no collective ends; {_waiting(states, 'they')}"
     others = [state for state in states if state not in behind]
     last = behind[0].last
     is_in = "has not begun the next one" if last.phase == "between" else f"is in {place(last)}"
@@ -264,21 +264,21 @@ def place(line: Line) -> str:
     """What a rank was in, in words."""
     return {
         "start": "the start",
-        "between": f"what comes between step {line.step:,} and the next one",
+        "between": f"the work between steps {line.step:,} and {line.step + 1:,}",
         "step": f"step {line.step + 1:,}",
         "validation": f"the validation after step {line.step:,}",
         "save": f"the checkpoint of step {line.step:,}",
     }[line.phase]
 
 
-def _waiting(others: Sequence[RankState]) -> str:
+def _waiting(others: Sequence[RankState], they: str = "the others") -> str:
     """How long the others waited, and where."""
     if not others:
         return "nobody answers"
     line = others[0].last
     waited = max(state.last.waited_s or 0.0 for state in others)
     verb = f"waited {waited:.0f} s" if waited >= 1 else "were"
-    return f"the others {verb} in {place(line)}"
+    return f"{they} {verb} in {place(line)}"
 
 
 def _collectives(states: Sequence[RankState]) -> int:
