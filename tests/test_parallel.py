@@ -334,6 +334,14 @@ def test_processes_that_lightning_starts_share_a_run_without_a_name(run_train: R
     [
         ((), "give strategy=ddp strategy.devices=2"),
         (("strategy=ddp_64",), "strategy.devices=8 on 8 machine(s): torchrun has started 2 process(es)"),
+        (
+            (*HSDP, "strategy.strategy.replicas=3"),
+            "2 ranks cannot be 3 copies of the model; use 1 or 2",
+        ),
+        (
+            (*FSDP, "strategy.precision=64-true"),
+            "strategy.precision=64-true: FSDP2 takes auto, 32-true, bf16-mixed, 16-mixed",
+        ),
     ],
 )
 def test_processes_that_the_strategy_does_not_have(
@@ -341,6 +349,42 @@ def test_processes_that_the_strategy_does_not_have(
 ) -> None:
     started = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
     done = train_here(*overrides, "run_id=r", expect=2, **started)
+    assert_one_line(done.stderr, cure)
+
+
+SRUN = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_NNODES": "2"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "variables", "cure"),
+    [
+        (
+            ("strategy=ddp_64", "strategy.num_nodes=2", "strategy.devices=2"),
+            {},
+            "strategy.num_nodes=2: on each machine, torchrun or srun starts its processes (docs/train.md, More",
+        ),
+        (
+            (),
+            {**SRUN, "SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4"},
+            "srun has started 8 process(es), 4 per machine; give strategy=ddp_64 strategy.num_nodes=2 "
+            "strategy.devices=4",
+        ),
+        (
+            ("strategy=ddp_64", "strategy.num_nodes=2", "strategy.devices=4"),
+            {**SRUN, "SLURM_NTASKS": "8"},
+            "wherever there was room; give it --ntasks-per-node=4 --nodes=2",
+        ),
+        (
+            DDP,
+            {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"},
+            "in a Slurm job srun starts the 2 processes; write srun before the command",
+        ),
+    ],
+)
+def test_processes_that_nobody_starts_or_starts_otherwise(
+    train_here: Train, overrides: tuple[str, ...], variables: dict[str, str], cure: str
+) -> None:
+    done = train_here(*overrides, "run_id=r", expect=2, **variables)
     assert_one_line(done.stderr, cure)
 
 

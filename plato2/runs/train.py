@@ -165,7 +165,7 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
     import pytorch_lightning as pl
 
     from plato2.runs.corpus import CorpusOfRun
-    from plato2.runs.parallel import check_devices, check_processes
+    from plato2.runs.parallel import check_devices, check_processes, check_replicas, n_ranks
 
     check_arguments(pl.Trainer, {k: v for k, v in keys.strategy.items() if v != "auto"}, "strategy")
     check_arguments(pl.Trainer, keys.trainer, "trainer")
@@ -178,7 +178,11 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
             )
     check_devices(keys.strategy.get("accelerator", "auto"), keys.strategy["devices"])
     if not keys.plan:
-        check_processes(keys.strategy["devices"], keys.strategy.get("num_nodes", 1))
+        num_nodes = keys.strategy.get("num_nodes", 1)
+        check_processes(keys.strategy["devices"], num_nodes)
+        if is_sharded(keys):
+            replicas = keys.strategy["strategy"].get("replicas", 1)
+            check_replicas(replicas, num_nodes, n_ranks(keys.strategy["devices"], num_nodes))
     batch_node = keys.stage.pop("batch")
     stage = build_stage(keys, "meta")  # first: what it refuses, such as a head, is not the batch's to name
     head = {"head": keys.stage["head"]} if "head" in keys.stage else {}
