@@ -113,7 +113,7 @@ class Sharded(ModelParallelStrategy):
 
         path = Path(self.broadcast(str(checkpoint_path)))
         assert self.model is not None
-        weights = get_model_state_dict(self.model)
+        weights: dict[str, Any] = get_model_state_dict(self.model)
         optimizer: dict[str, Any] = get_optimizer_state_dict(self.model, self.optimizers)
         tensors = distributed.named(weights, optimizer["state"])
         if path.is_dir():
@@ -174,9 +174,10 @@ def precision_plugin(precision: str, device: str, sharded: bool) -> Precision | 
     """
     if sharded and precision not in COMPUTED_IN:
         raise UserError(f"strategy.precision={precision}: FSDP2 takes auto, {', '.join(COMPUTED_IN)}")
-    if precision != "bf16-mixed" and precision != "16-mixed":
+    if precision not in ("bf16-mixed", "16-mixed"):
         return None
+    name: Literal["bf16-mixed", "16-mixed"] = "16-mixed" if precision == "16-mixed" else "bf16-mixed"
     scaler = torch.amp.GradScaler(device) if precision == "16-mixed" else None
     if sharded:
-        return PolicyPrecision(precision, device, scaler)
-    return MixedPrecision(precision, device, scaler) if scaler and device == "cpu" else None
+        return PolicyPrecision(name, device, scaler)
+    return MixedPrecision(name, device, scaler) if scaler and device == "cpu" else None
