@@ -226,6 +226,38 @@ def test_a_kill_while_shares_are_written_leaves_the_checkpoint_before(
     assert not (folder / "new.ckpt").exists()
 
 
+FULL_DISK = RANKS.replace(
+    'runpy.run_path("',
+    """
+import resource, signal
+if rank == 1:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9999, 9999))
+runpy.run_path(\"""",
+)
+"""The same, in which the second rank cannot write more than 9,999 bytes."""
+
+
+@pytest.mark.slow
+def test_a_full_disk_on_one_rank_ends_all_of_them_and_leaves_the_checkpoint_before(
+    run_fork: RankedForks, tmp_path: Path
+) -> None:
+    given = [*RUN, *STEP, *FSDP, SHARES, "strategy.precision=16-mixed", "checkpoint_steps=4"]
+    run_fork(*given, "trainer.max_steps=3", run_id="full")
+    run_fork.begin(*given, "trainer.max_steps=6", run_id="full", source=FULL_DISK)
+    code, _, output = run_fork.forks.end()
+    assert code == 2, output
+    told = "the checkpoint of step 4 could not be written (rank 1: "
+    assert output.count(told) == 2, output
+    assert output.count("the one from step 3 is untouched. Free some space") == 2
+    run_fork(*given, "trainer.max_steps=6", run_id="full")
+    rows = read_metrics(tmp_path / "outputs" / "tiny-2_gen" / "full" / "metrics.csv")
+    assert [value for _, name, value in rows if name == "train/overflows"] == [0.0] * 6
+    run_fork(*RUN, *STEP, "trainer.max_steps=6", run_id="float32")
+    full, whole = losses(tmp_path, "full"), losses(tmp_path, "float32")
+    assert full == pytest.approx(whole, rel=5e-3)  # float16 against float32
+
+
 @pytest.mark.slow
 def test_replies_and_figures_stand_beside_the_validations_of_sharded_ranks(
     run_fork: RankedForks, tmp_path: Path
