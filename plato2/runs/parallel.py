@@ -69,16 +69,16 @@ def check_devices(accelerator: str, devices: int | str | list[int]) -> None:
 
 
 def check_processes(devices: int | str | list[int], num_nodes: int) -> None:
-    """Compares a strategy with the processes that torchrun or srun has started, or Lightning is to start.
+    """Compares a strategy with the processes that torchrun or srun has started.
 
     Raises:
-        UserError: names the devices and machines that these processes would be, or how to start them.
+        UserError: names the devices and machines that these processes would be.
     """
     variables, ranks = os.environ, n_ranks(devices, num_nodes)
     wanted = f"strategy.devices={devices} on {num_nodes} machine(s)"
     if "LOCAL_WORLD_SIZE" in variables:  # only torchrun sets it
         starter, started, here = "torchrun", int(variables["WORLD_SIZE"]), int(variables["LOCAL_WORLD_SIZE"])
-    elif "SLURM_STEP_ID" in variables and "SLURM_NTASKS" in variables and not _interactive_job():
+    elif _started_by_srun():
         starter, started = "srun", int(variables["SLURM_NTASKS"])
         here = started // int(variables.get("SLURM_NNODES", "1"))
         if started > 1 and "SLURM_NTASKS_PER_NODE" not in variables:
@@ -86,19 +86,6 @@ def check_processes(devices: int | str | list[int], num_nodes: int) -> None:
                 f"{wanted}: srun has started {started} processes wherever there was room; give it "
                 f"--ntasks-per-node={max(1, ranks // num_nodes)} --nodes={num_nodes} in place of --ntasks"
             )
-    elif ranks > 1 and "SLURM_NTASKS" in variables and not _interactive_job():
-        raise UserError(
-            f"{wanted}: in a Slurm job srun starts the {ranks} processes; write srun before the command, and "
-            f"--ntasks-per-node={ranks // num_nodes} --nodes={num_nodes} into the job's script"
-        )
-    elif num_nodes > 1 and "LOCAL_RANK" not in variables:
-        lacking = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in variables]
-        if lacking:
-            raise UserError(
-                f"strategy.num_nodes={num_nodes}: on each machine, torchrun or srun starts its processes "
-                f"(docs/train.md, More than one device), or set {' '.join(lacking)} there"
-            )
-        return
     else:
         return
     if started == ranks:
@@ -109,6 +96,34 @@ def check_processes(devices: int | str | list[int], num_nodes: int) -> None:
         f"{wanted}: {starter} has started {started} process(es), {here} per machine; give {cure} "
         f"strategy.devices={here} (or fsdp or hsdp in place of ddp), or start as many as the strategy has"
     )
+
+
+def check_launch(devices: int | str | list[int], num_nodes: int) -> None:
+    """Refuses what would wait for processes that nobody starts.
+
+    Raises:
+        UserError: says how to start them.
+    """
+    ranks = n_ranks(devices, num_nodes)
+    if ranks == 1 or "LOCAL_WORLD_SIZE" in os.environ or _started_by_srun():
+        return
+    if "SLURM_NTASKS" in os.environ and not _interactive_job():
+        raise UserError(
+            f"strategy.devices={devices} on {num_nodes} machine(s): in a Slurm job srun starts the {ranks} "
+            "processes; write srun before the command, and "
+            f"--ntasks-per-node={ranks // num_nodes} --nodes={num_nodes} into the job's script"
+        )
+    needed = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
+    lacking = [name for name in needed if name not in os.environ]
+    if num_nodes > 1 and lacking:
+        raise UserError(
+            f"strategy.num_nodes={num_nodes}: on each machine, torchrun or srun starts its processes "
+            f"(docs/train.md, More than one device), or set {' '.join(lacking)} there"
+        )
+
+
+def _started_by_srun() -> bool:
+    return {"SLURM_STEP_ID", "SLURM_NTASKS"} <= os.environ.keys() and not _interactive_job()
 
 
 def _interactive_job() -> bool:

@@ -226,12 +226,16 @@ def make_ready(
     """Finds what a new run starts from, and makes the corpus where there is none; see `find_start`.
 
     Raises:
-        UserError: there is nothing to start from, or the corpus cannot be made or does not fit the model.
+        UserError: there is nothing to start from, nobody starts the other processes, or the corpus cannot be
+            made or does not fit the model.
     """
+    from plato2.runs.parallel import check_launch
+
     start: Path | None = None
     told, unprepared = "", corpus.will_be_made
     if is_new:  # what is missing is said now, not after an hour of preparing
         start, told = find_start(keys, stage, None if unprepared else data.tokenizer_sha256, job)
+    check_launch(keys.strategy["devices"], keys.strategy.get("num_nodes", 1))
     corpus.make_or_wait()
     data.check_model(keys.model.vocab_size, keys.model.max_position)
     data.check_tokenizer()
