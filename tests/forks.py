@@ -94,6 +94,7 @@ def serve() -> None:
     import plato2.runs.loggers
     import plato2.runs.metrics
     import plato2.runs.parallel
+    import plato2.runs.sharded
     import plato2.runs.start
     import plato2.stages.sharding
     import plato2.talk.replies

@@ -237,7 +237,7 @@ def test_tables_of_options_are_those_of_the_code(document: str, name: str, kind:
 
 
 def test_keys_named_in_the_text_exist() -> None:
-    configs = [composed([f"stage={stage}", "logger=wandb"]) for stage in STAGES]
+    configs = [composed([f"stage={stage}", "logger=wandb", "strategy=hsdp"]) for stage in STAGES]
     groups = ["model", "stage", "data", "optim", "trainer", "strategy", "logger"]
     optional = {"stage.batch.positions"}  # documented with a plus
     found = 0

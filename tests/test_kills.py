@@ -142,6 +142,7 @@ def test_a_sharded_checkpoint_is_whole_at_any_moment(forks: Forks, tmp_path: Pat
         "new = folder / 'new.ckpt'\n"
         "new.mkdir(parents=True, exist_ok=True)\n"
         "torch.save({'global_step': step}, new / 'meta.pt')\n"
+        "(new / '.metadata').touch()\n"
         "put_in_place(new, folder / 'last.ckpt', file_sha256(new))\n"
     )
     run = RunFolder(tmp_path / "run")

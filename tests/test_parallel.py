@@ -224,6 +224,38 @@ def test_a_kill_while_shares_are_written_leaves_the_checkpoint_before(
     assert not (folder / "new.ckpt").exists()
 
 
+FULL_DISK = RANKS.replace(
+    'runpy.run_path("',
+    """
+import resource, signal
+if rank == 1:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9999, 9999))
+runpy.run_path(\"""",
+)
+"""The same, in which the second rank cannot write more than 9,999 bytes."""
+
+
+@pytest.mark.slow
+def test_a_full_disk_on_one_rank_ends_all_of_them_and_leaves_the_checkpoint_before(
+    run_fork: RankedForks, tmp_path: Path
+) -> None:
+    given = [*RUN, *STEP, *FSDP, SHARES, "strategy.precision=16-mixed", "checkpoint_steps=4"]
+    run_fork(*given, "trainer.max_steps=3", run_id="full")
+    run_fork.begin(*given, "trainer.max_steps=6", run_id="full", source=FULL_DISK)
+    code, _, output = run_fork.forks.end()
+    assert code == 2, output
+    told = "the checkpoint of step 4 could not be written (rank 1: "
+    assert output.count(told) == 2, output
+    assert output.count("the one from step 3 is untouched. Free some space") == 2
+    run_fork(*given, "trainer.max_steps=6", run_id="full")
+    rows = read_metrics(tmp_path / "outputs" / "tiny-2_gen" / "full" / "metrics.csv")
+    assert [value for _, name, value in rows if name == "train/overflows"] == [0.0] * 6
+    run_fork(*RUN, *STEP, "trainer.max_steps=6", run_id="float32")
+    full, whole = losses(tmp_path, "full"), losses(tmp_path, "float32")
+    assert full == pytest.approx(whole, rel=5e-3)  # float16 against float32
+
+
 @pytest.mark.slow
 def test_replies_and_figures_stand_beside_the_validations_of_sharded_ranks(
     run_fork: RankedForks, tmp_path: Path
@@ -332,6 +364,14 @@ def test_processes_that_lightning_starts_share_a_run_without_a_name(run_train: R
     [
         ((), "give strategy=ddp strategy.devices=2"),
         (("strategy=ddp_64",), "strategy.devices=8 on 8 machine(s): torchrun has started 2 process(es)"),
+        (
+            (*HSDP, "strategy.strategy.replicas=3"),
+            "2 ranks cannot be 3 copies of the model; use 1 or 2",
+        ),
+        (
+            (*FSDP, "strategy.precision=64-true"),
+            "strategy.precision=64-true: FSDP2 takes auto, 32-true, bf16-mixed, 16-mixed",
+        ),
     ],
 )
 def test_processes_that_the_strategy_does_not_have(
@@ -339,6 +379,42 @@ def test_processes_that_the_strategy_does_not_have(
 ) -> None:
     started = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
     done = train_here(*overrides, "run_id=r", expect=2, **started)
+    assert_one_line(done.stderr, cure)
+
+
+SRUN = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_NNODES": "2"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "variables", "cure"),
+    [
+        (
+            ("strategy=ddp_64", "strategy.num_nodes=2", "strategy.devices=2"),
+            {},
+            "strategy.num_nodes=2: on each machine, torchrun or srun starts its processes (docs/train.md",
+        ),
+        (
+            (),
+            {**SRUN, "SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4"},
+            "srun has started 8 process(es), 4 per machine; give strategy=ddp_64 strategy.num_nodes=2 "
+            "strategy.devices=4",
+        ),
+        (
+            ("strategy=ddp_64", "strategy.num_nodes=2", "strategy.devices=4"),
+            {**SRUN, "SLURM_NTASKS": "8"},
+            "wherever there was room; give it --ntasks-per-node=4 --nodes=2",
+        ),
+        (
+            DDP,
+            {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"},
+            "in a Slurm job srun starts the 2 processes; write srun before the command",
+        ),
+    ],
+)
+def test_processes_that_nobody_starts_or_starts_otherwise(
+    train_here: Train, overrides: tuple[str, ...], variables: dict[str, str], cure: str
+) -> None:
+    done = train_here(*overrides, "run_id=r", expect=2, **variables)
     assert_one_line(done.stderr, cure)
 
 

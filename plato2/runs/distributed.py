@@ -134,9 +134,11 @@ def read_tensors(folder: Path, prefix: str = "") -> dict[str, Tensor]:
         UserError: not a whole checkpoint, or it is more than its files are.
     """
     described = _Reader(folder).read_metadata().state_dict_metadata
-    chosen = {name: it for name, it in described.items() if name.startswith(prefix)}
-    if not all(isinstance(it, TensorStorageMetadata) for it in chosen.values()):
-        raise UserError(f"{folder}: not a readable checkpoint (not tensors alone); choose another one")
+    chosen = {
+        name: it
+        for name, it in described.items()
+        if name.startswith(prefix) and isinstance(it, TensorStorageMetadata)
+    }
     size = sum(it.size.numel() * it.properties.dtype.itemsize for it in chosen.values())
     if size > sum(file.stat().st_size for file in folder.iterdir()):
         raise UserError(f"{folder}: larger than its files; choose another checkpoint")

@@ -69,18 +69,79 @@ def check_devices(accelerator: str, devices: int | str | list[int]) -> None:
 
 
 def check_processes(devices: int | str | list[int], num_nodes: int) -> None:
-    """Compares a strategy with the processes that torchrun has started.
+    """Compares a strategy with the processes that torchrun or srun has started.
 
     Raises:
         UserError: names the devices and machines that these processes would be.
     """
-    started, here = (int(os.environ.get(name, "0")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-    if not here or started == n_ranks(devices, num_nodes):  # only torchrun sets LOCAL_WORLD_SIZE
+    variables, ranks = os.environ, n_ranks(devices, num_nodes)
+    wanted = f"strategy.devices={devices} on {num_nodes} machine(s)"
+    if "LOCAL_WORLD_SIZE" in variables:  # only torchrun sets it
+        starter, started, here = "torchrun", int(variables["WORLD_SIZE"]), int(variables["LOCAL_WORLD_SIZE"])
+    elif _started_by_srun():
+        starter, started = "srun", int(variables["SLURM_NTASKS"])
+        here = started // int(variables.get("SLURM_NNODES", "1"))
+        if started > 1 and "SLURM_NTASKS_PER_NODE" not in variables:
+            raise UserError(
+                f"{wanted}: srun has started {started} processes wherever there was room; give it "
+                f"--ntasks-per-node={max(1, ranks // num_nodes)} --nodes={num_nodes} in place of --ntasks"
+            )
+    else:
         return
-    machines = started // here
+    if started == ranks:
+        return
+    machines = max(1, started // max(1, here))
     cure = "strategy=ddp" if machines == 1 else f"strategy=ddp_64 strategy.num_nodes={machines}"
     raise UserError(
-        f"strategy.devices={devices} on {num_nodes} machine(s): torchrun has started {started} process(es), "
-        f"{here} per machine; give {cure} strategy.devices={here} (or fsdp in place of ddp), or start as "
-        "many as the strategy has"
+        f"{wanted}: {starter} has started {started} process(es), {here} per machine; give {cure} "
+        f"strategy.devices={here} (or fsdp or hsdp in place of ddp), or start as many as the strategy has"
     )
+
+
+def check_launch(devices: int | str | list[int], num_nodes: int) -> None:
+    """Refuses what would wait for processes that nobody starts.
+
+    Raises:
+        UserError: says how to start them.
+    """
+    ranks = n_ranks(devices, num_nodes)
+    if ranks == 1 or "LOCAL_WORLD_SIZE" in os.environ or _started_by_srun():
+        return
+    if "SLURM_NTASKS" in os.environ and not _interactive_job():
+        raise UserError(
+            f"strategy.devices={devices} on {num_nodes} machine(s): in a Slurm job srun starts the {ranks} "
+            "processes; write srun before the command, and "
+            f"--ntasks-per-node={ranks // num_nodes} --nodes={num_nodes} into the job's script"
+        )
+    needed = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
+    lacking = [name for name in needed if name not in os.environ]
+    if num_nodes > 1 and lacking:
+        raise UserError(
+            f"strategy.num_nodes={num_nodes}: on each machine, torchrun or srun starts its processes "
+            f"(docs/train.md, More than one device), or set {' '.join(lacking)} there"
+        )
+
+
+def _started_by_srun() -> bool:
+    return {"SLURM_STEP_ID", "SLURM_NTASKS"} <= os.environ.keys() and not _interactive_job()
+
+
+def _interactive_job() -> bool:
+    """A shell in a Slurm job, in which Lightning starts processes as outside Slurm."""
+    return os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+
+
+def check_replicas(replicas: int | str, num_nodes: int, ranks: int) -> int:
+    """The copies of the model.
+
+    Raises:
+        UserError: the ranks cannot be shared out over them.
+    """
+    copies = num_nodes if replicas == "auto" else int(replicas)
+    if copies < 1 or ranks % copies:
+        fitting = [n for n in range(1, ranks + 1) if ranks % n == 0]
+        raise UserError(
+            f"strategy.strategy.replicas={replicas}: {ranks} ranks cannot be {copies} copies of the model; "
+            f"use {' or '.join(map(str, fitting))}, or auto (one copy a machine)"
+        )
+    return copies

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from plato2.config import UserError
 from plato2.runs import distributed
+from plato2.runs.parallel import check_replicas
 from plato2.stages.sharding import COMPUTED_IN, fill_shard
 
 
@@ -43,8 +44,6 @@ class Sharded(ModelParallelStrategy):
         timeout: timedelta | None = default_pg_timeout,
     ) -> None:
         super().__init__(1, 1, save_distributed_checkpoint, process_group_backend, timeout)
-        if isinstance(replicas, int) and replicas < 1:
-            raise UserError(f"strategy.strategy.replicas={replicas}: must be at least 1, or auto (machines)")
         self.replicas = replicas
         self.written: Future[Any] | None = None
         """Of the newest sharded checkpoint, which is written in the background."""
@@ -114,7 +113,7 @@ class Sharded(ModelParallelStrategy):
 
         path = Path(self.broadcast(str(checkpoint_path)))
         assert self.model is not None
-        weights = get_model_state_dict(self.model)
+        weights: dict[str, Any] = get_model_state_dict(self.model)
         optimizer: dict[str, Any] = get_optimizer_state_dict(self.model, self.optimizers)
         tensors = distributed.named(weights, optimizer["state"])
         if path.is_dir():
@@ -132,22 +131,6 @@ class Sharded(ModelParallelStrategy):
         restored = {"state": optimizer["state"], "param_groups": groups}
         set_optimizer_state_dict(self.model, self.optimizers, optim_state_dict=restored)
         return rest
-
-
-def check_replicas(replicas: int | str, num_nodes: int, ranks: int) -> int:
-    """The copies of the model.
-
-    Raises:
-        UserError: the ranks cannot be shared out over them.
-    """
-    copies = num_nodes if replicas == "auto" else int(replicas)
-    if ranks % copies:
-        fitting = [n for n in range(1, ranks + 1) if ranks % n == 0]
-        raise UserError(
-            f"strategy.strategy.replicas={replicas}: {ranks} ranks cannot be {copies} copies of the model; "
-            f"use {' or '.join(map(str, fitting))}, or auto (one copy a machine)"
-        )
-    return copies
 
 
 def sharding_mesh(device: str, ranks: int, copies: int) -> DeviceMesh:
@@ -191,9 +174,10 @@ def precision_plugin(precision: str, device: str, sharded: bool) -> Precision | 
     """
     if sharded and precision not in COMPUTED_IN:
         raise UserError(f"strategy.precision={precision}: FSDP2 takes auto, {', '.join(COMPUTED_IN)}")
-    if precision != "bf16-mixed" and precision != "16-mixed":
+    if precision not in ("bf16-mixed", "16-mixed"):
         return None
+    name: Literal["bf16-mixed", "16-mixed"] = "16-mixed" if precision == "16-mixed" else "bf16-mixed"
     scaler = torch.amp.GradScaler(device) if precision == "16-mixed" else None
     if sharded:
-        return PolicyPrecision(precision, device, scaler)
-    return MixedPrecision(precision, device, scaler) if scaler and device == "cpu" else None
+        return PolicyPrecision(name, device, scaler)
+    return MixedPrecision(name, device, scaler) if scaler and device == "cpu" else None

@@ -189,7 +189,7 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
     import pytorch_lightning as pl
 
     from plato2.runs.corpus import CorpusOfRun
-    from plato2.runs.parallel import check_devices, check_processes
+    from plato2.runs.parallel import check_devices, check_processes, check_replicas, n_ranks
 
     if keys.model.is_pretrained:
         from plato2.data.decoder_tokenizer import DecoderTokenizer
@@ -207,7 +207,11 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
             )
     check_devices(keys.strategy.get("accelerator", "auto"), keys.strategy["devices"])
     if not keys.plan:
-        check_processes(keys.strategy["devices"], keys.strategy.get("num_nodes", 1))
+        num_nodes = keys.strategy.get("num_nodes", 1)
+        check_processes(keys.strategy["devices"], num_nodes)
+        if is_sharded(keys):
+            replicas = keys.strategy["strategy"].get("replicas", 1)
+            check_replicas(replicas, num_nodes, n_ranks(keys.strategy["devices"], num_nodes))
     batch_node = keys.stage.pop("batch")
     stage = build_stage(keys, "meta")  # first: what it refuses, such as a head, is not the batch's to name
     head = {"head": keys.stage["head"]} if "head" in keys.stage else {}
@@ -251,12 +255,16 @@ def make_ready(
     """Finds what a new run starts from, and makes the corpus where there is none; see `find_start`.
 
     Raises:
-        UserError: there is nothing to start from, or the corpus cannot be made or does not fit the model.
+        UserError: there is nothing to start from, nobody starts the other processes, or the corpus cannot be
+            made or does not fit the model.
     """
+    from plato2.runs.parallel import check_launch
+
     start: Path | None = None
     told, unprepared = "", corpus.will_be_made
     if is_new:  # what is missing is said now, not after an hour of preparing
         start, told = find_start(keys, stage, None if unprepared else data.tokenizer_sha256, job)
+    check_launch(keys.strategy["devices"], keys.strategy.get("num_nodes", 1))
     corpus.make_or_wait()
     data.check_model(keys.model.vocab_size, keys.model.max_position)
     data.check_tokenizer()

@@ -149,7 +149,7 @@ class Stage(pl.LightningModule):
         if scaler:
             scaler.unscale_(optimizer.optimizer)
         grad_norm = self._clip()
-        overflown = bool(scaler) and scaler.get_scale() >= 1 and not torch.isfinite(grad_norm)
+        overflown = scaler is not None and scaler.get_scale() >= 1 and not bool(torch.isfinite(grad_norm))
         if not overflown:
             self._refuse_non_finite(means["loss"], grad_norm, units)
         optimizer.step()  # after an overflow: of the loss scale alone
