@@ -36,6 +36,7 @@ import plato2.runs.plan as plan_module
 from plato2.commands import app, every_command, module_of
 from plato2.config import DecodeConfig
 from plato2.prepare.options import PrepareOptions
+from plato2.runs.simulate import Memory
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS += [ROOT / folder / "README.md" for folder in ("benchmarks", "experiments")]
@@ -153,29 +154,17 @@ def train_arguments(line: str) -> tuple[list[str], set[str]]:
     return [word for word in words if word not in flags | values], flags
 
 
-def _once(memory_of_a_rank: Any) -> Any:
-    found: dict[str, Any] = {}
-
-    def again(build: Any, *arguments: Any) -> Any:
-        stage = build(1, True)
-        key = repr((type(stage), stage.model_config, arguments[0], arguments[3:]))
-        if key not in found:
-            found[key] = memory_of_a_rank(build, min(arguments[0], 3), *arguments[1:])
-        return found[key]
-
-    return again
-
-
 def test_train_commands_compose_and_build(
     own_files: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With plan=true: every option is checked, stage and data module are built, nothing is trained.
 
-    A step of one kind is simulated once: what it holds does not depend on the rest of a command line.
+    What is simulated of it has tests of its own (tests/unit/test_simulate.py, tests/smoke/test_train.py).
     """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan_module, "memory_of_a_rank", _once(plan_module.memory_of_a_rank))
-    monkeypatch.setattr(plan_module, "largest_units", lambda *_: None)  # minutes for all commands
+    monkeypatch.setattr(plan_module, "memory_of_a_rank", lambda *_: Memory(*[0.0] * 8))
+    monkeypatch.setattr(plan_module, "largest_units", lambda *_: None)
+    monkeypatch.setattr(hydra_command, "other_stages", list)
     found: set[tuple[str, ...]] = set()
     for line in TRAIN_LINES:
         given, flags = train_arguments(line)
