@@ -32,9 +32,11 @@ from typer.testing import CliRunner
 
 import plato2.commands.train as hydra_command
 from hydra_plugins.plato2_sweep import combinations, dimension, resolved
+import plato2.runs.plan as plan_module
 from plato2.commands import app, every_command, module_of
 from plato2.config import DecodeConfig
 from plato2.prepare.options import PrepareOptions
+from plato2.runs.simulate import Memory
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS += [ROOT / folder / "README.md" for folder in ("benchmarks", "experiments")]
@@ -159,8 +161,14 @@ def train_arguments(line: str) -> tuple[list[str], set[str]]:
 def test_train_commands_compose_and_build(
     own_files: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With plan=true: every option is checked, stage and data module are built, nothing is trained."""
+    """With plan=true: every option is checked, stage and data module are built, nothing is trained.
+
+    What is simulated of it has tests of its own (tests/unit/test_simulate.py, tests/smoke/test_train.py).
+    """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan_module, "memory_of_a_rank", lambda *_: Memory(*[0.0] * 8))
+    monkeypatch.setattr(plan_module, "largest_units", lambda *_: None)
+    monkeypatch.setattr(hydra_command, "other_stages", list)
     found: set[tuple[str, ...]] = set()
     for line in TRAIN_LINES:
         given, flags = train_arguments(line)

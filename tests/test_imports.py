@@ -35,6 +35,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "plato2.weights",
         "plato2.prepare",
         "plato2.model",
+        "plato2.batch",
         "plato2.formats",
         "plato2.bounded",
         "plato2.files",

@@ -65,7 +65,7 @@ from plato2.runs.folder import FREE, NOT_PART_OF_A_RUN
 from plato2.runs.keys import help_text, nearest_key, options_with
 from plato2.runs.space import FACTOR, in_hydras_words
 from plato2.runs.traces import RankError
-from plato2.runs.train import Job, Trained, train
+from plato2.runs.train import CURRICULUM, Job, Trained, train
 
 PACKAGE = Path(__file__).parents[1]
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
@@ -155,16 +155,14 @@ def composed(*overrides: str) -> DictConfig:
     return config
 
 
-CURRICULUM = ("1_coarse", "2_gen", "2_eval")
-"""The paper's three stages, in their order."""
-
-
 def other_stages() -> list[TrainConfig]:
     """The same command for the curriculum's other stages; none where the stage is not one of them."""
     own = hydra_runtime().choices.get("stage")
     if own not in CURRICULUM:
         return []
     given = [word for word in HydraConfig.get().overrides.task if word.partition("=")[0] != "stage"]
+    more = list(HydraConfig.get().overrides.hydra)
+    given += [word for word in more if word.startswith("hydra.searchpath=")]
     found: list[TrainConfig] = []
     before, initialized = HydraConfig.get(), GlobalHydra.instance().is_initialized()
     with nullcontext() if initialized else initialize_config_dir(config_dir=str(CONF), version_base="1.3"):

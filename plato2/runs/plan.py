@@ -56,8 +56,8 @@ gives H200 and H100 NVL with sparsity, A40 and A6000 without tensor cores, and d
 def peak_flops(device: torch.device, precision: str) -> float:
     """FLOP/s of a device at best: a GPU's data sheet, else the fastest matrix product here (0.2 s).
 
-    A GPU's is that of its tensor cores in 16 bits, from Lightning's own table, which tells an H100 SXM from an
-    H100 PCIe. A CPU's is taken over the processor time of its threads: what other processes take does not
+    A GPU's is that of its tensor cores in 16 bits, from Lightning's own table, which tells an H100 SXM from
+    an H100 PCIe. A CPU's is taken over the processor time of its threads: what other processes take does not
     count, or the peak of a busy machine would be low and the share of it that training reaches high.
     """
     if device.type == "cuda":
@@ -119,9 +119,9 @@ USABLE = 0.9
 def step_traffic(blocks: int, rest: int, passes: int, units: int, ranks: Ranks) -> float:
     """Bytes that a rank receives in a step, and as many that it sends.
 
-    FSDP2 gathers a block's weights, in bf16 as computed in, before each pass through it, forward and backward, and the rest of
-    the stage once a unit; it reduces float32 gradients once a step. Gathering or reducing S bytes over n ranks
-    moves S (n - 1) / n to and from each; an all-reduce, of copies of the model, twice that.
+    FSDP2 gathers a block's weights, as computed in, before each pass through it, forward and backward, and
+    the rest of the stage once a unit; it reduces float32 gradients once a step. Gathering or reducing S bytes
+    over n ranks moves S (n - 1) / n to and from each; an all-reduce, of copies of the model, twice that.
 
     Args:
         blocks: parameters of all blocks.
@@ -238,20 +238,28 @@ Build = Callable[[int, bool], Stage]
 """(layers, activation checkpointing) -> the stage on the meta device."""
 MakeUnit = Callable[[int], Unit]
 """Tokens -> a typical unit."""
+SIMULATED = (3, 5)
+"""Layers of the models that are simulated in place of a deeper one."""
 FITTED = (16384, 32768)
-"""Tokens of two units between and beyond which memory is taken to be a line: activations outweigh all else."""
+"""Tokens of two units from which on memory is taken to be a line: activations outweigh all else."""
 
 
 def memory_of_a_rank(
     build: Build, n_layer: int, checkpointing: bool, unit: Unit, ranks: Ranks, form: Form, n_units: int
 ) -> Memory:
-    """Memory at the peak of a step; of more than four layers from that of two and of four."""
-    few = (n_layer,) if n_layer <= 4 else (2, 4)
-    found = [peak_memory(build(n, checkpointing), unit, ranks, form, n_units) for n in few]
-    if len(found) == 1:
-        return found[0]
-    two, four = found
-    return two + (four + two * -1.0) * ((n_layer - 2) / 2)
+    """Memory at the peak of a step; of many layers from that of a few, to which each layer adds the same.
+
+    With two layers FSDP2 does not yet hold the block at hand and the next one at once: so three and five.
+    """
+
+    def of(layers: int) -> Memory:
+        return peak_memory(build(layers, checkpointing), unit, ranks, form, n_units)
+
+    few, more = SIMULATED
+    if n_layer <= more:
+        return of(n_layer)
+    three = of(few)
+    return three.plus(of(more), three, (n_layer - few) / (more - few))
 
 
 def largest_units(
@@ -390,7 +398,7 @@ class Plan:
         for name, gpu in GPUS.items():
             found = self._on(gpu)
             cost = found["curriculum_cost"]
-            step = f"{_ms(found['arithmetic_s_per_step'])}{', network-bound' * self._network_bound(gpu)}"
+            step = f"{_ms(found['arithmetic_s_per_step'])}{' *' * self._network_bound(gpu)}"
             limit = self.largest_unit and [
                 f"{tokens:,}" if tokens else "none" for tokens in self.largest_unit[name].values()
             ]
@@ -410,9 +418,24 @@ class Plan:
     @property
     def gpu_columns(self) -> list[str]:
         """What the columns of `gpu_rows` are."""
-        fits = ["largest unit, checkpointed", "not checkpointed"] if self.largest_unit else []
+        fits = ["unit", "unit, no ckpt"] if self.largest_unit else []
         cost = [] if self.terms.gpu_hour_price is None else ["cost"]
-        return ["GPU", "arithmetic of a step", *fits, "this run", "the curriculum", "GPU-hours", *cost]
+        return ["GPU", "a step", *fits, "the run", "curriculum", "GPU-hours", *cost]
+
+    def about_gpus(self) -> list[str]:
+        """What the table of GPUs says, and on what terms."""
+        units = (
+            ""
+            if self.largest_unit is None
+            else ("unit: the largest that fits, in tokens, with and without activation checkpointing. ")
+        )
+        link = f"{self.terms.link_gb_per_s:g} GB/s to and from a rank"
+        return [
+            f"{units}a step: its arithmetic at {self.terms.mfu:.0%} of the peak (plan_mfu), * where its "
+            f"traffic at {link} (plan_gb_per_s) takes longer. GPU-hours: of the curriculum.",
+            f"The paper's 1.6B took {PAPER['gpus']} {PAPER['gpu']} three weeks: {PAPER['gpu_hours']:,.0f} "
+            f"GPU-hours at {PAPER['mfu']:.1%} of their peak.",
+        ]
 
     # ------------------------------------------------------------------------------------------ in words
 
@@ -426,7 +449,7 @@ class Plan:
         work, said = self.work, []
         too_small = [gpu for gpu in GPUS if not self.fits(gpu)]
         if too_small:
-            unit = f"{' and '.join(too_small)}: a unit of {work.unit_tokens:,} tokens does not fit"
+            unit = f"{listed(too_small)}: a unit of {work.unit_tokens:,} tokens does not fit"
             best = max(self.largest_unit[gpu]["with_checkpointing"] for gpu in too_small)
             if not self.checkpointing and best >= work.unit_tokens:
                 said.append(f"{unit}; model.checkpoint_activations=true makes room")
@@ -439,8 +462,8 @@ class Plan:
         room = [gpu for gpu in GPUS if self.largest_unit[gpu]["without_checkpointing"] >= work.unit_tokens]
         if self.checkpointing and room:
             said.append(
-                f"{' and '.join(room)}: a unit also fits with model.checkpoint_activations=false, which saves "
-                "a quarter of the arithmetic done (none of that counted here)"
+                f"{listed(room)}: a unit also fits with model.checkpoint_activations=false; without "
+                "checkpointing a step takes about 1.3 times less"
             )
         return said
 
@@ -452,7 +475,7 @@ class Plan:
         fastest = max((GPUS[gpu] for gpu in bound), key=lambda gpu: gpu.peak)
         per_rank = work.step_tokens // work.ranks.n
         said = (
-            f"{' and '.join(bound)}: {per_rank:,} tokens a rank and step are too few for {work.ranks.n} "
+            f"{listed(bound)}: {per_rank:,} tokens a rank and step are too few for {work.ranks.n} "
             f"ranks, {_ms(network_s(work, self.terms))} of traffic beside "
             f"{_ms(arithmetic_s(work, fastest, self.terms))} of arithmetic"
         )
@@ -478,12 +501,10 @@ class Plan:
         cures.append("a larger optim.batch_tokens, which is not the recipe's")
         return [f"{said}: take {', or '.join(cures)}"]
 
-    def paper(self) -> str:
-        """The paper's run in a sentence."""
-        return (
-            f"the paper's 1.6B took {PAPER['gpus']} {PAPER['gpu']} three weeks: {PAPER['gpu_hours']:,.0f} "
-            f"GPU-hours, {PAPER['mfu']:.1%} of their peak; here {self.terms.mfu:.0%} is assumed"
-        )
+
+def listed(names: list[str]) -> str:
+    """`A, B and C`."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _ms(seconds: float) -> str:

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from pytorch_lightning.plugins.precision import Precision
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from torch.distributed._tools.common_utils import get_untyped_storages
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker, _FSDPRefType
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from plato2.batch import Unit
@@ -75,7 +76,8 @@ class Memory:
     optimizer: float
     """Adam's two moments, float32."""
     activations: float
-    """Kept for the backward pass, and the operation at hand."""
+    """Kept for the backward pass, and the operation at hand; in stages of two passes also the gradients of
+    blocks from the later pass, which wait in autograd for those from the earlier one."""
     gathered_blocks: float
     """FSDP2's whole weights, in bf16, of the blocks at hand and of the stage around them."""
     exchange_buffers: float
@@ -90,11 +92,10 @@ class Memory:
         """The peak."""
         return sum(vars(self).values())
 
-    def __add__(self, other: Memory) -> Memory:
-        return Memory(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
-
-    def __mul__(self, factor: float) -> Memory:
-        return Memory(*(factor * part for part in vars(self).values()))
+    def plus(self, more: Memory, less: Memory, times: float) -> Memory:
+        """This + times (more - less), part by part."""
+        parts = zip(*(vars(one).values() for one in (self, more, less)), strict=True)
+        return Memory(*(own + times * (a - b) for own, a, b in parts))
 
 
 # ------------------------------------------------------------------------------------------------- the batch
@@ -157,7 +158,8 @@ def peak_memory(stage: Stage, unit: Unit, ranks: Ranks, form: Form, n_units: int
     n_units, mode = min(n_units, 2), FakeTensorMode()
     with _process_group(ranks) as strategy, _kernels(unit, form, mode), mode:
         _materialize(stage)
-        fake = cast(Unit, {name: mode.from_tensor(tensor) for name, tensor in unit.items()})
+        real = cast(dict[str, Tensor], unit)
+        fake = cast(Unit, {name: mode.from_tensor(tensor) for name, tensor in real.items()})
         if strategy is not None:
             shard_fully(stage, stage.backbone.blocks, strategy)
         # Trackers know a stage that is called; `losses` alone would pass them by.
@@ -263,7 +265,9 @@ def _kernels(unit: Unit, form: Form, mode: FakeTensorMode) -> Iterator[None]:
                 with torch._C._DisableTorchDispatch():  # of the real ids
                     blocks = made(unit["segment_ids"], None if types is None else unit["type_ids"], *rest)
                 groups = [replace(group, bias=mode.from_tensor(group.bias)) for group in blocks.groups]
-                tensors = {k: mode.from_tensor(v) for k, v in vars(blocks).items() if isinstance(v, Tensor)}
+                tensors: dict[str, Any] = {
+                    name: mode.from_tensor(x) for name, x in vars(blocks).items() if isinstance(x, Tensor)
+                }
                 return replace(blocks, groups=groups, **tensors)
 
             instead(cpu, "sample_blocks", sample_blocks)
@@ -332,6 +336,9 @@ class _Tracker(MemTracker):
         return _parts(self, weights=["Parameter"], gradients=["Gradient"], optimizer=["Optstate"])
 
 
+_GRADIENTS = (_FSDPRefType.SHARDED_GRAD, _FSDPRefType.UNSHARDED_GRAD)
+
+
 class _FSDPTracker(FSDPMemTracker):
     """PyTorch's, of a model that FSDP2 shards."""
 
@@ -349,10 +356,18 @@ class _FSDPTracker(FSDPMemTracker):
             self.summed = sum(map(self._summed, self.sharded))
 
     def _summed(self, module: Any) -> int:
-        """Bytes of the whole gradients that a block adds up over the units of a step, in float32."""
+        """Bytes of a block's whole gradients that PyTorch's tracker takes for temporary tensors."""
         group = module._get_fsdp_state()._fsdp_param_group
-        sums = [one.unsharded_accumulated_grad for one in (group.fsdp_params if group else ())]
-        return sum(found.untyped_storage().nbytes() for found in sums if found is not None)
+        found = 0
+        for one in group.fsdp_params if group else ():
+            whole = getattr(one, "_unsharded_param", None)
+            for gradient in (one.unsharded_accumulated_grad, whole is not None and whole.grad):
+                if isinstance(gradient, Tensor):
+                    for storage in get_untyped_storages(gradient):
+                        info, _ = self._WINFO.get(storage, (None, None))
+                        if info is not None and info.reftype not in _GRADIENTS:
+                            found += info.mem_consumed
+        return found
 
     def memory(self) -> Memory:
         """The peak by parts."""

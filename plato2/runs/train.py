@@ -34,10 +34,12 @@ if TYPE_CHECKING:  # heavy imports wait until something is trained: --help and t
     from plato2.runs.length import RunLength
     from plato2.runs.plan import Plan, Work
     from plato2.runs.ranks import RankWatch
-    from plato2.runs.simulate import Ranks
+    from plato2.runs.simulate import Form, Ranks
     from plato2.stages import Stage
 
 
+CURRICULUM = ("1_coarse", "2_gen", "2_eval")
+"""The paper's three stages, in their order."""
 NOT_LIGHTNINGS = (
     ("gradient_clip_val", 0, "optim.clip_norm"),
     ("accumulate_grad_batches", 1, "optim.batch_tokens (tokens of one optimizer step)"),
@@ -628,13 +630,13 @@ def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others
     for name, text in made.rows():
         table.add_row(name, text)
     console.print(table)
-    rented = Table(*made.gpu_columns, title=f"on {made.work.ranks.n} of a kind", title_justify="left")
+    n = made.work.ranks.n
+    rented = Table(*made.gpu_columns, title=f"on {n} GPU{'s' * (n > 1)}", title_justify="left")
     for row in made.gpu_rows():
         rented.add_row(*row)
-    console.print(rented)
-    console.print(made.paper())
-    for sentence in made.advice():
-        console.print(f"- {sentence}")
+    Console(width=max(console.width, 96)).print(rented)  # numbers cut off are worse than a wide table
+    for sentence in (*made.about_gpus(), *(f"- {one}" for one in made.advice())):
+        console.print(sentence, soft_wrap=True, highlight=False)
     if made.length and made.length.warning():
         say(made.length.warning())
 
@@ -643,7 +645,8 @@ def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others:
     """The plan of a run and its curriculum; see `print_plan`."""
     from plato2.runs.plan import Plan, Terms, largest_units, memory_of_a_rank, work
 
-    ranks, form, max_steps = ranks_of(keys), "gpu" if on_gpus(keys) else "cpu", keys.trainer["max_steps"]
+    form: Form = "gpu" if on_gpus(keys) else "cpu"
+    ranks, max_steps = ranks_of(keys), keys.trainer["max_steps"]
     data.check_ranks(ranks.n)
 
     def work_of(keys: TrainConfig, stage: Stage, data: DialogueDataModule) -> Work:
@@ -655,13 +658,12 @@ def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others:
         return build_stage(replace(keys, model=model), "meta")
 
     own, model = work_of(keys, stage, data), keys.model
-    curriculum = []
+    curriculum = [own]
     for other in others:
         other_stage, _, other_data = build_parts(other)
         curriculum.append(work_of(other, other_stage, other_data))
-    at = [one.stage for one in curriculum]
-    before = [one for one in curriculum if one.stage < own.stage] if own.stage not in at else []
-    curriculum = [*before, own, *(one for one in curriculum if one not in before)]
+    if others:
+        curriculum.sort(key=lambda one: CURRICULUM.index(one.stage))
     unit = planned_unit(keys, data, own.unit_tokens)
     memory = memory_of_a_rank(
         build, model.n_layer, model.checkpoint_activations, unit, ranks, form, own.units

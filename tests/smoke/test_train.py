@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,50 @@ def test_a_plan_trains_nothing(trains: Trains, tmp_path: Path, capsys: pytest.Ca
     assert trains("model=1.6b", "stage=2_gen", "plan=true") is None
     assert "parameters" in capsys.readouterr().out
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.slow
+def test_a_plan_gives_every_figure_of_64_gpus_and_of_the_curriculum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recipes of the paper, whose parameters and tokens are known (docs/spec.md); nothing but JSON."""
+    given = ("model=1.6b", "strategy=fsdp_64", "data=shards", f"data.path={tmp_path}/none", "plan=json")
+    monkeypatch.chdir(tmp_path)
+    plato2.train("stage=2_gen", "plan_gpu_hour_price=2", *given)
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"] == 1_641_037_462
+    assert (found["ranks"], found["unit_tokens"], found["units_per_rank_and_step"]) == (64, 1024, 1)
+    assert found["tokens"] == 100_000 * 65_536
+    assert found["epochs"] is None
+    stages = found["curriculum"]["stages"]
+    assert [*stages] == ["1_coarse", "2_gen", "2_eval"]
+    assert stages["1_coarse"]["tokens"] == 200_000 * 524_288
+    assert found["curriculum"]["flop"] == pytest.approx(1.67e21, rel=0.02)
+    memory = found["memory_bytes"]
+    assert memory["total"] == pytest.approx(sum(size for name, size in memory.items() if name != "total"))
+    assert memory["weights"] == pytest.approx(4 * found["parameters"] / 64, rel=0.01)
+    assert memory["total"] < 8 * 2**30
+    for gpu, limit in found["largest_unit_tokens"].items():
+        assert limit["with_checkpointing"] > limit["without_checkpointing"] >= 1024, gpu
+    a100 = found["gpus"]["A100-80G"]
+    assert a100["curriculum_cost"] == pytest.approx(2 * a100["curriculum_gpu_hours"])
+    assert found["gpus"]["H100-80G"]["bound_by"] == "network"
+    assert any("strategy.devices=8" in sentence for sentence in found["advice"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("plan=maybe", "plan=maybe: choose true or json"),
+        ("plan_mfu=1.2", "plan_mfu=1.2: must be above 0 and at most 1"),
+        ("plan_gb_per_s=0", "plan_gb_per_s=0.0: must be above 0"),
+        ("plan_gpu_hour_price=-1", "plan_gpu_hour_price=-1.0: must be 0 or more"),
+    ],
+)
+def test_a_plan_refuses_impossible_terms(trains: Trains, given: str, said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        trains(given)
 
 
 @pytest.fixture(scope="module")

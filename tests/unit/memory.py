@@ -27,7 +27,7 @@ from plato2.data.module import DialogueDataModule
 from plato2.runs.simulate import Ranks
 
 WORDS = 2001
-ROW, UNIT = 64, 4096
+ROW = 64
 MODEL = ModelConfig(n_head=4, hidden_size=128, vocab_size=WORDS, max_position=64, n_latent=5)
 
 
@@ -41,12 +41,15 @@ class Case:
     half: bool = True
     checkpoint: bool = False
     n_layer: int = 4
+    hidden_size: int = 128
+    unit_tokens: int = 4096
     n_units: int = 1
     """Of a rank in a step."""
 
     @property
     def model(self) -> ModelConfig:
-        return replace(MODEL, n_layer=self.n_layer, checkpoint_activations=self.checkpoint)
+        geometry = {"n_layer": self.n_layer, "hidden_size": self.hidden_size}
+        return replace(MODEL, **geometry, checkpoint_activations=self.checkpoint)
 
     @property
     def ranks(self) -> Ranks:
@@ -55,8 +58,9 @@ class Case:
         return Ranks(1 if fsdp else n, n if fsdp else 1, fsdp, self.half)
 
     def data(self, corpus: Path) -> DialogueDataModule:
-        tokens = UNIT * self.n_units * self.ranks.n
-        return DialogueDataModule(str(corpus), BATCHES[self.stage], tokens, unit_tokens=UNIT, row_length=ROW)
+        unit, batch = self.unit_tokens, BATCHES[self.stage]
+        tokens = unit * self.n_units * self.ranks.n
+        return DialogueDataModule(str(corpus), batch, tokens, unit_tokens=unit, row_length=ROW)
 
 
 def measured(case: Case, corpus: Path) -> int:

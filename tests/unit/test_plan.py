@@ -1,9 +1,8 @@
-"""The plan of a run: its arithmetic against PyTorch's own count, its memory against what autograd keeps."""
+"""The plan of a run: its arithmetic against PyTorch's own count, its traffic, time and advice."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +14,8 @@ from plato2.model import masks
 from plato2.model.backbone import Backbone
 from plato2.model.cpu import ROWS_STEP
 from plato2.runs import plan as plan_module
-from plato2.runs.plan import activation_bytes, plan, step_flops
+from plato2.runs.plan import GIB, GPUS, PAPER, Plan, Terms, Work, step_flops, step_traffic
+from plato2.runs.simulate import Memory, Ranks
 
 CONFIG = ModelConfig(n_layer=2, n_head=4, hidden_size=128, vocab_size=1001, dropout=0.0)
 
@@ -37,58 +37,89 @@ def test_flops_are_what_pytorch_counts() -> None:
     assert planned == pytest.approx(counter.get_total_flops(), rel=1e-6)
 
 
-def kept_bytes(config: ModelConfig, rows: int, length: int) -> int:
-    """Bytes autograd keeps of a pass, and of weights."""
-    storages: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = dense_forward(config, rows, length, targets=1)
-    total = sum(storages.values())
-    loss.backward()
-    return total
+BILLIONS = ModelConfig(n_layer=32, n_head=32, hidden_size=2048)
+BLOCKS, REST = 1_611_726_848, 20_864_833
+FSDP_64, DDP_64 = Ranks(1, 64, fsdp=True), Ranks(64, 1)
 
 
-def test_activations_of_a_layer_are_what_autograd_keeps() -> None:
-    length = 128
-
-    def of_two_layers_and_four_rows(count: Callable[[ModelConfig, int], int]) -> int:
-        """What two layers more need for four rows more: no weights, no embeddings, no mask."""
-        two, four = replace(CONFIG, n_layer=2), replace(CONFIG, n_layer=4)
-        return count(four, 8) - count(four, 4) - count(two, 8) + count(two, 4)
-
-    kept = of_two_layers_and_four_rows(lambda config, rows: kept_bytes(config, rows, length))
-    planned = of_two_layers_and_four_rows(
-        lambda config, rows: activation_bytes(config, rows * length, 1, half=False)
+def test_traffic_is_what_the_collectives_of_a_step_move() -> None:
+    """FSDP2: bf16 weights twice a pass and unit, float32 gradients once a step; DDP: an all-reduce a step."""
+    share = 63 / 64
+    one = step_traffic(BLOCKS, REST, 1, 1, FSDP_64)
+    assert one == pytest.approx(share * (8 * BLOCKS + 6 * REST))
+    four = step_traffic(BLOCKS, REST, 1, 4, FSDP_64)
+    assert four - one == pytest.approx(3 * share * (4 * BLOCKS + 2 * REST))
+    two_passes = step_traffic(BLOCKS, REST, 2, 1, FSDP_64)
+    assert two_passes - one == pytest.approx(share * 4 * BLOCKS)
+    for units in (1, 4):
+        assert step_traffic(BLOCKS, REST, 1, units, DDP_64) == pytest.approx(2 * share * 4 * (BLOCKS + REST))
+    assert step_traffic(BLOCKS, REST, 1, 4, Ranks()) == 0
+    machines = step_traffic(BLOCKS, REST, 1, 1, Ranks(8, 8, fsdp=True))
+    inside, between = (
+        step_traffic(BLOCKS, REST, 1, 1, Ranks(1, 8, fsdp=True)),
+        2 * 7 / 8 * (BLOCKS + REST) / 2,
     )
-    assert planned == pytest.approx(kept, rel=0.01)
+    assert machines == pytest.approx(inside + between)
 
 
-def test_checkpointing_keeps_little_and_ranks_share_what_is_sharded() -> None:
-    billions = ModelConfig(n_layer=32, n_head=32, hidden_size=2048)
-    whole = activation_bytes(billions, 8192, 1, half=True)
-    checkpointed = activation_bytes(replace(billions, checkpoint_activations=True), 8192, 1, half=True)
-    assert checkpointed < whole / 6
+def planned(**changes: Any) -> Plan:
+    """Stage 2.1 of the paper on 64 ranks, which has room on all GPUs."""
+    work = Work("2_gen", 100_000, 65_536, 1024, 512.0, 1.28e15, BLOCKS + REST, BLOCKS, 2, FSDP_64)
+    room = {"with_checkpointing": 65_536, "without_checkpointing": 4096}
+    memory = Memory(*(float(2**28) for _ in range(8)))
+    limits = dict.fromkeys(GPUS, room)
+    given: dict[str, Any] = {"memory": memory, "form": "gpu", "checkpointing": True, "largest_unit": limits}
+    return Plan("1.6b-2_gen", work, (work,), **{**given, "terms": Terms(0.5, 350.0, 2.0), **changes})
 
-    def made(sharded: bool) -> int:
-        return plan(
-            billions,
-            parameters=1_632_591_681,
-            passes=1,
-            ranks=64,
-            sharded=sharded,
-            half=True,
-            unit_tokens=8192,
-            batch_tokens=524288,
-            steps=200_000,
-        ).state
 
-    assert made(sharded=False) == 18 * 1_632_591_681
-    assert made(sharded=True) == 16 * 1_632_591_681 // 64
+def test_a_step_that_is_too_small_for_its_ranks_is_bound_by_the_network_and_told_the_cures() -> None:
+    """Stage 2.1 of the paper: 1,024 tokens a rank, 56 ms of traffic beside 39 of arithmetic on an H100."""
+    plan = planned()
+    figures = plan.figures()
+    assert figures["network_s_per_step"] == pytest.approx(0.055, abs=0.001)
+    assert figures["gpus"]["H100-80G"]["arithmetic_s_per_step"] == pytest.approx(0.040, abs=0.001)
+    assert {gpu: info["bound_by"] for gpu, info in figures["gpus"].items()} == {
+        "V100-32G": "arithmetic",
+        "A100-80G": "arithmetic",
+        "H100-80G": "network",
+        "H200-141G": "network",
+    }
+    (said,) = [one for one in figures["advice"] if "traffic" in one]
+    assert said.startswith("H100-80G and H200-141G: 1,024 tokens a rank and step are too few for 64 ranks")
+    assert "strategy=fsdp strategy.devices=8 data.unit_tokens=8192" in said
+    assert "HSDP" in said
+    hours = figures["gpus"]["H100-80G"]["hours"]
+    assert hours == pytest.approx(100_000 * figures["network_s_per_step"] / 3600)  # not the arithmetic's
+    fast = planned(terms=Terms(0.5, 3500.0))
+    assert {info["bound_by"] for info in fast.figures()["gpus"].values()} == {"arithmetic"}
+    assert not [one for one in fast.advice() if "traffic" in one]
+
+
+def test_time_and_money_follow_from_the_arithmetic() -> None:
+    figures = planned(terms=Terms(0.115, 1e6, 2.0)).figures()
+    v100 = figures["gpus"]["V100-32G"]
+    assert v100["curriculum_gpu_hours"] == pytest.approx(1.28e20 / (125e12 * 0.115) / 3600)
+    assert v100["curriculum_hours"] * 64 == pytest.approx(v100["curriculum_gpu_hours"])
+    assert v100["curriculum_cost"] == pytest.approx(2 * v100["curriculum_gpu_hours"])
+    assert planned(terms=Terms(0.115, 1e6)).figures()["gpus"]["V100-32G"]["curriculum_cost"] is None
+    assert 1.67e21 / (125e12 * PAPER["mfu"]) / 3600 == pytest.approx(PAPER["gpu_hours"], rel=0.01)
+
+
+def test_what_does_not_fit_is_told_what_would() -> None:
+    large = Memory(50 * GIB, 0, 0, 0, 0, 0, 0, 0)
+    room = {"with_checkpointing": 4096, "without_checkpointing": 512}
+    small = {**dict.fromkeys(GPUS, room), "V100-32G": {"with_checkpointing": 0, "without_checkpointing": 0}}
+    assert (
+        "V100-32G: a unit of 1,024 tokens does not fit, nor any smaller one; take more devices"
+        in planned(memory=large, largest_unit=small).advice()
+    )
+    plan = planned(memory=large, largest_unit=dict.fromkeys(GPUS, room), checkpointing=False)
+    assert "V100-32G: a unit of 1,024 tokens does not fit; model.checkpoint_activations=true makes room" in (
+        plan.advice()
+    )
+    unknown = planned(largest_unit=None)
+    assert unknown.figures()["largest_unit_tokens"] is None
+    assert not [one for one in unknown.advice() if "fit" in one]
 
 
 def test_the_papers_stage_1_is_a_sextillion_flop() -> None:
@@ -114,12 +145,22 @@ def test_the_peak_of_a_cpu_is_taken_over_the_time_that_its_threads_have_had(
 @pytest.mark.parametrize(
     ("name", "peak"),
     [
-        ("NVIDIA H200", 989e12),
-        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H200", 989.4e12),
+        ("NVIDIA H200 NVL", 835e12),
+        ("NVIDIA H100 80GB HBM3", 989.4e12),
         ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
         ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A100-PCIE-40GB", 312e12),
         ("NVIDIA L40S", 362e12),
         ("NVIDIA L40", 181e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA A10G", 125e12),
+        ("NVIDIA A40", 149.7e12),
+        ("Tesla V100-SXM2-32GB", 125e12),
+        ("Tesla V100-PCIE-16GB", 112e12),
+        ("Tesla T4", 65e12),
     ],
 )
 def test_the_peak_of_a_gpu_is_that_of_its_name(
