@@ -119,8 +119,8 @@ SPIKES = """
 import runpy, sys
 from plato2.stages.coarse import CoarseGeneration
 losses = CoarseGeneration.losses
-def spiking(stage, unit):  # on the second rank alone
-    far = stage.training and stage.global_step + 1 == 7 and stage.global_rank == 1
+def spiking(stage, unit):  # on the first rank alone: Lightning starts the other one without this file
+    far = stage.training and stage.global_step + 1 == 7
     return {name: value * 1000 if far else value for name, value in losses(stage, unit).items()}
 CoarseGeneration.losses = spiking
 sys.path.insert(0, sys.argv[1])

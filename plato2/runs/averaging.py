@@ -39,8 +39,8 @@ class AveragedWeights(EMAWeightAveraging):
         """
         if isinstance(trainer.strategy, ModelParallelStrategy):
             raise UserError(
-                "callbacks.ema: Lightning's average does not know sharded weights; use strategy=ddp, or leave "
-                "it out"
+                "callbacks.ema: Lightning's average does not know sharded weights; use strategy=ddp, or "
+                "leave it out"
             )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*doesn't support sharding.*")

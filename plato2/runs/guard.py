@@ -19,8 +19,8 @@ class SpikeGuard(Callback):
 
     The step counts, and so does its learning rate, but weights and optimizer stay as they were. All ranks
     decide alike, the statistics are in the checkpoint, and NaN or infinity still ends the run. The rule is
-    that of OLMo's `SkipStepOptimizer` (mean plus 6 deviations of the last 128 steps), but only steps that were
-    taken go into the statistics, so that one spike does not widen what is let through.
+    that of OLMo's `SkipStepOptimizer` (mean plus 6 deviations of the last 128 steps), but only steps that
+    were taken go into the statistics, so that one spike does not widen what is let through.
 
     Args:
         deviations: how far out: standard deviations above the mean of the last steps.
@@ -46,8 +46,8 @@ class SpikeGuard(Callback):
         assert isinstance(pl_module, Stage)
         if trainer.scaler is not None:
             raise UserError(
-                f"callbacks.spike_guard: precision {trainer.precision} scales losses and passes over steps by "
-                "itself; use bf16-mixed or 32-true"
+                f"callbacks.spike_guard: precision {trainer.precision} scales losses and passes over steps "
+                "by itself; use bf16-mixed or 32-true"
             )
 
         def refuses(loss: float, grad_norm: float) -> bool:
@@ -83,8 +83,8 @@ class SpikeGuard(Callback):
         say(f"step {step} is passed over: {told} ({usual})")
         if self.skipped_in_a_row >= self.in_a_row:
             raise UserError(
-                f"callbacks.spike_guard.in_a_row={self.in_a_row}: as many steps, to step {step}, were far out "
-                f"({told}), which is no spike any more; lower optim.lr, or look at the data there"
+                f"callbacks.spike_guard.in_a_row={self.in_a_row}: as many steps, to step {step}, were far "
+                f"out ({told}), which is no spike any more; lower optim.lr, or look at the data there"
             )
 
     def state_dict(self) -> dict[str, Any]:

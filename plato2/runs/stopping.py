@@ -33,7 +33,7 @@ class StopEarly(EarlyStopping):
         self._measure_by(metric or "val/loss", mode)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Takes the stage's own measure, where none is named; what a checkpoint has of it is restored later."""
+        """Takes the stage's own measure, where none is named; its state is restored later."""
         if self.own:
             assert isinstance(pl_module, Stage)
             metric, mode = pl_module.monitor
