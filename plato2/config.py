@@ -593,3 +593,4 @@ class TrainConfig(RunConfig):
     trainer: dict[str, Any]
     strategy: dict[str, Any]
     logger: dict[str, Any]
+    callbacks: dict[str, Any] = field(default_factory=dict)

@@ -13,6 +13,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.strategies import ModelParallelStrategy
 from small import ROOT
@@ -87,6 +88,7 @@ def test_no_group_is_forgotten() -> None:
         "trainer",
         "strategy",
         "logger",
+        "callbacks",
         "experiment",
         "sweep",
         "hydra",  # tests/test_slurm.py
@@ -138,7 +140,10 @@ def test_every_logger_builds(
     about: dict[str, Any] = {
         "name": "tiny-1_coarse",
         "stage": "1_coarse",
+        "size": "tiny",
+        "seed": 1,
         "family": "f",
+        "parent": None,
         "tags": [],
         "config": {},
     }
@@ -149,6 +154,14 @@ def test_every_logger_builds(
     for logger in loggers:
         if isinstance(logger, WandbLogger):  # or the next test in this process would go on with its run
             logger.experiment.finish()
+
+
+@pytest.mark.parametrize("name", options("callbacks"))
+def test_every_callback_builds(compose: Compose, name: str) -> None:
+    nodes: Any = OmegaConf.to_container(compose(f"callbacks={name}").callbacks)
+    assert [*nodes] == ([] if name == "none" else [name])
+    for key, node in nodes.items():
+        assert isinstance(build(node, f"callbacks.{key}"), Callback)
 
 
 @pytest.mark.parametrize("name", options("experiment"))

@@ -92,6 +92,7 @@ TEXT_KEYS = (
     "data.prepare.files",
     "data.prepare.tokenizer",
     "logger.wandb.project",
+    "logger.wandb.entity",
     "logger.tensorboard.name",
     "hydra.sweep.dir",
 )

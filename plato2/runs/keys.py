@@ -31,7 +31,7 @@ COLUMN = " " * 30
 """Before the lines on the keys."""
 INDENT = 2
 """Hydra's, of the whole text."""
-FILES = ("stage", "data", "trainer", "strategy", "logger")
+FILES = ("stage", "data", "trainer", "strategy", "logger", "callbacks")
 TITLES = {
     "": "at the top level",
     "data.prepare": "data.prepare (options of `plato2 prepare`; write +data.prepare.KEY=VALUE)",

@@ -73,6 +73,7 @@ PANELS: Mapping[str, tuple[Panel, ...]] = {
     "optimizer": (
         Panel("gradient norm, before clipping", ("train/grad_norm",), "", log=True),
         Panel("learning rate", ("train/lr",)),
+        Panel("steps passed over (callbacks=spike_guard)", ("train/skipped",)),
     ),
     "replies": (Panel("replies", ("replies",), kind="replies"),),
 }

@@ -136,10 +136,12 @@ def train_run(
     from plato2.runs.start import warm_start
 
     checkpoint, sentence = go_on(run, resolved)
-    if checkpoint and checkpoint_step(checkpoint) >= keys.trainer["max_steps"]:
-        return nothing_left(keys, run, checkpoint, job)
-    if checkpoint and keys.study and was_pruned(checkpoint):
-        return pruned(run, checkpoint_step(checkpoint), checkpoint)
+    if checkpoint:
+        early = run.finished and run.lineage().get("stopped_early") and "early_stopping" in keys.callbacks
+        if early or checkpoint_step(checkpoint) >= keys.trainer["max_steps"]:
+            return nothing_left(keys, run, checkpoint, job)
+        if keys.study and was_pruned(checkpoint):
+            return pruned(run, checkpoint_step(checkpoint), checkpoint)
     start, told = make_ready(keys, stage, corpus, data, job, is_new=checkpoint is None)
     accepted = stage.warm_starts_from
     stage = build_stage(keys, "meta" if is_sharded(keys) else "cpu")  # sharded: each rank fills its share
@@ -347,6 +349,8 @@ def nothing_left(keys: TrainConfig, run: RunFolder, checkpoint: Path, job: Job) 
     if run.finished and not job.in_sweep and not by_job:
         key = f"trainer.max_steps={keys.trainer['max_steps']}"
         cure = "raise trainer.max_steps to continue it, or choose another run_id"
+        if run.lineage().get("stopped_early"):
+            cure = "it no longer improved; leave out callbacks=early_stopping to continue it"
         raise UserError(f"{key}: {run.path} has already trained {checkpoint_step(checkpoint)} steps; {cure}")
     say(f"{run.path} is finished: skipped")
     value = run.value(checkpoint, keys.sweep_metric)
@@ -440,16 +444,18 @@ def close(
 
     from plato2.runs.callbacks import metrics_table
     from plato2.runs.loggers import close_loggers
+    from plato2.runs.stopping import StopEarly
 
     if any(getattr(callback, "pruned", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         close_loggers(trainer, run)
         return pruned(run, trainer.global_step, run.last)
     metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
-    if trainer.global_step < trainer.max_steps:  # max_time and its like
+    early = any(isinstance(c, StopEarly) and c.has_stopped for c in trainer.callbacks)  # type: ignore[attr-defined]
+    if trainer.global_step < trainer.max_steps and not early:  # max_time and its like
         done = f"{trainer.global_step} of {trainer.max_steps}"
         say(f"stopped at step {done}; {same_command(keys, run)} resumes it: {run.path}")
     elif trainer.is_global_zero:
-        run.write_lineage(status="finished", step=trainer.global_step, metrics=metrics)
+        run.write_lineage(status="finished", step=trainer.global_step, metrics=metrics, stopped_early=early)
     close_loggers(trainer, run)
     if trainer.is_global_zero:
         console = Console()
@@ -491,6 +497,7 @@ def build_trainer(
 
     strategy = strategy_arguments(keys, job)
     callbacks = build_callbacks(keys, stage, data, run, parent)
+    callbacks += [build(node, f"callbacks.{name}") for name, node in keys.callbacks.items()]
     callbacks += [WholeRows(logger) for logger in loggers if isinstance(logger, WandbRun)]
     quiet_lightning()
     fixed: dict[str, Any] = {

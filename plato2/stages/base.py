@@ -6,7 +6,7 @@ first backward, a checkpoint can only fall between steps, and Lightning's counte
 of ranks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any, ClassVar
@@ -68,6 +68,8 @@ class Stage(pl.LightningModule):
         self.model_config = ModelConfig(**model) if isinstance(model, dict) else model
         self.optim_config = OptimConfig(**(optim or {})) if not isinstance(optim, OptimConfig) else optim
         self.seed = seed
+        self.refuses_step: Callable[[float, float], bool] | None = None
+        """Whether a step of this loss and gradient norm is to be passed over; the same on all ranks."""
         self.automatic_optimization = False
         self.backbone = build_backbone(self.model_config)
         head = self.use.coherence_head
@@ -152,6 +154,8 @@ class Stage(pl.LightningModule):
         overflown = scaler is not None and scaler.get_scale() >= 1 and not bool(torch.isfinite(grad_norm))
         if not overflown:
             self._refuse_non_finite(means["loss"], grad_norm, units)
+            if self.refuses_step is not None and self.refuses_step(float(means["loss"]), float(grad_norm)):
+                optimizer.zero_grad()  # a step without gradients counts, but changes neither weights nor moments
         optimizer.step()  # after an overflow: of the loss scale alone
         optimizer.zero_grad()
         schedule = self.lr_schedulers()

@@ -430,7 +430,8 @@ def test_the_dashboard_in_a_browser(curves: Path, tmp_path: Path) -> None:
             assert tab.evaluate("document.documentElement.scrollWidth") == width
             heights = tab.evaluate(
                 "[...document.querySelectorAll('.gallery svg')].flatMap(svg => "
-                "[...svg.querySelectorAll('text')].map(text => parseFloat(getComputedStyle(text).fontSize) * svg.getScreenCTM().a))"
+                "[...svg.querySelectorAll('text')].map(text => "
+                "parseFloat(getComputedStyle(text).fontSize) * svg.getScreenCTM().a))"
             )
             assert len(heights) > 20
             assert min(heights) >= 8
