@@ -311,8 +311,9 @@ class Sweep(Callback):
                 if key:
                     then, now = (dotted(one).get(key) for one in (earlier.config or {}, base))
                     fail(
-                        f"{key}={now}: the unfinished sweep {name} was started with {key}={then!s:.80}, and its "
-                        "runs are compared; put the old value back, or start another sweep with resume=never"
+                        f"{key}={now}: the unfinished sweep {name} was started with {key}={then!s:.80}, and "
+                        "its runs are compared; put the old value back, or start another sweep with "
+                        "resume=never"
                     )
                 self.record, self.name = record, name
                 say(
