@@ -84,12 +84,16 @@ class Jobs(Sweeper):
         self.failed: list[tuple[str, str]] = []
         """Of each job that failed what it is, and why."""
 
+    hydra_context: HydraContext
+    config: DictConfig
+    launcher: Launcher
+
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """What Hydra gives a sweeper before `sweep`."""
         from hydra.core.plugins import Plugins
 
         self.hydra_context, self.config = hydra_context, config
-        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+        self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
@@ -208,8 +212,8 @@ def combinations(overrides: Sequence[Override]) -> list[list[str]]:
     for override in overrides:
         if override.is_sweep_override() and not override.is_discrete_sweep():
             raise UserError(
-                f"{override.input_line}: a range, which hydra/sweeper=optuna draws from; without it list what "
-                f"to try, as {override.get_key_element()}=x0.5,x1,x2"
+                f"{override.input_line}: a range, which hydra/sweeper=optuna draws from; without it list "
+                f"what to try, as {override.get_key_element()}=x0.5,x1,x2"
             )
     values = [list(map(str, texts(override))) for override in overrides]
     keys = [override.get_key_element() for override in overrides]
@@ -240,7 +244,7 @@ def dimension(override: Override) -> Dimension:
         low, high, step = sweep.start, sweep.end, None
     elif isinstance(sweep, RangeSweep):
         values = list(override.sweep_iterator())
-        low, high, step = min(values), max(values), abs(sweep.step)  # type: ignore[type-var,arg-type]
+        low, high, step = min(values), max(values), abs(sweep.step)  # type: ignore[assignment,type-var]
     else:
         return Dimension(key, choices=tuple(override.sweep_string_iterator()))
     assert isinstance(low, int | float)
@@ -334,7 +338,7 @@ class Search(Jobs):
         metric, direction = objective(config)
         self.output_dir = Path(expand_path(config.output_dir, "output_dir"))
         with self.held():
-            study = open_study(self.folder / JOURNAL, f"{direction}imize")
+            study = open_study(self.folder / JOURNAL, "minimize" if direction == "min" else "maximize")
             if study.user_attrs.get(PRUNER) != self.pruner:
                 study.set_user_attr(PRUNER, self.pruner)
             done = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
@@ -348,9 +352,8 @@ class Search(Jobs):
         best = study.best_trial if study.get_trials(states=(TrialState.COMPLETE,)) else None
         if best:
             spread = f" ± {number(best.user_attrs['spread'])}" if "spread" in best.user_attrs else ""
-            say(
-                f"best: point {best.number} ({best.user_attrs['overrides']}): {number(best.value or 0)}{spread}"
-            )
+            words = best.user_attrs["overrides"]
+            say(f"best: point {best.number} ({words}): {number(best.value or 0)}{spread}")
         return None
 
     def refuse_processes(self) -> None:
@@ -363,8 +366,9 @@ class Search(Jobs):
 
         if several_processes():
             raise UserError(
-                f"hydra/sweeper=optuna: started {several_processes()} times by torchrun or srun, and each would "
-                "draw its own points; start it once, with hydra/launcher=slurm for runs of several processes"
+                f"hydra/sweeper=optuna: started {several_processes()} times by torchrun or srun, and each "
+                "would draw its own points; start it once, with hydra/launcher=slurm for runs of several "
+                "processes"
             )
 
     def points(
@@ -376,9 +380,8 @@ class Search(Jobs):
         from plato2.runs.study import TrialState, sampler, trial
 
         opened = [frozen.number for frozen in study.get_trials(states=(TrialState.RUNNING,))][:n]
-        new = range(
-            len(study.get_trials(deepcopy=False)), len(study.get_trials(deepcopy=False)) + n - len(opened)
-        )
+        there = len(study.get_trials(deepcopy=False))
+        new = range(there, there + n - len(opened))
         found = []
         for which in (*opened, *new):
             # A seed for each point: one that is drawn after a kill is no copy of the first.

@@ -30,8 +30,8 @@ from small import ROOT, SMALL, Train, command, environment, write_dialogues
 from test_imports import ALLOWED
 from typer.testing import CliRunner
 
+import hydra_plugins.plato2_sweep as sweepers
 import plato2.commands.train as hydra_command
-from hydra_plugins.plato2_sweep import combinations, dimension, resolved
 import plato2.runs.plan as plan_module
 from plato2.commands import app, every_command, module_of
 from plato2.config import DecodeConfig
@@ -145,9 +145,9 @@ def jobs(overrides: list[str], multirun: bool, search: Path) -> list[list[str]]:
     words = [hydra_command.as_hydra_reads_it(word) for word in [*swept, *overrides]]
     parsed = {one.get_key_element(): one for one in OverridesParser.create().parse_overrides(words)}.values()
     ranges = [one for one in parsed if one.is_sweep_override() and not one.is_discrete_sweep()]
-    lowest = [dimension(one).first for one in ranges]
-    grid = combinations([one for one in parsed if one not in ranges])
-    return [resolved([*job, *lowest], lambda given: composed(given, search)) for job in grid]
+    lowest = [sweepers.dimension(one).first for one in ranges]
+    grid = sweepers.combinations([one for one in parsed if one not in ranges])
+    return [sweepers.resolved([*job, *lowest], lambda given: composed(given, search)) for job in grid]
 
 
 def train_arguments(line: str) -> tuple[list[str], set[str]]:

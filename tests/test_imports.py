@@ -155,7 +155,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 }
 COMPOSERS = ("plato2.commands.train", "benchmarks", "hydra_plugins")
 ONLY_COMPOSERS = ("hydra", "omegaconf", "conf")
-NOBODY = ("train", "experiments", "tests", "benchmarks", "hydra_plugins.plato2_slurm", "hydra_plugins.plato2_sweep")
+NOBODY = (
+    "train",
+    "experiments",
+    "tests",
+    "benchmarks",
+    "hydra_plugins.plato2_slurm",
+    "hydra_plugins.plato2_sweep",
+)
 """Nobody but those whose line above names it."""
 
 

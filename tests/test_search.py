@@ -1,4 +1,4 @@
-"""Sweeps that look for something: factors of the recipe's values, Optuna, joblib, W&B's file, the sweep files."""
+"""Sweeps that look for something: factors of the recipe's values, Optuna, joblib, W&B's file."""
 
 from __future__ import annotations
 

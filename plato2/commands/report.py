@@ -17,8 +17,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptio
 HELP = """Show what runs and evaluations reached.
 
 PLACES are folders with runs or with results of plato2 evaluate, folders of sweeps (outputs/sweeps/NAME), or
-result files; default: the last curriculum in outputs. All of it becomes one page: curves, the paper's tables with its numbers beside ours, every
-evaluation with its intervals, dialogues side by side, settings, versions and hashes, and what is missing.
+result files; default: the last curriculum in outputs. All of it becomes one page: points of a sweep, curves,
+the paper's tables with its numbers beside ours, every evaluation with its intervals, dialogues side by side,
+settings, versions and hashes, and what is missing.
 --out writes it as HTML (one file, offline, printable) or as Markdown; else it is printed.
 
 With --data the models of a curriculum are looked at closer, instead: perplexity next to a unigram baseline,

@@ -344,8 +344,9 @@ class Sweep(Callback):
                 if key:
                     then, now = (dotted(one).get(key) for one in (earlier.config or {}, base))
                     fail(
-                        f"{key}={now}: the unfinished sweep {name} was started with {key}={then!s:.80}, and its "
-                        "runs are compared; put the old value back, or start another sweep with resume=never"
+                        f"{key}={now}: the unfinished sweep {name} was started with {key}={then!s:.80}, and "
+                        "its runs are compared; put the old value back, or start another sweep with "
+                        "resume=never"
                     )
                 self.record, self.name = record, name
                 say(
@@ -384,17 +385,19 @@ class Sweep(Callback):
                 numbers = {"n_latent_contexts": config.latent_contexts, "n_human": config.human_rank}
                 report_sweep(output_dir, self.name, **numbers)
             else:
-                self._compare(config.sweep_metric)
+                self._compare(output_dir, config.sweep_metric)
         except UserError as error:  # Hydra turns a callback's error into a mere warning
             fail(str(error))
 
-    def _compare(self, metric: str | None) -> None:
+    def _compare(self, output_dir: Path, metric: str | None) -> None:
         from rich.console import Console
 
         from plato2.evaluate.runs import compare, runs_tables, winners_first
         from plato2.report.page import Section, show
         from plato2.report.sweep import sweep_runs, sweeps, table
 
+        if not any(output_dir.glob(f"*/{self.name}-*/lineage.json")):  # other machines' runs, not seen yet
+            return
         _, paths = sweep_runs(self.record.parent)
         runs = winners_first(compare(paths, metric))
         say(f"the sweep {self.name}, the best first:")

@@ -175,8 +175,9 @@ def _refuse_two_configurations(
             then, now = flat[first].get(key), flat[other].get(key)
             if then != now and not own and not key.startswith(FREE):
                 raise UserError(
-                    f"{place}: runs of two configurations: {key}={then!s:.80} in {first.name} and {now!s:.80} in "
-                    f"{other.name}, which is not swept; report the runs themselves, or move those of one away"
+                    f"{place}: runs of two configurations: {key}={then!s:.80} in {first.name} and "
+                    f"{now!s:.80} in {other.name}, which is not swept; report the runs themselves, or move "
+                    "those of one away"
                 )
 
 

@@ -79,6 +79,7 @@ class Dimension:
     def drawn(self, trial: optuna.Trial) -> str:
         """The value of a point as an override."""
         name = self.key.lstrip("+")
+        value: str | int | float
         if self.choices:
             value = trial.suggest_categorical(name, self.choices)
         elif self.whole:

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import pytorch_lightning as pl
@@ -64,7 +64,7 @@ class _OneWriter(BaseJournalFileLock):
         self.lock.release()
 
 
-def open_study(journal: Path, direction: str | None = None) -> optuna.Study:
+def open_study(journal: Path, direction: Literal["minimize", "maximize"] | None = None) -> optuna.Study:
     """The study in a journal, with the pruner that it names.
 
     Args:

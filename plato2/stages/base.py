@@ -155,7 +155,7 @@ class Stage(pl.LightningModule):
         if not overflown:
             self._refuse_non_finite(means["loss"], grad_norm, units)
             if self.refuses_step is not None and self.refuses_step(float(means["loss"]), float(grad_norm)):
-                optimizer.zero_grad()  # a step without gradients counts, but changes neither weights nor moments
+                optimizer.zero_grad()  # the step counts, but changes neither weights nor moments
         optimizer.step()  # after an overflow: of the loss scale alone
         optimizer.zero_grad()
         schedule = self.lr_schedulers()

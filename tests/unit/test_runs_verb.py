@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from plato2.commands import app
-from plato2.runs.saved import best_direction
 from plato2.runs.folder import RunFolder
+from plato2.runs.saved import best_direction
 from plato2.stages import known_stages
 
 STAGES = known_stages()
