@@ -55,7 +55,7 @@ def write_decoder(folder: Path, family: str = "llama", begin: bool = True, **cha
     import torch
     import transformers
 
-    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 304}
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}
     size |= {"max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 0, "pad_token_id": 2}
     size |= {} if family == "gpt2" else {"intermediate_size": 48}
     config = transformers.AutoConfig.for_model(family, **size | FAMILIES[family] | changed)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import hydra
 import pytest
 import yaml
+from decoders import write_decoder
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning import Trainer
@@ -29,12 +31,23 @@ from plato2.stages import known_stages
 STAGES = known_stages()
 
 CONF = ROOT / "conf"
-MODELS = ["tiny", "small", "93m", "314m", "1.6b", "336m_zh"]
+MODELS = ["tiny", "small", "93m", "314m", "1.6b", "336m_zh", "pretrained"]
 Compose = Callable[..., DictConfig]
 
 
 def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def model_keys(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
+    """What chooses a model on the command line; the pretrained one needs a decoder's folder."""
+
+    @cache
+    def path() -> Path:
+        return write_decoder(tmp_path_factory.mktemp("decoder"), max_position_embeddings=256)
+
+    return lambda model: [f"model={model}", *([f"model.path={path()}"] if model == "pretrained" else [])]
 
 
 @pytest.fixture
@@ -67,8 +80,10 @@ def built(config: DictConfig) -> tuple[Any, Any, Any]:
 
 @pytest.mark.parametrize("stage", options("stage"))
 @pytest.mark.parametrize("model", options("model"))
-def test_every_recipe_builds(compose: Compose, model: str, stage: str) -> None:
-    keys, module, data = built(compose(f"model={model}", f"stage={stage}"))
+def test_every_recipe_builds(
+    compose: Compose, model_keys: Callable[[str], list[str]], model: str, stage: str
+) -> None:
+    keys, module, data = built(compose(*model_keys(model), f"stage={stage}"))
     assert type(module) is STAGES[module.name]
     assert stage in (module.name, f"{module.name}_{getattr(module, 'head', '')}")
     assert keys.name == f"{model}-{stage}"
@@ -263,7 +278,7 @@ def test_tiny_is_the_same_by_whatever_name(compose: Compose) -> None:
         assert quick.seed == plain.seed
         batches = [(c.optim.batch_tokens, c.data.unit_tokens, c.data.row_length) for c in (plain, quick)]
         assert batches[0] == batches[1]
-    assert [compose(f"model={model}").model.dropout for model in MODELS] == [0.0, 0.0, 0.1, 0.1, 0.1, 0.1]
+    assert [compose(f"model={model}").model.dropout for model in MODELS] == [0, 0, 0.1, 0.1, 0.1, 0.1, 0]
 
 
 @pytest.mark.parametrize("model", [model for model in MODELS if model != "tiny"])
@@ -287,9 +302,11 @@ def test_the_backward_stage_is_stage_1_on_other_batches(compose: Compose) -> Non
 
 
 @pytest.mark.parametrize("model", [model for model in MODELS if model != "tiny"])
-def test_the_baseline_starts_from_nothing_with_the_values_of_stage_1(compose: Compose, model: str) -> None:
-    keys, stage, data = built(compose(f"model={model}", "stage=plato"))
-    coarse = built(compose(f"model={model}", "stage=1_coarse"))[0]
+def test_the_baseline_starts_from_nothing_with_the_values_of_stage_1(
+    compose: Compose, model_keys: Callable[[str], list[str]], model: str
+) -> None:
+    keys, stage, data = built(compose(*model_keys(model), "stage=plato"))
+    coarse = built(compose(*model_keys(model), "stage=1_coarse"))[0]
     assert (keys.optim, keys.trainer, keys.data) == (coarse.optim, coarse.trainer, coarse.data)
     assert stage.warm_starts_from == ("plato",)  # so init_from=auto means random weights
     assert type(data.batch).__name__ == "JointBatch"

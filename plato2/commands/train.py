@@ -203,8 +203,6 @@ def refuse_unknown(config: DictConfig) -> None:
         node, prefix = (config[section], f"{section}.") if section else (config, "")
         check_keys(node, [field.name for field in fields(schema)], prefix, "the configuration")
     choices = hydra_runtime().choices
-    if OmegaConf.is_missing(config.model, "path"):
-        raise UserError("model.path: give the folder of the pretrained decoder, model.path=FOLDER")
     recipe, own = choices.get("recipe"), f"{choices.get('model')}-{choices.get('stage')}"
     if recipe not in (None, own) and not any(
         file.parent.name == "recipe" for file in chosen_files(hydra_runtime())
