@@ -119,9 +119,10 @@ USABLE = 0.9
 def step_traffic(blocks: int, rest: int, passes: int, units: int, ranks: Ranks) -> float:
     """Bytes that a rank receives in a step, and as many that it sends.
 
-    FSDP2 gathers a block's bf16 weights before each pass through it, forward and backward, and the rest of
-    the stage once a unit; it reduces float32 gradients once a step. Gathering or reducing S bytes over n
-    ranks moves S (n - 1) / n to and from each; an all-reduce, of copies of the model, twice that.
+    FSDP2 gathers a block's weights before each pass through it, forward and backward, and the rest of the
+    stage once a unit, in the precision it computes in; it reduces float32 gradients once a step. Gathering or
+    reducing S bytes over n ranks moves S (n - 1) / n to and from each; an all-reduce, of copies of the model,
+    twice that.
 
     Args:
         blocks: parameters of all blocks.
@@ -133,7 +134,7 @@ def step_traffic(blocks: int, rest: int, passes: int, units: int, ranks: Ranks) 
     inside, between = ((n - 1) / n for n in (ranks.shard, ranks.replicate))
     traffic = 2 * between * 4 * (blocks + rest) / ranks.shard
     if ranks.fsdp:
-        gathered = 2 * (2 * passes * blocks + rest) * units
+        gathered = (2 if ranks.half else 4) * (2 * passes * blocks + rest) * units
         traffic += inside * (gathered + 4 * (blocks + rest))
     return traffic
 
