@@ -14,29 +14,30 @@ from test_imports import ALLOWED, part_of
 
 FILE = Path(__file__).parents[1] / "docs" / "architecture.svg"
 X = {
-    "report": 300,
-    "evaluate": 300,
-    "serve": 520,
-    "runs": 700,
-    "talk": 500,
-    "weights": 430,
-    "runs.folder": 360,
-    "stages": 200,
-    "prepare": 600,
-    "model": 150,
-    "runs.saved": 420,
-    "runs.traces": 890,
-    "data": 560,
-    "words": 720,
-    "batch": 42,
-    "random": 122,
-    "runs.console": 231,
-    "weights.names": 368,
-    "runs.distributed": 520,
-    "files": 640,
-    "formats": 725,
-    "bounded": 818,
-    "metrics": 910,
+    "report": 907,
+    "evaluate": 387,
+    "serve": 146,
+    "runs": 376,
+    "talk": 759,
+    "weights": 214,
+    "runs.folder": 97,
+    "stages": 1065,
+    "prepare": 513,
+    "model": 185,
+    "runs.saved": 76,
+    "runs.traces": 671,
+    "data": 793,
+    "words": 283,
+    "batch": 677,
+    "random": 363,
+    "runs.console": 475,
+    "weights.names": 789,
+    "runs.distributed": 942,
+    "files": 151,
+    "formats": 54,
+    "bounded": 593,
+    "metrics": 1070,
+    "runs.panels": 252,
 }
 """The middle of each room's box."""
 ABOVE = (
@@ -44,7 +45,7 @@ ABOVE = (
     "train", "benchmarks", "hydra_plugins",
 )  # fmt: skip
 BELOW = "plato2.config"
-WIDTH, ROW, BOX = 960, 84, 34
+WIDTH, ROW, BOX = 1120, 84, 34
 
 HEAD = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" \
 aria-labelledby="title description" font-size="14" \

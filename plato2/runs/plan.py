@@ -119,9 +119,10 @@ USABLE = 0.9
 def step_traffic(blocks: int, rest: int, passes: int, units: int, ranks: Ranks) -> float:
     """Bytes that a rank receives in a step, and as many that it sends.
 
-    FSDP2 gathers a block's weights, as computed in, before each pass through it, forward and backward, and
-    the rest of the stage once a unit; it reduces float32 gradients once a step. Gathering or reducing S bytes
-    over n ranks moves S (n - 1) / n to and from each; an all-reduce, of copies of the model, twice that.
+    FSDP2 gathers a block's weights before each pass through it, forward and backward, and the rest of the
+    stage once a unit, in the precision it computes in; it reduces float32 gradients once a step. Gathering or
+    reducing S bytes over n ranks moves S (n - 1) / n to and from each; an all-reduce, of copies of the model,
+    twice that.
 
     Args:
         blocks: parameters of all blocks.

@@ -47,6 +47,8 @@ def test_traffic_is_what_the_collectives_of_a_step_move() -> None:
     share = 63 / 64
     one = step_traffic(BLOCKS, REST, 1, 1, FSDP_64)
     assert one == pytest.approx(share * (8 * BLOCKS + 6 * REST))
+    whole = step_traffic(BLOCKS, REST, 1, 1, Ranks(1, 64, fsdp=True, half=False))
+    assert whole == pytest.approx(share * (12 * BLOCKS + 8 * REST))
     four = step_traffic(BLOCKS, REST, 1, 4, FSDP_64)
     assert four - one == pytest.approx(3 * share * (4 * BLOCKS + 2 * REST))
     two_passes = step_traffic(BLOCKS, REST, 2, 1, FSDP_64)

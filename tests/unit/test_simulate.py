@@ -85,7 +85,6 @@ def measured(case: Case, corpus: Path, out: Path) -> list[int]:
 @pytest.mark.parametrize(
     "case",
     [
-        Case(n_units=2),
         Case("2_eval", half=False, checkpoint=True),
         Case(strategy="ddp", checkpoint=True, n_units=2),
         Case("2_gen", "fsdp", checkpoint=True, n_layer=6, hidden_size=512, unit_tokens=512),
