@@ -18,12 +18,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import ModelParallelStrategy
 from torch.profiler import ProfilerActivity, profile
 from units import BATCHES, STAGES
 
 from plato2.config import ModelConfig, OptimConfig
 from plato2.data.module import DialogueDataModule
+from plato2.runs.sharded import Sharded, precision_plugin
 from plato2.runs.simulate import Ranks
 
 WORDS = 2001
@@ -67,9 +67,9 @@ def measured(case: Case, corpus: Path) -> int:
     """Bytes at the peak, all that PyTorch has allocated since before there was a model."""
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    sharded = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
-    made: Any = {"single": "auto", "ddp": "ddp", "fsdp": sharded}[case.strategy]
-    half = case.half and case.strategy != "fsdp"  # FSDP2 has its own policy
+    made: Any = {"single": "auto", "ddp": "ddp", "fsdp": Sharded()}[case.strategy]
+    precision = "bf16-mixed" if case.half else "32-true"
+    plugin = precision_plugin(precision, "cpu", case.ranks.fsdp)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         pl.Trainer(
             max_steps=3,
@@ -79,7 +79,7 @@ def measured(case: Case, corpus: Path) -> int:
             accelerator="cpu",
             devices=case.ranks.n,
             strategy=made,
-            precision="bf16-mixed" if half else "32-true",
+            **({"plugins": [plugin]} if plugin else {"precision": precision}),
             use_distributed_sampler=False,
             logger=False,
             enable_checkpointing=False,
