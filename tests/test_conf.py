@@ -13,6 +13,7 @@ import pytest
 import yaml
 from decoders import write_decoder
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback
@@ -20,11 +21,13 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.strategies import ModelParallelStrategy
 from small import ROOT
 
+from hydra_plugins.plato2_sweep import dimension, resolved
 from plato2.commands.train import refuse_unknown
 from plato2.config import UserError
 from plato2.runs.build import build, check_arguments
 from plato2.runs.folder import RunFolder
 from plato2.runs.loggers import build_loggers
+from plato2.runs.space import in_hydras_words
 from plato2.runs.train import build_parts
 from plato2.stages import known_stages
 
@@ -192,8 +195,14 @@ def test_every_sweep_is_a_sweep_of_known_keys(compose: Compose, name: str) -> No
     sweep = compose.hydra  # type: ignore[attr-defined]
     assert sweep.mode.name == "MULTIRUN"
     for key, values in sweep.sweeper.params.items():
-        for value in str(values).split(","):
-            built(compose(f"{key}={value}"))
+        word = in_hydras_words(f"{key}={values}")
+        override = OverridesParser.create().parse_override(word)
+        swept = override.is_discrete_sweep()
+        first = (
+            next(iter(override.sweep_string_iterator())) if swept else dimension(override).first.split("=")[1]
+        )
+        (job,) = resolved([f"{key}={first}"], lambda _: compose(f"sweep={name}"))
+        built(compose(f"sweep={name}", job))
 
 
 def test_quickstart_is_the_curriculum_without_m(compose: Compose) -> None:
