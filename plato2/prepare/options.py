@@ -34,8 +34,8 @@ class PrepareOptions:
     )
     tokenizer: str | None = option(
         None,
-        help="Folder of a tokenizer to use: to continue from a model, that model's; hf:FOLDER is a pretrained "
-        "decoder's; default: one is trained.",
+        help="Folder of a tokenizer to use: to continue from a model, that model's; hf:FOLDER is a "
+        "pretrained decoder's; default: one is trained.",
     )
     vocab_pieces: int = option(
         8000, help="Pieces of a tokenizer to train; the paper: 8,000 for English, 30,000 for Chinese.", ge=4
