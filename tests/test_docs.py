@@ -22,6 +22,7 @@ import pytest
 import typer
 import yaml
 from architecture import FILE, ROOMS, X, arrows, half, picture, row
+from decoders import write_decoder
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -169,6 +170,7 @@ def test_train_commands_compose_and_build(
     monkeypatch.setattr(plan_module, "memory_of_a_rank", lambda *_: Memory(*[0.0] * 8))
     monkeypatch.setattr(plan_module, "largest_units", lambda *_: None)
     monkeypatch.setattr(hydra_command, "other_stages", list)
+    write_decoder(tmp_path / "FOLDER", max_position_embeddings=256)  # of docs/pretrained.md
     found: set[tuple[str, ...]] = set()
     for line in TRAIN_LINES:
         given, flags = train_arguments(line)
@@ -177,7 +179,7 @@ def test_train_commands_compose_and_build(
     for job in sorted(found):
         assert hydra_command.train_composed(composed([*job], own_files)) is None, job
         assert "what the run needs" in capsys.readouterr().out
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["FOLDER"]
 
 
 def test_own_files_of_the_configuration_page(own_files: Path) -> None:

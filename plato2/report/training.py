@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from plato2.bounded import read_file
 from plato2.config import UserError
@@ -24,7 +24,7 @@ POINTS = 300
 """Of a line; of a longer one each point is the mean of some neighbours."""
 SIZE = (4.0, 2.8)
 """Of a picture, in inches: as wide as a telephone, so that its words need not shrink."""
-DASHES = ("-", "--", ":", "-.")
+DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 """Of the metrics of a panel; colours are runs."""
 MARKED = 30
 """A line of fewer points has a mark at each."""

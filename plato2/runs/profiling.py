@@ -66,7 +66,8 @@ class Phases(Callback):
         """The step is over; logs at every logging interval."""
         self._ends("optimizer")
         self.steps += 1
-        if trainer.global_step % trainer.log_every_n_steps and trainer.global_step != trainer.max_steps:
+        interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer.global_step % interval and trainer.global_step != trainer.max_steps:
             return
         phases = ("data", "forward", "backward", "optimizer")
         found = {f"perf/{phase}_s": self.seconds.pop(phase, 0.0) / self.steps for phase in phases}
