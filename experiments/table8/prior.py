@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from plato2.batch import record_numbers
 from plato2.data.units import Pairs, pack
-from plato2.model.backbone import mean_slots, put_front, read_slots
+from plato2.model.backbone import mean_slots, read_slots
 from plato2.model.heads import Recognition
 from plato2.model.networks import GenerationNetwork
 
@@ -88,7 +88,7 @@ def context_vectors(network: GenerationNetwork, contexts: Sequence[Sequence[int]
         mask_vector = backbone.word.weight[backbone.config.mask_id].expand(
             len(front), -1
         )  # as in recognition
-        x = put_front(backbone.embed_unit(unit), front, mask_vector)
+        x = backbone.put_front(backbone.embed_unit(unit), front, mask_vector)
         h = backbone.encode(x, backbone.mask(unit["segment_ids"]))  # (B, T, H)
         mean = mean_slots(h, torch.ones(h.shape[:2]), record_numbers(unit), len(pairs))
         both = torch.cat([read_slots(h, front), mean], dim=-1)
@@ -103,7 +103,7 @@ def posteriors(network: GenerationNetwork, pairs: Pairs) -> Tensor:
     for start in range(0, len(pairs), AT_ONCE):
         slot, roles = backbone.config.mask_id, backbone.role is not None
         unit, order = pack(pairs[start : start + AT_ONCE], drop_last=True, latent_slot=slot, roles=roles)
-        h = backbone.encode_masked(backbone.embed_unit(unit), unit["sample_index"], unit["segment_ids"])
+        h = backbone.encode_masked(unit, backbone.embed_unit(unit), unit["sample_index"])
         p_z = cast(Recognition, network.recognition)(h).softmax(dim=-1)
         found.append(torch.empty_like(p_z).index_copy(0, order, p_z))
     return torch.cat(found)
