@@ -135,7 +135,7 @@ def _other_geometry(run: RunFolder, stage: str, model_name: str, model: Mapping[
     if not isinstance(theirs, dict):
         name = run.path.parent.name.removesuffix(f"-{stage}")
         return "" if name == model_name else f"model={name}"  # shapes are compared when they are loaded
-    differing = [key for key in GEOMETRY if theirs.get(key, model[key]) != model[key]]
+    differing = [key for key in GEOMETRY if theirs.get(key, model.get(key)) != model.get(key)]
     return ", ".join(f"model.{key}={theirs[key]}, not {model[key]}" for key in differing)
 
 
