@@ -85,9 +85,7 @@ def context_vectors(network: GenerationNetwork, contexts: Sequence[Sequence[int]
         pairs = [(context, ()) for context in contexts[start : start + AT_ONCE]]
         unit, order = pack(pairs, latent_slot=backbone.config.mask_id, roles=backbone.role is not None)
         front = unit["sample_index"]
-        mask_vector = backbone.word.weight[backbone.config.mask_id].expand(
-            len(front), -1
-        )  # as in recognition
+        mask_vector = backbone.mask_vector.expand(len(front), -1)  # as in recognition
         x = backbone.put_front(backbone.embed_unit(unit), front, mask_vector)
         h = backbone.encode(x, backbone.mask(unit["segment_ids"]))  # (B, T, H)
         mean = mean_slots(h, torch.ones(h.shape[:2]), record_numbers(unit), len(pairs))
