@@ -57,8 +57,8 @@ def command(corpus: Path, output_dir: Path, *overrides: str) -> list[str]:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """The environment of a run: one thread, no run name from outside."""
-    dropped = ("RUN_ID", "SLURM_JOB_ID", "WORLD_SIZE", "LOCAL_RANK", "RANK")
+    """The environment of a run: one thread, no run name and no W&B process from outside."""
+    dropped = ("RUN_ID", "SLURM_JOB_ID", "WORLD_SIZE", "LOCAL_RANK", "RANK", "WANDB_SERVICE")
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
     return kept | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"} | variables
 
