@@ -170,6 +170,8 @@ class Watch:
 
     def __init__(self, folder: str, kill_at: int, cut: bool) -> None:
         self.folder, self.kill_at, self.cut, self.number = folder, kill_at, cut, 0
+        if cut:  # from the start: Lightning puts signals back as they were when it began
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         """What Python calls before anything that it audits."""
@@ -193,7 +195,6 @@ class Watch:
         if not self.cut:
             os.kill(os.getpid(), signal.SIGKILL)
         size = os.path.getsize(path) if "a" in str(arguments[1]) and os.path.exists(path) else 0
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 9, size + 9))
 
 

@@ -245,9 +245,8 @@ def test_a_full_disk_on_one_rank_of_a_sharded_run_is_told_by_both(pair: Pair) ->
     pair.begin(*LONG, *sharded, own={"1": {"before": full}})
     codes, said = pair.end()
     assert codes == [2, 2]
-    told = rf"rank 1 of 2 on {HOST} could not write its part of the checkpoint of step 2 \("
     for text in said:
-        assert re.search(told, error_of(text)), text
+        assert "last.ckpt: the checkpoint of step 2 could not be written (rank 1: " in error_of(text), text
 
 
 @pytest.mark.slow

@@ -196,6 +196,8 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
     from plato2.runs.parallel import check_devices, check_processes, check_replicas, n_ranks
 
     if keys.model.is_pretrained:
+        if is_sharded(keys):
+            raise UserError("model=pretrained: FSDP2 does not shard a decoder yet; use strategy=ddp, or auto")
         from plato2.data.decoder_tokenizer import DecoderTokenizer
         from plato2.model.pretrained import from_folder
 
@@ -661,6 +663,8 @@ def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others:
         return work(stage, planned_unit(keys, data, tokens), tokens, data.batch_tokens, steps, ranks)
 
     def build(n_layer: int, checkpointing: bool) -> Stage:
+        if keys.model.is_pretrained:
+            raise UserError("plan: the memory of a pretrained decoder is not simulated yet; leave plan out")
         model = replace(keys.model, n_layer=n_layer, checkpoint_activations=checkpointing)
         return build_stage(replace(keys, model=model), "meta")
 

@@ -93,7 +93,7 @@ class Stage(pl.LightningModule):
 
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
         """Takes over whole tensors by name; on the meta device as soon as there is memory for its own."""
-        if self.backbone.lm_bias.is_meta:
+        if self.backbone.device.type == "meta":
             self.start_weights = weights
         else:
             self.load_state_dict(weights, strict=False)
@@ -112,7 +112,7 @@ class Stage(pl.LightningModule):
         """Shards the parameters when the strategy asks for it (FSDP2), and fills those of the meta device."""
         strategy = self.trainer.strategy
         shard_fully(self, self.backbone.blocks, strategy)
-        if self.backbone.lm_bias.is_meta:
+        if self.backbone.device.type == "meta":
             resumed = self.trainer.ckpt_path is not None
             fill_shards(self, strategy.root_device, self.start_weights, self.seed, initial=not resumed)
             self.start_weights = {}
