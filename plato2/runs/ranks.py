@@ -32,7 +32,6 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import Strategy
 from torch import distributed
-from torch.distributed.checkpoint import CheckpointException
 
 from plato2.config import UserError
 from plato2.data.module import DialogueDataModule
@@ -297,18 +296,6 @@ class RankWatch(Callback):
             self.leaving = self.leaving or self._told("lost", (str(error).splitlines() or [""])[0][:200])
             return self.leaving
 
-    def unsaved(self, error: CheckpointException) -> str:
-        """Which rank could not write its part of a sharded checkpoint."""
-        (rank, (reason, _)), *_ = sorted(error.failures.items())
-        told = (str(reason).splitlines() or [""])[0] or type(reason).__name__
-        host = next((state.host for state in read_states(self.run, self.attempt) if state.rank == rank), "?")
-        self.failed = True
-        return (
-            f"rank {rank} of {self.world} on {host} could not write its part of the checkpoint of step "
-            f"{self.position.step:,} ({told}); the one before it is untouched. Free some space and start the "
-            "same command again (without resume=never)"
-        )
-
     def stop(self) -> None:
         """Ends the watching."""
         if self.trace and not self.leaving and not self.failed:
@@ -385,10 +372,6 @@ def watched(watch: RankWatch | None) -> Iterator[None]:
         if watch:
             meet_afresh(watch.startup_s)
         yield
-    except CheckpointException as error:  # sharded checkpoints: PyTorch has told all ranks; no Exception
-        if not watch:
-            raise
-        raise RankError(watch.unsaved(error)) from None
     except Exception as error:
         if watch and not isinstance(error, UserError) and (told := watch.explain(error)):
             raise RankError(told) from error
