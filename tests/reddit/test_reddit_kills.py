@@ -7,14 +7,16 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from preparing import NODES, SHARDS, Run, assert_kept, fatten, finished, outcome, prepare, refused
 from small import assert_one_line
 
 from benchmarks.reddit_dumps import DumpFacts
+from plato2.prepare.reddit.local import LocalEngine
 
 
 @pytest.mark.slow
@@ -116,6 +118,22 @@ def test_ctrl_c_while_the_database_works(long_dump: Path, tokenizer: str, tmp_pa
         time.sleep(0.03)
         run.signal(signal.SIGINT)
         assert "error" not in run.finish(130, within=30).stderr
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_ctrl_c_while_the_database_asks_python_for_rows(after: int, tmp_path: Path) -> None:
+    """DuckDB makes an error of its own of the exception; it is an interruption all the same."""
+    rows = pa.table({"text_key": [1, 2, 3]})
+
+    def interrupted() -> Iterator[pa.RecordBatch]:
+        for n in range(3):
+            if n == after:
+                signal.raise_signal(signal.SIGINT)
+            yield from rows.to_batches()
+
+    reader = pa.RecordBatchReader.from_batches(rows.schema, interrupted())
+    with pytest.raises(KeyboardInterrupt), LocalEngine(tmp_path, 1, "100MB")._connection() as connection:
+        connection.from_arrow(reader).fetchall()
 
 
 @pytest.mark.slow

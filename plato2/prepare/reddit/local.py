@@ -138,14 +138,14 @@ class LocalEngine:
         connection = self._connect()
         try:
             yield connection
-        except duckdb.Error as error:
-            raise self._failure(str(error)) from error
-        except OSError as error:  # with a number: from a worker; without: DuckDB's, through Arrow's reader
-            raise error if error.errno else self._failure(str(error)) from error
-        except RuntimeError as error:
-            if "interrupted" in str(error).lower():  # Ctrl-C in the middle of a query
+        except (duckdb.Error, OSError, RuntimeError) as error:
+            # Ctrl-C in the middle of a query, or while DuckDB asks Python for rows, whose exception it wraps.
+            if "Query interrupted" in str(error) or "KeyboardInterrupt" in str(error):
                 raise KeyboardInterrupt from error
-            raise
+            # An OSError with a number is a worker's; without one it is DuckDB's, through Arrow's reader.
+            if isinstance(error, RuntimeError) or (isinstance(error, OSError) and error.errno):
+                raise
+            raise self._failure(str(error)) from error
         finally:
             connection.close()
 
