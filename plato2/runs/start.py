@@ -14,7 +14,7 @@ from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plato2.config import UserError
+from plato2.config import ModelConfig, UserError
 from plato2.files import check_sha256
 from plato2.runs.console import say
 from plato2.runs.folder import RunFolder, runs
@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # choosing needs no torch
 
 GEOMETRY = ("n_layer", "n_head", "hidden_size", "vocab_size", "max_position", "n_type", "n_role", "path")
 """Keys of the model that a stage shares with its parent; experiments change them under one name."""
+OF_ADAPTER = ("adapter", "adapter_rank", "adapter_alpha", "base_sha256")
+"""Those that it shares with a parent that has an adapter."""
 WAIT_S, POLL_S = 3600.0, 2.0
 """How long a job waits for a parent that writes nothing, and how often it looks, in seconds."""
 
@@ -135,7 +137,7 @@ def _other_geometry(run: RunFolder, stage: str, model_name: str, model: Mapping[
     if not isinstance(theirs, dict):
         name = run.path.parent.name.removesuffix(f"-{stage}")
         return "" if name == model_name else f"model={name}"  # shapes are compared when they are loaded
-    differing = [key for key in GEOMETRY if theirs.get(key, model.get(key)) != model.get(key)]
+    differing = [key for key in (*GEOMETRY, *OF_ADAPTER) if theirs.get(key, model.get(key)) != model.get(key)]
     return ", ".join(f"model.{key}={theirs[key]}, not {model.get(key)}" for key in differing)
 
 
@@ -210,6 +212,7 @@ def warm_start(stage: Stage, path: Path, accepted: tuple[str, ...], tokenizer_sh
     from plato2.weights.folder import read_saved
 
     source = read_saved(path, accepted, "init_from=")
+    _check_adapter(path, source.model_config, stage.model_config)
     state, own, theirs = source.weights, stage.state_dict(), source.tokenizer_sha256
     if theirs and theirs != tokenizer_sha256:
         raise UserError(
@@ -236,6 +239,25 @@ def warm_start(stage: Stage, path: Path, accepted: tuple[str, ...], tokenizer_sh
     report = f"weights from {path}: {len(own) - len(fresh)} of {len(own)} tensors"
     report += f"; new: {', '.join(_modules(fresh))}" if fresh else ""
     return report + (f"; not used: {', '.join(_modules(left_out))}" if left_out else "")
+
+
+def _check_adapter(path: Path, theirs: ModelConfig, own: ModelConfig) -> None:
+    """Refuses an adapter of another shape or base than the stage's.
+
+    Raises:
+        UserError: it is.
+    """
+    if theirs.has_adapter and theirs.base_sha256 != own.base_sha256 and own.has_adapter:
+        raise UserError(
+            f"init_from={path}: an adapter of other weights (sha256 {theirs.base_sha256[:12]}) than those in "
+            f"model.path={own.path} ({own.base_sha256[:12]}); give the decoder that it was trained on"
+        )
+    for key in OF_ADAPTER if theirs.has_adapter or own.has_adapter else ():
+        if (value := getattr(theirs, key)) != getattr(own, key):
+            raise UserError(
+                f"model.{key}={getattr(own, key)}: init_from={path} was trained with model.{key}={value}; "
+                "give that"
+            )
 
 
 def _modules(keys: list[str]) -> list[str]:

@@ -50,6 +50,8 @@ NOT_LIGHTNINGS = (
 
 OF_PRETRAINED = ("path", "context_mask", "architecture")
 """Keys of the model that only one made of a pretrained decoder has."""
+OF_ADAPTER = ("adapter", "adapter_rank", "adapter_alpha", "base_sha256")
+"""Keys of the model that only one with an adapter has."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,9 @@ def train(keys: TrainConfig, resolved: dict[str, Any], job: Job = Job()) -> Trai
     stage, corpus, data = build_parts(keys)
     if keys.model.is_pretrained:  # with what was read from its folder
         resolved["model"] = asdict(keys.model)
-    else:  # as it was recorded before there were such models
-        resolved["model"] = {k: v for k, v in resolved["model"].items() if k not in OF_PRETRAINED}
+    absent = () if keys.model.is_pretrained else OF_PRETRAINED  # as it was before there were such models
+    absent = absent if keys.model.has_adapter else (*absent, *OF_ADAPTER)
+    resolved["model"] = {k: v for k, v in resolved["model"].items() if k not in absent}
     if keys.plan:
         print_plan(keys, stage, data, job.other_stages())
         return None
@@ -200,8 +203,9 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
             raise UserError("model=pretrained: FSDP2 does not shard a decoder yet; use strategy=ddp, or auto")
         from plato2.data.decoder_tokenizer import DecoderTokenizer
         from plato2.model.pretrained import from_folder
+        from plato2.weights.base import with_base
 
-        keys.model = from_folder(keys.model, DecoderTokenizer.from_model)
+        keys.model = with_base(from_folder(keys.model, DecoderTokenizer.from_model))
     check_arguments(pl.Trainer, {k: v for k, v in keys.strategy.items() if v != "auto"}, "strategy")
     check_arguments(pl.Trainer, keys.trainer, "trainer")
     check_counts(keys.trainer, ("max_steps", "val_check_interval", "log_every_n_steps"), "trainer")
