@@ -21,6 +21,8 @@ Criterion = Literal["coherence", "forward", "backward"]
 """p(l=1|c,r), log p(r|c,z) and log p(c|r), the last two as means per token."""
 SMALL = "small"
 """The model that comes with plato2, by its name."""
+SMOLLM2 = "smollm2"
+"""Adapters of a pretrained decoder that come with plato2, and what they call their base (docs/pretrained.md)."""
 Role = Literal["generation", "evaluation", "backward"]
 Head = Literal["first", "dual", "mask"]
 """Of p(l|c,r): see model/heads.py, `coherence_head`."""

@@ -427,7 +427,7 @@ def _read_config(folder: Path, given: str) -> dict[str, Any]:
         if folder.suffix == ".gguf" or any(folder.glob("*.gguf")):
             raise UserError(
                 f"{given}: GGUF is quantised and cannot be trained; make a folder of it as "
-                "experiments/rivals/smollm2.py does (pip install gguf accelerate)"
+                "experiments/rivals/smollm2.py does"
             )
         raise UserError(f"{given}: has no config.json; {CURE}")
     if not folder.is_dir():

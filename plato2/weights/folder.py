@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from plato2.config import ModelConfig, Role, Use, UserError
+from plato2.config import SMOLLM2, ModelConfig, Role, Use, UserError
 from plato2.data.tokenizer import Tokenizer
 from plato2.formats import StageArguments, check
 from plato2.model.backbone import initialize_parameter
@@ -124,13 +124,23 @@ def _part(folder: Path, config: dict[str, Any], part: Role) -> Saved:
         folder,
         entry["stage"],
         _use(entry["use"]),
-        entry["arguments"],
+        _with_base(entry["arguments"]),
         read_part(folder, part),
         folder / "tokenizer",
         config["tokenizer_sha256"],
         tuple(entry.get("absent", [])),
         _numbers(entry.get("figures")),
     )
+
+
+def _with_base(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with the place of their base, where it is `smollm2`: it is made unless it is there."""
+    model = arguments["model"]
+    if model.get("path") != SMOLLM2 or Path(SMOLLM2).exists():
+        return arguments
+    from plato2.weights.smollm2_base import ready_base
+
+    return {**arguments, "model": {**model, "path": str(ready_base())}}
 
 
 def _fits(stage: str, use: dict[str, Any], accept: Collection[str] | None, role: Role | None) -> bool:

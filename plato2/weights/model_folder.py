@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from plato2.bounded import read_file
-from plato2.config import SMALL, Role, Use, UserError
+from plato2.config import SMALL, SMOLLM2, Role, Use, UserError
 from plato2.data.tokenizer import Tokenizer
 from plato2.files import check_sha256, locked, write_sha256
 from plato2.formats import JSON_BYTES, Closed, Open, Sha256, StageArguments, parse
@@ -186,9 +186,22 @@ def write_model_folder(
 
 
 def model_path(named: str | Path) -> Path:
-    """Where a model is that was named: `small` is in this package, unless something here has that name."""
+    """Where a model is that was named: `small` and `smollm2` are in this package, unless something here is called
+    that.
+
+    Raises:
+        UserError: the package has none of that name.
+    """
     path = Path(named).expanduser()
-    return Path(__file__).parent / SMALL if str(path) == SMALL and not path.exists() else path
+    if str(path) not in (SMALL, SMOLLM2) or path.exists():
+        return path
+    folder = Path(__file__).parent / path
+    if not is_model_folder(folder):
+        raise UserError(
+            f"{path}: its adapters do not come with this version of plato2; experiments/pretrained/run.sh trains "
+            f"such, and {SMALL} is the model that comes with it"
+        )
+    return folder
 
 
 def is_model_folder(path: Path) -> bool:
@@ -263,7 +276,7 @@ def _write_weights(folder: Path, parameters: dict[str, Lazy], shard_bytes: int) 
         names = ["model.safetensors"]
     weight_map: dict[str, str] = {}
     for name, keys in zip(names, shards, strict=True):
-        _save(folder / name, {key: parameters[key] for key in keys})
+        save_tensors(folder / name, {key: parameters[key] for key in keys})
         weight_map |= dict.fromkeys(keys, name)
     if len(shards) > 1:
         total = sum(lazy.n_bytes for lazy in parameters.values())
@@ -271,8 +284,11 @@ def _write_weights(folder: Path, parameters: dict[str, Lazy], shard_bytes: int) 
         _write_json(folder / "model.safetensors.index.json", index)
 
 
-def _save(file: Path, parameters: dict[str, Lazy]) -> None:
-    """Writes a safetensors file; safetensors' own writer needs all values in memory at once."""
+def save_tensors(file: Path, parameters: dict[str, Lazy]) -> None:
+    """Writes a safetensors file: the same bytes for the same values, in memory one at a time.
+
+    The writer of safetensors needs all of them at once.
+    """
     ordered = dict(sorted(parameters.items(), key=lambda item: -item[1].dtype.itemsize))  # values lie aligned
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

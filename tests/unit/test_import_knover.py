@@ -663,7 +663,7 @@ def test_a_full_disk_leaves_nothing(release: Path, tmp_path: Path, monkeypatch: 
     def fail(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("plato2.weights.model_folder._save", fail)
+    monkeypatch.setattr("plato2.weights.model_folder.save_tensors", fail)
     with pytest.raises(UserError, match=r"--out .*out: could not be written \(.*No space left"):
         import_knover(release, tmp_path / "models" / "out")
     assert not any(tmp_path.iterdir())
