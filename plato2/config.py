@@ -26,6 +26,7 @@ Head = Literal["first", "dual", "mask"]
 """Of p(l|c,r): see model/heads.py, `coherence_head`."""
 Schedule = Literal["inverse_sqrt", "linear"]
 ContextMask = Literal["prefix", "causal"]
+LatentAt = Literal["front", "response"]
 COLDEST, HOTTEST = 0.01, 2
 """Temperatures, above which a text is noise and below which the most probable token is taken: logits would
 overflow."""
@@ -242,6 +243,9 @@ class ModelConfig:
     """Role embeddings; 0 = none (PLATO-2 has none)."""
     n_latent: int = 20
     """K, the number of latent speech acts z."""
+    latent_at: str = "front"
+    """Where z is put: `front` = in a slot of its own before the context, which sees it, as in the paper;
+    `response` = added to the response's [CLS], so that all latents share one pass over the context."""
     dropout: float = 0.1
     """On embeddings, attention weights and both residual branches (docs/spec.md, Backbone)."""
     checkpoint_activations: bool = False
@@ -265,6 +269,10 @@ class ModelConfig:
         _require(
             self.context_mask in get_args(ContextMask),
             f"model.context_mask={self.context_mask}: use one of {', '.join(get_args(ContextMask))}",
+        )
+        _require(
+            self.latent_at in get_args(LatentAt),
+            f"model.latent_at={self.latent_at}: use one of {', '.join(get_args(LatentAt))}",
         )
         _require(
             self.is_pretrained or self.context_mask == "prefix",

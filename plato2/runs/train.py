@@ -110,6 +110,8 @@ def train(keys: TrainConfig, resolved: dict[str, Any], job: Job = Job()) -> Trai
         resolved["model"] = asdict(keys.model)
     else:  # as it was recorded before there were such models
         resolved["model"] = {k: v for k, v in resolved["model"].items() if k not in OF_PRETRAINED}
+    if keys.model.latent_at == "front":  # the same
+        del resolved["model"]["latent_at"]
     if keys.plan:
         print_plan(keys, stage, data, job.other_stages())
         return None
