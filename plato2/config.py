@@ -265,6 +265,9 @@ class ModelConfig:
     """They are scaled by adapter_alpha / adapter_rank, peft's `lora_alpha`."""
     base_sha256: str = ""
     """Filled in for an adapter: the hash of the weights that it was trained on."""
+    base: str = ""
+    """Filled in for an adapter whose base are not the weights in `path`, but those of a run that trained all
+    of them and that it started from: its checkpoint."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
