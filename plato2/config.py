@@ -27,6 +27,7 @@ Head = Literal["first", "dual", "mask"]
 Schedule = Literal["inverse_sqrt", "linear"]
 ContextMask = Literal["prefix", "causal"]
 LatentAt = Literal["front", "response"]
+Adapter = Literal["none", "lora"]
 COLDEST, HOTTEST = 0.01, 2
 """Temperatures, above which a text is noise and below which the most probable token is taken: logits would
 overflow."""
@@ -41,6 +42,7 @@ LARGEST = {
     "max_position": 1 << 20,
     "n_type": 1000,
     "n_latent": 65_536,
+    "adapter_rank": 65_536,
 }
 """Far above any existing model: anything larger is a slip or a damaged file, and would not fit in memory."""
 
@@ -258,6 +260,18 @@ class ModelConfig:
     comes before them, as it was pretrained."""
     architecture: str = ""
     """Filled in from `path`: its config.json and special tokens, so that a checkpoint needs no other file."""
+    adapter: str = "none"
+    """What is trained of a pretrained decoder: `none` = all of it; `lora` = low-rank additions to the linear
+    layers of its blocks, by peft, while its own weights stay as they are (docs/pretrained.md)."""
+    adapter_rank: int = 16
+    """Rank of the additions, peft's `r`."""
+    adapter_alpha: float = 32.0
+    """They are scaled by adapter_alpha / adapter_rank, peft's `lora_alpha`."""
+    base_sha256: str = ""
+    """Filled in for an adapter: the hash of the weights that it was trained on."""
+    base: str = ""
+    """Filled in for an adapter whose base are not the weights in `path`, but those of a run that trained all
+    of them and that it started from: its checkpoint."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
@@ -280,6 +294,17 @@ class ModelConfig:
             "model=pretrained model.path=FOLDER",
         )
         _require(
+            self.adapter in get_args(Adapter),
+            f"model.adapter={self.adapter}: use one of {', '.join(get_args(Adapter))}",
+        )
+        _require(
+            self.is_pretrained or not self.has_adapter,
+            f"model.adapter={self.adapter}: is for a pretrained decoder; leave it out, or give "
+            "model=pretrained model.path=FOLDER",
+        )
+        alpha = self.adapter_alpha
+        _require(0 < alpha < inf, f"model.adapter_alpha={alpha}: must be a number above 0")
+        _require(
             self.is_pretrained or self.hidden_size % self.n_head == 0,
             f"model.hidden_size={self.hidden_size} is not a multiple of model.n_head={self.n_head}",
         )
@@ -293,6 +318,11 @@ class ModelConfig:
     def is_pretrained(self) -> bool:
         """Whether the backbone is made of a pretrained decoder."""
         return bool(self.path or self.architecture)
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the weights of the pretrained decoder stay as they are."""
+        return self.adapter != "none"
 
     @property
     def mask_id(self) -> int:

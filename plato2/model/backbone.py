@@ -6,6 +6,8 @@ a front slot (latent or [MASK]) that has neither a type nor a position. There ar
 stages differ by masks, heads, losses and batch.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,20 +23,28 @@ LAYER_NORM_EPS = 1e-5
 
 def initialize(module: nn.Module) -> None:
     """Knover's initialisation: matrices and tables normal(0, 0.02) cut at 2 sigma, biases 0, norms 1/0."""
-    for name, parameter in module.named_parameters():
+    for name, parameter in in_order_of_drawing(module):
         initialize_parameter(name, parameter)
+
+
+def in_order_of_drawing(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The named parameters, adapters last: heads start alike with and without them."""
+    return sorted(module.named_parameters(), key=lambda named: ".lora_" in named[0])
 
 
 def initialize_parameter(name: str, parameter: Tensor) -> None:
     """Fills one parameter by its name and shape.
 
-    Those of a pretrained decoder have been read, and what is added to it starts at 0 (model/pretrained.py).
+    Those of a pretrained decoder have been read, and what is added to it starts at 0 (model/pretrained.py):
+    of an adapter B A the matrix B, while A is drawn as peft does.
     """
     parts = name.split(".")
-    if "decoder" in parts or "lm_head" in parts:
-        return
-    if "added" in parts:
+    if "lora_A" in parts:
+        nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
+    elif "added" in parts or "lora_B" in parts:
         nn.init.zeros_(parameter)
+    elif "decoder" in parts or "lm_head" in parts:
+        return
     elif parameter.ndim >= 2:
         for matrix in parameter.chunk(3 if name.endswith("qkv.weight") else 1):
             nn.init.trunc_normal_(matrix, std=INIT_STD, a=-2 * INIT_STD, b=2 * INIT_STD)

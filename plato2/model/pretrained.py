@@ -9,13 +9,19 @@ at step 0, with `context_mask=causal`, p(r|c) is what the decoder itself says.
 i, and the last one [MASK]. [CLS] is read as the decoder's begin token (its end token if it has none), [SEP]
 as its end token. Each word has one logit: special ones have theirs at 0, 1 and 2, and none at 3 + i.
 
+**Adapters.** With `adapter=lora` the decoder's own weights are the frozen base: what is trained, and all that
+a state dict holds, are low-rank additions to the linear layers of the blocks, and the vectors. Several
+backbones may share one base in memory, each with an adapter of its own name (`build_backbone(config, base,
+name)`).
+
 Nothing in the folder is executed: code that comes with a model is never loaded, nor are pickled weights.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,16 +44,25 @@ DROPOUTS = ("attention_dropout", "hidden_dropout", "attn_pdrop", "resid_pdrop", 
 SPARE = 0.05
 """Share of a word table's rows that may have no word: tables are padded to round numbers."""
 CONFIG_BYTES = 1 << 20
+ADAPTER = "default"
+"""Name of the adapter in a checkpoint, as in peft: `...q_proj.lora_A.default.weight`."""
 CURE = "give the folder of a causal decoder, as save_pretrained writes it"
 
 
-def build_backbone(config: ModelConfig) -> Backbone:
+def build_backbone(
+    config: ModelConfig, base: PretrainedBackbone | None = None, adapter: str = ADAPTER
+) -> Backbone:
     """The backbone of a configuration: ours, or one made of a pretrained decoder.
+
+    Args:
+        config: the configuration.
+        base: shares its decoder with this backbone; both have adapters.
+        adapter: name of this one's adapter, which the base has not yet.
 
     Raises:
         UserError: the decoder cannot be read.
     """
-    return PretrainedBackbone(config) if config.is_pretrained else Backbone(config)
+    return PretrainedBackbone(config, base, adapter) if config.is_pretrained else Backbone(config)
 
 
 class PretrainedBackbone(Backbone):
@@ -56,17 +71,35 @@ class PretrainedBackbone(Backbone):
     On the meta device only shapes are made, from `config.architecture`; elsewhere the weights in
     `config.path` are read, in float32.
 
+    With an adapter the weights read are frozen, and neither in its state dict nor missed in one that is
+    loaded.
+
+    Args:
+        config: from `from_folder`.
+        base: see `build_backbone`.
+        adapter: see `build_backbone`.
+
     Raises:
         UserError: they cannot be, or `config` does not come from `from_folder`.
+        ValueError: the base is another one.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(
+        self, config: ModelConfig, base: PretrainedBackbone | None = None, adapter: str = ADAPTER
+    ) -> None:
         nn.Module.__init__(self)  # none of the modules of `Backbone`
-        self.config = config
+        self.config, self.adapter = config, adapter
         stored = _stored(config)
-        model, geometry = _model(config, stored["config"])
-        self.decoder = model.base_model
-        self.lm_head = None if geometry.tie_word_embeddings else model.get_output_embeddings()
+        if base is None:
+            model, geometry = _model(config, stored["config"])
+            self.decoder = model.base_model
+            self.lm_head = None if geometry.tie_word_embeddings else model.get_output_embeddings()
+            self.at_work: list[str] = []
+            """The adapter that the decoder computes with: of all backbones that share it."""
+        else:
+            _check_shared(config, base.config)
+            geometry, self.decoder, self.lm_head = base.decoder.config, base.decoder, base.lm_head
+            self.at_work = base.at_work
         self.softcap: float | None = getattr(geometry, "final_logit_softcapping", None)
         self.n_words = config.vocab_size - SPECIAL - 1
         begin, end, unknown = (stored[name] for name in ("begin", "end", "unknown"))
@@ -84,6 +117,8 @@ class PretrainedBackbone(Backbone):
         self.added = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(shape)) for name, shape in added.items()}
         )
+        if config.has_adapter:
+            self._add_adapter()
         if config.checkpoint_activations:
             self.decoder.activation_checkpointing_enable({"use_reentrant": False})
         self.register_load_state_dict_post_hook(lambda module, _: module._renew_buffers())
@@ -165,6 +200,7 @@ class PretrainedBackbone(Backbone):
         """
         if pos_ids is None:
             raise ValueError("a pretrained decoder needs positions: encode(..., pos_ids=unit['pos_ids'])")
+        self._put_to_work()
         h: Tensor = self.decoder(
             inputs_embeds=x,
             attention_mask=mask,
@@ -186,6 +222,62 @@ class PretrainedBackbone(Backbone):
     def word_logits(self, h: Tensor, bias: Tensor) -> Tensor:
         """See `Backbone.word_logits`; -inf where an id is no word of its own."""
         return self._by_id(self._products(h)) + bias
+
+    def load_base(self, weights: Mapping[str, Tensor] | None) -> None:
+        """Takes over the frozen weights, also on the meta device.
+
+        Args:
+            weights: by the names of a backbone without adapter; None = those in the decoder's folder.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+        mine = weights is None
+        if weights is None:
+            with torch.device("cpu"):
+                model, _ = _model(self.config, _stored(self.config)["config"])
+            weights = {f"decoder.{name}": weight for name, weight in model.base_model.state_dict().items()}
+            head = model.get_output_embeddings().state_dict()
+            weights |= {f"lm_head.{name}": weight for name, weight in head.items()}
+        own = [name for name, _ in self.named_parameters() if is_of_base(name)]
+        base = {name: weights[name.replace(".base_layer.", ".")] for name in own}
+        if not mine:  # not the bytes of a file that may change
+            base = {name: weight.float().clone() for name, weight in base.items()}
+        self.load_state_dict(base, strict=False, assign=True)
+
+    def _add_adapter(self) -> None:
+        """Freezes the base, and adds low-rank matrices to the linear layers of its blocks."""
+        peft, conv = _peft(), _transformers().pytorch_utils.Conv1D  # GPT-2's linear layers
+        linear = {
+            name.removesuffix(".base_layer").rpartition(".")[2]: isinstance(module, conv)
+            for name, module in self.blocks.named_modules()
+            if isinstance(module, (nn.Linear, conv)) and ".lora_" not in name
+        }
+        for part in (self.decoder, self.lm_head):
+            if part is not None:
+                part.requires_grad_(False)
+        # Their values come from `initialize`; peft warns of a second adapter, which is meant.
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
+            peft.functional.inject_adapter_in_model(
+                peft.LoraConfig(
+                    r=self.config.adapter_rank,
+                    lora_alpha=self.config.adapter_alpha,
+                    lora_dropout=self.config.dropout,
+                    target_modules=sorted(linear),
+                    fan_in_fan_out=any(linear.values()),
+                ),
+                self.decoder,
+                self.adapter,
+            )
+        self.at_work[:] = [self.adapter]
+        self.register_state_dict_post_hook(_without_base)
+        self.register_load_state_dict_post_hook(_base_is_not_missing)
+
+    def _put_to_work(self) -> None:
+        """Makes the decoder compute with this backbone's adapter, where it shares it with others."""
+        if self.at_work and self.at_work != [self.adapter]:
+            _peft().functional.set_adapter(self.decoder, self.adapter, inference_mode=not self.training)
+            self.at_work[:] = [self.adapter]
 
     def _products(self, h: Tensor) -> Tensor:
         """(M, H) -> (M, W) products with the rows of the output table that have a word."""
@@ -221,6 +313,37 @@ class PretrainedBackbone(Backbone):
                     renewed = dict(type(module)(module.config).named_buffers())
             for name, value in renewed.items():
                 setattr(module, name, value.to(device))
+
+
+def is_of_base(name: str) -> bool:
+    """Whether a parameter is one of the decoder itself, by its name in a backbone, a stage or a network."""
+    parts = name.split(".")
+    of_decoder = "decoder" in parts or "lm_head" in parts
+    return of_decoder and not any(part.startswith("lora_") for part in parts)
+
+
+def _without_base(backbone: nn.Module, state: dict[str, Any], prefix: str, _: object) -> None:
+    """Leaves out of a state dict what is frozen, and the adapters of others on the same base."""
+    assert isinstance(backbone, PretrainedBackbone)
+    for name in [name for name in state if name.startswith(prefix)]:
+        is_adapter = ".lora_" in name
+        if is_of_base(name) or (is_adapter and backbone.adapter not in name.split(".")):
+            del state[name]
+
+
+def _base_is_not_missing(backbone: nn.Module, keys: Any) -> None:
+    """The reverse: a state dict without them is whole."""
+    assert isinstance(backbone, PretrainedBackbone)
+    for name in list(keys.missing_keys):
+        if is_of_base(name) or (".lora_" in name and backbone.adapter not in name.split(".")):
+            keys.missing_keys.remove(name)
+
+
+def _check_shared(config: ModelConfig, base: ModelConfig) -> None:
+    """Raises: ValueError: adapters of two bases, or none."""
+    same = (config.architecture, config.base_sha256) == (base.architecture, base.base_sha256)
+    if not (same and config.has_adapter and base.has_adapter):
+        raise ValueError(f"{config.path} and {base.path}: not adapters of one base")
 
 
 class _Layers:
@@ -422,6 +545,19 @@ def _transformers() -> Any:
         raise UserError(f"model.path: needs transformers; {install('huggingface')}") from None
     transformers.utils.logging.disable_progress_bar()
     return transformers
+
+
+def _peft() -> Any:
+    """peft, of which only what works on any module is used.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import peft.functional
+    except ImportError:
+        raise UserError(f"model.adapter=lora: needs peft; {install('lora')}") from None
+    return peft
 
 
 def _without(values: dict[str, Any], *keys: str) -> dict[str, Any]:

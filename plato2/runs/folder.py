@@ -440,6 +440,12 @@ def _conflict(run: RunFolder, config: Mapping[str, Any]) -> str:
         then, here = dotted({section: before.get(section)}), dotted({section: config.get(section)})
         for key in sorted(then.keys() | here.keys()):
             if then.get(key) != here.get(key) and not key.startswith(FREE):
+                if key == "model.base_sha256" and then.get(key):
+                    return (
+                        f"model.path={here.get('model.path')}: the weights there (sha256 {here[key]:.12}) "
+                        f"are not those that {run.path} was started with ({then[key]:.12}); put those "
+                        "back to resume it, or give another run_id to start a new run"
+                    )
                 return (
                     f"{key}={here.get(key)!s:.80}: {run.path} was started with {key}={then.get(key)!s:.80}; "
                     "give the old value to resume it, or another run_id to start a new run"

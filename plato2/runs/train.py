@@ -50,6 +50,8 @@ NOT_LIGHTNINGS = (
 
 OF_PRETRAINED = ("path", "context_mask", "architecture")
 """Keys of the model that only one made of a pretrained decoder has."""
+OF_ADAPTER = ("adapter", "adapter_rank", "adapter_alpha", "base_sha256", "base")
+"""Keys of the model that only one with an adapter has."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +110,10 @@ def train(keys: TrainConfig, resolved: dict[str, Any], job: Job = Job()) -> Trai
     stage, corpus, data = build_parts(keys)
     if keys.model.is_pretrained:  # with what was read from its folder
         resolved["model"] = asdict(keys.model)
-    else:  # as it was recorded before there were such models
-        resolved["model"] = {k: v for k, v in resolved["model"].items() if k not in OF_PRETRAINED}
-    if keys.model.latent_at == "front":  # the same
-        del resolved["model"]["latent_at"]
+    absent = () if keys.model.is_pretrained else OF_PRETRAINED  # as it was before there were such models
+    absent = absent if keys.model.has_adapter else (*absent, *OF_ADAPTER)
+    absent = (*absent, "latent_at") if keys.model.latent_at == "front" else absent
+    resolved["model"] = {k: v for k, v in resolved["model"].items() if k not in absent}
     if keys.plan:
         print_plan(keys, stage, data, job.other_stages())
         return None
@@ -135,7 +137,8 @@ def train_run(
     from plato2.runs.loggers import build_loggers
     from plato2.runs.ranks import facts, watch_ranks
     from plato2.runs.saved import checkpoint_step, was_pruned
-    from plato2.runs.start import warm_start
+    from plato2.runs.start import warm_start, with_base_of
+    from plato2.weights.base import fill_base
 
     checkpoint, sentence = go_on(run, resolved)
     if checkpoint:
@@ -146,7 +149,11 @@ def train_run(
             return pruned(run, checkpoint_step(checkpoint), checkpoint)
     start, told = make_ready(keys, stage, corpus, data, job, is_new=checkpoint is None)
     accepted = stage.warm_starts_from
+    if keys.model.has_adapter and (goes_on := checkpoint or start):
+        keys.model = with_base_of(keys.model, goes_on)
     stage = build_stage(keys, "meta" if is_sharded(keys) else "cpu")  # sharded: each rank fills its share
+    if keys.model.base:
+        fill_base(stage.backbone, keys.model)
     if start:
         sentence += f"{told}\n{warm_start(stage, start, accepted, data.tokenizer_sha256)}"
     family = curriculum(run, start)
@@ -202,8 +209,9 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
             raise UserError("model=pretrained: FSDP2 does not shard a decoder yet; use strategy=ddp, or auto")
         from plato2.data.decoder_tokenizer import DecoderTokenizer
         from plato2.model.pretrained import from_folder
+        from plato2.weights.base import with_base
 
-        keys.model = from_folder(keys.model, DecoderTokenizer.from_model)
+        keys.model = with_base(from_folder(keys.model, DecoderTokenizer.from_model))
     check_arguments(pl.Trainer, {k: v for k, v in keys.strategy.items() if v != "auto"}, "strategy")
     check_arguments(pl.Trainer, keys.trainer, "trainer")
     check_counts(keys.trainer, ("max_steps", "val_check_interval", "log_every_n_steps"), "trainer")

@@ -11,7 +11,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 
-from plato2.model.backbone import initialize_parameter
+from plato2.model.backbone import in_order_of_drawing, initialize_parameter
 
 COMPUTED_IN = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """What matrix products are computed in, by the Trainer's precision."""
@@ -57,7 +57,7 @@ def fill_shards(
         return
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for name, parameter in stage.named_parameters():
+        for name, parameter in in_order_of_drawing(stage):
             whole = torch.empty(parameter.shape)
             initialize_parameter(name, whole)
             fill_shard(parameter, weights.get(name, whole))

@@ -1,0 +1,325 @@
+"""Low-rank training of a pretrained decoder: what is trained, what is stored, and on which base it stands."""
+
+from __future__ import annotations
+
+import builtins
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from decoders import FAMILIES, write_decoder
+from torch import Tensor, nn
+
+from plato2.batch import Unit
+from plato2.config import ModelConfig, UserError
+from plato2.data.decoder_tokenizer import DecoderTokenizer
+from plato2.data.units import pack
+from plato2.files import file_sha256
+from plato2.model.networks import EvaluationNetwork, GenerationNetwork
+from plato2.model.pretrained import build_backbone, from_folder, is_of_base
+from plato2.runs.start import warm_start, with_base_of
+from plato2.stages import CoarseGeneration, CoherenceEstimation, FineGeneration, Stage
+from plato2.stages.optim import adamw
+from plato2.weights.base import base_sha256, check_base, fill_base, with_base
+from plato2.weights.folder import Saved, _fill
+
+PAIRS = [
+    ([1, 9, 30, 200, 2, 41, 8, 2], [1, 77, 12, 13, 2]),
+    ([1, 60, 2], [1, 44, 200, 9, 150, 31, 8, 2]),
+]
+MOST_SLOWLY = [
+    family if family in ("llama", "gpt2") else pytest.param(family, marks=pytest.mark.slow)
+    for family in FAMILIES
+]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PLATO2_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a small random decoder of a family, written once."""
+    base = tmp_path_factory.mktemp("decoders")
+
+    @cache
+    def written(family: str) -> Path:
+        return write_decoder(base / family, family)
+
+    return written
+
+
+def read(folder: Path, **values: Any) -> ModelConfig:
+    given = {"max_position": 64, "dropout": 0.0, "n_latent": 5, "adapter": "lora", "adapter_rank": 4}
+    config = ModelConfig(path=str(folder), **(given | values))
+    return with_base(from_folder(config, DecoderTokenizer.from_model))
+
+
+def unit_of(stage: Stage) -> Unit:
+    has_latent = isinstance(stage, FineGeneration)
+    unit, _ = pack(PAIRS, drop_last=True, latent_slot=stage.model_config.mask_id if has_latent else None)
+    more = {"sample_key": torch.arange(len(PAIRS)), "coherence_labels": torch.arange(len(PAIRS)) % 2}
+    return {**unit, **more}  # type: ignore[typeddict-item]
+
+
+def total(stage: Stage, unit: Unit) -> Tensor:
+    terms = stage.losses(unit)
+    return torch.stack([terms[term].sum() for term in stage.loss_terms]).sum()
+
+
+def trained(stage: Stage, steps: int = 3) -> Stage:
+    optimizer = adamw(stage, stage.optim_config)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-2
+    for _ in range(steps):
+        total(stage, unit_of(stage)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return stage.eval()
+
+
+@pytest.mark.parametrize("family", MOST_SLOWLY)
+def test_step_0_is_the_base_itself_and_only_what_is_added_learns(
+    folder: Callable[[str], Path], family: str
+) -> None:
+    stages = [FineGeneration(read(folder(family), adapter=adapter)) for adapter in ("lora", "none")]
+    unit = unit_of(stages[0])
+    low_rank, whole = (stage.losses(unit) for stage in stages)
+    assert all(torch.equal(low_rank[term], whole[term]) for term in whole)  # B = 0, and the same heads
+    stage = stages[0]
+    before = {name: weight.clone() for name, weight in stage.named_parameters()}
+    trained(stage)
+    for name, weight in stage.named_parameters():
+        assert torch.equal(weight, before[name]) == is_of_base(name), name
+    kept = stage.state_dict()
+    assert {name for name, _ in stage.named_parameters() if not is_of_base(name)} == set(kept)
+    linear = [name for name, module in stages[1].backbone.blocks.named_modules() if is_linear(module)]
+    assert len([name for name in kept if ".lora_A." in name]) == len(linear)
+    assert [name for name in kept if name.startswith("backbone.added")]
+
+
+def is_linear(module: nn.Module) -> bool:
+    return type(module).__name__ in ("Linear", "Conv1D")
+
+
+@pytest.mark.parametrize("family", MOST_SLOWLY)
+def test_a_checkpoint_and_its_base_are_enough(
+    folder: Callable[[str], Path], family: str, tmp_path: Path
+) -> None:
+    stage = trained(CoarseGeneration(read(folder(family))))
+    unit = unit_of(stage)
+    with torch.device("meta"):
+        network = GenerationNetwork(stage.model_config, has_latents=False)
+    _fill(network, saved(stage, tmp_path), only_shared=True)
+    with torch.no_grad():
+        assert torch.equal(log_probs(network.eval().backbone, unit), log_probs(stage.backbone, unit))
+    again = CoarseGeneration(stage.model_config, seed=3)
+    again.load_state_dict(dict(stage.state_dict()))  # strictly
+    assert torch.equal(total(again.eval(), unit), total(stage, unit))
+    lacking = {name: weight for name, weight in stage.state_dict().items() if ".lora_B." not in name}
+    with pytest.raises(RuntimeError, match=r"Missing key.*lora_B"):
+        again.load_state_dict(lacking)
+
+
+def saved(stage: Stage, folder: Path) -> Saved:
+    arguments = {"model": vars(stage.model_config), "seed": 1}
+    weights = {name: weight.clone() for name, weight in stage.state_dict().items()}
+    return Saved(folder, stage.name, stage.use, arguments, weights, folder, None)
+
+
+@torch.no_grad()
+def log_probs(backbone: Any, unit: Unit) -> Tensor:
+    mask = backbone.mask(unit["segment_ids"], unit["type_ids"])
+    x = backbone.embed_unit(unit)
+    h = backbone.encode(x, mask, read=unit["target_index"], pos_ids=unit["pos_ids"])
+    logits: Tensor = backbone.lm_logits(h)
+    return logits
+
+
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
+def test_two_adapters_on_one_base_are_what_each_is_alone(folder: Callable[[str], Path], family: str) -> None:
+    """In turns, with one copy of the base's weights in memory."""
+    config = read(folder(family))
+    first, second = trained(CoarseGeneration(config)), trained(CoherenceEstimation(config), 5)
+    unit, rated = unit_of(first), pack(PAIRS, drop_last=False)[0]
+    generation = GenerationNetwork(config, has_latents=False).eval()
+    generation.load_state_dict(first.state_dict())
+    evaluation = EvaluationNetwork(config).eval()
+    evaluation.backbone = build_backbone(config, generation.backbone, "evaluation").eval()
+    renamed = {name.replace(".default.", ".evaluation."): w for name, w in second.state_dict().items()}
+    evaluation.load_state_dict(renamed)
+    assert set(evaluation.state_dict()) == set(renamed)
+    for _ in range(2):
+        assert torch.equal(log_probs(generation.backbone, unit), log_probs(first.backbone, unit))
+        heard = [
+            network.coherence(
+                network.backbone.encode(
+                    network.backbone.embed_unit(rated),
+                    network.backbone.mask(rated["segment_ids"]),
+                    read=rated["sample_index"],
+                    pos_ids=rated["pos_ids"],
+                )
+            )
+            for network in (evaluation, second)
+        ]
+        assert torch.equal(*heard)
+    assert evaluation.backbone.decoder is generation.backbone.decoder
+    other = read(folder(family), adapter="none")
+    with pytest.raises(ValueError, match="not adapters of one base"):
+        build_backbone(config, build_backbone(other), "evaluation")
+
+
+def test_the_hash_is_that_of_sha256sum_and_read_once(
+    folder: Callable[[str], Path], tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = write_decoder(tmp_path / "d")
+    weights = decoder / "model.safetensors"
+    monkeypatch.setattr("plato2.weights.base.SETTLED_S", -1.0)
+    assert base_sha256(decoder) == file_sha256(weights)
+    (kept,) = own_cache.rglob("*.json")
+    kept.write_text(kept.read_text().replace(file_sha256(weights), "f" * 64))
+    assert base_sha256(decoder) == "f" * 64  # not read again
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert base_sha256(decoder) == file_sha256(weights) != "f" * 64
+    kept.write_text("{")
+    assert base_sha256(decoder) == file_sha256(weights)
+    monkeypatch.setenv("PLATO2_CACHE", str(weights))  # no folder can be made there
+    assert base_sha256(decoder) == file_sha256(weights)
+
+
+def test_of_several_files_the_hash_is_that_of_their_lines(tmp_path: Path) -> None:
+    import hashlib
+    import subprocess
+
+    import transformers
+
+    decoder = write_decoder(tmp_path / "d")
+    model = transformers.AutoModelForCausalLM.from_pretrained(decoder)
+    (decoder / "model.safetensors").unlink()
+    model.save_pretrained(decoder, max_shard_size="20KB")
+    names = sorted(file.name for file in decoder.glob("*.safetensors"))
+    assert len(names) > 1
+    lines = subprocess.run(["sha256sum", *names], cwd=decoder, capture_output=True, check=True).stdout
+    assert base_sha256(decoder) == hashlib.sha256(lines).hexdigest()
+    (decoder / names[1]).unlink()
+    with pytest.raises(UserError, match=rf"{names[1]}: missing; get the folder again"):
+        base_sha256(decoder)
+
+
+def test_an_adapter_stays_with_its_base(tmp_path: Path) -> None:
+    decoder = write_decoder(tmp_path / "d")
+    config = read(decoder)
+    stage = CoarseGeneration(config)
+    with torch.device("meta"):
+        network = GenerationNetwork(config, has_latents=False)
+    weights = decoder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(UserError, match=r"an adapter of other weights \(sha256 [0-9a-f]{12}\) than those in"):
+        _fill(network, saved(stage, tmp_path), only_shared=True)
+    decoder.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"an adapter of .*/d, which is not there; put it back"):
+        check_base(config, tmp_path)
+
+
+def checkpoint(stage: Stage, file: Path) -> Path:
+    """What a checkpoint has that weights are read from."""
+    hyper = {"model": asdict(stage.model_config), "optim": {}, "seed": 1}
+    about = {"stage": stage.name, "use": asdict(stage.use), "hyper_parameters": hyper}
+    torch.save({"state_dict": stage.state_dict(), **about}, file)
+    return file
+
+
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
+def test_an_adapter_goes_on_from_a_run_that_trained_everything(
+    folder: Callable[[str], Path], family: str, tmp_path: Path
+) -> None:
+    """Its base is then that run's checkpoint, and that of the adapters after it, too."""
+    config = read(folder(family))
+    whole = trained(CoarseGeneration(read(folder(family), adapter="none")))
+    first = checkpoint(whole, tmp_path / "whole.ckpt")
+    unit = unit_of(whole)
+    stage = CoarseGeneration(begun := with_base_of(config, first))
+    assert begun.base_sha256 == file_sha256(first)
+    fill_base(stage.backbone, begun)
+    assert f"on all that {first} has trained" in warm_start(stage, first, ("1_coarse",), "")
+    assert torch.equal(total(stage.eval(), unit), total(whole, unit))
+    second = checkpoint(trained(stage), tmp_path / "adapter.ckpt")
+    after = CoarseGeneration(begun := with_base_of(config, second))
+    fill_base(after.backbone, begun)
+    warm_start(after, second, ("1_coarse",), "")
+    assert torch.equal(total(after.eval(), unit), total(stage, unit))
+    with torch.device("meta"):
+        network = GenerationNetwork(begun, has_latents=False)
+    _fill(network, saved(after, tmp_path), only_shared=True)
+    assert torch.equal(log_probs(network.eval().backbone, unit), log_probs(after.backbone, unit))
+    checkpoint(stage, first)
+    with pytest.raises(UserError, match=r"adapter.ckpt: an adapter of other weights"):
+        with_base_of(config, second)
+    first.unlink()
+    with pytest.raises(UserError, match=r"an adapter of .*whole.ckpt, which is not there"):
+        with_base_of(config, second)
+
+
+def test_what_an_adapter_cannot_go_on_from(folder: Callable[[str], Path], tmp_path: Path) -> None:
+    path = checkpoint(CoarseGeneration(read(folder("llama"))), tmp_path / "a.ckpt")
+
+    def refused(config: ModelConfig) -> str:
+        with pytest.raises(UserError) as told:
+            warm_start(CoarseGeneration(config), path, ("1_coarse",), "")
+        return str(told.value)
+
+    assert "model.adapter=none: init_from=" in refused(read(folder("llama"), adapter="none"))
+    assert "was trained with model.adapter_rank=4; give that" in refused(
+        read(folder("llama"), adapter_rank=2)
+    )
+    assert "was trained with model.adapter_alpha=32.0" in refused(read(folder("llama"), adapter_alpha=1.0))
+    other = write_decoder(tmp_path / "other", initializer_range=0.1)
+    data = bytearray((other / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (other / "model.safetensors").write_bytes(data)
+    assert "an adapter of other weights (sha256" in refused(read(other))
+    whole = checkpoint(CoarseGeneration(read(folder("llama"), adapter="none")), tmp_path / "w.ckpt")
+    with pytest.raises(UserError, match=r"no run of the decoder in model.path="):
+        warm_start(CoarseGeneration(read(folder("gpt2"))), whole, ("1_coarse",), "")
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"adapter_rank": 0}, "model.adapter_rank=0: must be at least 1"),
+        ({"adapter_alpha": 0.0}, "model.adapter_alpha=0.0: must be a number above 0"),
+        ({"adapter_alpha": float("nan")}, "model.adapter_alpha=nan: must be a number above 0"),
+        ({"adapter": "dora"}, "model.adapter=dora: use one of none, lora"),
+        ({"path": ""}, "model.adapter=lora: is for a pretrained decoder; leave it out, or give model=pretr"),
+    ],
+)
+def test_values_that_no_adapter_has(values: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=re.escape(told)):
+        ModelConfig(**({"path": "x", "adapter": "lora"} | values))
+
+
+def test_without_peft_the_extra_is_named(
+    folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.split(".")[0] == "peft":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    config = read(folder("llama"))
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UserError, match=r"model.adapter=lora: needs peft; pip install '\.\[lora\]'"):
+        build_backbone(config)
