@@ -22,12 +22,13 @@ Criterion = Literal["coherence", "forward", "backward"]
 SMALL = "small"
 """The model that comes with plato2, by its name."""
 SMOLLM2 = "smollm2"
-"""Adapters of a pretrained decoder that come with plato2, and what they call their base (docs/pretrained.md)."""
+"""Adapters of a pretrained decoder that come with plato2, and what they call their base."""
 Role = Literal["generation", "evaluation", "backward"]
 Head = Literal["first", "dual", "mask"]
 """Of p(l|c,r): see model/heads.py, `coherence_head`."""
 Schedule = Literal["inverse_sqrt", "linear"]
 ContextMask = Literal["prefix", "causal"]
+LatentAt = Literal["front", "response"]
 Adapter = Literal["none", "lora"]
 COLDEST, HOTTEST = 0.01, 2
 """Temperatures, above which a text is noise and below which the most probable token is taken: logits would
@@ -246,6 +247,9 @@ class ModelConfig:
     """Role embeddings; 0 = none (PLATO-2 has none)."""
     n_latent: int = 20
     """K, the number of latent speech acts z."""
+    latent_at: str = "front"
+    """Where z is put: `front` = in a slot of its own before the context, which sees it, as in the paper;
+    `response` = added to the response's [CLS], so that all latents share one pass over the context."""
     dropout: float = 0.1
     """On embeddings, attention weights and both residual branches (docs/spec.md, Backbone)."""
     checkpoint_activations: bool = False
@@ -267,6 +271,9 @@ class ModelConfig:
     """They are scaled by adapter_alpha / adapter_rank, peft's `lora_alpha`."""
     base_sha256: str = ""
     """Filled in for an adapter: the hash of the weights that it was trained on."""
+    base: str = ""
+    """Filled in for an adapter whose base are not the weights in `path`, but those of a run that trained all
+    of them and that it started from: its checkpoint."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
@@ -278,6 +285,10 @@ class ModelConfig:
         _require(
             self.context_mask in get_args(ContextMask),
             f"model.context_mask={self.context_mask}: use one of {', '.join(get_args(ContextMask))}",
+        )
+        _require(
+            self.latent_at in get_args(LatentAt),
+            f"model.latent_at={self.latent_at}: use one of {', '.join(get_args(LatentAt))}",
         )
         _require(
             self.is_pretrained or self.context_mask == "prefix",

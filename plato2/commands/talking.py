@@ -69,7 +69,11 @@ Device = Annotated[
     str, typer.Option(help="auto (the GPU if there is one), cpu, cuda, cuda:1, ...", rich_help_panel=MODELS)
 ]
 Precision = Annotated[
-    str, typer.Option(help="float32, or bfloat16, which is faster.", rich_help_panel=MODELS)
+    str,
+    typer.Option(
+        help="float32; bfloat16, which is faster; int8, which takes less memory on a CPU.",
+        rich_help_panel=MODELS,
+    ),
 ]
 Rank = Annotated[
     str | None,

@@ -73,6 +73,22 @@ def put_front(x: Tensor, sample_index: Tensor, vectors: Tensor) -> Tensor:
     return x.flatten(0, 1).index_copy(0, sample_index, vectors.to(x.dtype)).view_as(x)
 
 
+def response_slots(type_ids: Tensor, sample_index: Tensor) -> Tensor:
+    """Where the responses of packed rows begin.
+
+    Args:
+        type_ids: (B, T), 1 = response.
+        sample_index: (N,) flat index b * T + t of each record's first slot, which is of its context.
+
+    Returns:
+        (N,) flat index of each response's [CLS].
+    """
+    response = type_ids == 1
+    begins = response & ~F.pad(response[:, :-1], (1, 0))
+    slots = begins.flatten().nonzero()[:, 0]
+    return slots[torch.searchsorted(slots, sample_index)]
+
+
 def read_slots(x: Tensor, index: Tensor) -> Tensor:
     """The vectors at flat slots b * T + t: (B, T, H), (M,) -> (M, H)."""
     return x.flatten(0, 1).index_select(0, index)
@@ -244,6 +260,28 @@ class Backbone(nn.Module):
     def put_front(self, x: Tensor, sample_index: Tensor, vectors: Tensor) -> Tensor:
         """Latent or [MASK] vectors (N, H) in the front slots of embedded rows; see `put_front`."""
         return put_front(x, sample_index, vectors)
+
+    def put_latents(self, unit: Unit, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Mask]:
+        """What p(r|c,z) is computed from: z where `latent_at` says, and who sees whom.
+
+        With `front` its vector fills the record's front slot. With `response` it is added to the response's
+        [CLS] and the front slot is left out, so that a context sees neither z nor [MASK].
+
+        Args:
+            unit: the batch.
+            x: (B, T, H) its embedded rows.
+            vectors: (N, H) a latent's for each record.
+
+        Returns:
+            Rows (B, T, H), the flat slot of each record's z (N,), and the mask.
+        """
+        front, segments, types = unit["sample_index"], unit["segment_ids"], unit["type_ids"]
+        if self.config.latent_at == "front":
+            return self.put_front(x, front, vectors), front, self.mask(segments, types)
+        slots = response_slots(types, front)
+        x = x.flatten(0, 1).index_add(0, slots, vectors.to(x.dtype)).view_as(x)
+        segments = segments.flatten().index_fill(0, front, 0).view_as(segments)
+        return x, slots, self.mask(segments, types)
 
     def mask(self, segment_ids: Tensor, type_ids: Tensor | None = None) -> Mask:
         """The mask of packed rows in the form that is fastest on this device.

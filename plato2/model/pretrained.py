@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -223,21 +223,27 @@ class PretrainedBackbone(Backbone):
         """See `Backbone.word_logits`; -inf where an id is no word of its own."""
         return self._by_id(self._products(h)) + bias
 
-    def read_base(self) -> None:
-        """Reads the frozen weights of a backbone that was made on the meta device.
+    def load_base(self, weights: Mapping[str, Tensor] | None) -> None:
+        """Takes over the frozen weights, also on the meta device.
+
+        Args:
+            weights: by the names of a backbone without adapter; None = those in the decoder's folder.
 
         Raises:
             UserError: they cannot be read.
         """
-        with torch.device("cpu"):
-            model, _ = _model(self.config, _stored(self.config)["config"])
-        read = model.base_model.state_dict()
-        own = [name for name, _ in self.decoder.named_parameters() if is_of_base(f"decoder.{name}")]
-        weights = {name: read[name.replace(".base_layer.", ".")] for name in own}
-        self.decoder.load_state_dict(weights, strict=False, assign=True)
-        if self.lm_head is not None:
-            self.lm_head.load_state_dict(model.get_output_embeddings().state_dict(), assign=True)
-        self._renew_buffers()
+        mine = weights is None
+        if weights is None:
+            with torch.device("cpu"):
+                model, _ = _model(self.config, _stored(self.config)["config"])
+            weights = {f"decoder.{name}": weight for name, weight in model.base_model.state_dict().items()}
+            head = model.get_output_embeddings().state_dict()
+            weights |= {f"lm_head.{name}": weight for name, weight in head.items()}
+        own = [name for name, _ in self.named_parameters() if is_of_base(name)]
+        base = {name: weights[name.replace(".base_layer.", ".")] for name in own}
+        if not mine:  # not the bytes of a file that may change
+            base = {name: weight.float().clone() for name, weight in base.items()}
+        self.load_state_dict(base, strict=False, assign=True)
 
     def _add_adapter(self) -> None:
         """Freezes the base, and adds low-rank matrices to the linear layers of its blocks."""

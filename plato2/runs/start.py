@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -209,11 +209,16 @@ def warm_start(stage: Stage, path: Path, accepted: tuple[str, ...], tokenizer_sh
     Raises:
         UserError: a wrong stage, another tokenizer or size, or a backbone that is not complete.
     """
+    from plato2.model.pretrained import is_of_base
     from plato2.weights.folder import read_saved
 
     source = read_saved(path, accepted, "init_from=")
     _check_adapter(path, source.model_config, stage.model_config)
     state, own, theirs = source.weights, stage.state_dict(), source.tokenizer_sha256
+    may_be_new = set(source.absent)
+    if stage.model_config.has_adapter and not source.model_config.has_adapter:  # which is then the base
+        state = {key: weight for key, weight in state.items() if not is_of_base(key)}
+        may_be_new |= {key for key in own if ".lora_" in key}
     if theirs and theirs != tokenizer_sha256:
         raise UserError(
             f"init_from={path}: trained with tokenizer {theirs[:12]}, the data has {tokenizer_sha256[:12]}; "
@@ -227,7 +232,7 @@ def warm_start(stage: Stage, path: Path, accepted: tuple[str, ...], tokenizer_sh
             )
     fresh = sorted(own.keys() - state.keys())
     left_out = sorted(state.keys() - own.keys())
-    if lost := [key for key in fresh if key.startswith("backbone.") and key not in source.absent]:
+    if lost := [key for key in fresh if key.startswith("backbone.") and key not in may_be_new]:
         raise UserError(
             f"init_from={path}: lacks {lost[0]} and {len(lost) - 1} more backbone weights; another model?"
         )
@@ -236,23 +241,51 @@ def warm_start(stage: Stage, path: Path, accepted: tuple[str, ...], tokenizer_sh
             f"init_from={path}: has {lost[0]}, which this model does not; another n_layer or n_role?"
         )
     stage.start_from(state)
+    base = f"; on all that {stage.model_config.base} has trained" if stage.model_config.base else ""
     report = f"weights from {path}: {len(own) - len(fresh)} of {len(own)} tensors"
     report += f"; new: {', '.join(_modules(fresh))}" if fresh else ""
-    return report + (f"; not used: {', '.join(_modules(left_out))}" if left_out else "")
+    return report + (f"; not used: {', '.join(_modules(left_out))}" if left_out else "") + base
+
+
+def with_base_of(model: ModelConfig, path: Path) -> ModelConfig:
+    """The configuration of an adapter, on the base of what it goes on from: another one's, or all of a run.
+
+    Args:
+        model: of the stage to be trained.
+        path: a checkpoint or a model folder.
+
+    Raises:
+        UserError: the base of the other adapter has changed, or is gone.
+    """
+    from plato2.weights.base import base_sha256, check_base
+    from plato2.weights.folder import read_saved
+
+    theirs = read_saved(path).model_config
+    if not theirs.has_adapter:
+        return replace(model, base=str(path.absolute()), base_sha256=base_sha256(path))
+    if theirs.base:
+        check_base(theirs, path)
+        return replace(model, base=theirs.base, base_sha256=theirs.base_sha256)
+    return model
 
 
 def _check_adapter(path: Path, theirs: ModelConfig, own: ModelConfig) -> None:
-    """Refuses an adapter of another shape or base than the stage's.
+    """Refuses an adapter of another shape or base than the stage's, or where it has none.
 
     Raises:
         UserError: it is.
     """
+    if not theirs.has_adapter and own.has_adapter and theirs.architecture != own.architecture:
+        raise UserError(
+            f"init_from={path}: no run of the decoder in model.path={own.path}; give the one that it was "
+            "trained from"
+        )
     if theirs.has_adapter and theirs.base_sha256 != own.base_sha256 and own.has_adapter:
         raise UserError(
             f"init_from={path}: an adapter of other weights (sha256 {theirs.base_sha256[:12]}) than those in "
             f"model.path={own.path} ({own.base_sha256[:12]}); give the decoder that it was trained on"
         )
-    for key in OF_ADAPTER if theirs.has_adapter or own.has_adapter else ():
+    for key in OF_ADAPTER if theirs.has_adapter else ():
         if (value := getattr(theirs, key)) != getattr(own, key):
             raise UserError(
                 f"model.{key}={getattr(own, key)}: init_from={path} was trained with model.{key}={value}; "

@@ -50,7 +50,7 @@ NOT_LIGHTNINGS = (
 
 OF_PRETRAINED = ("path", "context_mask", "architecture")
 """Keys of the model that only one made of a pretrained decoder has."""
-OF_ADAPTER = ("adapter", "adapter_rank", "adapter_alpha", "base_sha256")
+OF_ADAPTER = ("adapter", "adapter_rank", "adapter_alpha", "base_sha256", "base")
 """Keys of the model that only one with an adapter has."""
 
 
@@ -112,6 +112,7 @@ def train(keys: TrainConfig, resolved: dict[str, Any], job: Job = Job()) -> Trai
         resolved["model"] = asdict(keys.model)
     absent = () if keys.model.is_pretrained else OF_PRETRAINED  # as it was before there were such models
     absent = absent if keys.model.has_adapter else (*absent, *OF_ADAPTER)
+    absent = (*absent, "latent_at") if keys.model.latent_at == "front" else absent
     resolved["model"] = {k: v for k, v in resolved["model"].items() if k not in absent}
     if keys.plan:
         print_plan(keys, stage, data, job.other_stages())
@@ -136,7 +137,8 @@ def train_run(
     from plato2.runs.loggers import build_loggers
     from plato2.runs.ranks import facts, watch_ranks
     from plato2.runs.saved import checkpoint_step, was_pruned
-    from plato2.runs.start import warm_start
+    from plato2.runs.start import warm_start, with_base_of
+    from plato2.weights.base import fill_base
 
     checkpoint, sentence = go_on(run, resolved)
     if checkpoint:
@@ -147,7 +149,11 @@ def train_run(
             return pruned(run, checkpoint_step(checkpoint), checkpoint)
     start, told = make_ready(keys, stage, corpus, data, job, is_new=checkpoint is None)
     accepted = stage.warm_starts_from
+    if keys.model.has_adapter and (goes_on := checkpoint or start):
+        keys.model = with_base_of(keys.model, goes_on)
     stage = build_stage(keys, "meta" if is_sharded(keys) else "cpu")  # sharded: each rank fills its share
+    if keys.model.base:
+        fill_base(stage.backbone, keys.model)
     if start:
         sentence += f"{told}\n{warm_start(stage, start, accepted, data.tokenizer_sha256)}"
     family = curriculum(run, start)

@@ -105,12 +105,10 @@ class FineGeneration(Stage):
             x: (B, T, H) from `embed`.
             z: (N, K) weights of the latents, a Gumbel-softmax sample or one-hot.
         """
-        front = unit["sample_index"]
-        mask = self.backbone.mask(unit["segment_ids"], unit["type_ids"])
-        read = torch.cat([front, unit["target_index"]])
-        x = self.backbone.put_front(x, front, self.recognition.latent(z))
+        x, slots, mask = self.backbone.put_latents(unit, x, self.recognition.latent(z))
+        read = torch.cat([slots, unit["target_index"]])
         h = self.backbone.encode(x, mask, read=read, pos_ids=unit["pos_ids"])
-        h_z, h_r = h.split([len(front), len(unit["target_index"])])  # (N, H), (M, H)
+        h_z, h_r = h.split([len(slots), len(unit["target_index"])])  # (N, H), (M, H)
         logits = self.backbone.lm_logits(h_r)  # (M, V)
         words = self.bag_of_words(h_z, self.backbone)  # (N, V), from h_z alone
         return {

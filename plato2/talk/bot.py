@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from plato2.config import SMALL, DecodeConfig, RankConfig, UserError
 from plato2.data.samples import Context, read_context
 from plato2.data.tokenizer import MOST_UNREAD, Tokenizer
-from plato2.model.networks import Evaluator, Generator, own_evaluator
+from plato2.model.int8 import quantise
+from plato2.model.networks import EvaluationNetwork, Evaluator, GenerationNetwork, Generator, own_evaluator
 from plato2.talk.decode import decode
 from plato2.talk.rank import Candidate, doubt, rank, score_weights
 from plato2.talk.safety import Flag, Safety
@@ -30,10 +31,12 @@ from plato2.weights.folder import (
     saved_tokenizer,
 )
 
+Network = TypeVar("Network", GenerationNetwork, EvaluationNetwork)
 CONTEXTS_AT_ONCE = 16
 """Contexts decoded in one batch, fewer with several samples or beams of each latent; bounds the memory of
 `reply_batch` and changes no result."""
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}
+"""What is computed in; with `int8` the matrices of the blocks are also kept as int8 (model/int8.py)."""
 
 
 @dataclass(frozen=True)
@@ -164,16 +167,24 @@ class PlatoBot:
             rank: what to rank by.
             safety: a filter on messages and candidates.
             precision: `float32`, or `bfloat16`, which is faster; then the rest of a batch may change a last
-                digit, and so a word.
+                digit, and so a word. `int8` is for a CPU: slower than that, in less memory.
 
         Raises:
             UserError: a path, checkpoint, tokenizer, device or precision that does not fit.
         """
         where = pick_device(device)
         if precision not in PRECISIONS:
-            raise UserError(f"--precision {precision}: use {' or '.join(PRECISIONS)}")
-        dtype = PRECISIONS[precision]
-        generator = load_generation(generation, "--generation").to(where, dtype)
+            raise UserError(f"--precision {precision}: use float32, bfloat16 or int8")
+        if precision == "int8" and where.type != "cpu":
+            raise UserError(f"--precision int8: is for a CPU, not {where}; use bfloat16, or --device cpu")
+
+        def ready(network: Network) -> Network:
+            network = network.to(where, PRECISIONS[precision])
+            if precision == "int8":
+                quantise(network.backbone)
+            return network
+
+        generator = ready(load_generation(generation, "--generation"))
         tokenizer = saved_tokenizer(generation)
         if evaluation is None and has_evaluation(generation):
             evaluation = generation
@@ -184,8 +195,8 @@ class PlatoBot:
                     f"--{option} {path}: trained with another tokenizer (sha256 {theirs.sha256[:12]}) than "
                     f"--generation {generation} ({tokenizer.sha256[:12]}); give runs of one curriculum"
                 )
-        judge = load_evaluation(evaluation, "--evaluation").to(where, dtype) if evaluation else None
-        reader = load_backward(backward, "--backward").to(where, dtype) if backward else None
+        judge = ready(load_evaluation(evaluation, "--evaluation")) if evaluation else None
+        reader = ready(load_backward(backward, "--backward")) if backward else None
         return cls(generator, tokenizer, judge, decode, reader, rank, safety)
 
     @property

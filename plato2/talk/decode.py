@@ -2,7 +2,8 @@
 
 1. The prefix of every row, [z] context [CLS], is encoded once into a key/value cache. Context attends to the
    latent, so a stage-2.1 model has a prefix for each (context, latent); several samples of one latent, or of
-   a stage-1 model, share theirs, and so do the hypotheses of a beam.
+   a stage-1 model, share theirs, and so do the hypotheses of a beam. With `latent_at=response` the latent
+   comes after the context, which all of them share.
 2. Token after token goes through the cache. A row samples among its top k, or top p, tokens with random
    numbers that are a function of (seed, context, candidate) alone, whatever else is in the batch; or it takes
    part in the beam search of its prefix.
@@ -18,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plato2.batch import on_device
+from plato2.batch import Unit, on_device
 from plato2.config import COLDEST, DecodeConfig, UserError
 from plato2.data.samples import encode_prefix
 from plato2.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
-from plato2.data.units import Records, build_unit, one_a_row
+from plato2.data.units import Pairs, Records, build_unit, one_a_row
 from plato2.model import masks
 from plato2.model.backbone import Backbone, KeyValueCache
 from plato2.model.heads import Latents
@@ -323,9 +324,12 @@ def _prefill(
     backbone = generator.backbone
     device = backbone.device
     responses = [encode_prefix(prefix, len(prefix) + 1) for prefix in prefixes]
-    records = Records.of(list(zip(contexts, responses, strict=True)))
-    layout, roles = one_a_row(records.length.sum(axis=1)), backbone.role is not None
-    unit = on_device(build_unit(records, layout, drop_last=False, roles=roles), device)
+    if generator.recognition is not None and backbone.config.latent_at == "response":
+        cache, bias, h, position = _after_context(
+            backbone, generator.recognition, contexts, responses, max_tokens, latents
+        )
+        return _rows(cache, bias, h, position, contexts, prefixes, max_tokens)
+    unit = on_device(_one_a_row(backbone, list(zip(contexts, responses, strict=True))), device)
     x = backbone.embed_unit(unit)  # (B, T, H)
     real, types, positions = unit["segment_ids"] > 0, unit["type_ids"], unit["pos_ids"]  # (B, T)
     lengths = real.sum(dim=1)
@@ -341,9 +345,73 @@ def _prefill(
     h = backbone.encode(x, mask, cache, read=last, pos_ids=positions)
     response = real.new_ones(len(real), max_tokens)
     bias = masks.additive(torch.cat([real, response], dim=1)[:, None, :], x.dtype)
-    history = _history(contexts, prefixes, max_tokens).to(device)
+    return _rows(cache, bias, h, lengths.repeat(n), contexts, prefixes, max_tokens)
+
+
+def _after_context(
+    backbone: Backbone,
+    recognition: Latents,
+    contexts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    max_tokens: int,
+    latents: Sequence[int],
+) -> tuple[KeyValueCache, Tensor, Tensor, Tensor]:
+    """Encodes each context once, and after it [CLS] + z and what is given of the response, for each z.
+
+    Returns:
+        Cache, mask over its slots, output at the last token and position of the next, as in `Rows`.
+    """
+    device, n = backbone.device, len(latents)
+    first, second = (
+        on_device(_one_a_row(backbone, pairs), device)
+        for pairs in ([(context, ()) for context in contexts], [((), response) for response in responses])
+    )
+    x = backbone.embed_unit(first)  # (B, C, H)
+    c_real, r_real = first["segment_ids"] > 0, second["segment_ids"] > 0  # (B, C), (B, R)
+    room = x.shape[1] + r_real.shape[1] + max_tokens
+    cache = backbone.cache(len(x), room, x.dtype)
+    mask = backbone.dense_mask(first["segment_ids"], first["type_ids"], x.dtype)
+    backbone.encode(
+        x, mask, cache, read=torch.zeros(1, dtype=torch.long, device=device), pos_ids=first["pos_ids"]
+    )
+    cache.keep(torch.arange(len(x), device=device).repeat(n))
+
+    second["pos_ids"] = second["pos_ids"] + c_real.sum(dim=1, keepdim=True)
+    vectors = _vectors(recognition, latents, x).repeat_interleave(len(x), dim=0)  # (n * B, H)
+    y = backbone.embed_unit(second).repeat(n, 1, 1)  # (n * B, R, H)
+    y = torch.cat([y[:, :1] + vectors[:, None], y[:, 1:]], dim=1)
+    seen = torch.cat(
+        [c_real[:, None].expand(-1, y.shape[1], -1), masks.causal(second["segment_ids"])], dim=2
+    ).repeat(n, 1, 1)  # (n * B, R, C + R)
+    lengths, positions = r_real.sum(dim=1).repeat(n), second["pos_ids"].repeat(n, 1)
+    last = torch.arange(len(y), device=device) * y.shape[1] + lengths - 1  # flat slots
+    h = backbone.encode(y, masks.additive(seen, x.dtype), cache, read=last, pos_ids=positions)
+    going_on = c_real.new_ones(len(x), max_tokens)
+    slots = torch.cat([c_real, r_real, going_on], dim=1).repeat(n, 1)
+    bias = masks.additive(slots[:, None, :], x.dtype)
+    return cache, bias, h, lengths + c_real.sum(dim=1).repeat(n)
+
+
+def _one_a_row(backbone: Backbone, pairs: Pairs) -> Unit:
+    """Records of lists of ids, each in a row of its own, with their last ids."""
+    records = Records.of(pairs)
+    layout = one_a_row(records.length.sum(axis=1))
+    return build_unit(records, layout, drop_last=False, roles=backbone.role is not None)
+
+
+def _rows(
+    cache: KeyValueCache,
+    bias: Tensor,
+    h: Tensor,
+    position: Tensor,
+    contexts: Sequence[Sequence[int]],
+    prefixes: Sequence[Sequence[int]],
+    max_tokens: int,
+) -> Rows:
+    """`Rows` before the first step, with what was said so far."""
+    history = _history(contexts, prefixes, max_tokens).to(h.device)
     filled = history.shape[1] - max_tokens
-    return Rows(cache, bias, h, lengths.repeat(n), history.repeat(n, 1), filled)
+    return Rows(cache, bias, h, position, history.repeat(len(h) // len(history), 1), filled)
 
 
 def _history(contexts: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]], max_tokens: int) -> Tensor:
@@ -359,12 +427,17 @@ def _history(contexts: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]
 
 def _with_latents(backbone: Backbone, recognition: Latents, x: Tensor, latents: Sequence[int]) -> Tensor:
     """Every context behind each latent's vector: (B, T, H) -> (n * B, 1 + T, H), row = number * B + b."""
-    n_latent = recognition.latent_embedding.shape[1]
-    z = torch.eye(n_latent, device=x.device, dtype=x.dtype)[list(latents)]  # one-hot (n, K)
-    vectors = recognition.latent(z).repeat_interleave(len(x), dim=0)  # (n * B, H)
+    vectors = _vectors(recognition, latents, x).repeat_interleave(len(x), dim=0)  # (n * B, H)
     rows = torch.cat([torch.zeros_like(x[:, :1]), x], dim=1).repeat(len(latents), 1, 1)
     front = torch.arange(len(rows), device=x.device) * rows.shape[1]
     return backbone.put_front(rows, front, vectors)
+
+
+def _vectors(recognition: Latents, latents: Sequence[int], like: Tensor) -> Tensor:
+    """The vectors of these latents, (n, H), on the device and in the precision of `like`."""
+    n_latent = recognition.latent_embedding.shape[1]
+    one_hot = torch.eye(n_latent, device=like.device, dtype=like.dtype)[list(latents)]  # (n, K)
+    return recognition.latent(one_hot)
 
 
 def _log_probs(generator: Generator, rows: Rows, config: DecodeConfig, step: int) -> Tensor:

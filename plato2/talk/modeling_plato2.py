@@ -154,11 +154,16 @@ class Plato2Model(PreTrainedModel):
             if latent_ids is None:
                 raise ValueError("a stage-2.1 model needs latent_ids, one latent z for each row")
             z = nn.functional.one_hot(latent_ids, self.generation.model_config.n_latent).to(x.dtype)
-            x = torch.cat([torch.zeros_like(x[:, :1]), x], dim=1)
-            front = torch.arange(len(x), device=x.device) * x.shape[1]
-            x = backbone.put_front(x, front, self.generation.recognition.latent(z))
-            real = nn.functional.pad(real, (1, 0), value=1)
-            types, positions = (nn.functional.pad(each, (1, 0)) for each in (types, positions))
+            vectors = self.generation.recognition.latent(z)
+            if backbone.config.latent_at == "response":  # added to the first slot of type 1
+                begins = (types == 1) & (types.cumsum(dim=1) == 1)
+                x = x + begins[..., None] * vectors[:, None]
+            else:
+                x = torch.cat([torch.zeros_like(x[:, :1]), x], dim=1)
+                front = torch.arange(len(x), device=x.device) * x.shape[1]
+                x = backbone.put_front(x, front, vectors)
+                real = nn.functional.pad(real, (1, 0), value=1)
+                types, positions = (nn.functional.pad(each, (1, 0)) for each in (types, positions))
         h = backbone.encode(x, backbone.mask(real, types), pos_ids=positions)[:, -length:]
         return Plato2Output(
             logits=backbone.lm_logits(h.flatten(0, 1)).unflatten(0, h.shape[:2]), last_hidden_state=h

@@ -20,6 +20,7 @@ from plato2.data.samples import encode_context, encode_response
 from plato2.data.tokenizer import MOST_UNREAD, Tokenizer
 from plato2.data.units import pack
 from plato2.model import losses
+from plato2.model.backbone import Mask
 from plato2.model.heads import Recognition
 from plato2.model.networks import Evaluator, Generator
 from plato2.talk.rank import coherence_of_records
@@ -133,9 +134,8 @@ def score(model: Generator | Evaluator, records: Sequence[Record]) -> list[dict[
     unit, order = on_device(unit, device), order.to(device)
     front, record_of = unit["sample_index"], order[unit["target_sample"]]
 
-    def summed_nll(x: Tensor) -> list[float]:
-        """-log p(r|..) of each record, in double: rows (B, T, H) -> N numbers."""
-        mask = backbone.mask(unit["segment_ids"], unit["type_ids"])
+    def summed_nll(x: Tensor, mask: Mask) -> list[float]:
+        """-log p(r|..) of each record, in double: rows (B, T, H) and who sees whom -> N numbers."""
         h = backbone.encode(x, mask, read=unit["target_index"], pos_ids=unit["pos_ids"])  # (M, H)
         nll = losses.nll(backbone.lm_logits(h), unit["target_ids"]).double()  # (M,)
         return nll.new_zeros(len(records)).index_add(0, record_of, nll).tolist()
@@ -144,12 +144,15 @@ def score(model: Generator | Evaluator, records: Sequence[Record]) -> list[dict[
     with torch.autocast(device.type, enabled=False):
         x = backbone.embed_unit(unit)  # (B, T, H)
         if latents is None:
-            return [count | {"nll": nll} for count, nll in zip(found, summed_nll(x), strict=True)]
+            nlls = summed_nll(x, backbone.mask(unit["segment_ids"], unit["type_ids"]))
+            return [count | {"nll": nll} for count, nll in zip(found, nlls, strict=True)]
         if isinstance(latents, Recognition):  # equation 3
             p_z = latents(backbone.encode_masked(unit, x, front)).float().softmax(-1)  # (N, K)
             for number, p in zip(order.tolist(), p_z.tolist(), strict=True):
                 found[number]["posterior"] = p
         table = latents.latent(torch.eye(model.model_config.n_latent, device=device))  # (K, H)
-        fronts = (backbone.put_front(x, front, z.expand(len(front), -1)) for z in table)
-        given = [summed_nll(rows) for rows in fronts]  # equation 2
+        given = []  # equation 2
+        for z in table:
+            rows, _, mask = backbone.put_latents(unit, x, z.expand(len(front), -1))
+            given.append(summed_nll(rows, mask))
         return [count | {"nll_by_latent": list(nll)} for count, *nll in zip(found, *given, strict=True)]

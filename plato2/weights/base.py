@@ -13,11 +13,13 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from plato2.bounded import read_file
 from plato2.config import ModelConfig, UserError
 from plato2.files import cache_folder, file_sha256, replaced
 from plato2.formats import JSON_BYTES, parse
+from plato2.runs.saved import read_checkpoint
 from plato2.weights.model_folder import WeightIndex
 
 SETTLED_S = 2.0
@@ -44,10 +46,10 @@ def check_base(config: ModelConfig, trained: Path) -> None:
     Raises:
         UserError: the base is gone, or has changed.
     """
-    folder = Path(config.path)
-    if not folder.is_dir():
+    folder = Path(config.base or config.path)
+    if not folder.exists():
         raise UserError(
-            f"{trained}: an adapter of the decoder in {folder}, which is not there; put it back, or link to "
+            f"{trained}: an adapter of {folder}, which is not there; put it back, or link to "
             f"it (sha256 {config.base_sha256[:12]})"
         )
     if (found := base_sha256(folder)) != config.base_sha256:
@@ -57,13 +59,32 @@ def check_base(config: ModelConfig, trained: Path) -> None:
         )
 
 
-def base_sha256(folder: Path) -> str:
-    """The hash of a decoder's weights: what `sha256sum` says of their file, or of its lines for several.
+def fill_base(backbone: Any, config: ModelConfig) -> None:
+    """Reads the base of an adapter into its backbone: the weights in its folder, or all that a run trained.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if not config.base:
+        backbone.load_base(None)
+        return
+    trained = read_checkpoint(Path(config.base))["state_dict"]
+    backbone.load_base({name.removeprefix("backbone."): weight for name, weight in trained.items()})
+
+
+def base_sha256(path: Path) -> str:
+    """The hash of weights: what `sha256sum` says of their file, or of its lines for several.
+
+    Args:
+        path: of a decoder's folder, or of a checkpoint.
 
     Raises:
         UserError: a file is missing or cannot be read.
     """
-    files = base_files(folder)
+    is_checkpoint = path.is_file() or (path / "meta.pt").exists()
+    if is_checkpoint:
+        return _cached_sha256(path) if path.is_file() else file_sha256(path)
+    folder, files = path, base_files(path)
     try:
         hashes = [_cached_sha256(file) for file in files]
     except OSError as error:

@@ -59,6 +59,11 @@ def export_to_knover(
                 f"--{name} {saved.file}: a {saved.stage} model writes and ranks; Knover has none that does "
                 "both: use plato2 export hf"
             )
+        if (latent_at := saved.model_config.latent_at) != "front":
+            raise UserError(
+                f"--{name} {saved.file}: has model.latent_at={latent_at}, and Knover's latent is in front; "
+                "use plato2 export hf"
+            )
         tensors = {
             key: tensor.float() if tensor.dtype == torch.bfloat16 else tensor
             for key, tensor in saved.weights.items()

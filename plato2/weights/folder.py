@@ -28,7 +28,7 @@ from plato2.model.heads import Recognition
 from plato2.model.networks import EvaluationNetwork, GenerationNetwork
 from plato2.runs.folder import RunFolder
 from plato2.runs.saved import read_checkpoint
-from plato2.weights.base import check_base
+from plato2.weights.base import check_base, fill_base
 from plato2.weights.model_folder import PARTS, is_model_folder, model_path, read_config, read_part
 
 if TYPE_CHECKING:  # Lightning is not needed to talk
@@ -272,7 +272,7 @@ def _fill(module: nn.Module, saved: Saved, only_shared: bool = False) -> None:
     _check_shapes(module, saved, only_shared)
     if saved.model_config.has_adapter:
         check_base(saved.model_config, saved.file)
-        module.get_submodule("backbone").read_base()  # type: ignore[operator]
+        fill_base(module.get_submodule("backbone"), saved.model_config)
     known, weights = module.state_dict().keys(), {}
     for key in list(saved.weights):
         tensor = saved.weights.pop(key)

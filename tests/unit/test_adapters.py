@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from plato2.data.units import pack
 from plato2.files import file_sha256
 from plato2.model.networks import EvaluationNetwork, GenerationNetwork
 from plato2.model.pretrained import build_backbone, from_folder, is_of_base
+from plato2.runs.start import warm_start, with_base_of
 from plato2.stages import CoarseGeneration, CoherenceEstimation, FineGeneration, Stage
 from plato2.stages.optim import adamw
-from plato2.weights.base import base_sha256, check_base, with_base
+from plato2.weights.base import base_sha256, check_base, fill_base, with_base
 from plato2.weights.folder import Saved, _fill
 
 PAIRS = [
@@ -226,10 +228,70 @@ def test_an_adapter_stays_with_its_base(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"an adapter of other weights \(sha256 [0-9a-f]{12}\) than those in"):
         _fill(network, saved(stage, tmp_path), only_shared=True)
     decoder.rename(tmp_path / "elsewhere")
-    with pytest.raises(
-        UserError, match=r"an adapter of the decoder in .*/d, which is not there; put it back"
-    ):
+    with pytest.raises(UserError, match=r"an adapter of .*/d, which is not there; put it back"):
         check_base(config, tmp_path)
+
+
+def checkpoint(stage: Stage, file: Path) -> Path:
+    """What a checkpoint has that weights are read from."""
+    hyper = {"model": asdict(stage.model_config), "optim": {}, "seed": 1}
+    about = {"stage": stage.name, "use": asdict(stage.use), "hyper_parameters": hyper}
+    torch.save({"state_dict": stage.state_dict(), **about}, file)
+    return file
+
+
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
+def test_an_adapter_goes_on_from_a_run_that_trained_everything(
+    folder: Callable[[str], Path], family: str, tmp_path: Path
+) -> None:
+    """Its base is then that run's checkpoint, and that of the adapters after it, too."""
+    config = read(folder(family))
+    whole = trained(CoarseGeneration(read(folder(family), adapter="none")))
+    first = checkpoint(whole, tmp_path / "whole.ckpt")
+    unit = unit_of(whole)
+    stage = CoarseGeneration(begun := with_base_of(config, first))
+    assert begun.base_sha256 == file_sha256(first)
+    fill_base(stage.backbone, begun)
+    assert f"on all that {first} has trained" in warm_start(stage, first, ("1_coarse",), "")
+    assert torch.equal(total(stage.eval(), unit), total(whole, unit))
+    second = checkpoint(trained(stage), tmp_path / "adapter.ckpt")
+    after = CoarseGeneration(begun := with_base_of(config, second))
+    fill_base(after.backbone, begun)
+    warm_start(after, second, ("1_coarse",), "")
+    assert torch.equal(total(after.eval(), unit), total(stage, unit))
+    with torch.device("meta"):
+        network = GenerationNetwork(begun, has_latents=False)
+    _fill(network, saved(after, tmp_path), only_shared=True)
+    assert torch.equal(log_probs(network.eval().backbone, unit), log_probs(after.backbone, unit))
+    checkpoint(stage, first)
+    with pytest.raises(UserError, match=r"adapter.ckpt: an adapter of other weights"):
+        with_base_of(config, second)
+    first.unlink()
+    with pytest.raises(UserError, match=r"an adapter of .*whole.ckpt, which is not there"):
+        with_base_of(config, second)
+
+
+def test_what_an_adapter_cannot_go_on_from(folder: Callable[[str], Path], tmp_path: Path) -> None:
+    path = checkpoint(CoarseGeneration(read(folder("llama"))), tmp_path / "a.ckpt")
+
+    def refused(config: ModelConfig) -> str:
+        with pytest.raises(UserError) as told:
+            warm_start(CoarseGeneration(config), path, ("1_coarse",), "")
+        return str(told.value)
+
+    assert "model.adapter=none: init_from=" in refused(read(folder("llama"), adapter="none"))
+    assert "was trained with model.adapter_rank=4; give that" in refused(
+        read(folder("llama"), adapter_rank=2)
+    )
+    assert "was trained with model.adapter_alpha=32.0" in refused(read(folder("llama"), adapter_alpha=1.0))
+    other = write_decoder(tmp_path / "other", initializer_range=0.1)
+    data = bytearray((other / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (other / "model.safetensors").write_bytes(data)
+    assert "an adapter of other weights (sha256" in refused(read(other))
+    whole = checkpoint(CoarseGeneration(read(folder("llama"), adapter="none")), tmp_path / "w.ckpt")
+    with pytest.raises(UserError, match=r"no run of the decoder in model.path="):
+        warm_start(CoarseGeneration(read(folder("gpt2"))), whole, ("1_coarse",), "")
 
 
 @pytest.mark.parametrize(

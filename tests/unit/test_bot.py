@@ -143,7 +143,7 @@ def test_bfloat16_says_nearly_the_same(runs: dict[str, Path]) -> None:
     replies = [{c.latent: c.coherence for c in each.reply(CONTEXT[:1]).candidates} for each in (half, full)]
     assert replies[0].keys() == replies[1].keys()
     assert replies[0] == pytest.approx(replies[1], abs=0.05)
-    with pytest.raises(UserError, match="--precision float16: use float32 or bfloat16"):
+    with pytest.raises(UserError, match="--precision float16: use float32, bfloat16 or int8"):
         PlatoBot.load(runs["2_gen"], precision="float16")
 
 

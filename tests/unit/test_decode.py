@@ -35,6 +35,16 @@ TOP_P = DecodeConfig(strategy="top_p", top_p=0.7, max_tokens=12, n_candidates=4)
 BEAM = DecodeConfig(strategy="beam", beam_size=3, max_tokens=8)
 
 
+class AfterContext(FineGeneration):
+    """Stage 2.1 with the latent at the response's [CLS]."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__(replace(model, latent_at="response"))
+
+
+KINDS = [CoarseGeneration, FineGeneration, pytest.param(AfterContext, marks=pytest.mark.slow)]
+
+
 def made(stage_class: type[Stage], **model: Any) -> Any:
     """A stage with random weights large enough that tokens, latents and contexts matter."""
     stage = stage_class(ModelConfig(**(MODEL | {"dropout": 0.1} | model)))
@@ -68,11 +78,15 @@ def response_unit(stage: Stage, context: list[int], response: list[int], front: 
 
 def logits_without_cache(stage: Any, context: list[int], response: list[int], latent: int | None) -> Tensor:
     """Logits of the token after `response`, everything computed anew."""
-    unit = response_unit(stage, context, [*response, 0], front=latent is not None)
+    front = latent is not None and not isinstance(stage, AfterContext)
+    unit = response_unit(stage, context, [*response, 0], front=front)
     x = stage.backbone.embed(unit["token_ids"], unit["type_ids"], unit["pos_ids"])
     if latent is not None:
         z = torch.eye(stage.model_config.n_latent)[latent : latent + 1]
-        x = put_front(x, unit["sample_index"], stage.recognition.latent(z))
+        if front:
+            x = put_front(x, unit["sample_index"], stage.recognition.latent(z))
+        else:
+            x[0, len(context)] += stage.recognition.latent(z)[0]
     bias = masks.additive(masks.prefix_lm(unit["segment_ids"], unit["type_ids"]), x.dtype)
     h = stage.backbone.encode(x, bias)
     return stage.backbone.lm_logits(read_slots(h, unit["target_index"][-1:]))[0]
@@ -158,7 +172,7 @@ def beam_search_slowly(
     return [(ids, score((ids, total))) for ids, total in beam]
 
 
-@pytest.mark.parametrize("stage_class", [CoarseGeneration, FineGeneration])
+@pytest.mark.parametrize("stage_class", [CoarseGeneration, FineGeneration, AfterContext])
 @pytest.mark.parametrize(
     "config",
     [
@@ -179,7 +193,7 @@ def test_the_cache_changes_nothing(stage_class: type[Stage], config: DecodeConfi
     for b, context in enumerate(CONTEXTS):
         assert len(found[b]) == 4
         for number, hypothesis in enumerate(found[b]):
-            latent = number if stage_class is FineGeneration else None
+            latent = None if stage_class is CoarseGeneration else number
             row = uniforms[number * len(CONTEXTS) + b].tolist()
             ids, log_prob = decode_slowly(stage, context, latent, config, row)
             assert list(hypothesis.token_ids) == ids
@@ -199,7 +213,7 @@ def test_a_long_batch_in_which_rows_leave_one_by_one() -> None:
         assert hypothesis.log_prob == pytest.approx(log_prob, abs=1e-5)
 
 
-@pytest.mark.parametrize("stage_class", [CoarseGeneration, FineGeneration])
+@pytest.mark.parametrize("stage_class", KINDS)
 @pytest.mark.parametrize("length_penalty", [None, 0.0, 0.6])
 @pytest.mark.parametrize("no_repeat_ngram", [0, 2])
 def test_a_beam_is_that_of_a_search_without_cache(
@@ -208,7 +222,7 @@ def test_a_beam_is_that_of_a_search_without_cache(
     stage = made(stage_class)
     config = replace(BEAM, length_penalty=length_penalty, no_repeat_ngram=no_repeat_ngram)
     for context, hypotheses in zip(CONTEXTS, decode(stage, CONTEXTS, config), strict=True):
-        latents: list[int | None] = [0, 1, 2, 3] if stage_class is FineGeneration else [None]
+        latents: list[int | None] = [None] if stage_class is CoarseGeneration else [0, 1, 2, 3]
         assert [hypothesis.latent for hypothesis in hypotheses] == [z for z in latents for _ in range(3)]
         expected = [
             found for latent in latents for found in beam_search_slowly(stage, context, latent, config)
@@ -218,7 +232,7 @@ def test_a_beam_is_that_of_a_search_without_cache(
         assert [hypothesis.log_prob for hypothesis in hypotheses] == pytest.approx(scores, abs=1e-5)
 
 
-@pytest.mark.parametrize("stage_class", [CoarseGeneration, FineGeneration])
+@pytest.mark.parametrize("stage_class", KINDS)
 @pytest.mark.parametrize("no_repeat_ngram", [0, 2])
 def test_a_beam_of_one_is_greedy(stage_class: type[Stage], no_repeat_ngram: int) -> None:
     stage = made(stage_class)
@@ -229,7 +243,7 @@ def test_a_beam_of_one_is_greedy(stage_class: type[Stage], no_repeat_ngram: int)
         assert [h.log_prob for h in mine] == pytest.approx([h.log_prob for h in theirs], abs=1e-6)
 
 
-@pytest.mark.parametrize("stage_class", [CoarseGeneration, FineGeneration])
+@pytest.mark.parametrize("stage_class", KINDS)
 @pytest.mark.parametrize(
     "config",
     [DECODE, TOP_P, BEAM, replace(DECODE, no_repeat_ngram=2, n_samples=2), replace(BEAM, no_repeat_ngram=1)],
@@ -256,7 +270,7 @@ def test_the_rest_of_the_batch_changes_nothing(stage_class: type[Stage], config:
     ],
     ids=["top_k", "beam", "beam_length_penalty", "top_p_sum"],
 )
-@pytest.mark.parametrize("stage_class", [CoarseGeneration, FineGeneration])
+@pytest.mark.parametrize("stage_class", [CoarseGeneration, FineGeneration, AfterContext])
 def test_log_prob_is_minus_the_training_loss(stage_class: type[Stage], config: DecodeConfig) -> None:
     """Teacher-forced NLL of the same tokens; the forbidden tokens are made impossible for both."""
     stage = made(stage_class)
@@ -321,7 +335,7 @@ def test_repeating_finds_the_tokens_that_end_a_known_n_gram(history: list[list[i
         assert row == [last is not None and (*last, token) in known for token in range(5)]
 
 
-@pytest.mark.parametrize("stage_class", [CoarseGeneration, FineGeneration])
+@pytest.mark.parametrize("stage_class", [CoarseGeneration, FineGeneration, AfterContext])
 def test_a_prefix_is_as_if_it_had_been_chosen(stage_class: type[Stage]) -> None:
     """Greedy decoding after its own beginning, of a length of its own for each context, goes on the same."""
     stage = made(stage_class, n_latent=1)
@@ -333,7 +347,7 @@ def test_a_prefix_is_as_if_it_had_been_chosen(stage_class: type[Stage]) -> None:
     config = replace(greedy, max_tokens=9)
     found = [hypotheses[0] for hypotheses in decode(stage, CONTEXTS, config, prefixes=prefixes)]
     assert [h.token_ids for h in found] == [ids[: n + 9] for ids, n in zip(whole, (3, 0, 1), strict=True)]
-    latent = 0 if stage_class is FineGeneration else None
+    latent = None if stage_class is CoarseGeneration else 0
     rest, log_probs = list(whole[0][3:]), []
     for n in range(9):
         given = [*whole[0][:3], *rest[:n]]
@@ -351,9 +365,12 @@ def test_more_samples_of_a_latent_come_after_the_first() -> None:
         assert len({h.token_ids for h in hypotheses}) > 8
 
 
+@pytest.mark.parametrize("stage_class", [FineGeneration, AfterContext])
 @pytest.mark.parametrize("config", [DECODE, BEAM])
-def test_some_of_the_latents_give_what_they_give_among_all(config: DecodeConfig) -> None:
-    stage, chosen, n = made(FineGeneration), [2, 0], len(CONTEXTS)
+def test_some_of_the_latents_give_what_they_give_among_all(
+    config: DecodeConfig, stage_class: type[Stage]
+) -> None:
+    stage, chosen, n = made(stage_class), [2, 0], len(CONTEXTS)
     uniforms = torch.rand(4 * n, config.max_tokens, generator=torch.Generator().manual_seed(1))
     all_latents = decode(stage, CONTEXTS, config, uniforms=uniforms)
     theirs = torch.cat([uniforms[z * n : (z + 1) * n] for z in chosen])
@@ -365,7 +382,7 @@ def test_some_of_the_latents_give_what_they_give_among_all(config: DecodeConfig)
         assert [h.log_prob for h in found] == pytest.approx([h.log_prob for h in expected], abs=1e-5)
 
 
-@pytest.mark.parametrize("stage_class", [CoarseGeneration, FineGeneration])
+@pytest.mark.parametrize("stage_class", KINDS)
 @pytest.mark.parametrize(
     "config", [replace(DECODE, n_samples=3, n_candidates=12), BEAM], ids=["top_k", "beam"]
 )
@@ -523,7 +540,7 @@ def test_weights_that_give_no_probabilities_are_named(strategy: Any) -> None:
         decode(stage, CONTEXTS, config)
 
 
-@pytest.mark.parametrize("stage_class", [CoarseGeneration, FineGeneration])
+@pytest.mark.parametrize("stage_class", KINDS)
 @pytest.mark.parametrize(
     "config",
     [

@@ -5,6 +5,7 @@ And nothing leaks: not from the other samples of a row, not from the padding, no
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from units import MODEL, Packed, Unit, make_stage, make_window, pack_for
 
+from plato2.config import ModelConfig
 from plato2.model import masks
 
 STAGES = ("1_coarse", "2_gen", "2_eval")
@@ -34,8 +36,13 @@ def loss_of(stage: Any, unit: Unit, terms: dict[str, Tensor], sample: int) -> Te
     return torch.stack(parts).sum()
 
 
-@pytest.fixture(params=STAGES)
+AFTER_CONTEXT = replace(MODEL, latent_at="response")
+
+
+@pytest.fixture(params=[*STAGES, "response"])
 def case(request: pytest.FixtureRequest) -> tuple[Any, Packed]:
+    if request.param == "response":
+        return make_stage("2_gen", AFTER_CONTEXT), pack_for("2_gen", make_window(7))
     return make_stage(request.param), pack_for(request.param, make_window(7))
 
 
@@ -122,9 +129,9 @@ def change_token(unit: Unit, slot: int) -> Unit:
     return unit | {"token_ids": tokens}
 
 
-@pytest.mark.parametrize("name", ["1_coarse", "2_gen"])
-def test_a_response_slot_does_not_see_the_next_token(name: str) -> None:
-    stage, packed = make_stage(name), pack_for(name, make_window(3))
+@pytest.mark.parametrize(("name", "model"), [("1_coarse", MODEL), ("2_gen", MODEL), ("2_gen", AFTER_CONTEXT)])
+def test_a_response_slot_does_not_see_the_next_token(name: str, model: ModelConfig) -> None:
+    stage, packed = make_stage(name, model), pack_for(name, make_window(3))
     unit = packed.unit
     z = torch.eye(MODEL.n_latent)[torch.arange(len(packed)) % MODEL.n_latent]
 
@@ -172,9 +179,31 @@ def test_context_does_not_see_the_response_but_recognition_does(name: str) -> No
         torch.testing.assert_close(posteriors[0][1:], posteriors[1][1:], rtol=0, atol=0)
 
 
-def test_latent_and_context_see_each_other() -> None:
+def test_a_latent_after_the_context_is_seen_by_the_response_alone() -> None:
+    """The context's slots depend neither on z nor on what stands in the front slot."""
+    stage, packed = make_stage("2_gen", AFTER_CONTEXT), pack_for("2_gen", make_window(4))
+    unit, backbone = packed.unit, stage.backbone
+    x = backbone.embed_unit(unit)
+    z = [stage.recognition.latent(torch.eye(MODEL.n_latent)[[i] * len(packed)]) for i in (0, 3)]
+    changed = backbone.put_front(x, unit["sample_index"], torch.ones(len(packed), MODEL.hidden_size))
+    outputs = []
+    for rows, vectors in ((x, z[0]), (x, z[1]), (changed, z[0])):
+        given, slots, mask = backbone.put_latents(unit, rows, vectors)
+        assert unit["token_ids"].flatten()[slots].eq(1).all()
+        assert unit["type_ids"].flatten()[slots].eq(1).all()
+        outputs.append(backbone.encode(given, mask, pos_ids=unit["pos_ids"]).flatten(0, 1))
+    sample = unit["segment_ids"].flatten() > 0
+    sample[unit["sample_index"]] = False
+    response = sample & (unit["type_ids"].flatten() == 1)
+    moved = (outputs[0] - outputs[1]).abs().amax(1) > 1e-6
+    assert torch.equal(moved & sample, response)
+    assert torch.equal(outputs[0][sample], outputs[2][sample])
+
+
+@pytest.mark.parametrize("model", [MODEL, AFTER_CONTEXT])
+def test_latent_and_context_see_each_other(model: ModelConfig) -> None:
     """Every slot of a sample depends on its latent, and on no other sample's."""
-    stage, packed = make_stage("2_gen"), pack_for("2_gen", make_window(4))
+    stage, packed = make_stage("2_gen", model), pack_for("2_gen", make_window(4))
     unit = packed.unit
     x = stage.backbone.embed_unit(unit)
     z = torch.zeros(len(packed), MODEL.n_latent)

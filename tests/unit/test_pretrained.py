@@ -105,11 +105,12 @@ def test_at_step_0_it_says_what_transformers_says(folder: Callable[[str], Path],
 @torch.no_grad()
 @pytest.mark.parametrize("family", MOST_SLOWLY)
 @pytest.mark.parametrize("context_mask", ["prefix", "causal"])
+@pytest.mark.parametrize("latent_at", ["front", "response"])
 def test_candidates_have_the_probabilities_of_the_whole_pass(
-    folder: Callable[[str], Path], family: str, context_mask: str
+    folder: Callable[[str], Path], family: str, context_mask: str, latent_at: str
 ) -> None:
-    """Token by token through the cache, with a latent in front, as in one pass over the finished record."""
-    config = read(folder(family), context_mask=context_mask)
+    """Token by token through the cache, with a latent, as in one pass over the finished record."""
+    config = read(folder(family), context_mask=context_mask, latent_at=latent_at)
     network = GenerationNetwork(config, has_latents=True).eval()
     assert network.recognition is not None
     torch.manual_seed(5)
@@ -123,8 +124,9 @@ def test_candidates_have_the_probabilities_of_the_whole_pass(
         pairs = [(context, [1, *hypothesis.token_ids])]
         unit, _ = pack(pairs, drop_last=True, latent_slot=config.mask_id)
         z = network.recognition.latent(torch.eye(5)[[3]])
-        x = network.backbone.put_front(network.backbone.embed_unit(unit), unit["sample_index"], z)
-        logits = log_probs(network.backbone, unit, x)
+        x, _, mask = network.backbone.put_latents(unit, network.backbone.embed_unit(unit), z)
+        h = network.backbone.encode(x, mask, read=unit["target_index"], pos_ids=unit["pos_ids"])
+        logits = network.backbone.lm_logits(h)
         logits[:, [0, config.mask_id]] = float("-inf")
         logits[0, 2] = float("-inf")  # not at once
         total = logits.log_softmax(-1).gather(1, unit["target_ids"][:, None]).double().sum().item()
@@ -170,6 +172,35 @@ def test_a_latent_of_nothing_is_a_second_begin_token(folder: Callable[[str], Pat
     causal = torch.full((1, 1, ids.shape[1], ids.shape[1]), float("-inf")).triu(1)
     expected = plain(ids, position_ids=positions, attention_mask=causal).logits[0, 1 + len(context) :]
     torch.testing.assert_close(own_words(found, config), expected[:, :300], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_all_latents_after_the_context_share_one_pass_over_it(folder: Callable[[str], Path]) -> None:
+    """The decoder reads each context once, whatever K; zero latents say what transformers says."""
+    import transformers
+
+    config = read(folder("llama"), latent_at="response")
+    network = GenerationNetwork(config, has_latents=True).eval()
+    assert network.recognition is not None
+    network.recognition.latent_embedding.zero_()
+    read_slots: list[tuple[int, ...]] = []
+    network.backbone.decoder.register_forward_pre_hook(
+        lambda module, given, named: read_slots.append(tuple(named["inputs_embeds"].shape[:2])),
+        with_kwargs=True,
+    )
+    contexts = [context for context, _ in PAIRS]
+    greedy = DecodeConfig(top_k=1, max_tokens=4, min_tokens=4)
+    found = decode(network, contexts, greedy)
+    longest = max(map(len, contexts))
+    assert read_slots == [(3, longest), (15, 1), (15, 1), (15, 1), (15, 1)]  # contexts, [CLS] + z, 3 tokens
+    plain = transformers.AutoModelForCausalLM.from_pretrained(folder("llama")).eval()
+    for context, hypotheses in zip(contexts, found, strict=True):
+        ids = torch.tensor([[word(config, i) for i in [*context, 1]]])
+        logits = plain(ids).logits[0, -1]
+        logits[0] = float("-inf")  # the end, not at once
+        assert {h.token_ids for h in hypotheses} == {hypotheses[0].token_ids}
+        first = int(logits.argmax())
+        assert hypotheses[0].token_ids[0] == (1 if first == 1 else first + 3)
 
 
 @torch.no_grad()
@@ -388,6 +419,8 @@ def test_values_that_do_not_belong_together_are_refused(folder: Callable[[str], 
         read(folder("llama"), n_layer=3)
     with pytest.raises(UserError, match=r"model\.context_mask=both: use one of prefix, causal"):
         read(folder("llama"), context_mask="both")
+    with pytest.raises(UserError, match=r"model\.latent_at=middle: use one of front, response"):
+        ModelConfig(latent_at="middle")
     with pytest.raises(UserError, match=r"model\.context_mask=causal: is for a pretrained decoder"):
         ModelConfig(context_mask="causal")
     for architecture in (
