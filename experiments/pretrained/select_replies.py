@@ -2,7 +2,8 @@
 
 A language model chooses by log p(r|c) - log p(r|neutral): how much more probable the context makes a reply
 than a greeting does. Without the second term it chooses what is always probable. A ranker chooses by
-p(l=1|c,r). The control asks the same questions after another context, where nothing but a leak could find the reply.
+p(l=1|c,r). The control asks the same questions after another context, where nothing but a leak could find
+the reply.
 """
 
 from __future__ import annotations
