@@ -98,6 +98,11 @@ class Stage(pl.LightningModule):
         else:
             self.load_state_dict(weights, strict=False)
 
+    @property
+    def between_passes(self) -> nn.Module | None:
+        """In a stage of two passes, what all gradients of the later one go through to the earlier one."""
+        return None
+
     def losses(self, unit: Unit) -> dict[str, Tensor]:
         """All terms of one unit, a value for each target (M,) or each sample (N,)."""
         raise NotImplementedError
@@ -207,7 +212,7 @@ class Stage(pl.LightningModule):
 
     def _gradient_sync(self, last: bool) -> Any:
         """Ranks exchange gradients only in the last backward of a step."""
-        exchange_once(self, last)
+        exchange_once(self, last, self.between_passes)
         strategy = self.trainer.strategy
         return (
             nullcontext()

@@ -98,19 +98,37 @@ def gathered(stage: nn.Module) -> Iterator[None]:
             part.reshard()
 
 
-def exchange_once(stage: LightningModule, last: bool) -> None:
+def exchange_once(stage: LightningModule, last: bool, between_passes: nn.Module | None = None) -> None:
     """Lets a sharded stage add up the gradients of a step's units, and reduce their sum in the last backward.
 
     Lightning's `block_backward_sync` does so for DDP only: here every unit would send its gradients, within a
     copy of the model and, with HSDP, between the copies. Until the last one a rank holds whole gradients, not
     its share alone, in float32.
 
+    In two passes through the blocks, the backward of the later one would send the sums of the units before,
+    and that of the earlier one the last unit's gradients, which autograd adds up over both passes first. So
+    blocks wait until the backward has come to what lies between the passes.
+
     Args:
         stage: sharded or not; if not, there is nothing to do.
         last: whether the next backward is the last one of the step.
+        between_passes: a part of the stage that all gradients of the later pass go through on their way to
+            the earlier one.
     """
     from torch.distributed.fsdp import FSDPModule
 
-    if isinstance(stage, FSDPModule):
-        stage.set_requires_gradient_sync(last)  # within a copy
-        stage.set_requires_all_reduce(last)  # between the copies
+    if not isinstance(stage, FSDPModule):
+        return
+    stage.set_requires_gradient_sync(last)  # within a copy
+    stage.set_requires_all_reduce(last)  # between the copies
+    if last and between_passes is not None:
+        blocks = [part for part in stage.modules() if isinstance(part, FSDPModule) and part is not stage]
+        for block in blocks:
+            block.set_requires_gradient_sync(False)
+
+        def at_the_earlier_pass(*_: object) -> None:
+            hook.remove()
+            for block in blocks:
+                block.set_requires_gradient_sync(True)
+
+        hook = between_passes.register_full_backward_pre_hook(at_the_earlier_pass)
