@@ -22,6 +22,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from small import ROOT, Train, assert_one_line, command, environment
 
 from plato2.config import UserError
+from plato2.runs import distributed
 from plato2.runs.folder import RunFolder
 from plato2.runs.saved import checkpoint_step, read_checkpoint, read_metrics
 from plato2.weights.folder import read_saved
@@ -67,6 +68,37 @@ with Counter():
     runpy.run_path(\"""",
 ).replace("assert all", 'print("reductions:", Counter.scattered, Counter.summed)\nassert all')
 """The same, which says how often it reduced gradients."""
+
+
+PEAK = RANKS.replace(
+    'runpy.run_path("',
+    """
+import json, tempfile
+from torch.profiler import ProfilerActivity, profile
+from plato2.runs import start
+from plato2.stages import Stage
+
+profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+warm_start, configure_model = start.warm_start, Stage.configure_model
+
+def begins(*given):
+    profiler.start()
+    return warm_start(*given)
+
+def ends(stage):
+    configure_model(stage)
+    profiler.stop()
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        profiler.export_chrome_trace(file.name)
+        events = [e["args"] for e in json.load(open(file.name))["traceEvents"] if e["name"] == "[memory]"]
+    allocated = [0] + [event["Total Allocated"] for event in events]
+    whole = 4 * sum(parameter.numel() for parameter in stage.parameters())
+    print(f"peak: {max(allocated)} of {whole}", flush=True)
+
+start.warm_start, Stage.configure_model = begins, ends
+runpy.run_path(\"""",
+)
+"""The same, which says what a rank allocates at most while it takes over weights, and the size of them all."""
 
 
 @dataclass
@@ -296,6 +328,29 @@ def test_the_next_stage_and_every_verb_read_sharded_checkpoints(
     subprocess.run([*PLATO2, *export], cwd=tmp_path, env=environment(PYTHONPATH=str(ROOT)), check=True)
     exported = read_saved(tmp_path / "exported").weights
     assert all(torch.equal(exported[name], weight) for name, weight in weights.items())
+
+
+@pytest.mark.slow
+def test_a_rank_never_holds_the_whole_weights_that_it_starts_from(
+    run_fork: RankedForks, tmp_path: Path
+) -> None:
+    """Of a sharded checkpoint it reads its share; one file is mapped, not read."""
+    large = ["model.hidden_size=128", "model.n_layer=12", *STEP, *FSDP, "trainer.max_steps=1"]
+    run_fork(*large, SHARES, "stage=1_coarse", run_id="coarse")
+    shares, file = RunFolder(tmp_path / "outputs" / "tiny-1_coarse" / "coarse").best, tmp_path / "file.ckpt"
+    torch.save(distributed.read_whole(shares), file)
+    weights = read_checkpoint(shares)["state_dict"]
+    largest = max(weight.nbytes for weight in weights.values())
+    for start in (shares, file):
+        given = [*large, "strategy.devices=4", "stage=2_gen", f"init_from={start}", "optim.lr=1e-30"]
+        said = run_fork(*given, run_id=f"from_{start.stem}", source=PEAK)
+        peaks = [(int(peak), int(size)) for peak, size in re.findall(r"peak: (\d+) of (\d+)", said)]
+        assert len(peaks) == 4
+        for peak, size in peaks:
+            assert size / 4 <= peak <= size / 4 + 6 * largest < 0.5 * size
+        found = saved_weights(tmp_path / "outputs" / "tiny-2_gen" / f"from_{start.stem}")
+        for name, weight in weights.items():
+            torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-20)
 
 
 @pytest.mark.slow

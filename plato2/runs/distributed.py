@@ -127,8 +127,31 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return found
 
 
+def read_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
+    """`read_into` of a model's weights by their own names; all ranks of this run call it.
+
+    Raises:
+        UserError: as `read_into`, on all ranks.
+    """
+    read_into(named(weights, {}), folder, together=True)
+
+
 def read_tensors(folder: Path, prefix: str = "") -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix`, put together from all shares, by the rest of their names.
+
+    Raises:
+        UserError: as `describe_tensors`.
+    """
+    tensors = {
+        f"{prefix}{name}": torch.zeros(it.shape, dtype=it.dtype)
+        for name, it in describe_tensors(folder, prefix).items()
+    }
+    read_into(tensors, folder, together=False)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def describe_tensors(folder: Path, prefix: str = "") -> dict[str, Tensor]:
+    """The same on the meta device: their shapes and types, and no memory.
 
     Raises:
         UserError: not a whole checkpoint, or it is more than its files are.
@@ -142,9 +165,10 @@ def read_tensors(folder: Path, prefix: str = "") -> dict[str, Tensor]:
     size = sum(it.size.numel() * it.properties.dtype.itemsize for it in chosen.values())
     if size > sum(file.stat().st_size for file in folder.iterdir()):
         raise UserError(f"{folder}: larger than its files; choose another checkpoint")
-    tensors = {name: torch.zeros(it.size, dtype=it.properties.dtype) for name, it in chosen.items()}
-    read_into(tensors, folder, together=False)
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return {
+        name.removeprefix(prefix): torch.empty(it.size, dtype=it.properties.dtype, device="meta")
+        for name, it in chosen.items()
+    }
 
 
 def read_whole(folder: Path) -> dict[str, Any]:

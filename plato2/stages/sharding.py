@@ -3,7 +3,7 @@
 Only FSDP2 (`ModelParallelStrategy` + `fully_shard`): `FSDPStrategy` refuses CPUs and clipping by norm.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from plato2.model.backbone import initialize_parameter
 
+ReadShares = Callable[[Mapping[str, Tensor]], None]
+"""Fills tensors of these names: of a DTensor the rank's share alone."""
 COMPUTED_IN = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """What matrix products are computed in, by the Trainer's precision."""
 
@@ -38,7 +40,12 @@ def shard_fully(stage: LightningModule, blocks: Iterable[nn.Module], strategy: S
 
 
 def fill_shards(
-    stage: nn.Module, device: torch.device, weights: Mapping[str, Tensor], seed: int, initial: bool = True
+    stage: nn.Module,
+    device: torch.device,
+    weights: Mapping[str, Tensor],
+    seed: int,
+    initial: bool = True,
+    read: ReadShares | None = None,
 ) -> None:
     """Allocates a rank's shards of a stage on the meta device, and fills them.
 
@@ -47,9 +54,11 @@ def fill_shards(
     Args:
         stage: sharded, its parameters on the meta device.
         device: where the shards are to be.
-        weights: those of another model, by name, in place of initial ones; whole tensors.
+        weights: those of another model, by name, in place of initial ones; whole tensors, or only described,
+            on the meta device.
         seed: of the initial weights.
         initial: whether there are any; without, all is read from a checkpoint later.
+        read: fills the shards of `weights` where these are only described; all ranks call it.
     """
     # As `to_empty`, which would also empty what has its values: buffers, sums of metrics.
     stage._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
@@ -60,7 +69,12 @@ def fill_shards(
         for name, parameter in stage.named_parameters():
             whole = torch.empty(parameter.shape)
             initialize_parameter(name, whole)
-            fill_shard(parameter, weights.get(name, whole))
+            if not read or name not in weights:
+                fill_shard(parameter, weights.get(name, whole))
+        if read:
+            own = {**dict(stage.named_parameters()), **dict(stage.named_buffers())}
+            read({name: tensor for name, tensor in own.items() if name in weights})
+            return
         for name, buffer in stage.named_buffers():
             if name in weights:
                 buffer.copy_(weights[name])
