@@ -98,7 +98,7 @@ def ends(stage):
 start.warm_start, Stage.configure_model = begins, ends
 runpy.run_path(\"""",
 )
-"""The same, which says what a rank allocates at most while it takes over weights, and the size of them all."""
+"""The same, which says what a rank allocates at most while it takes over weights, and their size."""
 
 
 @dataclass

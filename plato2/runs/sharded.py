@@ -48,6 +48,11 @@ class Sharded(ModelParallelStrategy):
         self.written: Future[Any] | None = None
         """Of the newest sharded checkpoint, which is written in the background."""
 
+    @property
+    def in_shares(self) -> bool:
+        """Whether each rank saves its own share."""
+        return bool(self._save_distributed_checkpoint)
+
     def setup_environment(self) -> None:
         """Brings up the processes and their mesh.
 
