@@ -2,7 +2,8 @@
 
 `.metadata` is written when all shares are, and last `meta.pt`, which has all but the tensors of model
 and optimizer: a folder that lacks one of them is not whole. Tensors are named `state_dict.NAME` and
-`optimizer.PARAMETER.STATE`. Nothing in a folder is executed: DCP's own reader unpickles `.metadata`, ours
+`optimizer.PARAMETER.STATE`; where the weights are an average, those that training goes on with are
+`current_model_state.NAME`. Nothing in a folder is executed: DCP's own reader unpickles `.metadata`, ours
 takes from it only what describes tensors.
 """
 
@@ -26,7 +27,7 @@ from torch.distributed.checkpoint.planner import ReadItem
 from plato2.config import UserError
 
 META, TENSORS = "meta.pt", ".metadata"
-WEIGHTS, OPTIMIZER = "state_dict.", "optimizer."
+WEIGHTS, OPTIMIZER, CURRENT = "state_dict.", "optimizer.", "current_model_state."
 DCP = "torch.distributed.checkpoint"
 DESCRIBES_TENSORS = {
     (f"{DCP}.metadata", "Metadata"),
@@ -184,6 +185,8 @@ def read_whole(folder: Path) -> dict[str, Any]:
     for name, tensor in read_tensors(folder, OPTIMIZER).items():
         parameter, _, key = name.rpartition(".")
         state.setdefault(parameter, {})[key] = tensor
+    if current := read_tensors(folder, CURRENT):
+        checkpoint["current_model_state"] = current
     return checkpoint | {"optimizer_states": [numbered({"state": state, "param_groups": groups})]}
 
 
@@ -207,9 +210,17 @@ def with_names(optimizer: Mapping[str, Any], named_groups: Sequence[Mapping[str,
     }
 
 
-def named(weights: Mapping[str, Tensor], optimizer: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors of a model and of its optimizer's `state` (by parameter) under their names in a folder."""
+def named(
+    weights: Mapping[str, Tensor],
+    optimizer: Mapping[str, Mapping[str, Tensor]],
+    current: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """The tensors of a model and of its optimizer's `state` (by parameter) under their names in a folder.
+
+    `current`: the weights that training goes on with, where `weights` are their average.
+    """
     tensors = {f"{WEIGHTS}{name}": tensor for name, tensor in weights.items()}
+    tensors |= {f"{CURRENT}{name}": tensor for name, tensor in (current or {}).items()}
     return tensors | {
         f"{OPTIMIZER}{name}.{key}": tensor for name, of in optimizer.items() for key, tensor in of.items()
     }

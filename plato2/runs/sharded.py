@@ -102,8 +102,8 @@ class Sharded(ModelParallelStrategy):
         folder = Path(self.broadcast(str(filepath)))
         folder.mkdir(parents=True, exist_ok=True)
         weights, (optimizer,) = checkpoint.pop("state_dict"), checkpoint.pop("optimizer_states")
+        tensors = distributed.named(weights, optimizer["state"], checkpoint.pop("current_model_state", None))
         rest = checkpoint | {"optimizer_groups": optimizer["param_groups"]}
-        tensors = distributed.named(weights, optimizer["state"])
         self.written = distributed.write(tensors, rest, folder, self.writers)
 
     def load_checkpoint(
@@ -123,6 +123,10 @@ class Sharded(ModelParallelStrategy):
         tensors = distributed.named(weights, optimizer["state"])
         if path.is_dir():
             rest = distributed.read_meta(path)
+            if "averaging_state" in rest:
+                current = {name: torch.empty_like(share) for name, share in weights.items()}
+                rest["current_model_state"] = current
+                tensors = distributed.named(weights, optimizer["state"], current)
             distributed.read_into(tensors, path, together=True)
             groups = rest.pop("optimizer_groups")
         else:

@@ -81,10 +81,10 @@ def fill_shards(
 
 
 def fill_shard(share: Tensor, whole: Tensor) -> None:
-    """Copies a rank's share of a tensor that each rank has, without communication."""
+    """Copies a rank's share of a tensor that each rank has, or that is shared out alike; nothing is sent."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    if isinstance(share, DTensor):
+    if isinstance(share, DTensor) and not isinstance(whole, DTensor):
         here = whole.to(share.device, share.dtype)
         whole = distribute_tensor(here, share.device_mesh, share.placements, src_data_rank=None)
     share.copy_(whole)
