@@ -184,8 +184,10 @@ def test_typos_on_the_command_line(train_here: Train, override: str) -> None:
 
 
 WRONG_VALUES = {
-    "model.n_layer=two": "model.n_layer",
-    "optim.lr=fast": "optim.lr",
+    "model.n_layer=two": "error: model.n_layer=two: must be a whole number",
+    "optim.lr=xx2": "error: optim.lr=xx2: must be a number",
+    "optim.lr=null": "error: optim.lr=null: must have a value",
+    "model.checkpoint_activations=maybe": "error: model.checkpoint_activations=maybe: must be true or false",
     "optim.betas=[0.9]": "optim.betas=[0.9]",
     "optim.betas=[0.9,2]": "optim.betas=[0.9, 2.0]",
     "seed=-1": "seed=-1",

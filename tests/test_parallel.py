@@ -22,6 +22,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from small import ROOT, Train, assert_one_line, command, environment
 
 from plato2.config import UserError
+from plato2.runs import distributed
 from plato2.runs.folder import RunFolder
 from plato2.runs.saved import checkpoint_step, read_checkpoint, read_metrics
 from plato2.weights.folder import read_saved
@@ -67,6 +68,37 @@ with Counter():
     runpy.run_path(\"""",
 ).replace("assert all", 'print("reductions:", Counter.scattered, Counter.summed)\nassert all')
 """The same, which says how often it reduced gradients."""
+
+
+PEAK = RANKS.replace(
+    'runpy.run_path("',
+    """
+import json, tempfile
+from torch.profiler import ProfilerActivity, profile
+from plato2.runs import start
+from plato2.stages import Stage
+
+profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+warm_start, configure_model = start.warm_start, Stage.configure_model
+
+def begins(*given):
+    profiler.start()
+    return warm_start(*given)
+
+def ends(stage):
+    configure_model(stage)
+    profiler.stop()
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        profiler.export_chrome_trace(file.name)
+        events = [e["args"] for e in json.load(open(file.name))["traceEvents"] if e["name"] == "[memory]"]
+    allocated = [0] + [event["Total Allocated"] for event in events]
+    whole = 4 * sum(parameter.numel() for parameter in stage.parameters())
+    print(f"peak: {max(allocated)} of {whole}", flush=True)
+
+start.warm_start, Stage.configure_model = begins, ends
+runpy.run_path(\"""",
+)
+"""The same, which says what a rank allocates at most while it takes over weights, and their size."""
 
 
 @dataclass
@@ -166,13 +198,11 @@ def test_sharded_checkpoints_are_read_by_any_number_of_ranks(run_fork: RankedFor
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("strategy", "stage", "of_a_block"), [(FSDP, "1_coarse", 1), (FSDP, "2_gen", 2), (HSDP, "1_coarse", 1)]
-)
+@pytest.mark.parametrize(("strategy", "stage"), [(FSDP, "1_coarse"), (FSDP, "2_gen"), (HSDP, "2_gen")])
 def test_a_sharded_step_reduces_its_gradients_once(
-    run_fork: RankedForks, strategy: list[str], stage: str, of_a_block: int
+    run_fork: RankedForks, strategy: list[str], stage: str
 ) -> None:
-    """Once a block and once for the rest, not for each of four units; twice a block in two passes (2_gen).
+    """Once a block and once for the rest, not for each of four units, nor of two passes (2_gen).
 
     With HSDP, each sum of a copy is added up over the copies, once as well.
     """
@@ -181,7 +211,7 @@ def test_a_sharded_step_reduces_its_gradients_once(
     devices = f"strategy.devices={ranks}"
     said = run_fork(*RUN, f"stage={stage}", *strategy, devices, *step, run_id="r", source=COUNTED)
     per_step = {(int(n) / 2, int(m) / 2) for n, m in re.findall(r"reductions: (\d+) (\d+)", said)}
-    once = 2 * of_a_block + 1
+    once = 2 + 1
     assert per_step == {(once, once if strategy == HSDP else 0)}
 
 
@@ -298,6 +328,51 @@ def test_the_next_stage_and_every_verb_read_sharded_checkpoints(
     subprocess.run([*PLATO2, *export], cwd=tmp_path, env=environment(PYTHONPATH=str(ROOT)), check=True)
     exported = read_saved(tmp_path / "exported").weights
     assert all(torch.equal(exported[name], weight) for name, weight in weights.items())
+
+
+@pytest.mark.slow
+def test_a_rank_never_holds_the_whole_weights_that_it_starts_from(
+    run_fork: RankedForks, tmp_path: Path
+) -> None:
+    """Of a sharded checkpoint it reads its share; one file is mapped, not read."""
+    large = ["model.hidden_size=128", "model.n_layer=12", *STEP, *FSDP, "trainer.max_steps=1"]
+    run_fork(*large, SHARES, "stage=1_coarse", run_id="coarse")
+    shares, file = RunFolder(tmp_path / "outputs" / "tiny-1_coarse" / "coarse").best, tmp_path / "file.ckpt"
+    torch.save(distributed.read_whole(shares), file)
+    weights = read_checkpoint(shares)["state_dict"]
+    largest = max(weight.nbytes for weight in weights.values())
+    for start in (shares, file):
+        given = [*large, "strategy.devices=4", "stage=2_gen", f"init_from={start}", "optim.lr=1e-30"]
+        said = run_fork(*given, run_id=f"from_{start.stem}", source=PEAK)
+        peaks = [(int(peak), int(size)) for peak, size in re.findall(r"peak: (\d+) of (\d+)", said)]
+        assert len(peaks) == 4
+        for peak, size in peaks:
+            assert size / 4 <= peak <= size / 4 + 6 * largest < 0.5 * size
+        found = saved_weights(tmp_path / "outputs" / "tiny-2_gen" / f"from_{start.stem}")
+        for name, weight in weights.items():
+            torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-20)
+
+
+@pytest.mark.slow
+def test_ranks_average_their_shares_as_one_process_does_the_whole(
+    run_fork: RankedForks, tmp_path: Path
+) -> None:
+    """To shares, from these to a file on other ranks, from that on one process, and back to shares."""
+    common = [*RUN, *STEP, "checkpoint_steps=1", "callbacks=ema", "callbacks.ema.decay=0.5"]
+    run_fork(*common, "trainer.max_steps=6", run_id="whole")
+    run_fork(*common, *FSDP, SHARES, "trainer.max_steps=3", run_id="parts")
+    run_fork(*common, *HSDP, "strategy.devices=4", "trainer.max_steps=4", run_id="parts")
+    run_fork(*common, "trainer.max_steps=5", run_id="parts")
+    run_fork(*common, *FSDP, SHARES, "trainer.max_steps=6", run_id="parts")
+    parts, whole = losses(tmp_path, "parts"), losses(tmp_path, "whole")
+    assert {place: parts[place] for place in whole} == pytest.approx(whole, rel=1e-5)
+    expected = checkpoint(tmp_path, "whole")
+    last = tmp_path / "outputs" / "tiny-2_gen" / "parts" / "checkpoints" / "last.ckpt"
+    found = distributed.read_whole(last)
+    assert found["averaging_state"] == expected["averaging_state"] == {"n_averaged": torch.tensor(6)}
+    for part in ("state_dict", "current_model_state"):
+        torch.testing.assert_close(found[part], expected[part], rtol=1e-4, atol=1e-6)
+    assert not torch.equal(*(found[part]["backbone.word.weight"] for part in ("state_dict", part)))
 
 
 @pytest.mark.slow

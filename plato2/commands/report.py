@@ -104,6 +104,7 @@ def page(places: list[Path] | None, out: Path | None, title: str, wandb: str | N
     """Finds what lies there and writes, prints or logs the page."""
     from plato2.report.found import Found, find, last_curriculum
     from plato2.report.page import check_name, html, show, write
+    from plato2.report.ranks import rank_facts
     from plato2.report.sections import sections
 
     if out is not None:
@@ -122,6 +123,7 @@ def page(places: list[Path] | None, out: Path | None, title: str, wandb: str | N
         about = {
             "runs": list(map(str, found.runs)),
             "results": results,
+            "ranks": [facts for run in found.runs if (facts := rank_facts(run))],
             "sweeps": [asdict(sweep) for sweep in found.sweeps],
             "written": list(map(str, written)),
         }

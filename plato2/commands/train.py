@@ -470,6 +470,13 @@ def explain(error: Exception, conf: Path) -> str:
     if alone:
         key = alone[3]
         return f"{key}={alone[1]}: a factor of the recipe's value, for sweeps: -m {key}=x0.5,x1,x2"
+    kinds = {"Float": "a number", "Integer": "a whole number", "bool": "true or false"}
+    converted = r"(?:of type '\w+' could not be converted to|is not a valid)"
+    other = re.search(rf"Value '(.*)' {converted} ({'|'.join(kinds)})\b.* full_key: (\S+)", told)
+    if other:
+        return f"{other[3]}={other[1]}: must be {kinds[other[2]]} {where}"
+    if empty := re.search(r"field '(\S+)' is not Optional", told):
+        return f"{empty[1]}=null: must have a value {where}"
     unknown = re.search(r"Key '[^']*' (?:is )?not in .*full_key: (\S+)", told)
     if unknown:
         return f"{unknown[1]}: no such key; {meant(unknown[1], conf)} {where}"

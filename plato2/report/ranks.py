@@ -79,6 +79,33 @@ def ranks(run: Path) -> list[Block]:
     return blocks
 
 
+def rank_facts(run: Path) -> dict[str, Any]:
+    """The same as plain values, for `--json`; nothing for a run of one rank."""
+    states = read_states(run)
+    if not states:
+        return {}
+    return {
+        "run": str(run),
+        "summary": summary(states),
+        "world": states[0].world,
+        "without_a_trace": _missing(states),
+        "ranks": [_facts(run, state) for state in states],
+        "nccl_records": [str(path) for path in sorted(folder_of(run).glob("nccl_trace_rank_*"))],
+    }
+
+
+def _facts(run: Path, state: RankState) -> dict[str, Any]:
+    record = _flight(run, state)
+    own = {*Collective.model_fields}
+    last = record.entries[-1].model_dump(include=own) if record and record.entries else None
+    line = state.last.model_dump(include={"event", "step", "phase", "at", "waited_s", "collectives", "error"})
+    return {"rank": state.rank, "host": state.host, **line, "last_collective": last}
+
+
+def _missing(states: Sequence[RankState]) -> list[int]:
+    return sorted({*range(states[0].world)} - {state.rank for state in states})
+
+
 def summary(states: Sequence[RankState]) -> str:
     """The end of the newest attempt in one sentence."""
     world, steps = states[0].world, [state.last.step for state in states]
@@ -111,7 +138,7 @@ def _last_lines(states: Sequence[RankState]) -> Table:
         for (host, step, phase, ended, error), same in alike.items()
     ]
     header = ["ranks", "machine", "last step", "it was in", "last line", "waited", "at (UTC)", "error"]
-    missing = sorted({*range(states[0].world)} - {state.rank for state in states})
+    missing = _missing(states)
     caption = f"without a trace: {named(missing, states[0].world, [])}" if missing else ""
     return Table(header, rows, caption)
 
@@ -124,13 +151,8 @@ def _flights(run: Path, states: Sequence[RankState]) -> Table | None:
     """How many collectives each rank had begun, and its last one; the one with fewest holds up the others."""
     rows = []
     for state in states:
-        path = flight_of(run, state.rank)
-        try:
-            record = read_flight(path)
-        except FileNotFoundError:
-            continue
-        except UserError as error:
-            say(f"warning: skipped: {error}")
+        record = _flight(run, state)
+        if record is None:
             continue
         last = record.entries[-1] if record.entries else None
         begun = state.last.collectives
@@ -146,6 +168,16 @@ def _flights(run: Path, states: Sequence[RankState]) -> Table | None:
     header = ["rank", "collectives begun", "the last one", "of size", "number and group"]
     caption = "Flight records: a rank that has begun fewer collectives than the others is who they wait for"
     return Table(header, rows, caption) if rows else None
+
+
+def _flight(run: Path, state: RankState) -> FlightRecord | None:
+    try:
+        return read_flight(flight_of(run, state.rank))
+    except FileNotFoundError:
+        return None
+    except UserError as error:
+        say(f"warning: skipped: {error}")
+        return None
 
 
 def read_flight(path: Path) -> FlightRecord:

@@ -145,7 +145,7 @@ class Checkpoints(Checkpoint):
         """Writes `last.ckpt` (and `best.ckpt`) of the current step, or begins to; all ranks take part.
 
         Raises:
-            UserError: the disk is full or not writable; the previous checkpoint is untouched.
+            UserError: the disk is full or not writable, on all ranks; the previous checkpoint is untouched.
         """
         self.finish(trainer)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -154,18 +154,25 @@ class Checkpoints(Checkpoint):
         rank_zero_only(_remove)(new)  # half-written, by a run that was killed
         trainer.strategy.barrier("removed")
         place = partial(self._put_in_place, new, self.folder / "last.ckpt", best)
+        failed: OSError | CheckpointException | None = None
         try:
             trainer.save_checkpoint(new, weights_only=False)  # Lightning: not only weights
-            if written := getattr(trainer.strategy, "written", None):
-                self.pending = then(written, place)
-            else:
-                place()
         except (OSError, CheckpointException) as error:
-            raise self._not_written(error) from error
-        self.due, self.saved_at = False, time.monotonic()
-        if self.pending is None:
-            trainer.strategy.barrier("checkpoint")
+            if getattr(trainer.strategy, "in_shares", False):
+                raise self._not_written(_reasons(error)) from error
+            failed = error
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where those are that do not write
+        if written := getattr(trainer.strategy, "written", None):
+            self.pending = then(written, place)
+        else:
+            try:
+                if failed is None:
+                    place()
+            except OSError as error:
+                failed = error
+            self._all_written(trainer, failed)
             self.saved_step = trainer.global_step
+        self.due, self.saved_at = False, time.monotonic()
 
     def finish(self, trainer: pl.Trainer) -> None:
         """Waits for a checkpoint that is being written in the background, if there is one.
@@ -180,11 +187,22 @@ class Checkpoints(Checkpoint):
             self.pending.result()
         except (OSError, CheckpointException) as found:
             error = found
-        if trainer.strategy.reduce_boolean_decision(error is not None, all=False):
-            raise self._not_written(error or OSError("by another rank, which says why")) from error
+        self._all_written(trainer, error)
         self.pending, self.saved_step = None, self.pending_step
 
-    def _not_written(self, error: OSError | CheckpointException) -> UserError:
+    def _all_written(self, trainer: pl.Trainer, error: OSError | CheckpointException | None) -> None:
+        """Tells all ranks at once what the first one knows: it puts files in place, and writes if one does.
+
+        Raises:
+            UserError: one of them could not write, on all of them.
+        """
+        if trainer.strategy.reduce_boolean_decision(error is not None, all=False):
+            reasons = _reasons(error) if error else ""
+            if trainer.world_size > 1 and not isinstance(error, CheckpointException):
+                reasons = f"rank 0: {reasons}"
+            raise self._not_written(trainer.strategy.broadcast(reasons)) from error
+
+    def _not_written(self, reasons: str) -> UserError:
         last, new = self.folder / "last.ckpt", self.folder / "new.ckpt"
         with suppress(OSError):
             _remove(new)
@@ -192,11 +210,9 @@ class Checkpoints(Checkpoint):
         kept = "there is none before it"
         if last.exists():
             kept = f"the one from step {self.saved_step} is untouched"
-        of_ranks = error.failures if isinstance(error, CheckpointException) else {}
-        reasons = [f"rank {rank}: {_reason(failure[0])}" for rank, failure in of_ranks.items()]
         return UserError(
             f"{last}: the checkpoint of step {self.pending_step} could not be written "
-            f"({', '.join(reasons) or _reason(error)}); {kept}. Free some space and start the same command "
+            f"({reasons}); {kept}. Free some space and start the same command "
             "again (without resume=never)"
         )
 
@@ -273,6 +289,13 @@ def put_in_place(new: Path, path: Path, sha256: str) -> None:
         sync(path.parent, inside=False)
         _remove(path.with_suffix(".old"))
     write_sha256(path, sha256)
+
+
+def _reasons(error: OSError | CheckpointException) -> str:
+    """Why, and of shares by which rank."""
+    of_ranks = error.failures if isinstance(error, CheckpointException) else {}
+    told = [f"rank {rank}: {_reason(failure[0])}" for rank, failure in of_ranks.items()]
+    return ", ".join(told) or _reason(error)
 
 
 def _reason(error: BaseException) -> str:

@@ -2,7 +2,8 @@
 
 `.metadata` is written when all shares are, and last `meta.pt`, which has all but the tensors of model
 and optimizer: a folder that lacks one of them is not whole. Tensors are named `state_dict.NAME` and
-`optimizer.PARAMETER.STATE`. Nothing in a folder is executed: DCP's own reader unpickles `.metadata`, ours
+`optimizer.PARAMETER.STATE`; where the weights are an average, those that training goes on with are
+`current_model_state.NAME`. Nothing in a folder is executed: DCP's own reader unpickles `.metadata`, ours
 takes from it only what describes tensors.
 """
 
@@ -26,7 +27,7 @@ from torch.distributed.checkpoint.planner import ReadItem
 from plato2.config import UserError
 
 META, TENSORS = "meta.pt", ".metadata"
-WEIGHTS, OPTIMIZER = "state_dict.", "optimizer."
+WEIGHTS, OPTIMIZER, CURRENT = "state_dict.", "optimizer.", "current_model_state."
 DCP = "torch.distributed.checkpoint"
 DESCRIBES_TENSORS = {
     (f"{DCP}.metadata", "Metadata"),
@@ -127,8 +128,31 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return found
 
 
+def read_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
+    """`read_into` of a model's weights by their own names; all ranks of this run call it.
+
+    Raises:
+        UserError: as `read_into`, on all ranks.
+    """
+    read_into(named(weights, {}), folder, together=True)
+
+
 def read_tensors(folder: Path, prefix: str = "") -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix`, put together from all shares, by the rest of their names.
+
+    Raises:
+        UserError: as `describe_tensors`.
+    """
+    tensors = {
+        f"{prefix}{name}": torch.zeros(it.shape, dtype=it.dtype)
+        for name, it in describe_tensors(folder, prefix).items()
+    }
+    read_into(tensors, folder, together=False)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def describe_tensors(folder: Path, prefix: str = "") -> dict[str, Tensor]:
+    """The same on the meta device: their shapes and types, and no memory.
 
     Raises:
         UserError: not a whole checkpoint, or it is more than its files are.
@@ -142,9 +166,10 @@ def read_tensors(folder: Path, prefix: str = "") -> dict[str, Tensor]:
     size = sum(it.size.numel() * it.properties.dtype.itemsize for it in chosen.values())
     if size > sum(file.stat().st_size for file in folder.iterdir()):
         raise UserError(f"{folder}: larger than its files; choose another checkpoint")
-    tensors = {name: torch.zeros(it.size, dtype=it.properties.dtype) for name, it in chosen.items()}
-    read_into(tensors, folder, together=False)
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return {
+        name.removeprefix(prefix): torch.empty(it.size, dtype=it.properties.dtype, device="meta")
+        for name, it in chosen.items()
+    }
 
 
 def read_whole(folder: Path) -> dict[str, Any]:
@@ -160,6 +185,8 @@ def read_whole(folder: Path) -> dict[str, Any]:
     for name, tensor in read_tensors(folder, OPTIMIZER).items():
         parameter, _, key = name.rpartition(".")
         state.setdefault(parameter, {})[key] = tensor
+    if current := read_tensors(folder, CURRENT):
+        checkpoint["current_model_state"] = current
     return checkpoint | {"optimizer_states": [numbered({"state": state, "param_groups": groups})]}
 
 
@@ -183,9 +210,17 @@ def with_names(optimizer: Mapping[str, Any], named_groups: Sequence[Mapping[str,
     }
 
 
-def named(weights: Mapping[str, Tensor], optimizer: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors of a model and of its optimizer's `state` (by parameter) under their names in a folder."""
+def named(
+    weights: Mapping[str, Tensor],
+    optimizer: Mapping[str, Mapping[str, Tensor]],
+    current: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """The tensors of a model and of its optimizer's `state` (by parameter) under their names in a folder.
+
+    `current`: the weights that training goes on with, where `weights` are their average.
+    """
     tensors = {f"{WEIGHTS}{name}": tensor for name, tensor in weights.items()}
+    tensors |= {f"{CURRENT}{name}": tensor for name, tensor in (current or {}).items()}
     return tensors | {
         f"{OPTIMIZER}{name}.{key}": tensor for name, of in optimizer.items() for key, tensor in of.items()
     }

@@ -23,8 +23,15 @@ METRICS_BYTES = 1 << 30
 """The largest `metrics.csv` that is read: some million steps of a run that logs each."""
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, in_shares: bool = False) -> dict[str, Any]:
     """A checkpoint, one file or a folder of shares, without executing anything in it; its tensors are whole.
+
+    Those of a file are not read yet: they are mapped into memory, pages that all processes share.
+
+    Args:
+        path: the file or folder.
+        in_shares: the tensors of a folder are only described, on the meta device: the ranks of a sharded run
+            read their shares of them (`distributed.read_weights`).
 
     Raises:
         UserError: missing, truncated, or not a checkpoint of ours.
@@ -32,10 +39,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     import torch  # not to read metrics
 
     if path.is_dir():
-        from plato2.runs.distributed import WEIGHTS, read_tensors
+        from plato2.runs.distributed import WEIGHTS, describe_tensors, read_tensors
 
         found = _read_rest(path)
-        found["state_dict"] = read_tensors(path, WEIGHTS)
+        found["state_dict"] = (describe_tensors if in_shares else read_tensors)(path, WEIGHTS)
         return _checked(path, found)
     if path.exists():
         check_sha256(path, "choose another one")

@@ -48,6 +48,11 @@ class Sharded(ModelParallelStrategy):
         self.written: Future[Any] | None = None
         """Of the newest sharded checkpoint, which is written in the background."""
 
+    @property
+    def in_shares(self) -> bool:
+        """Whether each rank saves its own share."""
+        return bool(self._save_distributed_checkpoint)
+
     def setup_environment(self) -> None:
         """Brings up the processes and their mesh.
 
@@ -97,8 +102,8 @@ class Sharded(ModelParallelStrategy):
         folder = Path(self.broadcast(str(filepath)))
         folder.mkdir(parents=True, exist_ok=True)
         weights, (optimizer,) = checkpoint.pop("state_dict"), checkpoint.pop("optimizer_states")
+        tensors = distributed.named(weights, optimizer["state"], checkpoint.pop("current_model_state", None))
         rest = checkpoint | {"optimizer_groups": optimizer["param_groups"]}
-        tensors = distributed.named(weights, optimizer["state"])
         self.written = distributed.write(tensors, rest, folder, self.writers)
 
     def load_checkpoint(
@@ -118,6 +123,10 @@ class Sharded(ModelParallelStrategy):
         tensors = distributed.named(weights, optimizer["state"])
         if path.is_dir():
             rest = distributed.read_meta(path)
+            if "averaging_state" in rest:
+                current = {name: torch.empty_like(share) for name, share in weights.items()}
+                rest["current_model_state"] = current
+                tensors = distributed.named(weights, optimizer["state"], current)
             distributed.read_into(tensors, path, together=True)
             groups = rest.pop("optimizer_groups")
         else:

@@ -200,7 +200,7 @@ class _Step:
         stage = self.stage
         with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
             for number in range(self.n_units):
-                exchange_once(stage, number == self.n_units - 1)
+                exchange_once(stage, number == self.n_units - 1, stage.between_passes)
                 totals = stage.totals(self.unit)
                 terms = {term: value.sum() / totals[term] for term, value in stage(self.unit).items()}
                 loss = torch.stack([terms[term] for term in stage.loss_terms]).sum()

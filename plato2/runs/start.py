@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,6 +198,9 @@ def named_start(init_from: str, stage: str, accepted: tuple[str, ...]) -> Path:
 def warm_start(stage: Stage, path: Path, accepted: tuple[str, ...], tokenizer_sha256: str) -> str:
     """Copies another model's weights into a stage: everything the two share, and nothing less.
 
+    A stage that is to be sharded (on the meta device) gets them later; of a sharded checkpoint each rank then
+    reads its own shares.
+
     Args:
         stage: the stage to be trained.
         path: a checkpoint or a model folder.
@@ -210,9 +214,10 @@ def warm_start(stage: Stage, path: Path, accepted: tuple[str, ...], tokenizer_sh
         UserError: a wrong stage, another tokenizer or size, or a backbone that is not complete.
     """
     from plato2.model.pretrained import is_of_base
+    from plato2.runs.distributed import read_weights
     from plato2.weights.folder import read_saved
 
-    source = read_saved(path, accepted, "init_from=")
+    source = read_saved(path, accepted, "init_from=", in_shares=stage.backbone.device.type == "meta")
     _check_adapter(path, source.model_config, stage.model_config)
     state, own, theirs = source.weights, stage.state_dict(), source.tokenizer_sha256
     may_be_new = set(source.absent)
@@ -240,7 +245,8 @@ def warm_start(stage: Stage, path: Path, accepted: tuple[str, ...], tokenizer_sh
         raise UserError(
             f"init_from={path}: has {lost[0]}, which this model does not; another n_layer or n_role?"
         )
-    stage.start_from(state)
+    described = any(weight.is_meta for weight in state.values())
+    stage.start_from(state, partial(read_weights, folder=source.file) if described else None)
     base = f"; on all that {stage.model_config.base} has trained" if stage.model_config.base else ""
     report = f"weights from {path}: {len(own) - len(fresh)} of {len(own)} tensors"
     report += f"; new: {', '.join(_modules(fresh))}" if fresh else ""

@@ -24,7 +24,7 @@ from plato2.model.heads import AnyCoherence, coherence_head
 from plato2.model.pretrained import build_backbone
 from plato2.stages.metrics import TermMeans
 from plato2.stages.optim import adamw, schedule
-from plato2.stages.sharding import exchange_once, fill_shards, shard_fully
+from plato2.stages.sharding import ReadShares, exchange_once, fill_shards, shard_fully
 
 
 class NonFiniteLoss(RuntimeError):
@@ -77,6 +77,7 @@ class Stage(pl.LightningModule):
             None if head is None else coherence_head(self.model_config, head)
         )
         self.start_weights: Mapping[str, Tensor] = {}
+        self.read_start: ReadShares | None = None
         self.overflows = 0
         """Steps of the run that float16 was too small for, and that were skipped."""
         self.validation_means = TermMeans([*self.loss_terms, *self.metric_terms, *self.validation_terms])
@@ -91,12 +92,22 @@ class Stage(pl.LightningModule):
                 torch.manual_seed(self.seed)
                 initialize(self)
 
-    def start_from(self, weights: Mapping[str, Tensor]) -> None:
-        """Takes over whole tensors by name; on the meta device as soon as there is memory for its own."""
+    def start_from(self, weights: Mapping[str, Tensor], read: ReadShares | None = None) -> None:
+        """Takes over whole tensors by name; on the meta device as soon as there is memory for its own.
+
+        Args:
+            weights: on the CPU, or on the meta device where `read` fills the stage's own.
+            read: for a stage on the meta device, that is to be sharded.
+        """
         if self.backbone.device.type == "meta":
-            self.start_weights = weights
+            self.start_weights, self.read_start = weights, read
         else:
             self.load_state_dict(weights, strict=False)
+
+    @property
+    def between_passes(self) -> nn.Module | None:
+        """In a stage of two passes, what all gradients of the later one go through to the earlier one."""
+        return None
 
     def losses(self, unit: Unit) -> dict[str, Tensor]:
         """All terms of one unit, a value for each target (M,) or each sample (N,)."""
@@ -114,8 +125,9 @@ class Stage(pl.LightningModule):
         shard_fully(self, self.backbone.blocks, strategy)
         if self.backbone.device.type == "meta":
             resumed = self.trainer.ckpt_path is not None
-            fill_shards(self, strategy.root_device, self.start_weights, self.seed, initial=not resumed)
-            self.start_weights = {}
+            start, read = self.start_weights, self.read_start
+            fill_shards(self, strategy.root_device, start, self.seed, initial=not resumed, read=read)
+            self.start_weights, self.read_start = {}, None
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and its learning rate, stepped by `training_step`."""
@@ -207,7 +219,7 @@ class Stage(pl.LightningModule):
 
     def _gradient_sync(self, last: bool) -> Any:
         """Ranks exchange gradients only in the last backward of a step."""
-        exchange_once(self, last)
+        exchange_once(self, last, self.between_passes)
         strategy = self.trainer.strategy
         return (
             nullcontext()

@@ -66,6 +66,11 @@ class FineGeneration(Stage):
             tau=tau, validation_noise=validation_noise, recognition_head=recognition_head, bow_head=bow_head
         )
 
+    @property
+    def between_passes(self) -> Recognition:
+        """z is all that the generation pass has from the recognition pass."""
+        return self.recognition
+
     def losses(self, unit: Unit) -> dict[str, Tensor]:
         """nll and bow of each target (M,), posterior entropy of each sample (N,).
 

@@ -3,7 +3,7 @@
 Only FSDP2 (`ModelParallelStrategy` + `fully_shard`): `FSDPStrategy` refuses CPUs and clipping by norm.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from plato2.model.backbone import in_order_of_drawing, initialize_parameter
 
+ReadShares = Callable[[Mapping[str, Tensor]], None]
+"""Fills tensors of these names: of a DTensor the rank's share alone."""
 COMPUTED_IN = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """What matrix products are computed in, by the Trainer's precision."""
 
@@ -38,7 +40,12 @@ def shard_fully(stage: LightningModule, blocks: Iterable[nn.Module], strategy: S
 
 
 def fill_shards(
-    stage: nn.Module, device: torch.device, weights: Mapping[str, Tensor], seed: int, initial: bool = True
+    stage: nn.Module,
+    device: torch.device,
+    weights: Mapping[str, Tensor],
+    seed: int,
+    initial: bool = True,
+    read: ReadShares | None = None,
 ) -> None:
     """Allocates a rank's shards of a stage on the meta device, and fills them.
 
@@ -47,9 +54,11 @@ def fill_shards(
     Args:
         stage: sharded, its parameters on the meta device.
         device: where the shards are to be.
-        weights: those of another model, by name, in place of initial ones; whole tensors.
+        weights: those of another model, by name, in place of initial ones; whole tensors, or only described,
+            on the meta device.
         seed: of the initial weights.
         initial: whether there are any; without, all is read from a checkpoint later.
+        read: fills the shards of `weights` where these are only described; all ranks call it.
     """
     # As `to_empty`, which would also empty what has its values: buffers, sums of metrics.
     stage._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
@@ -60,17 +69,22 @@ def fill_shards(
         for name, parameter in in_order_of_drawing(stage):
             whole = torch.empty(parameter.shape)
             initialize_parameter(name, whole)
-            fill_shard(parameter, weights.get(name, whole))
+            if not read or name not in weights:
+                fill_shard(parameter, weights.get(name, whole))
+        if read:
+            own = {**dict(stage.named_parameters()), **dict(stage.named_buffers())}
+            read({name: tensor for name, tensor in own.items() if name in weights})
+            return
         for name, buffer in stage.named_buffers():
             if name in weights:
                 buffer.copy_(weights[name])
 
 
 def fill_shard(share: Tensor, whole: Tensor) -> None:
-    """Copies a rank's share of a tensor that each rank has, without communication."""
+    """Copies a rank's share of a tensor that each rank has, or that is shared out alike; nothing is sent."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    if isinstance(share, DTensor):
+    if isinstance(share, DTensor) and not isinstance(whole, DTensor):
         here = whole.to(share.device, share.dtype)
         whole = distribute_tensor(here, share.device_mesh, share.placements, src_data_rank=None)
     share.copy_(whole)
@@ -98,19 +112,37 @@ def gathered(stage: nn.Module) -> Iterator[None]:
             part.reshard()
 
 
-def exchange_once(stage: LightningModule, last: bool) -> None:
+def exchange_once(stage: LightningModule, last: bool, between_passes: nn.Module | None = None) -> None:
     """Lets a sharded stage add up the gradients of a step's units, and reduce their sum in the last backward.
 
     Lightning's `block_backward_sync` does so for DDP only: here every unit would send its gradients, within a
     copy of the model and, with HSDP, between the copies. Until the last one a rank holds whole gradients, not
     its share alone, in float32.
 
+    In two passes through the blocks, the backward of the later one would send the sums of the units before,
+    and that of the earlier one the last unit's gradients, which autograd adds up over both passes first. So
+    blocks wait until the backward has come to what lies between the passes.
+
     Args:
         stage: sharded or not; if not, there is nothing to do.
         last: whether the next backward is the last one of the step.
+        between_passes: a part of the stage that all gradients of the later pass go through on their way to
+            the earlier one.
     """
     from torch.distributed.fsdp import FSDPModule
 
-    if isinstance(stage, FSDPModule):
-        stage.set_requires_gradient_sync(last)  # within a copy
-        stage.set_requires_all_reduce(last)  # between the copies
+    if not isinstance(stage, FSDPModule):
+        return
+    stage.set_requires_gradient_sync(last)  # within a copy
+    stage.set_requires_all_reduce(last)  # between the copies
+    if last and between_passes is not None:
+        blocks = [part for part in stage.modules() if isinstance(part, FSDPModule) and part is not stage]
+        for block in blocks:
+            block.set_requires_gradient_sync(False)
+
+        def at_the_earlier_pass(*_: object) -> None:
+            hook.remove()
+            for block in blocks:
+                block.set_requires_gradient_sync(True)
+
+        hook = between_passes.register_full_backward_pre_hook(at_the_earlier_pass)

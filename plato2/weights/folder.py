@@ -70,7 +70,11 @@ class Saved:
 
 
 def read_saved(
-    path: str | Path, accept: Collection[str] | None = None, option: str = "", role: Role | None = None
+    path: str | Path,
+    accept: Collection[str] | None = None,
+    option: str = "",
+    role: Role | None = None,
+    in_shares: bool = False,
 ) -> Saved:
     """The model at `path`; in a model folder with two models, the accepted one.
 
@@ -79,6 +83,7 @@ def read_saved(
         accept: names of the stages that will do; None = all.
         option: the command line option that `path` was given to, for messages.
         role: what the model is to be used for; None = anything.
+        in_shares: as in `read_checkpoint`.
 
     Raises:
         UserError: nothing there, not a model, damaged, or of another stage or use.
@@ -94,7 +99,7 @@ def read_saved(
         stages = " and ".join(config[part]["stage"] for part in held)
         raise UserError(f"{given}: this folder holds {stages}; give one with {_wanted(accept, role)}")
     file = checkpoint_file(path)
-    checkpoint = read_checkpoint(file)
+    checkpoint = read_checkpoint(file, in_shares)
     stage = checkpoint["stage"]
     if not _fits(stage, checkpoint["use"], accept, role):
         raise UserError(f"{given}: this is a {stage} run; give a run of {_wanted(accept, role)}")
@@ -331,7 +336,7 @@ def saved_tokenizer(path: str | Path) -> Tokenizer:
             folder.name,
         )
     else:
-        saved = read_saved(path)
+        saved = read_saved(path, in_shares=True)  # its weights are not read
         where, trained_with, what = saved.tokenizer_folder, saved.tokenizer_sha256, saved.file.name
     tokenizer = Tokenizer.load(where)
     if trained_with and trained_with != tokenizer.sha256:

@@ -26,6 +26,7 @@ from plato2.report.page import Table
 from plato2.report.sections import sections
 from plato2.runs.folder import RunFolder
 from plato2.runs.panels import PANELS, tensorboard_layout
+from plato2.runs.traces import Trace
 
 EVIL = "<script>alert(1)</script> | *b* [x](javascript:alert(2)) \x1b[31m"
 """A reply that wants to be more than text, in HTML, in Markdown and on a terminal."""
@@ -234,6 +235,32 @@ def test_json(place: Path) -> None:
     assert len(found["runs"]) == 2
     assert [result["kind"] for result in found["results"]] == ["dialogues", "human", "judge", "selection"]
     assert found["written"] == [str(place / "r.html")]
+
+
+def test_json_of_ranks_says_what_the_page_says(tmp_path: Path) -> None:
+    stopped = make_run(tmp_path / "outputs" / "tiny-1_coarse" / "stopped", "1_coarse")
+    make_run(tmp_path / "outputs" / "tiny-1_coarse" / "alone", "1_coarse")
+    for rank in (0, 1):
+        trace = Trace(stopped, rank, 4, "first")
+        trace.write("step", 120, "between")
+    trace.write("late", 120, "step", waited_s=100.4, collectives=9, moves=241)
+    entry = {
+        "profiling_name": "gloo:all_reduce",
+        "collective_seq_id": 9,
+        "process_group": ["0", "default_pg"],
+    }
+    entry |= {"input_sizes": [[3, 4]], "frames": ["of the stack"]}
+    trace.flight.write_text(json.dumps({"entries": [entry], "pg_status": {}}))
+    (found,) = json.loads(run(tmp_path / "outputs", "--json").stdout)["ranks"]
+    assert found["run"] == str(stopped)
+    assert found["summary"] in run(stopped).stdout
+    assert found["summary"].startswith("ranks 0, 2-3 of 4")
+    assert (found["world"], found["without_a_trace"], found["nccl_records"]) == (4, [2, 3], [])
+    first, second = found["ranks"]
+    assert (first["rank"], first["event"], first["step"], first["last_collective"]) == (0, "step", 120, None)
+    assert (second["event"], second["phase"], second["waited_s"]) == ("late", "step", 100.4)
+    del entry["frames"]
+    assert (second["collectives"], second["last_collective"]) == (9, entry)
 
 
 def test_the_last_curriculum_without_arguments(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,7 @@ def measured(case: Case, corpus: Path, out: Path) -> list[int]:
     [
         Case("2_eval", half=False, checkpoint=True),
         Case(strategy="ddp", checkpoint=True, n_units=2),
-        Case("2_gen", "fsdp", checkpoint=True, n_layer=6, hidden_size=512, unit_tokens=512),
+        Case("2_gen", "fsdp", checkpoint=True, n_layer=6, hidden_size=512, unit_tokens=512, n_units=2),
         Case(strategy="fsdp", n_units=2),
     ],
     ids=lambda case: f"{case.stage}-{case.strategy}",
@@ -157,7 +157,7 @@ class Collectives(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("name", "n_units"), [("1_coarse", 1), ("1_coarse", 2), ("2_gen", 1)])
+@pytest.mark.parametrize(("name", "n_units"), [("1_coarse", 1), ("1_coarse", 2), ("2_gen", 1), ("2_gen", 2)])
 def test_traffic_is_that_of_the_collectives(name: str, n_units: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one step, the second: counted as FSDP2 calls them."""
     counts: list[Collectives] = []
@@ -176,6 +176,20 @@ def test_traffic_is_that_of_the_collectives(name: str, n_units: int, monkeypatch
     peak_memory(stage, unit_of(name), ranks, "gpu", n_units)
     found = 3 / 4 * (counts[1].gathered + counts[1].reduced)
     assert step_traffic(blocks, rest, stage.passes, n_units, ranks) == pytest.approx(found, rel=0.02)
+
+
+@pytest.mark.slow
+def test_one_exchange_for_both_passes_costs_at_most_what_autograd_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The sums of the units before wait beside the bf16 gradients of the later pass, which are new then."""
+    model, ranks = replace(MODEL, n_layer=6, checkpoint_activations=True), Ranks(1, 8, fsdp=True)
+    blocks = sum(p.numel() for p in stage_of("2_gen", model).backbone.blocks.parameters())
+    waiting = peak_memory(stage_of("2_gen", model), unit_of("2_gen", 256), ranks, "gpu", n_units=2)
+    monkeypatch.setattr(STAGES["2_gen"], "between_passes", None)
+    at_once = peak_memory(stage_of("2_gen", model), unit_of("2_gen", 256), ranks, "gpu", n_units=2)
+    assert 0 < waiting.total - at_once.total <= 2 * blocks
+    assert waiting.gradients > 4 * blocks
 
 
 def test_a_plan_leaves_the_process_as_it_was() -> None:
