@@ -21,7 +21,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from small import ROOT, Train, assert_one_line, command, environment
 from test_resume import Start, assert_same, read_metrics_quietly
 
-from hydra_plugins.plato2_slurm import in_order
+from hydra_plugins import plato2_slurm
+from hydra_plugins.plato2_slurm import in_order, result
 from plato2.runs.folder import RunFolder, requeue, slurm_job
 
 START = ROOT.parent / "shared" / "slurm" / "start"
@@ -142,6 +143,7 @@ def test_stages_wait_for_those_that_they_start_from() -> None:
 def batches(stand_ins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[set[str]]]:
     """The options of all that was submitted; results come at once."""
     submitit = pytest.importorskip("submitit", reason="needs the extra slurm")
+    monkeypatch.setattr(submitit.Job, "done", lambda job: True)
     monkeypatch.setattr(submitit.Job, "results", lambda job: [JobReturn(status=JobStatus.COMPLETED)])
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
 
@@ -199,6 +201,56 @@ def test_what_sbatch_refuses_is_one_line(train_here: Train, stand_ins: Path) -> 
     program(stand_ins, "sbatch", "echo sbatch: error: invalid partition specified: gpu >&2; exit 1")
     done = train_here(*given, expect=2)
     assert_one_line(done.stderr, "hydra/launcher=slurm", "invalid partition specified: gpu", "partition=NAME")
+
+
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        (["JobState=CANCELLED Reason=DependencyNeverSatisfied"], "never began: the job that it starts from"),
+        (["JobState=PENDING Reason=DependencyNeverSatisfied"], "never began: the job that it starts from"),
+        (["JobState=OUT_OF_MEMORY Reason=OutOfMemory"], "without a result (OUT_OF_MEMORY, OutOfMemory); its"),
+        (["JobState=RUNNING Reason=None", "JobState=NODE_FAIL Reason=None"], "without a result (NODE_FAIL)"),
+        (["JobState=TIMEOUT Reason=TimeLimit", "forgotten"], "ended without a result (COMPLETED); its log:"),
+    ],
+)
+def test_no_job_is_waited_for_that_ended_without_a_result(
+    stand_ins: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answers: list[str],
+    told: str,
+) -> None:
+    """On a cluster without accounts; what Slurm answers in turn, the last of it for ever."""
+    slurm = pytest.importorskip("submitit.slurm.slurm", reason="needs the extra slurm")
+    monkeypatch.setattr(plato2_slurm, "LOOK_S", 0.0)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    for number, answer in enumerate([*answers[:-1], *[answers[-1]] * 9]):
+        (tmp_path / f"answer{number}").write_text(answer)
+    count = f"n=$(ls {tmp_path} | grep -c asked); touch {tmp_path}/asked$n; a=$(cat {tmp_path}/answer$n)"
+    no_more = '[ "$a" = forgotten ] && echo "slurm_load_jobs error: Invalid job id specified" >&2 && exit 1'
+    program(stand_ins, "scontrol", f"{count}; {no_more}; echo JobId=$4 JobName=train $a")
+    program(stand_ins, "sacct", "echo Slurm accounting storage is disabled >&2; exit 1")
+    found = result(slurm.SlurmJob(tmp_path, "4711"))
+    assert found.status == JobStatus.FAILED
+    assert str(found._return_value).startswith("Slurm's job 4711 ")
+    assert told in str(found._return_value)
+    assert capsys.readouterr().err == f"failed: {found._return_value}\n"
+
+
+def test_a_job_that_is_requeued_is_waited_for(
+    stand_ins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has ended at one look and is in the queue at the next; or Slurm does not answer for a while."""
+    slurm = pytest.importorskip("submitit.slurm.slurm", reason="needs the extra slurm")
+    monkeypatch.setattr(plato2_slurm, "LOOK_S", 0.0)
+    states = iter(["RUNNING", "NODE_FAIL", "PENDING", "UNKNOWN", "UNKNOWN", "RUNNING", "COMPLETED"])
+    monkeypatch.setattr(plato2_slurm, "state_of", lambda job: (next(states), "None"))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    looks = iter(range(100))
+    monkeypatch.setattr(slurm.SlurmJob, "done", lambda job: next(looks) == 7)
+    monkeypatch.setattr(slurm.SlurmJob, "results", lambda job: ["the result"])
+    assert result(slurm.SlurmJob(tmp_path, "4711")) == "the result"
 
 
 # ---------------------------------------------------------------------------------- submitit, on this machine
