@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shlex
 import signal
 from collections.abc import Callable
@@ -16,11 +17,13 @@ import yaml
 from forks import Forks
 from hydra.core.plugins import Plugins
 from small import ROOT, Train, assert_one_line, command
+from test_ranks import Pair, error_of
 from test_sweeps import sweeps
 
 from plato2.runs.folder import RunFolder
 from plato2.runs.saved import checkpoint_step
 from plato2.runs.study import open_study
+from plato2.runs.traces import read_states
 
 STEPS = ["trainer.max_steps=6", "trainer.val_check_interval=2"]
 SEARCH = ["-m", "hydra/sweeper=optuna", "optim.lr=x(0.05,2)", *STEPS]
@@ -234,6 +237,37 @@ def test_a_sweep_is_not_gone_on_with_in_another_configuration(train_here: Train,
     assert_one_line(
         done.stderr, "optim.clip_norm", "the unfinished sweep s was started with", "0.25", "resume=never"
     )
+
+
+@pytest.mark.slow
+def test_two_ranks_of_a_bad_point_end_at_the_same_validation(
+    forks: Forks, corpus: Path, tmp_path: Path
+) -> None:
+    """The first one asks the study; both end there, saved, and one of them says so."""
+    pair = Pair(forks, corpus, tmp_path)
+    journal = pair.folder / "study.journal"
+    study = open_study(journal, "minimize")
+    study.set_user_attr("pruner", {"name": "MedianPruner", "n_startup_trials": 1})
+    good, bad = study.ask(), study.ask()
+    for step in (2, 4, 6):
+        good.report(-1.0, step)
+    study.tell(good, -1.0)
+    pair.begin(*STEPS, f"study={journal}", f"trial={bad.number}")
+    codes, said = pair.end()
+    assert codes == [0, 0], said
+    run = RunFolder(pair.run)
+    assert (run.lineage()["status"], run.lineage()["step"], checkpoint_step(run.last)) == ("pruned", 2, 2)
+    assert [(state.last.event, state.last.step) for state in read_states(run.path)] == [("end", 2)] * 2
+    assert len(re.findall(r"^.*\bpruned\b.*$", said[0], re.M)) == 1
+    assert "pruned" not in said[1]
+    assert "warning" not in said[0] + said[1]
+
+    pair.begin(*STEPS, f"study={pair.folder}/gone.journal", "trial=1", "seed=12", "run_id=gone")
+    codes, said = pair.end()
+    assert codes == [2, 2]
+    assert f"study={pair.folder}/gone.journal: no such journal" in error_of(said[0])
+    assert "rank 0 of 2" in error_of(said[1])
+    assert "no such journal" in error_of(said[1])
 
 
 # ------------------------------------------------------------------------------------- launchers and files
