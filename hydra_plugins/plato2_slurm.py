@@ -11,6 +11,8 @@ the top.
 from __future__ import annotations
 
 import os
+import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -27,6 +29,15 @@ from plato2.runs.console import say
 
 if TYPE_CHECKING:
     from submitit import AutoExecutor, Job
+
+LOOK_S = 30.0
+"""Between two looks at a job in the queue. One that is requeued has left it for a moment only, and a shared
+file system may show a result late: so a job has ended without one where it is gone at two looks."""
+ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"}
+ENDED |= {"PREEMPTED", "REVOKED", "TIMEOUT"}
+"""Slurm's states of a job that will not go on."""
+NEVER = "DependencyNeverSatisfied"
+"""Slurm's reason why a job never begins."""
 
 
 class StagesInOrder(Launcher):
@@ -166,9 +177,26 @@ def in_order(stages: Sequence[tuple[str, str | None]]) -> list[list[int]]:
 
 
 def result(job: Job[JobReturn]) -> JobReturn:
-    """What the first process of a job returned, when it is finished; of one that failed its last line."""
+    """What the first process of a job returned, when it is finished; of one that failed its last line.
+
+    submitit asks `sacct`, which knows nothing where a cluster keeps no accounts: it would wait for ever for a
+    job that was killed, or that never began because the one before it failed.
+    """
     from submitit.core.utils import UncompletedJobError
 
+    looked, gone = time.monotonic(), False
+    while not job.done():
+        time.sleep(1)
+        if time.monotonic() - looked < LOOK_S:
+            continue
+        looked, (state, reason) = time.monotonic(), state_of(job.job_id)
+        if reason == NEVER:
+            return failure(f"Slurm's job {job.job_id} never began: the job that it starts from failed")
+        if gone and state in ENDED and not job.done():
+            log = job.paths.stderr
+            why = f"{state}, {reason}" if reason not in ("", "None") else state
+            return failure(f"Slurm's job {job.job_id} ended without a result ({why}); its log: {log}")
+        gone = state in ENDED
     try:
         return job.results()[0]
     except UncompletedJobError:
@@ -179,5 +207,27 @@ def result(job: Job[JobReturn]) -> JobReturn:
             or lines
             or ["no log"]
         )
-        error = UserError(f"Slurm's job {job.job_id} failed: {said[-1]}; all of its log: {log}")
-        return JobReturn(status=JobStatus.FAILED, _return_value=error)
+        return failure(f"Slurm's job {job.job_id} failed: {said[-1]}; all of its log: {log}")
+
+
+def failure(sentence: str) -> JobReturn:
+    """What becomes of a job without a result, for the sweeper; said at once, as others may go on for days."""
+    say(f"failed: {sentence}")
+    return JobReturn(status=JobStatus.FAILED, _return_value=UserError(sentence))
+
+
+def state_of(job_id: str) -> tuple[str, str]:
+    """Slurm's state of a job, and its reason; `UNKNOWN` where Slurm does not answer.
+
+    A job that ended is known for some minutes (`MinJobAge`); then it is `COMPLETED`, whatever became of it.
+    """
+    try:
+        done = subprocess.run(
+            ["scontrol", "-o", "show", "job", job_id], capture_output=True, text=True, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "UNKNOWN", ""
+    if done.returncode:
+        return ("COMPLETED" if "Invalid job id" in done.stderr else "UNKNOWN"), ""
+    known = dict(word.split("=", 1) for word in done.stdout.split() if "=" in word)
+    return known.get("JobState", "UNKNOWN"), known.get("Reason", "")

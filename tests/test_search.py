@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import re
 import shlex
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +19,15 @@ import pytest
 import yaml
 from forks import Forks
 from hydra.core.plugins import Plugins
-from small import ROOT, Train, assert_one_line, command
+from small import ROOT, Train, assert_one_line, command, environment
+from test_ranks import Pair, error_of
 from test_sweeps import sweeps
+from wandb_server import WandbServer
 
 from plato2.runs.folder import RunFolder
 from plato2.runs.saved import checkpoint_step
 from plato2.runs.study import open_study
+from plato2.runs.traces import read_states
 
 STEPS = ["trainer.max_steps=6", "trainer.val_check_interval=2"]
 SEARCH = ["-m", "hydra/sweeper=optuna", "optim.lr=x(0.05,2)", *STEPS]
@@ -236,6 +243,37 @@ def test_a_sweep_is_not_gone_on_with_in_another_configuration(train_here: Train,
     )
 
 
+@pytest.mark.slow
+def test_two_ranks_of_a_bad_point_end_at_the_same_validation(
+    forks: Forks, corpus: Path, tmp_path: Path
+) -> None:
+    """The first one asks the study; both end there, saved, and one of them says so."""
+    pair = Pair(forks, corpus, tmp_path)
+    journal = pair.folder / "study.journal"
+    study = open_study(journal, "minimize")
+    study.set_user_attr("pruner", {"name": "MedianPruner", "n_startup_trials": 1})
+    good, bad = study.ask(), study.ask()
+    for step in (2, 4, 6):
+        good.report(-1.0, step)
+    study.tell(good, -1.0)
+    pair.begin(*STEPS, f"study={journal}", f"trial={bad.number}")
+    codes, said = pair.end()
+    assert codes == [0, 0], said
+    run = RunFolder(pair.run)
+    assert (run.lineage()["status"], run.lineage()["step"], checkpoint_step(run.last)) == ("pruned", 2, 2)
+    assert [(state.last.event, state.last.step) for state in read_states(run.path)] == [("end", 2)] * 2
+    assert len(re.findall(r"^.*\bpruned\b.*$", said[0], re.M)) == 1
+    assert "pruned" not in said[1]
+    assert "warning" not in said[0] + said[1]
+
+    pair.begin(*STEPS, f"study={pair.folder}/gone.journal", "trial=1", "seed=12", "run_id=gone")
+    codes, said = pair.end()
+    assert codes == [2, 2]
+    assert f"study={pair.folder}/gone.journal: no such journal" in error_of(said[0])
+    assert "rank 0 of 2" in error_of(said[1])
+    assert "no such journal" in error_of(said[1])
+
+
 # ------------------------------------------------------------------------------------- launchers and files
 
 
@@ -315,3 +353,49 @@ def test_the_file_for_wandb_trains(
     assert shlex.join(grid["command"]).startswith(
         "'${env}' '${interpreter}' train.py hydra.mode=RUN logger=wandb"
     )
+
+
+@pytest.mark.slow
+def test_wandb_sweep_and_agent_train_what_the_file_says(
+    train_here: Train, corpus: Path, tmp_path: Path
+) -> None:
+    """W&B's own commands with a server of ours: it keeps the file, and has drawn two points from it."""
+    ranges = ["optim.lr=x(0.25,4)", "optim.warmup_steps=x(0.5,2)", "model.dropout=0.0,0.1"]
+    done = train_here("-m", "hydra/sweeper=wandb", *ranges, *STEPS, "hydra.sweeper.seeds=[1,2]")
+    file = tmp_path / "sweep.yaml"
+    file.write_text(done.stdout)
+    drawn: list[dict[str, Any]] = [
+        {"model.dropout": 0.0, "optim.lr": 0.0012095798171631064, "optim.warmup_steps": 3, "seed": 2},
+        {"model.dropout": 0.1, "optim.lr": 5.173753266542481e-05, "optim.warmup_steps": 2, "seed": 1},
+    ]
+    with WandbServer() as server:
+        online = {"WANDB_MODE": "online", "WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": server.address}
+        online |= {"WANDB_CONFIG_DIR": str(tmp_path), "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "false"}
+        online["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+        def wandb(*words: object) -> str:
+            given = [sys.executable, "-m", "wandb", *map(str, words)]
+            found = subprocess.run(
+                given, cwd=ROOT, env=environment(**online), capture_output=True, text=True, timeout=300
+            )
+            assert found.returncode == 0, found.stderr
+            return found.stderr
+
+        told = re.search(r"wandb agent (\S+)", wandb("sweep", "--project", "plato2", file))
+        assert told
+        assert server.sweeps == {"sweep0": yaml.safe_load(done.stdout)}
+        server.points = list(drawn)
+        said = wandb("agent", told[1])
+    for number, point in zip(("drawn1", "drawn0"), drawn, strict=True):
+        kept = server.runs[number]
+        assert kept.first["sweep"] == "sweep0"
+        assert [row["val/loss"] for row in kept.history.values() if "val/loss" in row][2:], said
+        config = kept.config
+        assert config["optim"]["value"]["lr"] == point["optim.lr"]
+        assert (config["seed"]["value"], config["model"]["value"]["dropout"]) == (
+            point["seed"],
+            point["model.dropout"],
+        )
+    trained = [run.lineage() for run in runs(tmp_path / "outputs").values()]
+    assert [run["status"] for run in trained] == ["finished", "finished"]
+    assert [run["config"]["optim"]["warmup_steps"] for run in trained] == [3, 2]

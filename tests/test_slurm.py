@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from small import ROOT, Train, assert_one_line, command, environment
 from test_resume import Start, assert_same, read_metrics_quietly
 
-from hydra_plugins.plato2_slurm import in_order
+from hydra_plugins import plato2_slurm
+from hydra_plugins.plato2_slurm import in_order, result
 from plato2.runs.folder import RunFolder, requeue, slurm_job
+from plato2.runs.traces import folder_of, read_states
 
 START = ROOT.parent / "shared" / "slurm" / "start"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
@@ -142,6 +145,7 @@ def test_stages_wait_for_those_that_they_start_from() -> None:
 def batches(stand_ins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[set[str]]]:
     """The options of all that was submitted; results come at once."""
     submitit = pytest.importorskip("submitit", reason="needs the extra slurm")
+    monkeypatch.setattr(submitit.Job, "done", lambda job: True)
     monkeypatch.setattr(submitit.Job, "results", lambda job: [JobReturn(status=JobStatus.COMPLETED)])
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
 
@@ -199,6 +203,56 @@ def test_what_sbatch_refuses_is_one_line(train_here: Train, stand_ins: Path) -> 
     program(stand_ins, "sbatch", "echo sbatch: error: invalid partition specified: gpu >&2; exit 1")
     done = train_here(*given, expect=2)
     assert_one_line(done.stderr, "hydra/launcher=slurm", "invalid partition specified: gpu", "partition=NAME")
+
+
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        (["JobState=CANCELLED Reason=DependencyNeverSatisfied"], "never began: the job that it starts from"),
+        (["JobState=PENDING Reason=DependencyNeverSatisfied"], "never began: the job that it starts from"),
+        (["JobState=OUT_OF_MEMORY Reason=OutOfMemory"], "without a result (OUT_OF_MEMORY, OutOfMemory); its"),
+        (["JobState=RUNNING Reason=None", "JobState=NODE_FAIL Reason=None"], "without a result (NODE_FAIL)"),
+        (["JobState=TIMEOUT Reason=TimeLimit", "forgotten"], "ended without a result (COMPLETED); its log:"),
+    ],
+)
+def test_no_job_is_waited_for_that_ended_without_a_result(
+    stand_ins: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answers: list[str],
+    told: str,
+) -> None:
+    """On a cluster without accounts; what Slurm answers in turn, the last of it for ever."""
+    slurm = pytest.importorskip("submitit.slurm.slurm", reason="needs the extra slurm")
+    monkeypatch.setattr(plato2_slurm, "LOOK_S", 0.0)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    for number, answer in enumerate([*answers[:-1], *[answers[-1]] * 9]):
+        (tmp_path / f"answer{number}").write_text(answer)
+    count = f"n=$(ls {tmp_path} | grep -c asked); touch {tmp_path}/asked$n; a=$(cat {tmp_path}/answer$n)"
+    no_more = '[ "$a" = forgotten ] && echo "slurm_load_jobs error: Invalid job id specified" >&2 && exit 1'
+    program(stand_ins, "scontrol", f"{count}; {no_more}; echo JobId=$4 JobName=train $a")
+    program(stand_ins, "sacct", "echo Slurm accounting storage is disabled >&2; exit 1")
+    found = result(slurm.SlurmJob(tmp_path, "4711"))
+    assert found.status == JobStatus.FAILED
+    assert str(found._return_value).startswith("Slurm's job 4711 ")
+    assert told in str(found._return_value)
+    assert capsys.readouterr().err == f"failed: {found._return_value}\n"
+
+
+def test_a_job_that_is_requeued_is_waited_for(
+    stand_ins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has ended at one look and is in the queue at the next; or Slurm does not answer for a while."""
+    slurm = pytest.importorskip("submitit.slurm.slurm", reason="needs the extra slurm")
+    monkeypatch.setattr(plato2_slurm, "LOOK_S", 0.0)
+    states = iter(["RUNNING", "NODE_FAIL", "PENDING", "UNKNOWN", "UNKNOWN", "RUNNING", "COMPLETED"])
+    monkeypatch.setattr(plato2_slurm, "state_of", lambda job: (next(states), "None"))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    looks = iter(range(100))
+    monkeypatch.setattr(slurm.SlurmJob, "done", lambda job: next(looks) == 7)
+    monkeypatch.setattr(slurm.SlurmJob, "results", lambda job: ["the result"])
+    assert result(slurm.SlurmJob(tmp_path, "4711")) == "the result"
 
 
 # ---------------------------------------------------------------------------------- submitit, on this machine
@@ -344,8 +398,8 @@ def slurm(corpus: Path, tmp_path: Path) -> Iterator[Callable[..., Slurm]]:
                 os.kill(pid, signal.SIGTERM)
 
 
-def pids(name: str) -> list[int]:
-    found = subprocess.run(["pgrep", "-x", name], capture_output=True, text=True)
+def pids(name: str, how: str = "-x") -> list[int]:
+    found = subprocess.run(["pgrep", how, name], capture_output=True, text=True)
     return [int(pid) for pid in found.stdout.split()]
 
 
@@ -464,6 +518,82 @@ def test_the_launcher_submits_a_chain_of_two_processes_each(
         text=True,
     )
     assert done.returncode == 2
-    assert_one_line(done.stderr, "Slurm's job", "failed: optim.batch_tokens=1000", ".err")
-    time.sleep(3)
+    failed = ["2 of 2 jobs failed: job 0 (stage=1_coarse)", "Slurm's job", "failed: optim.batch_tokens=1000"]
+    assert_one_line(done.stderr, *failed, ".err", "1 more for other reasons")
+    assert "never began: the job that it starts from failed" in done.stderr
     assert not one.call("squeue", "-h")  # the second stage has left the queue
+
+
+def pid_of_rank(run: Path, rank: int) -> int:
+    lines = (folder_of(run) / f"rank_{rank}.jsonl").read_text().splitlines()
+    return int([json.loads(line) for line in lines if '"pid"' in line][-1]["pid"])
+
+
+@pytest.mark.slow
+def test_a_job_goes_on_exactly_after_a_killed_rank_and_a_dead_machine(
+    slurm: Callable[..., Slurm], tmp_path: Path
+) -> None:
+    """The rank that is left asks for the first requeue. Nothing is left to ask for the second: Slurm finds
+    that its node has lost the job, since all of Slurm on it was killed, and all of the job."""
+    one = slurm("stage=1_coarse", *DDP, "optim.batch_tokens=2048", "checkpoint_steps=2", "run_id=r")
+    script = one.scripts("--time=20 --ntasks-per-node=2 --cpus-per-task=1") / "stage.sh"
+    job = one.call("sbatch", "--parsable", script, *one.words).strip()
+    run = one.outputs / "tiny-1_coarse" / "r"
+    wait_for(lambda: last_step(run) >= 3)
+    os.kill(pid_of_rank(run, 1), signal.SIGKILL)
+    one.wait_until_requeued(job)
+    told = rf"error: rank 1 of 2 on \S+ stopped after step \d+ and does not answer .*job {job} is back in the"
+    assert re.search(told, one.logs()), one.logs()
+    killed_at = saved_step(run)
+    assert killed_at >= 2
+
+    one.begin_again(job)
+    wait_for(lambda: last_step(run) >= killed_at + 5)
+    assert f"resuming {run} from step {killed_at:,}" in one.logs()
+    processes = [int(words.split()[0]) for words in one.call("scontrol", "listpids", job).splitlines()[1:]]
+    node = int((one.folder / "slurm" / "d.pid").read_text())
+    for pid in (node, *pids(rf"slurmstepd: \[{job}\..*", "-f"), *processes):
+        with suppress(ProcessLookupError):  # a step ends when another one does
+            os.kill(pid, signal.SIGKILL)
+    step = saved_step(run)
+    one.set_max_steps(step + 3)
+    one.call("slurmd")
+    one.wait_until_requeued(job, restarts=2)
+    one.begin_again(job)
+    one.wait(job, JobState="COMPLETED", Restarts="2")
+    assert f"resuming {run} from step {step:,}" in one.logs()
+    assert [entry["step"] for entry in RunFolder(run).lineage()["resumed"]] == [killed_at, step]
+
+    whole = command(one.corpus, tmp_path / "whole", *one.given, f"trainer.max_steps={step + 3}")
+    variables = one.environment | {"SLURM_CONF": ""}
+    subprocess.run(whole, cwd=tmp_path, env=variables, check=True, timeout=300)
+    assert_same(tmp_path / "whole" / "tiny-1_coarse" / "r", run)
+
+
+@pytest.mark.slow
+def test_a_search_whose_runs_are_slurm_jobs_of_two_processes(slurm: Callable[..., Slurm]) -> None:
+    """Two points at a time are an array; both processes of a bad one end at the same validation."""
+    pytest.importorskip("submitit", reason="needs the extra slurm")
+    pytest.importorskip("optuna", reason="needs the extra sweep")
+    from plato2.runs.study import JOURNAL, open_study
+
+    one = slurm(*DDP, "trainer.val_check_interval=2")
+    one.set_max_steps(6)
+    assert "python train.py sweep=optuna hydra/launcher=slurm" in (ROOT / "docs" / "sweeps.md").read_text()
+    search = ["-m", "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra/sweeper=optuna"]
+    search += ["optim.lr=x(0.05,2)", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2", "run_id=s"]
+    search += ["hydra.sweeper.pruner.n_startup_trials=1"]
+    words = command(one.corpus, one.outputs, *one.given, *search)
+    done = subprocess.run(words, cwd=ROOT, env=one.environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"Slurm's jobs (\S+) (\S+);", done.stderr) == [("1_0", "1_1"), ("3_0", "3_1")]
+    (sweep,) = (one.outputs / "sweeps").iterdir()
+    trials = open_study(sweep / JOURNAL).trials
+    states = {"COMPLETE": "finished", "PRUNED": "pruned"}
+    assert {trial.state.name for trial in trials} == {*states}
+    for trial in trials:
+        run = RunFolder(one.outputs / "tiny-1_coarse" / f"s-{trial.number}-seed11")
+        assert run.lineage()["status"] == states[trial.state.name]
+        ended = [(state.last.event, state.last.step) for state in read_states(run.path)]
+        assert ended == [("end", max(trial.intermediate_values))] * 2
+    assert "best: point " in done.stderr

@@ -1,5 +1,7 @@
 """As much of a W&B server as a run needs: it keeps runs, their history by offset, and artifacts with aliases.
 
+A sweep's agents get the points that a test has put into `points`, one when they have nothing to do.
+
 The client is the real one, over HTTP. An operation that it does not know is answered with nothing.
 """
 
@@ -12,6 +14,8 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import yaml
 
 ENTITY = "someone"
 
@@ -38,6 +42,10 @@ class WandbServer:
         """Id -> the input of its CreateArtifact."""
         self.uploaded: dict[str, bytes] = {}
         self.views: list[dict[str, Any]] = []
+        self.sweeps: dict[str, dict[str, Any]] = {}
+        """Id -> what `wandb sweep` has sent, read."""
+        self.points: list[dict[str, Any]] = []
+        """Parameter -> value, still to be tried."""
         self.unknown: set[str] = set()
         server = self
 
@@ -234,6 +242,32 @@ class WandbServer:
         used = given.get("input") or given
         self.runs[used["runName"]].used.append(used["artifactID"])
         return {"useArtifact": {"artifact": {"id": used["artifactID"]}}}
+
+    def _UpsertSweep(self, given: Any) -> Any:
+        name = f"sweep{len(self.sweeps)}"
+        self.sweeps[name] = yaml.safe_load(given["config"])
+        project = {"id": "p", "name": given["projectName"], "entity": {"id": "e", "name": ENTITY}}
+        return {"upsertSweep": {"sweep": {"name": name, "project": project}, "configValidationWarnings": []}}
+
+    def _SweepWithRuns(self, given: Any) -> Any:
+        kept = self.sweeps[given["sweep"]]
+        sweep = {"id": "s", "name": given["sweep"], "config": yaml.safe_dump(kept), "runs": {"edges": []}}
+        return {"project": {"sweep": sweep}}
+
+    def _CreateAgent(self, given: Any) -> Any:
+        return {"createAgent": {"agent": {"id": given["sweep"]}}}
+
+    def _Heartbeat(self, given: Any) -> Any:
+        """`id` is the agent's, and `runState` names what it runs."""
+        commands: list[dict[str, Any]] = []
+        if not json.loads(given["runState"]):
+            commands = [{"type": "exit"}]
+            if self.points:
+                point = {key: {"value": value} for key, value in self.points.pop(0).items()}
+                number = f"drawn{len(self.points)}"
+                run = {"type": "run", "run_id": number, "program": self.sweeps[given["id"]]["program"]}
+                commands = [run | {"args": point}]
+        return {"agentHeartbeat": {"agent": {"id": given["id"]}, "commands": json.dumps(commands)}}
 
     def _UpsertView2(self, given: Any) -> Any:
         self.views.append(given)

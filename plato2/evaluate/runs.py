@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 UNSAID = ("logger", "name", "model_name", *NOT_PART_OF_A_RUN)
 """Keys whose values say nothing of what a run is."""
+NAMED = 10
+"""Runs of a stage that a picture names, each with a colour of its own; of more than that the best."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def _table(runs: Sequence[Run]) -> Table:
             "-" if run.best is None else number(run.best),
             (run.parent or "-").rpartition("/")[2],
             *(
-                [" ".join(f"{key}={_text(value)}" for key, value in run.differs.items())]
+                [" ".join(f"{key}={text_of(value)}" for key, value in run.differs.items())]
                 if run.differs
                 else []
             ),
@@ -194,13 +196,19 @@ def curves(runs: Sequence[Run]) -> Figure:
     figure = Figure(figsize=(8, 4 * len(stages)), dpi=120, layout="tight")
     panels = figure.subplots(len(stages), squeeze=False)
     for stage, panel in zip(stages, panels[:, 0], strict=True):
-        for run in (run for run in shown if run.stage == stage):
+        own = [run for run in shown if run.stage == stage]
+        named = {run.path for run in (own if len(own) <= NAMED else winners_first(own)[:NAMED])}
+        for run in own:
             steps, values = zip(*_finite(logged[run.path], run.monitor), strict=True)
-            label = "/".join(Path(run.path).parts[-2:])
-            panel.plot(steps, values, marker="o" if len(steps) < 30 else None, markersize=3, label=label)
-            panel.set(xlabel="step", ylabel=run.monitor, title=stage)
+            look: dict[str, Any] = {"label": "/".join(Path(run.path).parts[-2:]), "zorder": 2}
+            if run.path not in named:
+                look = {"color": "#c4c9ce", "linewidth": 0.8, "zorder": 1}
+            panel.plot(steps, values, marker="o" if len(steps) < 30 else None, markersize=3, **look)
+            panel.set(xlabel="step", ylabel=run.monitor)
+        others = f" (grey: all but the best {NAMED} of {len(own)})" if len(own) > NAMED else ""
+        panel.set_title(f"{stage}{others}")
         panel.grid(alpha=0.3)
-        panel.legend(fontsize="small")
+        panel.legend(fontsize="small", framealpha=0.7)
     return figure
 
 
@@ -255,5 +263,8 @@ def _said(config: Mapping[str, Any]) -> dict[str, Any]:
     return dotted({key: value for key, value in config.items() if key not in UNSAID})
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A value of the configuration as it is typed; of a drawn number, which has 17 digits, the first four."""
+    if isinstance(value, float) and len(repr(value)) > 8:
+        return number(value)
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

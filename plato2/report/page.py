@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,6 +92,7 @@ def html(title: str, sections: Sequence[Section]) -> str:
     environment = Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown
     )
+    environment.tests["number_first"] = _is_number_first
     shown = [
         {
             "title": section.title,
@@ -104,6 +106,14 @@ def html(title: str, sections: Sequence[Section]) -> str:
 def _shown(value: object) -> object:
     """Texts without characters that control whatever shows them; pictures as they are."""
     return printable(value) if type(value) is str else value
+
+
+def _is_number_first(cell: str) -> bool:
+    """Whether a cell is a number, with what may stand behind it: `0.47 [0.41, 0.53]`, `3.1 ± 0.2`, `2 of 3`.
+
+    No stage (`1_coarse`), and no name that begins with a date.
+    """
+    return bool(re.match(r"[-+]?\d", cell)) and not re.search(r"[^\W\d]{3}", cell)
 
 
 def _for_html(block: Block) -> object:

@@ -15,7 +15,7 @@ from statistics import mean, stdev
 from plato2.config import UserError
 from plato2.evaluate.dialogues import Dialogue, read_dialogues
 from plato2.evaluate.results import Figure, Measure, Result, picture, text
-from plato2.evaluate.runs import Run, compare, curves
+from plato2.evaluate.runs import Run, compare, curves, text_of
 from plato2.report import paper, sweep, training
 from plato2.report.curriculum import Part, best_validation, part_of
 from plato2.report.found import Found
@@ -84,8 +84,9 @@ def _overview(found: Found) -> Section:
 def _curriculum(runs: Sequence[Path]) -> Section:
     """The newest run of each part, with its best validation."""
     newest: dict[Part, Path] = {}
-    for run in runs:  # newest first
-        part = part_of(RunFolder(run).lineage().get("use") or {})
+    lineages = {run: RunFolder(run).lineage() for run in runs}
+    for run in sorted(runs, key=lambda run: lineages[run].get("status") == "pruned"):  # newest first
+        part = part_of(lineages[run].get("use") or {})
         if part and part not in newest:
             newest[part] = run
     rows = []
@@ -115,7 +116,7 @@ def _runs(runs: Sequence[Run]) -> Section:
             "" if run.step is None else f"{run.step:,}",
             run.monitor,
             "" if run.best is None else number(run.best),
-            " ".join(f"{key}={value}" for key, value in run.differs.items()),
+            " ".join(f"{key}={text_of(value)}" for key, value in run.differs.items()),
         ]
         for run in runs
     ]
@@ -139,6 +140,7 @@ def _over_seeds(runs: Sequence[Run]) -> Table | None:
     rows = [
         [
             f"{stage}: {Path(same[0].path).parent.name}, {len(same)} seeds",
+            " ".join(f"{key}={text_of(v)}" for key, v in same[0].differs.items() if key != "seed"),
             same[0].monitor,
             number(mean(_bests(same))),
             number(stdev(_bests(same))),
@@ -146,11 +148,16 @@ def _over_seeds(runs: Sequence[Run]) -> Table | None:
         for (stage, _), same in groups.items()
         if len(same) > 1
     ]
-    return (
-        Table(["runs that differ in their seed", "measure", "mean", "standard deviation"], rows)
-        if rows
-        else None
-    )
+    header = [
+        "runs that differ in their seed",
+        "what else is theirs",
+        "measure",
+        "mean",
+        "standard deviation",
+    ]
+    if not any(row[1] for row in rows):
+        header, rows = header[:1] + header[2:], [row[:1] + row[2:] for row in rows]
+    return Table(header, rows) if rows else None
 
 
 def _name(run: str | Path) -> str:

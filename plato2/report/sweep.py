@@ -273,8 +273,8 @@ def section(sweep: SweepOfRuns) -> Section:
     best = next((point for point in sweep.points if point.mean is not None), None)
     blocks: list[Block] = []
     if best is not None:
-        told = " ".join(f"{key}={value}" for key, value in best.values.items()) or "the only point"
-        spread = "" if best.spread is None else f" ± {number(best.spread)} over {len(best.results)} seeds"
+        told = " ".join(f"{key}={short(value)}" for key, value in best.values.items()) or "the only point"
+        spread = "" if best.spread is None else f" ± {best.spread:.2g} over {len(best.results)} seeds"
         blocks.append(
             Paragraph(
                 f"Best by {sweep.metric} ({sweep.direction}): {told}: {number(best.mean or 0)}{spread}.", True
@@ -292,6 +292,10 @@ def section(sweep: SweepOfRuns) -> Section:
     if sweep.keys and any(point.mean is not None for point in sweep.points):
         alt = f"a line for each point through its values of {', '.join(sweep.keys)} to its {sweep.metric}"
         blocks.append(Picture(parallel_coordinates(sweep), alt))
+        told = (
+            "A line is a point: the thick one is the best, the darker the better; grey ones did not finish."
+        )
+        blocks.append(Paragraph(told))
     return Section(f"The sweep {sweep.name}, {sweep.stage}", blocks)
 
 
@@ -300,19 +304,29 @@ def table(sweep: SweepOfRuns) -> Table:
     rows = []
     for point in sweep.points:
         extreme = min if sweep.direction == "min" else max
+        names = (Path(run).name.removeprefix(f"{sweep.name}-") for run in point.runs)
         rows.append(
             [
-                " ".join(f"{key}={value}" for key, value in point.values.items()) or "all runs",
                 "" if point.mean is None else number(point.mean),
-                "" if point.spread is None else number(point.spread),
+                "" if point.spread is None else f"{point.spread:.2g}",
                 "" if not point.results else number(extreme(point.results)),
-                str(len(point.results)),
+                *(short(point.values[key]) for key in sweep.keys),
                 point.status,
-                ", ".join(Path(run).name for run in point.runs),
+                str(len(point.results)),
+                " ".join(names),
             ]
         )
-    caption = f"By {sweep.metric} ({sweep.direction}); the spread is the standard deviation over seeds"
-    return Table(["point", "mean", "spread", "best", "runs", "status", "run folders"], rows, caption)
+    caption = (
+        f"By {sweep.metric} ({sweep.direction}); the spread is the standard deviation over seeds; names of "
+        f"run folders begin with {sweep.name}-"
+    )
+    return Table(["mean", "spread", "best", *sweep.keys, "status", "runs", "run folders"], rows, caption)
+
+
+def short(value: str) -> str:
+    """A value as it was given; of a drawn number, which has 17 digits, the first four."""
+    drawn = numbers([value])
+    return number(drawn[0]) if drawn and len(value) > 8 else value
 
 
 def parallel_coordinates(sweep: SweepOfRuns) -> Figure:
@@ -326,10 +340,11 @@ def parallel_coordinates(sweep: SweepOfRuns) -> Figure:
     heights, ticks = zip(*[_axis(column) for column in columns], strict=True)
     means = [point.mean or 0.0 for point in shown]
     last, marks = _axis([repr(mean) for mean in means], log=False)
-    figure = Figure(figsize=(max(6, 2 * len(axes)), 4), dpi=120, layout="tight")
+    figure = Figure(figsize=(max(6, 2 * len(axes)), 4.5), dpi=96, layout="tight")
     panel = figure.subplots()
     colours = matplotlib.colormaps["viridis"]
-    low, high = min(means), max(means)
+    done_means = [point.mean or 0.0 for point in shown if point.status == "finished"] or means
+    low, high = min(done_means), max(done_means)
     for n, point in enumerate(shown):
         share = (means[n] - low) / (high - low or 1)
         share = share if sweep.direction == "min" else 1 - share
@@ -345,7 +360,14 @@ def parallel_coordinates(sweep: SweepOfRuns) -> Figure:
         panel.axvline(x, color="#555555", linewidth=0.8)
         for y, label in marked:
             panel.annotate(
-                label, (x, y), xytext=(4, 0), textcoords="offset points", fontsize="x-small", va="center"
+                label,
+                (x, y),
+                xytext=(4, 0),
+                textcoords="offset points",
+                fontsize="small",
+                va="center",
+                bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1},
+                zorder=3,
             )
     panel.set(xticks=range(len(axes)), xticklabels=axes, yticks=[], xlim=(-0.1, len(axes) - 0.6))
     for side in ("left", "right", "top", "bottom"):

@@ -77,10 +77,12 @@ def _logged(run: Path) -> Logged:
 
 
 def _colours(number: int) -> list[str]:
-    """A colour for each run; beyond 20 they repeat."""
+    """A colour for each run: of up to 20 those that are told apart best, of more those of a rainbow."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
+    if number > 20:
+        return [to_hex(colormaps["turbo"](0.05 + 0.9 * run / (number - 1))) for run in range(number)]
     table = colormaps["tab10" if number <= 10 else "tab20"]
     return [to_hex(table(run % table.N)) for run in range(number)]
 
@@ -120,6 +122,7 @@ def _drawn(
 def _finish(figure: Figure, axes: Axes, panel: Panel, used: Sequence[str]) -> None:
     """Title, axes, and which dashes are which metric."""
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogFormatter
 
     axes.set_title(panel.title, fontsize=10, loc="left")
     axes.set_xlabel("latent" if panel.kind == "latents" else "step", fontsize=9)
@@ -128,6 +131,9 @@ def _finish(figure: Figure, axes: Axes, panel: Panel, used: Sequence[str]) -> No
     axes.grid(alpha=0.3)
     if panel.log:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())  # 60, not 6 x 10^1
+        axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+        axes.tick_params(which="minor", labelsize=9)
     axes.locator_params(axis="x", nbins=5)
     if len(used) > 1:
         lines = [

@@ -80,7 +80,7 @@ def test_the_page_of_a_sweep(sweep: Path, tmp_path: Path) -> None:
     printed = CliRunner().invoke(app, ["report", str(sweep)], env={"COLUMNS": "200"})
     assert printed.exit_code == 0, printed.output
     assert (
-        "Best by val/loss (min): model.dropout=0.0 optim.lr=0.001: 3.005 ± 0.007071 over 2 seeds."
+        "Best by val/loss (min): model.dropout=0.0 optim.lr=0.001: 3.005 ± 0.0071 over 2 seeds."
         in printed.output
     )
     done = CliRunner().invoke(app, ["report", str(sweep), "--out", str(tmp_path / "page.html"), "--json"])
@@ -91,6 +91,24 @@ def test_the_page_of_a_sweep(sweep: Path, tmp_path: Path) -> None:
     assert "functional ANOVA" in page
     assert "pruned at step 4" in page
     assert "<script" not in page
+
+
+def test_a_search_of_many_runs_stays_readable(sweep: Path, tmp_path: Path) -> None:
+    """Numbers of 17 digits are shown with four, a column for each key; the best runs are named, not all."""
+    add_run(tmp_path, "s-20", "0.0009512345678901234", "0.05", 11)
+    done = CliRunner().invoke(app, ["report", str(sweep), "--out", str(tmp_path / "page.html"), "--json"])
+    assert done.exit_code == 0, done.output
+    (plain,) = json.loads(done.stdout)["sweeps"]
+    assert "0.0009512345678901234" in [point["values"]["optim.lr"] for point in plain["points"]]
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "0.0009512345678901234" not in page
+    head, _, rows = page.partition("run folders</th>")
+    assert '<th scope="col" class="number">optim.lr</th>' in head
+    row = next(row for row in rows.split("<tr") if "<td>20</td>" in row or ">20</td>" in row)
+    assert '<td class="number">0.0009512</td>' in row
+    assert "grey: all but the best 10 of 14" in page
+    (curriculum,) = [part for part in page.split("<h2") if ">The curriculum</h2>" in part]
+    assert "tiny-1_coarse/s-20" in curriculum  # the newest that was not pruned
 
 
 def test_runs_of_two_configurations_are_refused(sweep: Path, tmp_path: Path) -> None:
