@@ -42,7 +42,7 @@ from plato2.data.tokenizer import train_tokenizer
 from plato2.files import write_sha256
 from plato2.runs.checkpoint import Checkpoints
 from plato2.runs.folder import RunFolder, held
-from plato2.runs.saved import read_checkpoint, read_metrics
+from plato2.runs.saved import checkpoint_step, read_checkpoint, read_metrics
 from plato2.weights.folder import load_generation, read_saved
 
 STAGE_2 = ["stage=2_gen", "trainer.max_steps=2", "trainer.val_check_interval=2"]
@@ -536,8 +536,14 @@ def test_a_gpu_that_is_not_there(train_here: Train) -> None:
 
 
 def test_an_unknown_sweep_metric(train_here: Train) -> None:
-    done = train_here("sweep_metric=val/fun", "trainer.max_steps=1", expect=2)
-    assert_one_line(done.stderr, "sweep_metric=val/fun", "val/ppl")
+    """It is refused at the first validation, not when the run has been trained; and nothing is lost."""
+    given = ["trainer.max_steps=4", "trainer.val_check_interval=2"]
+    done = train_here("sweep_metric=val/pp", *given, expect=2)
+    assert_one_line(done.stderr, "sweep_metric=val/pp: not logged; did you mean val/ppl?")
+    (run,) = Path("outputs/tiny-1_coarse").iterdir()
+    assert checkpoint_step(run / "checkpoints/last.ckpt") == 2
+    done = train_here("sweep_metric=val/ppl", *given)
+    assert f"{run} from step 2" in done.stderr, done.stderr
 
 
 def test_the_real_command_ends_with_2_and_one_line(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning_utilities.core.imports import RequirementCache
 from small import ROOT, Train, assert_one_line, command, environment
 from wandb_server import WandbServer
 
@@ -172,6 +173,15 @@ def test_tensorboard_has_numbers_replies_and_latents(train_here: Train) -> None:
 
 def fits(tag: str, patterns: list[str]) -> bool:
     return any(re.search(pattern, tag) for pattern in patterns)
+
+
+def test_tensorboard_that_is_not_installed(train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = RequirementCache("a-package-that-is-not-there")
+    for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
+        monkeypatch.setattr(f"lightning_fabric.loggers.tensorboard.{name}", missing)
+    done = train_here("logger=tensorboard", "run_id=r", expect=2)
+    assert_one_line(done.stderr, "logger=tensorboard needs tensorboard: pip install '.[tensorboard]'")
+    assert not Path("outputs/tiny-1_coarse/r").exists()
 
 
 def test_tensorboard_forgets_what_a_killed_run_logged_after_its_checkpoint(

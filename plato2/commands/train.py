@@ -31,7 +31,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
@@ -97,6 +97,8 @@ TEXT_KEYS = (
     "hydra.sweep.dir",
 )
 """Keys whose values are names, paths or words, whatever they look like."""
+KINDS = {"float": "a number", "integer": "a whole number", "bool": "true or false"}
+"""What OmegaConf calls a kind of value, and what messages say."""
 
 
 app = typer.Typer(add_completion=False)
@@ -470,13 +472,24 @@ def explain(error: Exception, conf: Path) -> str:
     if alone:
         key = alone[3]
         return f"{key}={alone[1]}: a factor of the recipe's value, for sweeps: -m {key}=x0.5,x1,x2"
-    kinds = {"Float": "a number", "Integer": "a whole number", "bool": "true or false"}
-    converted = r"(?:of type '\w+' could not be converted to|is not a valid)"
-    other = re.search(rf"Value '(.*)' {converted} ({'|'.join(kinds)})\b.* full_key: (\S+)", told)
-    if other:
-        return f"{other[3]}={other[1]}: must be {kinds[other[2]]} {where}"
-    if empty := re.search(r"field '(\S+)' is not Optional", told):
-        return f"{empty[1]}=null: must have a value {where}"
+    if isinstance(error, OverrideParseException) and "=" not in error.override:
+        word = error.override
+        groups = sorted(file.parent.name for file in conf.glob("*/*.yaml") if file.stem == word)
+        near = f"did you mean {groups[0]}={word}?" if groups else "--help lists groups, options and keys"
+        return f"{word}: what is trained is said as KEY=VALUE; {near}"
+    several = re.search(r"^Ambiguous value for argument '([^=]*)=(.*?)' 1\. ", told)
+    if several:
+        key, values = several.groups()
+        return f"{key}={values}: several values are a sweep, which needs -m; a list is written [{values}]"
+    kind = re.search(
+        r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a valid) (\w+).* full_key: (\S+)",
+        told,
+    )
+    if kind and kind[2].lower() in KINDS:
+        return f"{kind[3]}={kind[1]}: must be {KINDS[kind[2].lower()]}"
+    nothing = re.search(r"field '([^']*)' is not Optional", told)
+    if nothing:
+        return f"{nothing[1]}=null: needs a value"
     unknown = re.search(r"Key '[^']*' (?:is )?not in .*full_key: (\S+)", told)
     if unknown:
         return f"{unknown[1]}: no such key; {meant(unknown[1], conf)} {where}"

@@ -29,7 +29,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from plato2.config import ModelConfig
+from plato2.config import ModelConfig, UserError, did_you_mean
 from plato2.files import replaced
 from plato2.runs.console import number
 from plato2.runs.plan import peak_flops, step_flops
@@ -310,6 +310,32 @@ class Figures(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores `state_dict`."""
         self.found = state_dict["found"]
+
+
+class SweepMetric(Callback):
+    """Refuses a metric to compare a sweep's runs by that the first validation does not bring.
+
+    What is logged every few steps (`perf/`) may still come; `runs.train.close` looks again.
+
+    Args:
+        metric: the key `sweep_metric`.
+    """
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Compares it with all that has been logged, when the first validation is over and saved.
+
+        Raises:
+            UserError: it is not among that; the same run goes on under another one.
+        """
+        known = sorted(map(str, trainer.callback_metrics))
+        validated = any(name.startswith("val/") for name in known)
+        if validated and self.metric not in known and not self.metric.startswith("perf/"):
+            raise UserError(f"sweep_metric={self.metric}: not logged; {did_you_mean(self.metric, known)}")
 
 
 class LatentHistogram(Callback):

@@ -97,7 +97,15 @@ def number(value: float) -> str:
 
 
 def quiet_lightning() -> None:
-    """Leaves out what Lightning says that does not help here; its warnings stay."""
+    """Leaves out what Lightning says that does not help here; its warnings stay, one line each like ours."""
+    warnings.formatwarning = _one_line
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # torchmetrics reduces over ranks
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning for the person at the terminal: without the place in the code and the line that gave it."""
+    return f"warning: {' '.join(str(message).split())}\n"

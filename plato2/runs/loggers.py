@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from plato2.config import UserError
+from plato2.config import UserError, install
 from plato2.runs.build import build
 from plato2.runs.folder import RunFolder
 from plato2.runs.panels import tensorboard_layout
@@ -48,7 +48,7 @@ def build_loggers(
         config: the resolved configuration, for W&B.
 
     Raises:
-        UserError: an unknown key of a logger, or what W&B refuses.
+        UserError: an unknown key of a logger, a logger whose package is missing, or what W&B refuses.
     """
     step = checkpoint_step(checkpoint) if checkpoint else None
     ancestor = None if parent is None else run_of(parent)
@@ -69,7 +69,12 @@ def build_loggers(
             "config": {**config, "run": about},
         },
     }
-    loggers = [build(node, f"logger.{key}", **of_the_run.get(key, {})) for key, node in nodes.items()]
+    try:
+        loggers = [build(node, f"logger.{key}", **of_the_run.get(key, {})) for key, node in nodes.items()]
+    except ModuleNotFoundError as error:  # Lightning's; the packages of the other loggers are always there
+        if "tensorboard" not in str(error):
+            raise
+        raise UserError(f"logger=tensorboard needs tensorboard: {install('tensorboard')}") from error
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(dict(config), metrics={})  # for its hparams.yaml

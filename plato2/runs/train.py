@@ -564,7 +564,14 @@ def build_callbacks(
     keys: TrainConfig, stage: Stage, data: DialogueDataModule, run: RunFolder, parent: Path | None
 ) -> list[pl.Callback]:
     """Checkpoints, progress and speed of a run, and the replies and figures beside its validations."""
-    from plato2.runs.callbacks import Figures, LatentHistogram, RunProgress, SampleReplies, Throughput
+    from plato2.runs.callbacks import (
+        Figures,
+        LatentHistogram,
+        RunProgress,
+        SampleReplies,
+        SweepMetric,
+        Throughput,
+    )
     from plato2.runs.checkpoint import BetweenSteps, Checkpoints
     from plato2.runs.length import TimeLeft
     from plato2.talk.replies import ValidationReplies, ValidationVariety
@@ -588,6 +595,8 @@ def build_callbacks(
         from plato2.runs.study import Report
 
         callbacks.append(Report(Path(keys.study), keys.trial, keys.sweep_metric or stage.monitor[0]))
+    elif keys.sweep_metric is not None:
+        callbacks.append(SweepMetric(keys.sweep_metric))
     if keys.sample_replies and stage.use.role == "generation":
         replies = ValidationReplies(data, keys.sample_replies)
         callbacks.append(SampleReplies(run.path / "replies.jsonl", replies))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 import plato2
 from plato2.commands import VERBS, app, every_command, joined_lines
 from plato2.config import UserError, did_you_mean, in_typed_words
-from plato2.runs.console import number
+from plato2.runs.console import number, quiet_lightning
 from plato2.runs.corpus import CorpusOfRun
 
 NAMES = {"valid_dialogues": "--valid-dialogues", "force": "--force", "out": "--out", "reader.": "--reader "}
@@ -38,6 +39,13 @@ def test_did_you_mean() -> None:
     assert did_you_mean("policcy", ["policy", "out"]) == "did you mean policy?"
     assert did_you_mean("zzz", ["policy", "out"]) == "there are policy, out"
     assert did_you_mean("zzz", []) == "there are none"
+
+
+def test_a_warning_is_one_line_without_the_place_in_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # Lightning's, put back at the end
+    quiet_lightning()
+    told = warnings.formatwarning(UserWarning("z says\n  nothing"), UserWarning, "fine.py", 139, "warn(")  # type: ignore[call-arg]
+    assert told == "warning: z says nothing\n"
 
 
 def dialogues(folder: Path, n: int) -> Path:
