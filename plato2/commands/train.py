@@ -489,7 +489,7 @@ def explain(error: Exception, conf: Path) -> str:
         return f"{kind[3]}={kind[1]}: must be {KINDS[kind[2].lower()]}"
     nothing = re.search(r"field '([^']*)' is not Optional", told)
     if nothing:
-        return f"{nothing[1]}=null: needs a value"
+        return f"{nothing[1]}=null: must have a value"
     unknown = re.search(r"Key '[^']*' (?:is )?not in .*full_key: (\S+)", told)
     if unknown:
         return f"{unknown[1]}: no such key; {meant(unknown[1], conf)} {where}"
