@@ -476,6 +476,17 @@ def from_folder(config: ModelConfig, read_words: Callable[[str], Words]) -> Mode
     return replace(config, **geometry, architecture=architecture)
 
 
+def with_layers(config: ModelConfig, n_layer: int) -> ModelConfig:
+    """The same geometry with fewer layers, to plan with: of a pretrained decoder without its weights."""
+    if not config.is_pretrained:
+        return replace(config, n_layer=n_layer)
+    stored = _stored(config)
+    geometry = {**_without(stored["config"], "n_layer"), "num_hidden_layers": n_layer}
+    if "layer_types" in geometry:
+        geometry["layer_types"] = geometry["layer_types"][:n_layer]
+    return replace(config, n_layer=n_layer, architecture=json.dumps({**stored, "config": geometry}))
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a decoder's folder that transformers reads, by name.
 
