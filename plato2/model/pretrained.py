@@ -612,7 +612,7 @@ def _model(config: ModelConfig, stored: dict[str, Any]) -> tuple[Any, Any]:
         raise UserError(f"{of}: cannot be read ({_line(error)}); {CURE}") from None
     if missing := sorted(told["missing_keys"]):
         raise UserError(f"{of}: lacks {missing[0]} and {len(missing) - 1} more weights; get the folder again")
-    return model, geometry
+    return model.train(), geometry  # read, it is in evaluation mode, and Lightning leaves modes as they are
 
 
 def _transformers() -> Any:
