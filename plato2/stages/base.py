@@ -125,8 +125,10 @@ class Stage(pl.LightningModule):
         shard_fully(self, self.backbone.blocks, strategy)
         if self.backbone.device.type == "meta":
             resumed = self.trainer.ckpt_path is not None
+            is_read = self.model_config.has_adapter or not (resumed or self.start_weights)
+            base = self.backbone.base_weights() if is_read else {}
             start, read = self.start_weights, self.read_start
-            fill_shards(self, strategy.root_device, start, self.seed, initial=not resumed, read=read)
+            fill_shards(self, strategy.root_device, start, base, self.seed, not resumed, read)
             self.start_weights, self.read_start = {}, None
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

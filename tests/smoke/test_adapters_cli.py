@@ -61,3 +61,26 @@ def test_three_stages_of_adapters_from_a_folder_to_a_reply(
         assert "which is not there; put it back" in errors
     finally:
         shutil.move(tmp_path / "elsewhere", decoder)
+
+
+@pytest.mark.slow
+def test_averages_and_the_guard_go_on_after_a_kill(
+    forks: Forks,
+    places: list[str],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """The average is that of what is trained; the base is in no part of a checkpoint."""
+    given = [*places, *ADAPTER, "callbacks=[ema,spike_guard]", "callbacks.ema.decay=0.5"]
+    Training(forks, tmp_path / "whole", *given, RUN_ID="a").finish()
+    run = tmp_path / "killed" / "pretrained-1_coarse" / "a"
+    process = Training(forks, tmp_path / "killed", *given, RUN_ID="a")
+    process.wait_for_step(run, 4)
+    os.kill(process.pid, signal.SIGKILL)
+    process.finish(expect=-signal.SIGKILL)
+    Training(forks, tmp_path / "killed", *given, RUN_ID="a").finish()
+    assert_same(tmp_path / "whole" / "pretrained-1_coarse" / "a", run)
+    saved = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    averaged, current = saved["state_dict"], saved["current_model_state"]
+    assert averaged.keys() == current.keys()
+    assert not any(map(is_of_base, averaged))
+    assert any(not torch.equal(averaged[name], current[name]) for name in averaged)

@@ -135,9 +135,7 @@ def test_what_does_not_belong_together_is_said_before_anything_is_trained(
     path, data = places
     assert_one_line(refused(data), "model.path=FOLDER: no such folder; give the folder of a causal decoder")
     assert_one_line(refused(data, "model.path=nowhere"), "model.path=nowhere: no such folder")
-    assert_one_line(
-        refused(data, "model.path=nowhere", "strategy=fsdp"), "FSDP2 does not shard a decoder yet"
-    )
+    assert_one_line(refused(*places, "model.adapter_rank=0"), "model.adapter_rank=0: must be at least 1")
     assert_one_line(refused(*places, "model.max_position=200"), "has 128 positions; use at most 128")
     assert_one_line(
         refused(*places, "model.n_layer=3"), "model.n_layer=3: the decoder in", "has 2; leave it out"

@@ -14,14 +14,20 @@ import pytest
 import torch
 from decoders import FAMILIES, write_decoder
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from plato2.batch import Unit
 from plato2.config import ModelConfig, UserError
 from plato2.data.decoder_tokenizer import DecoderTokenizer
 from plato2.data.units import pack
 from plato2.files import file_sha256
+from plato2.model import masks
+from plato2.model.cpu import ROWS_STEP
 from plato2.model.networks import EvaluationNetwork, GenerationNetwork
 from plato2.model.pretrained import build_backbone, from_folder, is_of_base
+from plato2.runs.folder import RunFolder, go_on
+from plato2.runs.plan import decoder_products, step_flops
 from plato2.runs.start import warm_start, with_base_of
 from plato2.stages import CoarseGeneration, CoherenceEstimation, FineGeneration, Stage
 from plato2.stages.optim import adamw
@@ -90,6 +96,7 @@ def test_step_0_is_the_base_itself_and_only_what_is_added_learns(
     folder: Callable[[str], Path], family: str
 ) -> None:
     stages = [FineGeneration(read(folder(family), adapter=adapter)) for adapter in ("lora", "none")]
+    assert all(module.training for stage in stages for module in stage.modules())
     unit = unit_of(stages[0])
     low_rank, whole = (stage.losses(unit) for stage in stages)
     assert all(torch.equal(low_rank[term], whole[term]) for term in whole)  # B = 0, and the same heads
@@ -323,3 +330,29 @@ def test_without_peft_the_extra_is_named(
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=r"model.adapter=lora: needs peft; pip install '\.\[lora\]'"):
         build_backbone(config)
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_flops_are_what_pytorch_counts(folder: Callable[[str], Path], adapter: str) -> None:
+    """Three products for a weight that learns, two for one that is frozen."""
+    backbone = build_backbone(read(folder("qwen3"), adapter=adapter, max_position=64))
+    rows, length, targets = 3, 40, ROWS_STEP
+    ids = torch.full((rows, length), 9)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # it counts no fused kernel
+        x = backbone.embed(ids, ids * 0, ids)
+        mask = masks.additive(masks.same_sample(ids), x.dtype)
+        h = backbone.encode(x, mask, pos_ids=torch.arange(length).expand(rows, -1))
+        logits = backbone.lm_logits(h.flatten(0, 1).repeat(2, 1)[:targets])
+        logits[:, 3:9].sum().backward()
+    found = decoder_products(backbone)
+    planned = step_flops(backbone.config, rows * length, rows, targets, 1, found)
+    assert planned == pytest.approx(counter.get_total_flops(), rel=1e-6)
+
+
+def test_a_run_does_not_resume_on_another_base(tmp_path: Path) -> None:
+    config = {"model": {"path": "d", "adapter": "lora", "base_sha256": "a" * 64}}
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    run.write_lineage(status="running", config=config)
+    with pytest.raises(UserError, match=r"model.path=d: the weights there \(sha256 b{12}\) are not th"):
+        go_on(run, {"model": config["model"] | {"base_sha256": "b" * 64}})
