@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,7 +43,7 @@ DROPOUTS = ("attention_dropout", "hidden_dropout", "attn_pdrop", "resid_pdrop", 
 """Keys of dropout in the families' configurations."""
 SPARE = 0.05
 """Share of a word table's rows that may have no word: tables are padded to round numbers."""
-CONFIG_BYTES = 1 << 20
+CONFIG_BYTES, INDEX_BYTES = 1 << 20, 1 << 24
 ADAPTER = "default"
 """Name of the adapter in a checkpoint, as in peft: `...q_proj.lora_A.default.weight`."""
 CURE = "give the folder of a causal decoder, as save_pretrained writes it"
@@ -89,6 +89,8 @@ class PretrainedBackbone(Backbone):
     ) -> None:
         nn.Module.__init__(self)  # none of the modules of `Backbone`
         self.config, self.adapter = config, adapter
+        self.base: Mapping[str, Tensor] | None = None
+        """Own weights that are not those in `config.path`, by their names in a backbone without adapter."""
         stored = _stored(config)
         if base is None:
             model, geometry = _model(config, stored["config"])
@@ -223,26 +225,26 @@ class PretrainedBackbone(Backbone):
         """See `Backbone.word_logits`; -inf where an id is no word of its own."""
         return self._by_id(self._products(h)) + bias
 
-    def load_base(self, weights: Mapping[str, Tensor] | None) -> None:
-        """Takes over the frozen weights, also on the meta device.
+    def base_weights(self) -> Mapping[str, Tensor]:
+        """The decoder's own weights by their names here, each read when it is asked for.
 
-        Args:
-            weights: by the names of a backbone without adapter; None = those in the decoder's folder.
+        Raises:
+            UserError: some are missing, or cannot be read.
+        """
+        own = {name: _plain(name) for name, _ in self.named_parameters() if is_of_base(name)}
+        if self.base is None:
+            return _FolderWeights(Path(self.config.path), own, self.decoder.base_model_prefix)
+        return {name: self.base[plain] for name, plain in own.items()}
+
+    def load_base(self) -> None:
+        """Takes over the decoder's own weights, also on the meta device.
 
         Raises:
             UserError: they cannot be read.
         """
-        mine = weights is None
-        if weights is None:
-            with torch.device("cpu"):
-                model, _ = _model(self.config, _stored(self.config)["config"])
-            weights = {f"decoder.{name}": weight for name, weight in model.base_model.state_dict().items()}
-            head = model.get_output_embeddings().state_dict()
-            weights |= {f"lm_head.{name}": weight for name, weight in head.items()}
-        own = [name for name, _ in self.named_parameters() if is_of_base(name)]
-        base = {name: weights[name.replace(".base_layer.", ".")] for name in own}
-        if not mine:  # not the bytes of a file that may change
-            base = {name: weight.float().clone() for name, weight in base.items()}
+        found = self.base_weights()
+        # cloned: not the bytes of a file that may change
+        base = {name: found[name].to("cpu", torch.float32, copy=True) for name in found}
         self.load_state_dict(base, strict=False, assign=True)
 
     def _add_adapter(self) -> None:
@@ -320,6 +322,53 @@ def is_of_base(name: str) -> bool:
     parts = name.split(".")
     of_decoder = "decoder" in parts or "lm_head" in parts
     return of_decoder and not any(part.startswith("lora_") for part in parts)
+
+
+def _plain(name: str) -> str:
+    """The name of a decoder's own parameter where there is no adapter."""
+    return name.replace(".base_layer.", ".")
+
+
+class _FolderWeights(Mapping[str, Tensor]):
+    """Weights in a decoder's folder, by their names in a backbone; one at a time is in memory.
+
+    Raises:
+        UserError: some are missing, or cannot be read.
+    """
+
+    def __init__(self, folder: Path, names: Mapping[str, str], prefix: str) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.folder, self.places = folder, dict[str, tuple[Any, str]]()
+        stored: dict[str, Any] = {}
+        try:
+            for file in weight_files(folder):
+                opened = safe_open(file, framework="pt")
+                stored |= dict.fromkeys(opened.keys(), opened)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"model.path={folder}: cannot be read ({_line(error)}); {CURE}") from None
+        for name, plain in names.items():
+            of_decoder = plain.partition("decoder.")[2]
+            # an output table is `lm_head`, or `embed_out` of GPT-NeoX; a file of a bare decoder has no prefix
+            known = [f"{prefix}.{of_decoder}", of_decoder] if of_decoder else [plain, "embed_out.weight"]
+            found = next((key for key in known if key in stored), None)
+            if found is None:
+                raise UserError(f"model.path={folder}: lacks {known[0]}; get the folder again")
+            self.places[name] = (stored[found], found)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """As it is stored."""
+        file, key = self.places[name]
+        tensor: Tensor = file.get_tensor(key)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.places)
 
 
 def _without_base(backbone: nn.Module, state: dict[str, Any], prefix: str, _: object) -> None:
@@ -425,6 +474,28 @@ def from_folder(config: ModelConfig, read_words: Callable[[str], Words]) -> Mode
     special = {name: getattr(words.special, name) for name in ("begin", "end", "unknown")}
     architecture = json.dumps({**special, "config": kept}, sort_keys=True)
     return replace(config, **geometry, architecture=architecture)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a decoder's folder that transformers reads, by name.
+
+    Raises:
+        UserError: one is missing, or their index cannot be read.
+    """
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    names = {whole.name}
+    if not whole.is_file() and index.is_file():
+        try:
+            names = {
+                Path(name).name
+                for name in json.loads(read_file(index, INDEX_BYTES, CURE))["weight_map"].values()
+            }
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise UserError(f"{index}: cannot be read ({_line(error)}); get the folder again") from None
+    files = [folder / name for name in sorted(names)]
+    if missing := [file for file in files if not file.is_file()]:
+        raise UserError(f"{missing[0]}: missing; get the folder again from its source")
+    return files
 
 
 def _read_config(folder: Path, given: str) -> dict[str, Any]:

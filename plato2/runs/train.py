@@ -153,7 +153,7 @@ def train_run(
         keys.model = with_base_of(keys.model, goes_on)
     stage = build_stage(keys, "meta" if is_sharded(keys) else "cpu")  # sharded: each rank fills its share
     if keys.model.base:
-        fill_base(stage.backbone, keys.model)
+        fill_base(stage.backbone, keys.model, later=is_sharded(keys))
     if start:
         sentence += f"{told}\n{warm_start(stage, start, accepted, data.tokenizer_sha256)}"
     family = curriculum(run, start)
@@ -205,8 +205,6 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
     from plato2.runs.parallel import check_devices, check_processes, check_replicas, n_ranks
 
     if keys.model.is_pretrained:
-        if is_sharded(keys):
-            raise UserError("model=pretrained: FSDP2 does not shard a decoder yet; use strategy=ddp, or auto")
         from plato2.data.decoder_tokenizer import DecoderTokenizer
         from plato2.model.pretrained import from_folder
         from plato2.weights.base import with_base
