@@ -1,0 +1,202 @@
+"""Runs made of a pretrained decoder talk: on one base in memory, in int8, exported, alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from decoders import FAMILIES, write_decoder
+from runs import checkpoint_of
+from typer.testing import CliRunner
+
+from plato2.commands import app
+from plato2.config import DecodeConfig, ModelConfig, UserError
+from plato2.data.decoder_tokenizer import DecoderTokenizer
+from plato2.model.pretrained import from_folder
+from plato2.runs.folder import RunFolder
+from plato2.stages import known_stages
+from plato2.talk.bot import PlatoBot
+from plato2.weights.base import with_base
+from plato2.weights.folder import load_evaluation, load_generation
+
+MOST_SLOWLY = [
+    family if family in ("llama", "gpt2") else pytest.param(family, marks=pytest.mark.slow)
+    for family in FAMILIES
+]
+DECODE = DecodeConfig(max_tokens=8, top_k=5)
+TURNS = ["bon kan", "dus pel tin"]
+Runs = tuple[Path, Path]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLATO2_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Runs]:
+    """A run of stage 2.1 and one of 2.2 on a random decoder, written once."""
+    base = tmp_path_factory.mktemp("runs")
+
+    @cache
+    def written(family: str, adapter: str = "lora", latent_at: str = "front") -> Runs:
+        decoder = base / family
+        if not decoder.exists():
+            write_decoder(decoder, family)
+        folder = base / f"{family}-{adapter}-{latent_at}"
+        return tuple(  # type: ignore[return-value]
+            write_run(folder / stage, decoder, stage, adapter=adapter, latent_at=latent_at)
+            for stage in ("2_gen", "2_eval")
+        )
+
+    return written
+
+
+def write_run(folder: Path, decoder: Path, name: str, **values: Any) -> Path:
+    """A run as train.py writes it, whose additions to the decoder are random and large enough to matter."""
+    given = {"max_position": 64, "dropout": 0.0, "n_latent": 5, "adapter_rank": 4} | values
+    config = from_folder(ModelConfig(path=str(decoder), **given), DecoderTokenizer.from_model)
+    stage = known_stages()[name](with_base(config))
+    generator = torch.Generator().manual_seed(len(name))
+    with torch.no_grad():
+        for weight_name, weight in stage.named_parameters():
+            if weight_name in stage.state_dict() and (
+                config.has_adapter or "decoder" not in weight_name and "lm_head" not in weight_name
+            ):
+                weight.normal_(0.0, 0.3, generator=generator)
+    run, tokenizer = RunFolder(folder), DecoderTokenizer.from_model(decoder)
+    run.checkpoints.mkdir(parents=True)
+    tokenizer.save(run.tokenizer)
+    torch.save(checkpoint_of(stage, tokenizer), run.last)
+    use = asdict(stage.use)
+    run.write_lineage(
+        stage=name, use=use, monitor=list(stage.monitor), model="pretrained", run_id="a", status="finished"
+    )
+    torch.save(checkpoint_of(stage, tokenizer), run.best)
+    return folder
+
+
+def plato2(*arguments: object) -> str:
+    """What a command prints."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def said(bot: PlatoBot) -> list[tuple[Any, ...]]:
+    """What the bot answers, and how it ranks it."""
+    found = bot.reply(TURNS, DECODE).candidates
+    return [
+        (c.text, c.latent, pytest.approx(c.log_prob, abs=1e-4), pytest.approx(c.coherence, abs=1e-4))
+        for c in found
+    ]
+
+
+# ------------------------------------------------------------------------------------- one base in memory
+
+
+@pytest.mark.parametrize("family", MOST_SLOWLY)
+def test_both_adapters_talk_on_one_base(runs: Callable[..., Runs], family: str) -> None:
+    """The bot says what two separate models say, and holds the decoder's own weights once."""
+    generation, evaluation = runs(family)
+    bot = PlatoBot.load(generation, evaluation, "cpu")
+    apart = PlatoBot(load_generation(generation), bot.tokenizer, load_evaluation(evaluation))
+    for _ in range(2):  # also after the other adapter was at work
+        assert said(bot) == said(apart)
+    assert bot.evaluation is not None
+    assert apart.evaluation is not None
+    first, second = bot.generation.backbone, bot.evaluation.backbone
+    assert first.decoder is second.decoder
+    assert first.lm_head is second.lm_head
+
+    def n_bytes(*networks: Any) -> int:
+        kept = {weight.data_ptr(): weight.nbytes for one in networks for weight in one.parameters()}
+        return sum(kept.values())
+
+    base = sum(w.nbytes for n, w in apart.generation.backbone.decoder.named_parameters() if ".lora_" not in n)
+    base += 0 if first.lm_head is None else first.lm_head.weight.nbytes
+    assert n_bytes(apart.generation, apart.evaluation) - n_bytes(bot.generation, bot.evaluation) == base
+
+
+def test_models_with_other_bases_do_not_share(runs: Callable[..., Runs], tmp_path: Path) -> None:
+    whole, adapter = runs("llama", "none"), runs("llama")
+    other = write_run(
+        tmp_path / "run",
+        write_decoder(tmp_path / "other", "llama", num_hidden_layers=1),
+        "2_eval",
+        adapter="lora",
+    )
+    for generation, evaluation in (
+        (adapter[0], whole[1]),
+        (whole[0], adapter[1]),
+        (whole[0], whole[1]),
+        (adapter[0], other),
+    ):
+        bot = PlatoBot.load(generation, evaluation, "cpu")
+        assert bot.evaluation is not None
+        assert bot.evaluation.backbone.decoder is not bot.generation.backbone.decoder
+        assert said(bot) == said(
+            PlatoBot(load_generation(generation), bot.tokenizer, load_evaluation(evaluation))
+        )
+
+
+# -------------------------------------------------------------------------------------------------- int8
+
+
+@pytest.mark.parametrize("family", MOST_SLOWLY)
+@pytest.mark.parametrize("adapter", ["lora", pytest.param("none", marks=pytest.mark.slow)])
+def test_in_int8_the_blocks_take_a_quarter_and_the_bot_talks(
+    runs: Callable[..., Runs], family: str, adapter: str
+) -> None:
+    generation, evaluation = runs(family, adapter)
+    bot = PlatoBot.load(generation, evaluation, "cpu", precision="int8")
+    candidates = bot.reply(TURNS, DECODE).candidates
+    assert sorted(c.latent for c in candidates) == [0, 1, 2, 3, 4]
+    whole = PlatoBot.load(generation, evaluation, "cpu")
+    assert bot.evaluation is not None
+    assert whole.evaluation is not None
+    from plato2.talk.rank import coherence
+
+    pairs = [(bot.encode(TURNS), c.token_ids) for c in candidates]
+    change = torch.tensor(coherence(bot.evaluation, pairs)) - torch.tensor(coherence(whole.evaluation, pairs))
+    assert 0 < change.abs().max() < 0.25  # probabilities; bfloat16 alone changes them by as much
+    for network in (bot.generation, bot.evaluation):
+        matrices = {
+            name: weight
+            for name, weight in network.backbone.blocks.named_parameters()
+            if weight.ndim == 2 and ".lora_" not in name
+        }
+        assert len(matrices) >= 8
+        assert {weight.qdata.dtype for weight in matrices.values()} == {torch.int8}
+        others = {
+            w.dtype
+            for n, w in network.named_parameters()
+            if n.removeprefix("backbone.decoder.") and w.ndim == 1
+        }
+        assert others == {torch.bfloat16}
+    shares = bot.generation.backbone.decoder is bot.evaluation.backbone.decoder
+    assert shares == (adapter == "lora")
+
+
+def test_int8_is_for_a_cpu_and_its_words_name_the_extra(
+    runs: Callable[..., Runs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    generation, _ = runs("llama")
+    monkeypatch.setattr("plato2.talk.bot.pick_device", lambda device: torch.device("cuda"))
+    with pytest.raises(UserError, match=r"--precision int8: is for a CPU, not cuda; use bfloat16"):
+        PlatoBot.load(generation, precision="int8")
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    with pytest.raises(UserError, match=r"precision=int8: needs torchao; pip install '\.\[int8\]'"):
+        PlatoBot.load(generation, device="cpu", precision="int8")
