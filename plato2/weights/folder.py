@@ -30,7 +30,7 @@ from plato2.model.pretrained import ADAPTER, PretrainedBackbone
 from plato2.runs.folder import RunFolder
 from plato2.runs.saved import read_checkpoint
 from plato2.weights.base import check_base, fill_base
-from plato2.weights.model_folder import PARTS, is_model_folder, model_path, read_config, read_part
+from plato2.weights.model_folder import BASE, PARTS, is_model_folder, model_path, read_config, read_part
 
 if TYPE_CHECKING:  # Lightning is not needed to talk
     from plato2.stages import Stage
@@ -124,6 +124,8 @@ def _checkpoint(file: Path, checkpoint: dict[str, Any]) -> Saved:
 
 def _part(folder: Path, config: dict[str, Any], part: Role) -> Saved:
     entry = config[part]
+    if entry["arguments"]["model"].get("base_sha256"):  # an adapter, whose base is linked there
+        entry["arguments"]["model"]["path"] = str(folder / BASE)
     return Saved(
         folder,
         entry["stage"],

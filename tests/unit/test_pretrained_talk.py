@@ -26,8 +26,7 @@ from plato2.weights.base import with_base
 from plato2.weights.folder import load_evaluation, load_generation
 
 MOST_SLOWLY = [
-    family if family in ("llama", "gpt2") else pytest.param(family, marks=pytest.mark.slow)
-    for family in FAMILIES
+    family if family == "llama" else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES
 ]
 DECODE = DecodeConfig(max_tokens=8, top_k=5)
 TURNS = ["bon kan", "dus pel tin"]
@@ -45,7 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Runs]:
     base = tmp_path_factory.mktemp("runs")
 
     @cache
-    def written(family: str, adapter: str = "lora", latent_at: str = "front") -> Runs:
+    def written(family: str, adapter: str, latent_at: str) -> Runs:
         decoder = base / family
         if not decoder.exists():
             write_decoder(decoder, family)
@@ -55,7 +54,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Runs]:
             for stage in ("2_gen", "2_eval")
         )
 
-    return written
+    return lambda family, adapter="lora", latent_at="front": written(family, adapter, latent_at)
 
 
 def write_run(folder: Path, decoder: Path, name: str, **values: Any) -> Path:
@@ -67,7 +66,7 @@ def write_run(folder: Path, decoder: Path, name: str, **values: Any) -> Path:
     with torch.no_grad():
         for weight_name, weight in stage.named_parameters():
             if weight_name in stage.state_dict() and (
-                config.has_adapter or "decoder" not in weight_name and "lm_head" not in weight_name
+                config.has_adapter or ("decoder" not in weight_name and "lm_head" not in weight_name)
             ):
                 weight.normal_(0.0, 0.3, generator=generator)
     run, tokenizer = RunFolder(folder), DecoderTokenizer.from_model(decoder)
@@ -98,6 +97,15 @@ def said(bot: PlatoBot) -> list[tuple[Any, ...]]:
         (c.text, c.latent, pytest.approx(c.log_prob, abs=1e-4), pytest.approx(c.coherence, abs=1e-4))
         for c in found
     ]
+
+
+def refused(*arguments: object) -> str:
+    """What a command says that ends with one line for the user."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 2, result.stdout
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    return last
 
 
 # ------------------------------------------------------------------------------------- one base in memory
@@ -200,3 +208,145 @@ def test_int8_is_for_a_cpu_and_its_words_name_the_extra(
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(UserError, match=r"precision=int8: needs torchao; pip install '\.\[int8\]'"):
         PlatoBot.load(generation, device="cpu", precision="int8")
+
+
+# ------------------------------------------------------------------------------------------------- exports
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("adapter", ["lora", "none"])
+def test_an_exported_folder_says_the_same_without_the_decoder(
+    runs: Callable[..., Runs], family: str, adapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adapters are merged; plato2 reads the folder, and so does transformers by its plain loader."""
+    generation, evaluation = runs(family, adapter)
+    out = tmp_path / "out"
+    plato2("export", "hf", "--generation", generation, "--evaluation", evaluation, "--out", out)
+    config = json.loads((out / "config.json").read_text())
+    for part in ("generation", "evaluation"):
+        model = config[part]["arguments"]["model"]
+        assert (model["path"], model["adapter"], model["base_sha256"]) == ("", "none", "")
+    assert not [
+        name for name in names_in(out / "model.safetensors") if "lora" in name or "base_layer" in name
+    ]
+    expected = said(PlatoBot.load(generation, evaluation, "cpu"))
+    assert said(PlatoBot.load(out, device="cpu")) == expected
+    import transformers
+
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model = transformers.AutoModel.from_pretrained(out, trust_remote_code=True).eval()
+    found = model.reply(TURNS, max_tokens=8, top_k=5)
+    assert [(c.text, c.latent, c.log_prob, c.coherence) for c in found] == expected
+    model.save_pretrained(tmp_path / "again")
+    again = transformers.AutoModel.from_pretrained(tmp_path / "again", trust_remote_code=True).eval()
+    assert [c.text for c in again.reply(TURNS, max_tokens=8, top_k=5)] == [text for text, *_ in expected]
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_latent_after_the_context_is_exported_too(
+    runs: Callable[..., Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replies, and the logits of `forward`, are those of the run."""
+    import transformers
+
+    generation, evaluation = runs("llama", latent_at="response")
+    out = tmp_path / "out"
+    plato2("export", "hf", "--generation", generation, "--evaluation", evaluation, "--out", out)
+    bot = PlatoBot.load(generation, evaluation, "cpu")
+    assert said(PlatoBot.load(out, device="cpu")) == said(bot)
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model = transformers.AutoModel.from_pretrained(out, trust_remote_code=True).eval()
+    context, hypothesis = bot.encode(TURNS), bot.reply(TURNS, replace(DECODE, top_k=1)).candidates[0]
+    ids = torch.tensor([[*context, 1, *hypothesis.token_ids]])
+    types = torch.tensor([[0] * len(context) + [1] * (1 + len(hypothesis.token_ids))])
+    logits = model(ids, types, latent_ids=torch.tensor([hypothesis.latent])).logits[0]
+    logits[:, [0, bot.tokenizer.mask_id]] = float("-inf")
+    logits[len(context), 2] = float("-inf")  # not at once
+    told = logits[len(context) : -1].argmax(-1).tolist()
+    assert told == list(hypothesis.token_ids)
+    to_knover = ("export", "knover", "--generation", generation, "--out", tmp_path / "knover")
+    assert "Knover has no format; use plato2 export hf" in refused(*to_knover)
+
+
+@pytest.mark.parametrize("family", MOST_SLOWLY)
+@torch.no_grad()
+def test_exported_adapters_are_pefts_and_talk(runs: Callable[..., Runs], family: str, tmp_path: Path) -> None:
+    """peft computes with them what the backbone does; plato2 reads the folder with the decoder linked in it."""
+    import peft
+    import transformers
+
+    generation, evaluation = runs(family)
+    out = tmp_path / "out"
+    plato2("export", "adapter", "--generation", generation, "--evaluation", evaluation, "--out", out)
+    base = (out / "base").resolve()
+    assert str(base) not in (out / "config.json").read_text()
+    assert not [name for name in names_in(out / "model.safetensors") if "decoder" in name]
+    expected = said(PlatoBot.load(generation, evaluation, "cpu"))
+    bot = PlatoBot.load(out, device="cpu")
+    assert said(bot) == expected
+    assert bot.evaluation is not None
+    assert bot.generation.backbone.decoder is bot.evaluation.backbone.decoder
+    plain = transformers.AutoModelForCausalLM.from_pretrained(base).eval()
+    tuned = peft.PeftModel.from_pretrained(plain, out / "generation").eval()
+    network = load_generation(generation)
+    ids = torch.tensor([[1, 40, 41, 42, 43]])
+    x = network.backbone.decoder.get_input_embeddings()(ids)
+    mask = torch.full((1, 1, 5, 5), float("-inf")).triu(1)
+    h = network.backbone.encode(x, mask, pos_ids=torch.arange(5)[None])
+    logits = tuned(inputs_embeds=x).logits[0]
+    torch.testing.assert_close(
+        network.backbone._products(h[0]), cap(logits, plain)[:, :300], atol=1e-4, rtol=1e-4
+    )
+    merged = tmp_path / "merged"
+    plato2("export", "hf", "--generation", out, "--out", merged)
+    assert said(PlatoBot.load(merged, device="cpu")) == expected
+
+
+def cap(logits: torch.Tensor, model: Any) -> torch.Tensor:
+    """Logits before Gemma's soft cap."""
+    most = getattr(model.config, "final_logit_softcapping", None)
+    return logits if most is None else most * torch.atanh(logits / most)
+
+
+def names_in(file: Path) -> list[str]:
+    """What a safetensors file holds."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        return list(opened.keys())
+
+
+def test_adapters_without_their_decoder_are_refused_in_one_line(
+    runs: Callable[..., Runs], tmp_path: Path
+) -> None:
+    generation, _ = runs("llama")
+    out = tmp_path / "out"
+    plato2("export", "adapter", "--generation", generation, "--out", out)
+    assert "evaluation" not in json.loads((out / "config.json").read_text())
+    (out / "base").unlink()
+    with pytest.raises(UserError, match=r"adapter of .*/out/base, which is not there; put it back") as found:
+        PlatoBot.load(out, device="cpu")
+    assert "\n" not in str(found.value)
+    (out / "base").symlink_to(
+        write_decoder(tmp_path / "other", "llama", hidden_act="gelu", initializer_range=0.3)
+    )
+    weights = tmp_path / "other" / "model.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    save_file({name: w + 0.01 for name, w in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(UserError, match=r"adapter of other weights .* than those in .*/out/base"):
+        PlatoBot.load(out, device="cpu")
+    (out / "base").unlink()
+    (out / "generation" / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors: missing; get the folder again"):
+        PlatoBot.load(out, device="cpu")
+    export, no = ("export", "adapter", "--generation"), ("--out", tmp_path / "no")
+    whole, _ = runs("llama", "none")
+    assert "was trained as a whole, without adapter; use plato2 export hf" in refused(*export, whole, *no)
+    other = write_run(tmp_path / "run", tmp_path / "other", "2_eval", adapter="lora")
+    told = refused(*export, generation, "--evaluation", other, *no)
+    assert "an adapter of other weights (sha256 " in told
+    assert "give models of one curriculum" in told
+    assert not (tmp_path / "no").exists()
