@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,7 +33,7 @@ from torch import Tensor, nn
 
 from plato2.bounded import read_file
 from plato2.config import ModelConfig, UserError, install
-from plato2.model import cpu, masks
+from plato2.model import cpu, int8, masks
 from plato2.model.backbone import Backbone, KeyValueCache, Mask, put_front, read_slots
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "gpt2", "gpt_neox")
@@ -641,6 +642,8 @@ def _transformers() -> Any:
     except ImportError:
         raise UserError(f"model.path: needs transformers; {install('huggingface')}") from None
     transformers.utils.logging.disable_progress_bar()
+    with suppress(UserError):
+        int8.torchao()  # which transformers imports wherever it is, and which is not quiet then
     return transformers
 
 

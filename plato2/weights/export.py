@@ -39,6 +39,7 @@ REMOTE_CODE = (
     "plato2.model.backbone",
     "plato2.model.cpu",
     "plato2.model.heads",
+    "plato2.model.int8",
     "plato2.model.losses",
     "plato2.model.masks",
     "plato2.model.networks",
