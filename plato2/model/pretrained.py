@@ -503,6 +503,17 @@ def from_folder(config: ModelConfig, read_words: Callable[[str], Words]) -> Mode
     return replace(config, **geometry, architecture=architecture)
 
 
+def with_layers(config: ModelConfig, n_layer: int) -> ModelConfig:
+    """The same geometry with fewer layers, to plan with: of a pretrained decoder without its weights."""
+    if not config.is_pretrained:
+        return replace(config, n_layer=n_layer)
+    stored = _stored(config)
+    geometry = {**_without(stored["config"], "n_layer"), "num_hidden_layers": n_layer}
+    if "layer_types" in geometry:
+        geometry["layer_types"] = geometry["layer_types"][:n_layer]
+    return replace(config, n_layer=n_layer, architecture=json.dumps({**stored, "config": geometry}))
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a decoder's folder that transformers reads, by name.
 
@@ -628,7 +639,7 @@ def _model(config: ModelConfig, stored: dict[str, Any]) -> tuple[Any, Any]:
         raise UserError(f"{of}: cannot be read ({_line(error)}); {CURE}") from None
     if missing := sorted(told["missing_keys"]):
         raise UserError(f"{of}: lacks {missing[0]} and {len(missing) - 1} more weights; get the folder again")
-    return model, geometry
+    return model.train(), geometry  # read, it is in evaluation mode, and Lightning leaves modes as they are
 
 
 def _transformers() -> Any:

@@ -660,6 +660,7 @@ def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others
 
 def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others: list[TrainConfig]) -> Plan:
     """The plan of a run and its curriculum; see `print_plan`."""
+    from plato2.model.pretrained import with_layers
     from plato2.runs.plan import Plan, Terms, largest_units, memory_of_a_rank, work
 
     form: Form = "gpu" if on_gpus(keys) else "cpu"
@@ -671,9 +672,7 @@ def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others:
         return work(stage, planned_unit(keys, data, tokens), tokens, data.batch_tokens, steps, ranks)
 
     def build(n_layer: int, checkpointing: bool) -> Stage:
-        if keys.model.is_pretrained:
-            raise UserError("plan: the memory of a pretrained decoder is not simulated yet; leave plan out")
-        model = replace(keys.model, n_layer=n_layer, checkpoint_activations=checkpointing)
+        model = replace(with_layers(keys.model, n_layer), checkpoint_activations=checkpointing)
         return build_stage(replace(keys, model=model), "meta")
 
     own, model = work_of(keys, stage, data), keys.model
