@@ -1,9 +1,9 @@
 """`python -m benchmarks.pretrained FOLDER`: where the latent stands, and what the weights are kept in.
 
 Finding K = 20 candidates with the latent in front of the context and after it, at three lengths of the
-context, and in each precision, in CPU seconds; how much memory the weights take then, and how far scores change. FOLDER is a
+context, and in each precision; how much memory the weights take then, and how far scores change. FOLDER is a
 causal decoder of Hugging Face's, with random latents, or a generation model of ours, such as small. All sides
-of a comparison take turns in one process; a ratio is the median over rounds.
+of a comparison take turns in one process; a ratio is the median over rounds of CPU seconds.
 """
 
 from __future__ import annotations

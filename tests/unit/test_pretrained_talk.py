@@ -273,7 +273,7 @@ def test_a_latent_after_the_context_is_exported_too(
 @pytest.mark.parametrize("family", MOST_SLOWLY)
 @torch.no_grad()
 def test_exported_adapters_are_pefts_and_talk(runs: Callable[..., Runs], family: str, tmp_path: Path) -> None:
-    """peft computes with them what the backbone does; plato2 reads the folder with the decoder linked in it."""
+    """peft computes what the backbone does; plato2 reads the folder, in which the decoder is linked."""
     import peft
     import transformers
 
