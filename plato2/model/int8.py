@@ -48,17 +48,20 @@ def _as_linear(module: nn.Module) -> None:
 
 
 def torchao() -> Any:
-    """torchao's quantisation, quiet about kernels for GPUs that are not here.
+    """torchao's quantisation.
 
     Raises:
         UserError: it is not installed.
     """
-    said = logging.root.manager.disable
-    logging.disable(logging.ERROR)
+    quiet()
     try:
         import torchao.quantization as found
     except ImportError:
         raise UserError(f"precision=int8: needs torchao; {install('int8')}") from None
-    finally:
-        logging.disable(said)
     return found
+
+
+def quiet() -> None:
+    """Keeps torchao from complaining about kernels for GPUs; transformers and peft import it, too."""
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

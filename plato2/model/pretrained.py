@@ -22,7 +22,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -648,13 +647,12 @@ def _transformers() -> Any:
     Raises:
         UserError: it is not installed.
     """
+    int8.quiet()
     try:
         import transformers
     except ImportError:
         raise UserError(f"model.path: needs transformers; {install('huggingface')}") from None
     transformers.utils.logging.disable_progress_bar()
-    with suppress(UserError):
-        int8.torchao()  # which transformers imports wherever it is, and which is not quiet then
     return transformers
 
 

@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from clients import HI, client_of, texts
 from decoders import FAMILIES, write_decoder
 from runs import checkpoint_of
+from serving import end, start
+from small import write_dialogues
 from typer.testing import CliRunner
 
 from plato2.commands import app
@@ -81,9 +84,9 @@ def write_run(folder: Path, decoder: Path, name: str, **values: Any) -> Path:
     return folder
 
 
-def plato2(*arguments: object) -> str:
+def plato2(*arguments: object, stdin: str = "") -> str:
     """What a command prints."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == 0, result.stderr
@@ -214,8 +217,9 @@ def test_int8_is_for_a_cpu_and_its_words_name_the_extra(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("adapter", ["lora", "none"])
+@pytest.mark.parametrize(
+    ("family", "adapter"), [*((family, "lora") for family in FAMILIES), ("llama", "none"), ("gpt2", "none")]
+)
 def test_an_exported_folder_says_the_same_without_the_decoder(
     runs: Callable[..., Runs], family: str, adapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,3 +354,43 @@ def test_adapters_without_their_decoder_are_refused_in_one_line(
     assert "an adapter of other weights (sha256 " in told
     assert "give models of one curriculum" in told
     assert not (tmp_path / "no").exists()
+
+
+# --------------------------------------------------------------------------------------------------- verbs
+
+
+@pytest.mark.slow
+def test_every_verb_takes_such_runs(runs: Callable[..., Runs], tmp_path: Path) -> None:
+    """Chatting, scoring, evaluating, serving and reporting, as a person calls them."""
+    family, adapter = "gemma3_text", "lora"
+    generation, evaluation = runs(family, adapter, "response")
+    both = ("--generation", generation, "--evaluation", evaluation)
+    decoder = generation.parents[1] / family
+    coarse = write_run(tmp_path / "runs" / "pretrained-1_coarse" / "a", decoder, "1_coarse", adapter=adapter)
+    (tmp_path / "starts.txt").write_text("bon kan\ndus pel\n")
+    (tmp_path / "lines.tsv").write_text("bon kan\tdus pel\ndus\tkan bon\n")
+    sets = [{"context": ["bon kan"], "candidates": ["dus", "bon", "kan"], "labels": [1, 0, 0]}]
+    (tmp_path / "sets.jsonl").write_text("".join(json.dumps(one) + "\n" for one in sets * 4))
+    limits = ("--max-context", 32, "--max-response", 32, "--valid-dialogues", 40, "--test-fraction", 0)
+    conversations, data = write_dialogues(tmp_path / "d.jsonl", 150), tmp_path / "data"
+    plato2("prepare", "jsonl", conversations, "--out", data, "--tokenizer", f"hf:{decoder}", *limits)
+
+    scored = [json.loads(line) for line in plato2("score", tmp_path / "lines.tsv", *both).splitlines()]
+    assert [len(line["nll_by_latent"]) for line in scored] == [5, 5]
+    assert all(sum(line["posterior"]) == pytest.approx(1) and 0 < line["coherence"] < 1 for line in scored)
+    assert "bot" in plato2("chat", *both, "--max-tokens", 6, stdin="bon kan\n/quit\n")
+    contexts = ("--contexts", tmp_path / "starts.txt", "--out", tmp_path / "replies.jsonl")
+    plato2("reply", *contexts, *both, "--max-tokens", 6)
+    assert "distinct" in plato2("evaluate", "replies", tmp_path / "replies.jsonl")
+    some = ("--data", data, "--contexts", 6, "--coarse", coarse, "--max-tokens", 6)
+    assert "mutual information" in plato2("evaluate", "latents", *some, *both)
+    assert "against coherence" in plato2("evaluate", "selection", tmp_path / "sets.jsonl", *both)
+    talk = ("--starts", tmp_path / "starts.txt", "--utterances", 2, "--max-tokens", 6)
+    plato2("self-chat", *both, *talk, "--out", tmp_path / "talk.jsonl", "--precision", "int8")
+    plato2("report", tmp_path / "runs", "--out", tmp_path / "report.html")
+    running = start(generation, "--evaluation", evaluation, "--device", "cpu", "--max-tokens", 6)
+    try:
+        answer = client_of(running.url).chat.completions.create(model=generation.name, messages=HI)
+        assert texts(answer)[0]
+    finally:
+        end(running)
