@@ -34,7 +34,7 @@ from plato2.stages import known_stages
 STAGES = known_stages()
 
 CONF = ROOT / "conf"
-MODELS = ["tiny", "small", "93m", "314m", "1.6b", "336m_zh", "pretrained"]
+MODELS = ["tiny", "small", "93m", "314m", "1.6b", "336m_zh", "pretrained", "pretrained_lora"]
 Compose = Callable[..., DictConfig]
 
 
@@ -50,7 +50,7 @@ def model_keys(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list
     def path() -> Path:
         return write_decoder(tmp_path_factory.mktemp("decoder"), max_position_embeddings=256)
 
-    return lambda model: [f"model={model}", *([f"model.path={path()}"] if model == "pretrained" else [])]
+    return lambda model: [f"model={model}", *([f"model.path={path()}"] if "pretrained" in model else [])]
 
 
 @pytest.fixture
