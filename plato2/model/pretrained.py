@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from plato2.bounded import read_file
 from plato2.config import ModelConfig, UserError, install
-from plato2.model import cpu, masks
+from plato2.model import cpu, int8, masks
 from plato2.model.backbone import Backbone, KeyValueCache, Mask, put_front, read_slots
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "gpt2", "gpt_neox")
@@ -123,7 +123,7 @@ class PretrainedBackbone(Backbone):
             self._add_adapter()
         if config.checkpoint_activations:
             self.decoder.activation_checkpointing_enable({"use_reentrant": False})
-        self.register_load_state_dict_post_hook(lambda module, _: module._renew_buffers())
+        self.register_load_state_dict_post_hook(lambda module, _: module.renew_buffers())
 
     @property
     def blocks(self) -> nn.ModuleList:  # type: ignore[override]
@@ -247,27 +247,53 @@ class PretrainedBackbone(Backbone):
         base = {name: found[name].to("cpu", torch.float32, copy=True) for name in found}
         self.load_state_dict(base, strict=False, assign=True)
 
-    def _add_adapter(self) -> None:
-        """Freezes the base, and adds low-rank matrices to the linear layers of its blocks."""
-        peft, conv = _peft(), _transformers().pytorch_utils.Conv1D  # GPT-2's linear layers
+    @torch.no_grad()
+    def merged(self) -> dict[str, Tensor]:
+        """Its weights, and from now on it, with the adapter merged; by the names of a backbone without."""
+        for module in self.decoder.modules():
+            if hasattr(module, "base_layer"):
+                module.merge(adapter_names=[self.adapter])
+        return {
+            name.replace(".base_layer.", "."): weight.detach()
+            for name, weight in self.named_parameters()
+            if ".lora_" not in name
+        }
+
+    def peft_names(self) -> dict[str, str]:
+        """The names of its adapter's matrices, and those that peft has for them in a file."""
+        prefix = f"base_model.model.{self.decoder.base_model_prefix}"
+        return {
+            f"decoder.{name}": f"{prefix}.{name.replace(f'.{self.adapter}.', '.')}"
+            for name, _ in self.decoder.named_parameters()
+            if ".lora_" in name and f".{self.adapter}." in name
+        }
+
+    def lora_config(self) -> Any:
+        """What peft calls the shape of the adapter: a `LoraConfig`."""
+        conv = _transformers().pytorch_utils.Conv1D  # GPT-2's linear layers
         linear = {
             name.removesuffix(".base_layer").rpartition(".")[2]: isinstance(module, conv)
             for name, module in self.blocks.named_modules()
             if isinstance(module, (nn.Linear, conv)) and ".lora_" not in name
         }
+        return _peft().LoraConfig(
+            r=self.config.adapter_rank,
+            lora_alpha=self.config.adapter_alpha,
+            lora_dropout=self.config.dropout,
+            target_modules=sorted(linear),
+            fan_in_fan_out=any(linear.values()),
+        )
+
+    def _add_adapter(self) -> None:
+        """Freezes the base, and adds low-rank matrices to the linear layers of its blocks."""
+        peft = _peft()
         for part in (self.decoder, self.lm_head):
             if part is not None:
                 part.requires_grad_(False)
         # Their values come from `initialize`; peft warns of a second adapter, which is meant.
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
             peft.functional.inject_adapter_in_model(
-                peft.LoraConfig(
-                    r=self.config.adapter_rank,
-                    lora_alpha=self.config.adapter_alpha,
-                    lora_dropout=self.config.dropout,
-                    target_modules=sorted(linear),
-                    fan_in_fan_out=any(linear.values()),
-                ),
+                self.lora_config(),
                 self.decoder,
                 self.adapter,
             )
@@ -299,10 +325,10 @@ class PretrainedBackbone(Backbone):
     def _apply(self, fn: Any, recurse: bool = True) -> PretrainedBackbone:
         """As of any module; but rotations are computed in float32 whatever the weights' dtype becomes."""
         super()._apply(fn, recurse)
-        self._renew_buffers()
+        self.renew_buffers()
         return self
 
-    def _renew_buffers(self) -> None:
+    def renew_buffers(self) -> None:
         """Computes what is no weight, such as frequencies: none is stored, or made on the meta device."""
         device = self.device
         for module in self.decoder.modules():
@@ -595,7 +621,7 @@ def _model(config: ModelConfig, stored: dict[str, Any]) -> tuple[Any, Any]:
         own = (geometry.num_hidden_layers, geometry.num_attention_heads, geometry.hidden_size)
         if own != (config.n_layer, config.n_head, config.hidden_size):
             raise ValueError(f"model.architecture has the geometry {own}")
-        if torch.get_default_device().type == "meta":
+        if torch.get_default_device().type == "meta" or not config.path:  # an exported one, filled later
             model = transformers.AutoModelForCausalLM.from_config(geometry, attn_implementation="sdpa")
             return model, geometry
         model, told = transformers.AutoModelForCausalLM.from_pretrained(
@@ -621,6 +647,7 @@ def _transformers() -> Any:
     Raises:
         UserError: it is not installed.
     """
+    int8.quiet()
     try:
         import transformers
     except ImportError:

@@ -81,7 +81,6 @@ def fill_shards(
             own = {**dict(stage.named_parameters()), **dict(stage.named_buffers())}
             read({name: tensor for name, tensor in own.items() if name in weights})
             return
-            return
         for name, buffer in stage.named_buffers():
             if name in weights:
                 buffer.copy_(weights[name])

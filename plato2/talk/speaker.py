@@ -124,6 +124,7 @@ class PlatoSpeaker:
 def weights_hash(network: nn.Module) -> str:
     """Of some values of each parameter: another training differs in all of them."""
     found = sha256()
-    for _, weights in sorted(network.state_dict().items()):
+    for _, stored in sorted(network.state_dict().items()):
+        weights = stored.dequantize() if hasattr(stored, "qdata") else stored  # see model/int8.py
         found.update(weights.flatten()[:SAMPLED_WEIGHTS].float().cpu().numpy().tobytes())
     return found.hexdigest()[:16]

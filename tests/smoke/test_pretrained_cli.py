@@ -112,10 +112,9 @@ def test_three_stages_from_a_folder_to_a_reply(forks: Forks, places: list[str], 
         candidates = json.loads(out)["candidates"]
         assert sorted(candidate["latent"] for candidate in candidates) == [0, 1, 2, 3]
         assert all(0 < candidate["coherence"] < 1 for candidate in candidates)
-        for verb in (("export", "hf"), ("export", "knover")):
-            code, _, errors = plato2(*verb, runs[0], runs[1], "--out", tmp_path / "out")
-            assert code != 0
-            assert "cannot be exported yet" in errors
+        code, _, errors = plato2("export", "knover", runs[0], runs[1], "--out", tmp_path / "out")
+        assert code != 0
+        assert "Knover has no format; use plato2 export hf" in errors
     finally:
         shutil.move(tmp_path / "elsewhere", decoder)
 
