@@ -90,11 +90,11 @@ def test_the_control_asks_after_a_context_of_another_group(
 
 
 def test_a_verb_that_fails_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    from experiments.pretrained.pretrained import plato2
+    from experiments.pretrained.pretrained import run
     from plato2.config import UserError
 
     with pytest.raises(UserError, match="plato2 reply --no-such: failed; the same command continues"):
-        plato2("reply", "--no-such")
+        run("plato2", "reply", "--no-such")
 
 
 # ------------------------------------------------------------------------------------------------ all of it
