@@ -100,10 +100,11 @@ def latents(
         )
     examples = contexts_of(data, bot, contexts, split)
     where = pick_device(device)
-    stage_1 = None if coarse is None else load_generation(coarse, "--coarse").to(where)
-    full = (
-        load_generation(generation, "--generation", True).to(where) if has_recognition(generation) else None
-    )
+    base = bot.generation
+    stage_1 = None if coarse is None else load_generation(coarse, "--coarse", beside=base).to(where)
+    full = None
+    if has_recognition(generation):
+        full = load_generation(generation, "--generation", True, base).to(where)
     heard = all_heard(bot, examples, stage_1, full, scores)
     result = audit(str(generation), heard, decode.seed)
     result.inputs = inputs(*(path for path in (generation, evaluation, backward, coarse, data) if path))

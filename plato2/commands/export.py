@@ -59,6 +59,14 @@ It is also a model folder of plato2: every verb takes it.
 
 plato2 export hf --generation models/24L --out plato2-24l-hf --dtype bfloat16
 """
+ADAPTER_HELP = """Write adapters of a pretrained decoder alone, some megabytes in files of peft's.
+
+It is also a model folder of plato2: every verb takes it, with the decoder's folder linked as OUT/base.
+
+[bold]Example[/]
+
+plato2 export adapter --generation outputs/pretrained-2_gen/RUN --out mine
+"""
 
 
 @app.command(help=KNOVER_HELP)
@@ -85,3 +93,13 @@ def hf(out: Out, generation: Generation = None, evaluation: Evaluation = None, d
     parts = export_to_huggingface(out, generation, evaluation, dtype)
     Console(highlight=False).print(f"wrote {out}: {' and '.join(parts)}", soft_wrap=True)
     Console(highlight=False).print("README.md in it shows how to load and use it", soft_wrap=True)
+
+
+@app.command(help=ADAPTER_HELP)
+def adapter(out: Out, generation: Generation = None, evaluation: Evaluation = None) -> None:
+    """Run the verb."""
+    from plato2.weights.export import export_adapters
+
+    base = export_adapters(out, generation, evaluation)
+    console = Console(highlight=False, markup=False)
+    console.print(f"wrote {out}: adapters of {base}, which is linked as {out / 'base'}", soft_wrap=True)

@@ -115,7 +115,7 @@ def load_models(
         if not with_recognition:
             typer.echo(f"--generation {generation}: no recognition head in it, so no posterior", err=True)
     if evaluation:
-        evaluator = load_evaluation(evaluation, "--evaluation").to(where)
+        evaluator = load_evaluation(evaluation, "--evaluation", generator).to(where)
     tokenizers = [saved_tokenizer(path) for path in (generation, evaluation) if path]
     if len({tokenizer.sha256 for tokenizer in tokenizers}) > 1:
         raise UserError(

@@ -228,16 +228,21 @@ def model_scorers(
     """
     networks: dict[str, Any] = {}
     log_probs: dict[str, LogProb] = {}
+
+    def first() -> Any:
+        """What the others share a base with, where they can."""
+        return next(iter(networks.values()), None)
+
     if generation:
         networks["forward"] = load_generation(generation, "--generation").to(device)
         log_probs["forward"] = LogProb(forward(networks["forward"], saved_tokenizer(generation)))
     if backward_model:
-        networks["backward"] = load_backward(backward_model, "--backward").to(device)
+        networks["backward"] = load_backward(backward_model, "--backward", first()).to(device)
         log_probs["backward"] = LogProb(backward(networks["backward"], saved_tokenizer(backward_model)))
     short = len({path.name for path in evaluations}) == len(evaluations)
     judges = {
         "" if len(evaluations) == 1 else f" {path.name if short else path}": Coherence(
-            load_evaluation(path, "--evaluation").to(device), saved_tokenizer(path)
+            load_evaluation(path, "--evaluation", first()).to(device), saved_tokenizer(path)
         )
         for path in evaluations
     }

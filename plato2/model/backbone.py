@@ -7,6 +7,7 @@ stages differ by masks, heads, losses and batch.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -239,6 +240,10 @@ class Backbone(nn.Module):
     def device(self) -> torch.device:
         """Where its weights are."""
         return self.word.weight.device
+
+    def base_weights(self) -> Mapping[str, Tensor]:
+        """Weights that are read and not drawn: none."""
+        return {}
 
     def words(self, token_ids: Tensor) -> Tensor:
         """Word embeddings alone: (B, T) -> (B, T, H)."""

@@ -21,10 +21,10 @@ def quantise(backbone: Backbone) -> None:
     Raises:
         UserError: torchao is not installed.
     """
-    torchao = _torchao()
+    quantization = torchao()
     for block in backbone.blocks:
         _as_linear(block)
-        torchao.quantize_(block, torchao.Int8WeightOnlyConfig(), filter_fn=_is_matrix)
+        quantization.quantize_(block, quantization.Int8WeightOnlyConfig(), filter_fn=_is_matrix)
 
 
 def _is_matrix(module: nn.Module, name: str) -> bool:
@@ -47,18 +47,18 @@ def _as_linear(module: nn.Module) -> None:
         setattr(module, name, linear)
 
 
-def _torchao() -> Any:
+def torchao() -> Any:
     """torchao's quantisation, quiet about kernels for GPUs that are not here.
 
     Raises:
         UserError: it is not installed.
     """
     said = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
-        import torchao.quantization
+        import torchao.quantization as found
     except ImportError:
         raise UserError(f"precision=int8: needs torchao; {install('int8')}") from None
     finally:
         logging.disable(said)
-    return torchao.quantization
+    return found

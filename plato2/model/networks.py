@@ -56,12 +56,13 @@ class GenerationNetwork(nn.Module):
         has_latents: bool,
         head: Head | None = None,
         figures: Mapping[str, float] | None = None,
+        backbone: Backbone | None = None,
     ) -> None:
         super().__init__()
         self.model_config = config
         self.figures = dict(figures or {})
         """As of an `EvaluationNetwork`."""
-        self.backbone = build_backbone(config)
+        self.backbone = build_backbone(config) if backbone is None else backbone
         self.recognition = Latents(config) if has_latents else None
         self.coherence = None if head is None else coherence_head(config, head)
 
@@ -70,11 +71,15 @@ class EvaluationNetwork(nn.Module):
     """p(l|c,r) alone."""
 
     def __init__(
-        self, config: ModelConfig, head: Head = "first", figures: Mapping[str, float] | None = None
+        self,
+        config: ModelConfig,
+        head: Head = "first",
+        figures: Mapping[str, float] | None = None,
+        backbone: Backbone | None = None,
     ) -> None:
         super().__init__()
         self.model_config = config
         self.figures = dict(figures or {})
         """What its last validation measured, see talk/selection.py; empty if nothing is known."""
-        self.backbone = build_backbone(config)
+        self.backbone = build_backbone(config) if backbone is None else backbone
         self.coherence = coherence_head(config, head)

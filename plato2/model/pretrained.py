@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,7 +33,7 @@ from torch import Tensor, nn
 
 from plato2.bounded import read_file
 from plato2.config import ModelConfig, UserError, install
-from plato2.model import cpu, masks
+from plato2.model import cpu, int8, masks
 from plato2.model.backbone import Backbone, KeyValueCache, Mask, put_front, read_slots
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "gpt2", "gpt_neox")
@@ -43,7 +44,7 @@ DROPOUTS = ("attention_dropout", "hidden_dropout", "attn_pdrop", "resid_pdrop", 
 """Keys of dropout in the families' configurations."""
 SPARE = 0.05
 """Share of a word table's rows that may have no word: tables are padded to round numbers."""
-CONFIG_BYTES = 1 << 20
+CONFIG_BYTES, INDEX_BYTES = 1 << 20, 1 << 24
 ADAPTER = "default"
 """Name of the adapter in a checkpoint, as in peft: `...q_proj.lora_A.default.weight`."""
 CURE = "give the folder of a causal decoder, as save_pretrained writes it"
@@ -89,6 +90,8 @@ class PretrainedBackbone(Backbone):
     ) -> None:
         nn.Module.__init__(self)  # none of the modules of `Backbone`
         self.config, self.adapter = config, adapter
+        self.base: Mapping[str, Tensor] | None = None
+        """Own weights that are not those in `config.path`, by their names in a backbone without adapter."""
         stored = _stored(config)
         if base is None:
             model, geometry = _model(config, stored["config"])
@@ -121,7 +124,7 @@ class PretrainedBackbone(Backbone):
             self._add_adapter()
         if config.checkpoint_activations:
             self.decoder.activation_checkpointing_enable({"use_reentrant": False})
-        self.register_load_state_dict_post_hook(lambda module, _: module._renew_buffers())
+        self.register_load_state_dict_post_hook(lambda module, _: module.renew_buffers())
 
     @property
     def blocks(self) -> nn.ModuleList:  # type: ignore[override]
@@ -223,49 +226,75 @@ class PretrainedBackbone(Backbone):
         """See `Backbone.word_logits`; -inf where an id is no word of its own."""
         return self._by_id(self._products(h)) + bias
 
-    def load_base(self, weights: Mapping[str, Tensor] | None) -> None:
-        """Takes over the frozen weights, also on the meta device.
+    def base_weights(self) -> Mapping[str, Tensor]:
+        """The decoder's own weights by their names here, each read when it is asked for.
 
-        Args:
-            weights: by the names of a backbone without adapter; None = those in the decoder's folder.
+        Raises:
+            UserError: some are missing, or cannot be read.
+        """
+        own = {name: _plain(name) for name, _ in self.named_parameters() if is_of_base(name)}
+        if self.base is None:
+            return _FolderWeights(Path(self.config.path), own, self.decoder.base_model_prefix)
+        return {name: self.base[plain] for name, plain in own.items()}
+
+    def load_base(self) -> None:
+        """Takes over the decoder's own weights, also on the meta device.
 
         Raises:
             UserError: they cannot be read.
         """
-        mine = weights is None
-        if weights is None:
-            with torch.device("cpu"):
-                model, _ = _model(self.config, _stored(self.config)["config"])
-            weights = {f"decoder.{name}": weight for name, weight in model.base_model.state_dict().items()}
-            head = model.get_output_embeddings().state_dict()
-            weights |= {f"lm_head.{name}": weight for name, weight in head.items()}
-        own = [name for name, _ in self.named_parameters() if is_of_base(name)]
-        base = {name: weights[name.replace(".base_layer.", ".")] for name in own}
-        if not mine:  # not the bytes of a file that may change
-            base = {name: weight.float().clone() for name, weight in base.items()}
+        found = self.base_weights()
+        # cloned: not the bytes of a file that may change
+        base = {name: found[name].to("cpu", torch.float32, copy=True) for name in found}
         self.load_state_dict(base, strict=False, assign=True)
 
-    def _add_adapter(self) -> None:
-        """Freezes the base, and adds low-rank matrices to the linear layers of its blocks."""
-        peft, conv = _peft(), _transformers().pytorch_utils.Conv1D  # GPT-2's linear layers
+    @torch.no_grad()
+    def merged(self) -> dict[str, Tensor]:
+        """Its weights, and from now on it, with the adapter merged; by the names of a backbone without."""
+        for module in self.decoder.modules():
+            if hasattr(module, "base_layer"):
+                module.merge(adapter_names=[self.adapter])
+        return {
+            name.replace(".base_layer.", "."): weight.detach()
+            for name, weight in self.named_parameters()
+            if ".lora_" not in name
+        }
+
+    def peft_names(self) -> dict[str, str]:
+        """The names of its adapter's matrices, and those that peft has for them in a file."""
+        prefix = f"base_model.model.{self.decoder.base_model_prefix}"
+        return {
+            f"decoder.{name}": f"{prefix}.{name.replace(f'.{self.adapter}.', '.')}"
+            for name, _ in self.decoder.named_parameters()
+            if ".lora_" in name and f".{self.adapter}." in name
+        }
+
+    def lora_config(self) -> Any:
+        """What peft calls the shape of the adapter: a `LoraConfig`."""
+        conv = _transformers().pytorch_utils.Conv1D  # GPT-2's linear layers
         linear = {
             name.removesuffix(".base_layer").rpartition(".")[2]: isinstance(module, conv)
             for name, module in self.blocks.named_modules()
             if isinstance(module, (nn.Linear, conv)) and ".lora_" not in name
         }
+        return _peft().LoraConfig(
+            r=self.config.adapter_rank,
+            lora_alpha=self.config.adapter_alpha,
+            lora_dropout=self.config.dropout,
+            target_modules=sorted(linear),
+            fan_in_fan_out=any(linear.values()),
+        )
+
+    def _add_adapter(self) -> None:
+        """Freezes the base, and adds low-rank matrices to the linear layers of its blocks."""
+        peft = _peft()
         for part in (self.decoder, self.lm_head):
             if part is not None:
                 part.requires_grad_(False)
         # Their values come from `initialize`; peft warns of a second adapter, which is meant.
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
             peft.functional.inject_adapter_in_model(
-                peft.LoraConfig(
-                    r=self.config.adapter_rank,
-                    lora_alpha=self.config.adapter_alpha,
-                    lora_dropout=self.config.dropout,
-                    target_modules=sorted(linear),
-                    fan_in_fan_out=any(linear.values()),
-                ),
+                self.lora_config(),
                 self.decoder,
                 self.adapter,
             )
@@ -297,10 +326,10 @@ class PretrainedBackbone(Backbone):
     def _apply(self, fn: Any, recurse: bool = True) -> PretrainedBackbone:
         """As of any module; but rotations are computed in float32 whatever the weights' dtype becomes."""
         super()._apply(fn, recurse)
-        self._renew_buffers()
+        self.renew_buffers()
         return self
 
-    def _renew_buffers(self) -> None:
+    def renew_buffers(self) -> None:
         """Computes what is no weight, such as frequencies: none is stored, or made on the meta device."""
         device = self.device
         for module in self.decoder.modules():
@@ -320,6 +349,53 @@ def is_of_base(name: str) -> bool:
     parts = name.split(".")
     of_decoder = "decoder" in parts or "lm_head" in parts
     return of_decoder and not any(part.startswith("lora_") for part in parts)
+
+
+def _plain(name: str) -> str:
+    """The name of a decoder's own parameter where there is no adapter."""
+    return name.replace(".base_layer.", ".")
+
+
+class _FolderWeights(Mapping[str, Tensor]):
+    """Weights in a decoder's folder, by their names in a backbone; one at a time is in memory.
+
+    Raises:
+        UserError: some are missing, or cannot be read.
+    """
+
+    def __init__(self, folder: Path, names: Mapping[str, str], prefix: str) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.folder, self.places = folder, dict[str, tuple[Any, str]]()
+        stored: dict[str, Any] = {}
+        try:
+            for file in weight_files(folder):
+                opened = safe_open(file, framework="pt")
+                stored |= dict.fromkeys(opened.keys(), opened)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"model.path={folder}: cannot be read ({_line(error)}); {CURE}") from None
+        for name, plain in names.items():
+            of_decoder = plain.partition("decoder.")[2]
+            # an output table is `lm_head`, or `embed_out` of GPT-NeoX; a file of a bare decoder has no prefix
+            known = [f"{prefix}.{of_decoder}", of_decoder] if of_decoder else [plain, "embed_out.weight"]
+            found = next((key for key in known if key in stored), None)
+            if found is None:
+                raise UserError(f"model.path={folder}: lacks {known[0]}; get the folder again")
+            self.places[name] = (stored[found], found)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """As it is stored."""
+        file, key = self.places[name]
+        tensor: Tensor = file.get_tensor(key)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.places)
 
 
 def _without_base(backbone: nn.Module, state: dict[str, Any], prefix: str, _: object) -> None:
@@ -427,6 +503,39 @@ def from_folder(config: ModelConfig, read_words: Callable[[str], Words]) -> Mode
     return replace(config, **geometry, architecture=architecture)
 
 
+def with_layers(config: ModelConfig, n_layer: int) -> ModelConfig:
+    """The same geometry with fewer layers, to plan with: of a pretrained decoder without its weights."""
+    if not config.is_pretrained:
+        return replace(config, n_layer=n_layer)
+    stored = _stored(config)
+    geometry = {**_without(stored["config"], "n_layer"), "num_hidden_layers": n_layer}
+    if "layer_types" in geometry:
+        geometry["layer_types"] = geometry["layer_types"][:n_layer]
+    return replace(config, n_layer=n_layer, architecture=json.dumps({**stored, "config": geometry}))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a decoder's folder that transformers reads, by name.
+
+    Raises:
+        UserError: one is missing, or their index cannot be read.
+    """
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    names = {whole.name}
+    if not whole.is_file() and index.is_file():
+        try:
+            names = {
+                Path(name).name
+                for name in json.loads(read_file(index, INDEX_BYTES, CURE))["weight_map"].values()
+            }
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise UserError(f"{index}: cannot be read ({_line(error)}); get the folder again") from None
+    files = [folder / name for name in sorted(names)]
+    if missing := [file for file in files if not file.is_file()]:
+        raise UserError(f"{missing[0]}: missing; get the folder again from its source")
+    return files
+
+
 def _read_config(folder: Path, given: str) -> dict[str, Any]:
     """config.json."""
     if folder.suffix == ".gguf" or (folder.is_dir() and not (folder / "config.json").is_file()):
@@ -513,7 +622,7 @@ def _model(config: ModelConfig, stored: dict[str, Any]) -> tuple[Any, Any]:
         own = (geometry.num_hidden_layers, geometry.num_attention_heads, geometry.hidden_size)
         if own != (config.n_layer, config.n_head, config.hidden_size):
             raise ValueError(f"model.architecture has the geometry {own}")
-        if torch.get_default_device().type == "meta":
+        if torch.get_default_device().type == "meta" or not config.path:  # an exported one, filled later
             model = transformers.AutoModelForCausalLM.from_config(geometry, attn_implementation="sdpa")
             return model, geometry
         model, told = transformers.AutoModelForCausalLM.from_pretrained(
@@ -530,7 +639,7 @@ def _model(config: ModelConfig, stored: dict[str, Any]) -> tuple[Any, Any]:
         raise UserError(f"{of}: cannot be read ({_line(error)}); {CURE}") from None
     if missing := sorted(told["missing_keys"]):
         raise UserError(f"{of}: lacks {missing[0]} and {len(missing) - 1} more weights; get the folder again")
-    return model, geometry
+    return model.train(), geometry  # read, it is in evaluation mode, and Lightning leaves modes as they are
 
 
 def _transformers() -> Any:
@@ -544,6 +653,8 @@ def _transformers() -> Any:
     except ImportError:
         raise UserError(f"model.path: needs transformers; {install('huggingface')}") from None
     transformers.utils.logging.disable_progress_bar()
+    with suppress(UserError):
+        int8.torchao()  # which transformers imports wherever it is, and which is not quiet then
     return transformers
 
 

@@ -32,8 +32,9 @@ from rich.table import Table
 from plato2.config import ModelConfig
 from plato2.files import replaced
 from plato2.runs.console import number
-from plato2.runs.plan import peak_flops, step_flops
+from plato2.runs.plan import decoder_products, peak_flops, step_flops
 from plato2.runs.wandb import WandbRun
+from plato2.stages import Stage
 from plato2.stages.sharding import gathered
 
 
@@ -149,6 +150,8 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Finds the peak of the device."""
+        assert isinstance(pl_module, Stage)
+        self.decoder = decoder_products(pl_module.backbone)
         self.peak = peak_flops(pl_module.device, str(trainer.precision)) * trainer.world_size
 
     def on_train_batch_start(
@@ -172,7 +175,7 @@ class Throughput(Callback):
             )
             self.tokens += tokens
             self.samples += samples
-            self.flops += step_flops(self.config, tokens, samples, targets, self.passes)
+            self.flops += step_flops(self.config, tokens, samples, targets, self.passes, self.decoder)
         if trainer.global_step % self.every_steps and trainer.global_step != trainer.max_steps:
             return
         world = trainer.world_size  # every rank computes the same number of units

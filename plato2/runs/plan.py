@@ -18,6 +18,8 @@ import torch
 
 from plato2.batch import Unit
 from plato2.config import ModelConfig
+from plato2.model.backbone import Backbone
+from plato2.model.pretrained import PretrainedBackbone
 from plato2.runs.length import RunLength, duration, in_words, rounded
 from plato2.runs.simulate import Form, Memory, Ranks, peak_memory
 from plato2.stages.base import Stage
@@ -27,11 +29,50 @@ GIB = 1024**3
 # --------------------------------------------------------------------------------------- arithmetic and peaks
 
 
-def step_flops(config: ModelConfig, tokens: float, samples: float, targets: float, passes: int) -> float:
+@dataclass(frozen=True)
+class Products:
+    """What a pretrained decoder multiplies with in a pass."""
+
+    trained: int
+    """Weights of the blocks' matrices that learn; each is multiplied with once for each token."""
+    frozen: int
+    """Those that do not: their gradients are not computed, but those of what goes into them."""
+    attention: int
+    """Width of all heads of all layers."""
+    output: int
+    """Weights of the output table, for each target."""
+    trains_output: bool
+
+
+def decoder_products(backbone: Backbone) -> Products | None:
+    """The products of a pretrained decoder; None = a backbone of ours."""
+    if not isinstance(backbone, PretrainedBackbone):
+        return None
+    config, (_, head_size) = backbone.config, backbone.cache_heads
+    matrices = [weight for weight in backbone.blocks.parameters() if weight.ndim == 2]
+    trained = sum(weight.numel() for weight in matrices if weight.requires_grad)
+    return Products(
+        trained=trained,
+        frozen=sum(weight.numel() for weight in matrices) - trained,
+        attention=config.n_layer * config.n_head * head_size,
+        output=backbone.n_words * config.hidden_size,
+        trains_output=not config.has_adapter,
+    )
+
+
+def step_flops(
+    config: ModelConfig,
+    tokens: float,
+    samples: float,
+    targets: float,
+    passes: int,
+    decoder: Products | None = None,
+) -> float:
     """FLOP to train on some tokens, forward and backward.
 
     Per layer and token 24 H^2 for the six matrix products and 4 T H for attention over the sample's own T
     tokens (their mean length, so packed rows count no more than padded ones); 2 H (H + V) for each target.
+    The backward pass takes twice as much, but only as much for a weight that is frozen.
 
     Args:
         config: the geometry.
@@ -39,8 +80,12 @@ def step_flops(config: ModelConfig, tokens: float, samples: float, targets: floa
         samples: samples they belong to.
         targets: tokens that go through the LM head.
         passes: passes through the backbone (2 in stage 2.1).
+        decoder: the products of a pretrained one.
     """
     hidden, length = config.hidden_size, tokens / max(samples, 1)
+    if decoder:
+        products = 6 * decoder.trained + 4 * decoder.frozen + 3 * 4 * length * decoder.attention
+        return passes * tokens * products + targets * (6 if decoder.trains_output else 4) * decoder.output
     layers = config.n_layer * tokens * (24 * hidden**2 + 4 * length * hidden)
     head = targets * 2 * hidden * (hidden + config.vocab_size)
     return 3.0 * (passes * layers + head)
@@ -116,7 +161,9 @@ USABLE = 0.9
 # ------------------------------------------------------------------------------------------------ the network
 
 
-def step_traffic(blocks: int, rest: int, passes: int, units: int, ranks: Ranks) -> float:
+def step_traffic(
+    blocks: int, rest: int, passes: int, units: int, ranks: Ranks, trained: int | None = None
+) -> float:
     """Bytes that a rank receives in a step, and as many that it sends.
 
     FSDP2 gathers a block's weights before each pass through it, forward and backward, and the rest of the
@@ -130,12 +177,14 @@ def step_traffic(blocks: int, rest: int, passes: int, units: int, ranks: Ranks) 
         passes: passes through the blocks for each unit.
         units: of a rank in a step.
         ranks: how they share the model.
+        trained: parameters with a gradient; None = all.
     """
     inside, between = ((n - 1) / n for n in (ranks.shard, ranks.replicate))
-    traffic = 2 * between * 4 * (blocks + rest) / ranks.shard
+    learning = blocks + rest if trained is None else trained
+    traffic = 2 * between * 4 * learning / ranks.shard
     if ranks.fsdp:
         gathered = (2 if ranks.half else 4) * (2 * passes * blocks + rest) * units
-        traffic += inside * (gathered + 4 * (blocks + rest))
+        traffic += inside * (gathered + 4 * learning)
     return traffic
 
 
@@ -159,6 +208,8 @@ class Work:
     """Parameters of all blocks."""
     passes: int
     ranks: Ranks
+    trained: int | None = None
+    """Parameters that are; None = all."""
 
     @property
     def units(self) -> int:
@@ -169,7 +220,7 @@ class Work:
     def traffic(self) -> float:
         """Bytes that a rank receives in a step."""
         rest = self.parameters - self.blocks
-        return step_traffic(self.blocks, rest, self.passes, self.units, self.ranks)
+        return step_traffic(self.blocks, rest, self.passes, self.units, self.ranks, self.trained)
 
     @property
     def flop(self) -> float:
@@ -203,17 +254,19 @@ def work(stage: Stage, unit: Unit, unit_tokens: int, step_tokens: int, steps: in
     tokens = float((unit["segment_ids"] > 0).sum()) * per_step
     samples = (len(unit["sample_index"]) + len(unit.get("random_index", ()))) * per_step
     targets = len(unit["target_index"]) * per_step
+    decoder = decoder_products(stage.backbone)
     return Work(
         stage=stage.name,
         steps=steps,
         step_tokens=step_tokens,
         unit_tokens=unit_tokens,
         step_samples=samples,
-        step_flop=step_flops(stage.model_config, tokens, samples, targets, stage.passes),
+        step_flop=step_flops(stage.model_config, tokens, samples, targets, stage.passes, decoder),
         parameters=sum(parameter.numel() for parameter in stage.parameters()),
         blocks=sum(parameter.numel() for parameter in stage.backbone.blocks.parameters()),
         passes=stage.passes,
         ranks=ranks,
+        trained=sum(parameter.numel() for parameter in stage.parameters() if parameter.requires_grad),
     )
 
 
@@ -314,6 +367,7 @@ class Plan:
         return {
             "run": self.name,
             "parameters": work.parameters,
+            "trained_parameters": work.parameters if work.trained is None else work.trained,
             "ranks": work.ranks.n,
             "copies_of_the_model": work.ranks.replicate,
             "ranks_per_copy": work.ranks.shard,
@@ -376,8 +430,9 @@ class Plan:
         work = self.work
         tokens = work.steps * work.step_tokens
         parts = [(n.replace("_", " "), size) for n, size in asdict(self.memory).items() if size >= 5e-3 * GIB]
+        part = "" if work.trained in (None, work.parameters) else f", {work.trained:,} of them trained"
         rows = [
-            ("parameters", f"{work.parameters:,}"),
+            ("parameters", f"{work.parameters:,}{part}"),
             ("ranks", f"{work.ranks.n}, each {work.units} unit{'s' * (work.units > 1)} a step"),
             ("a step", f"{work.step_tokens:,} tokens, {work.step_flop:.3g} FLOP"),
             ("the run", f"{work.steps:,} steps, {in_words(tokens)} tokens, {work.flop:.3g} FLOP"),

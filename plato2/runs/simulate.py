@@ -33,6 +33,7 @@ from plato2.data.samples import BOS_ID, EOS_ID
 from plato2.data.shards import Samples
 from plato2.data.stream import Batch
 from plato2.model import cpu, losses
+from plato2.model.pretrained import PretrainedBackbone
 from plato2.runs.sharded import PolicyPrecision, Sharded, sharding_mesh
 from plato2.stages.base import Stage
 from plato2.stages.optim import adamw
@@ -171,19 +172,26 @@ def peak_memory(stage: Stage, unit: Unit, ranks: Ranks, form: Form, n_units: int
         tracker = (_FSDPTracker if ranks.fsdp else _Tracker)(stage, optimizer, fake)
         with tracker:
             step(tracker.reset_mod_stats)
-    copies = 2 * sum(map(_cast_by_autocast, stage.modules())) if autocast else 0
-    if autocast:
-        copies += 2 * stage.backbone.word.weight.numel()
+    copies = _cast_by_autocast(stage) if autocast else 0
     memory = tracker.memory()
     memory = replace(memory, weight_copies=copies, activations=memory.activations - copies)
     if not ranks.fsdp and ranks.n > 1:  # DDP's buckets hold all gradients once more
-        memory = replace(memory, exchange_buffers=memory.weights)
+        trained = sum(parameter.numel() for parameter in stage.parameters() if parameter.requires_grad)
+        memory = replace(memory, exchange_buffers=4 * trained)
     return memory
 
 
-def _cast_by_autocast(module: nn.Module) -> int:
-    own = module.parameters(recurse=False) if isinstance(module, nn.Linear) else ()
-    return sum(parameter.numel() for parameter in own)
+def _cast_by_autocast(stage: Stage) -> int:
+    """Bytes of the bf16 copies of weights at the end of the forward passes.
+
+    Autocast keeps those of weights that learn. Each product with a frozen one casts it again, and without
+    checkpointing each keeps its copy for the backward pass.
+    """
+    linear = (module for module in stage.modules() if isinstance(module, nn.Linear))
+    weights = [weight for module in linear for weight in module.parameters(recurse=False)]
+    again = 0 if stage.model_config.checkpoint_activations else stage.passes
+    numbers = sum(weight.numel() * (1 if weight.requires_grad else again) for weight in weights)
+    return 2 * (numbers + (0 if stage.model_config.is_pretrained else stage.backbone.word.weight.numel()))
 
 
 @dataclass
@@ -216,7 +224,8 @@ def _materialize(stage: Stage) -> None:
     for module in stage.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                module._parameters[name] = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype))
+                empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+                module._parameters[name] = nn.Parameter(empty, parameter.requires_grad)
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
@@ -290,7 +299,12 @@ def _gpu_dropout(x: Tensor, p: float, training: bool = True, inplace: bool = Fal
 
 
 def _gpu_attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    **_: Any,
 ) -> Tensor:
     """A GPU's fused kernel that takes a mask and dropout: it keeps its inputs, its output and a row's sum."""
     bias = None if attn_mask is None else attn_mask.expand(*query.shape[:3], key.shape[2])
@@ -306,15 +320,21 @@ class _Logits:
     """Counts, at each new peak, what has a column for each word."""
 
     def __init__(self, stage: Stage, unit: Unit) -> None:
-        self.words = stage.model_config.vocab_size
+        vocab_size = stage.model_config.vocab_size
+        decoder = stage.backbone.n_words if isinstance(stage.backbone, PretrainedBackbone) else vocab_size
+        self.words = {vocab_size, decoder}
         rows = {len(unit["target_ids"]), len(unit["sample_index"])}
         rows |= {-(-n // cpu.ROWS_STEP) * cpu.ROWS_STEP for n in rows}
-        self.sizes = {n * self.words * size for n in rows if n for size in (2, 4)}
+        self.sizes = {n * words * size for n in rows if n for size in (2, 4) for words in self.words}
         self.at_peak = 0
 
     def count(self, infos: Any) -> None:
         """Adds up the storages that have the size of logits."""
         self.at_peak = sum(info.mem_consumed for info, _ in infos.values() if info.size in self.sizes)
+
+
+def _ignored(gradient: Tensor) -> None:
+    pass
 
 
 class _Tracker(MemTracker):
@@ -323,6 +343,11 @@ class _Tracker(MemTracker):
     def __init__(self, stage: Stage, optimizer: torch.optim.Optimizer, unit: Unit) -> None:
         super().__init__()
         self.logits = _Logits(stage, unit)
+        of_none = torch.zeros(1, requires_grad=True)
+        for weight in stage.parameters():
+            if not weight.requires_grad:  # PyTorch's would wait for its gradient
+                handles = of_none.register_hook(_ignored), of_none.register_hook(_ignored)
+                self._param_to_grad_hook_handles[weight] = handles
         self.track_external(stage, optimizer, *unit.values())  # type: ignore[arg-type]
 
     def _update_peak_stats(self, peak_state: Any) -> None:

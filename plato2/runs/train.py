@@ -153,7 +153,7 @@ def train_run(
         keys.model = with_base_of(keys.model, goes_on)
     stage = build_stage(keys, "meta" if is_sharded(keys) else "cpu")  # sharded: each rank fills its share
     if keys.model.base:
-        fill_base(stage.backbone, keys.model)
+        fill_base(stage.backbone, keys.model, later=is_sharded(keys))
     if start:
         sentence += f"{told}\n{warm_start(stage, start, accepted, data.tokenizer_sha256)}"
     family = curriculum(run, start)
@@ -205,8 +205,6 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
     from plato2.runs.parallel import check_devices, check_processes, check_replicas, n_ranks
 
     if keys.model.is_pretrained:
-        if is_sharded(keys):
-            raise UserError("model=pretrained: FSDP2 does not shard a decoder yet; use strategy=ddp, or auto")
         from plato2.data.decoder_tokenizer import DecoderTokenizer
         from plato2.model.pretrained import from_folder
         from plato2.weights.base import with_base
@@ -662,6 +660,7 @@ def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others
 
 def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others: list[TrainConfig]) -> Plan:
     """The plan of a run and its curriculum; see `print_plan`."""
+    from plato2.model.pretrained import with_layers
     from plato2.runs.plan import Plan, Terms, largest_units, memory_of_a_rank, work
 
     form: Form = "gpu" if on_gpus(keys) else "cpu"
@@ -673,9 +672,7 @@ def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others:
         return work(stage, planned_unit(keys, data, tokens), tokens, data.batch_tokens, steps, ranks)
 
     def build(n_layer: int, checkpointing: bool) -> Stage:
-        if keys.model.is_pretrained:
-            raise UserError("plan: the memory of a pretrained decoder is not simulated yet; leave plan out")
-        model = replace(keys.model, n_layer=n_layer, checkpoint_activations=checkpointing)
+        model = replace(with_layers(keys.model, n_layer), checkpoint_activations=checkpointing)
         return build_stage(replace(keys, model=model), "meta")
 
     own, model = work_of(keys, stage, data), keys.model

@@ -114,7 +114,9 @@ class Stage(pl.LightningModule):
         shard_fully(self, self.backbone.blocks, strategy)
         if self.backbone.device.type == "meta":
             resumed = self.trainer.ckpt_path is not None
-            fill_shards(self, strategy.root_device, self.start_weights, self.seed, initial=not resumed)
+            is_read = self.model_config.has_adapter or not (resumed or self.start_weights)
+            base = self.backbone.base_weights() if is_read else {}
+            fill_shards(self, strategy.root_device, self.start_weights, base, self.seed, not resumed)
             self.start_weights = {}
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

@@ -38,7 +38,12 @@ def shard_fully(stage: LightningModule, blocks: Iterable[nn.Module], strategy: S
 
 
 def fill_shards(
-    stage: nn.Module, device: torch.device, weights: Mapping[str, Tensor], seed: int, initial: bool = True
+    stage: nn.Module,
+    device: torch.device,
+    weights: Mapping[str, Tensor],
+    base: Mapping[str, Tensor],
+    seed: int,
+    initial: bool = True,
 ) -> None:
     """Allocates a rank's shards of a stage on the meta device, and fills them.
 
@@ -48,19 +53,24 @@ def fill_shards(
         stage: sharded, its parameters on the meta device.
         device: where the shards are to be.
         weights: those of another model, by name, in place of initial ones; whole tensors.
+        base: those of a pretrained decoder, by their names in the backbone, where they are to be read: frozen
+            ones, and those that training begins with.
         seed: of the initial weights.
         initial: whether there are any; without, all is read from a checkpoint later.
     """
     # As `to_empty`, which would also empty what has its values: buffers, sums of metrics.
     stage._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
-    if not initial:
-        return
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for name, parameter in in_order_of_drawing(stage):
-            whole = torch.empty(parameter.shape)
-            initialize_parameter(name, whole)
-            fill_shard(parameter, weights.get(name, whole))
+            if (of_base := name.removeprefix("backbone.")) in base:
+                fill_shard(parameter, base[of_base])
+            elif initial:
+                whole = torch.empty(parameter.shape)
+                initialize_parameter(name, whole)
+                fill_shard(parameter, weights.get(name, whole))
+        if not initial:
+            return
         for name, buffer in stage.named_buffers():
             if name in weights:
                 buffer.copy_(weights[name])

@@ -195,8 +195,8 @@ class PlatoBot:
                     f"--{option} {path}: trained with another tokenizer (sha256 {theirs.sha256[:12]}) than "
                     f"--generation {generation} ({tokenizer.sha256[:12]}); give runs of one curriculum"
                 )
-        judge = ready(load_evaluation(evaluation, "--evaluation")) if evaluation else None
-        reader = ready(load_backward(backward, "--backward")) if backward else None
+        judge = ready(load_evaluation(evaluation, "--evaluation", generator)) if evaluation else None
+        reader = ready(load_backward(backward, "--backward", generator)) if backward else None
         return cls(generator, tokenizer, judge, decode, reader, rank, safety)
 
     @property

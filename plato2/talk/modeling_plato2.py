@@ -24,10 +24,12 @@ from plato2.data.units import pack  # noqa: F401
 from plato2.model.backbone import initialize_parameter
 from plato2.model.cpu import whole_steps  # noqa: F401
 from plato2.model.heads import Latents  # noqa: F401
+from plato2.model.int8 import quantise  # noqa: F401
 from plato2.model.losses import nll  # noqa: F401
 from plato2.model.masks import additive  # noqa: F401
 from plato2.model.networks import EvaluationNetwork, Evaluator, GenerationNetwork, own_evaluator
 from plato2.model.noise import uniform  # noqa: F401
+from plato2.model.pretrained import PretrainedBackbone
 from plato2.random import GOLDEN  # noqa: F401
 from plato2.talk.configuration_plato2 import Plato2Config
 from plato2.talk.decode import decode
@@ -77,6 +79,9 @@ class Plato2Model(PreTrainedModel):
         loaded = super().from_pretrained(folder, *arguments, **options)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.folder = str(folder)
+        for network in (model.generation, model.evaluation):
+            if network is not None and isinstance(network.backbone, PretrainedBackbone):
+                network.backbone.renew_buffers()
         return loaded
 
     def save_pretrained(self, folder: Any, *arguments: Any, **options: Any) -> None:  # type: ignore[override]
@@ -112,12 +117,20 @@ class Plato2Model(PreTrainedModel):
         """The word table."""
         network = self.generation or self.evaluation
         assert network is not None
+        if isinstance(network.backbone, PretrainedBackbone):
+            table: nn.Module = network.backbone.decoder.get_input_embeddings()
+            return table
         return network.backbone.word
 
-    def get_output_embeddings(self) -> nn.Module:
-        """What makes logits of `backbone.lm_transform`'s output: the word table and the bias, not copies."""
+    def get_output_embeddings(self) -> nn.Module | None:  # type: ignore[override]
+        """What makes logits of `backbone.lm_transform`'s output: the word table and the bias, not copies.
+
+        None of a pretrained decoder, whose words have other ids.
+        """
         network = self.generation or self.evaluation
         assert network is not None
+        if isinstance(network.backbone, PretrainedBackbone):
+            return None
         words = network.backbone.word
         layer = nn.Linear(words.embedding_dim, words.num_embeddings, device="meta")
         layer.weight, layer.bias = words.weight, network.backbone.lm_bias

@@ -15,12 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from plato2.bounded import read_file
 from plato2.config import ModelConfig, UserError
 from plato2.files import cache_folder, file_sha256, replaced
-from plato2.formats import JSON_BYTES, parse
+from plato2.model.pretrained import weight_files
 from plato2.runs.saved import read_checkpoint
-from plato2.weights.model_folder import WeightIndex
 
 SETTLED_S = 2.0
 """A file written less than this many seconds ago may change without another time stamp."""
@@ -59,17 +57,22 @@ def check_base(config: ModelConfig, trained: Path) -> None:
         )
 
 
-def fill_base(backbone: Any, config: ModelConfig) -> None:
+def fill_base(backbone: Any, config: ModelConfig, later: bool = False) -> None:
     """Reads the base of an adapter into its backbone: the weights in its folder, or all that a run trained.
+
+    Args:
+        backbone: of `config`.
+        config: of the adapter.
+        later: not now, but when ranks fill their shares.
 
     Raises:
         UserError: it cannot be read.
     """
-    if not config.base:
-        backbone.load_base(None)
-        return
-    trained = read_checkpoint(Path(config.base))["state_dict"]
-    backbone.load_base({name.removeprefix("backbone."): weight for name, weight in trained.items()})
+    if config.base:
+        trained = read_checkpoint(Path(config.base))["state_dict"]
+        backbone.base = {name.removeprefix("backbone."): weight for name, weight in trained.items()}
+    if not later:
+        backbone.load_base()
 
 
 def base_sha256(path: Path) -> str:
@@ -84,7 +87,7 @@ def base_sha256(path: Path) -> str:
     is_checkpoint = path.is_file() or (path / "meta.pt").exists()
     if is_checkpoint:
         return _cached_sha256(path) if path.is_file() else file_sha256(path)
-    folder, files = path, base_files(path)
+    folder, files = path, weight_files(path)
     try:
         hashes = [_cached_sha256(file) for file in files]
     except OSError as error:
@@ -93,24 +96,6 @@ def base_sha256(path: Path) -> str:
         return hashes[0]
     lines = "".join(f"{found}  {file.name}\n" for file, found in zip(files, hashes, strict=True))
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def base_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers reads, by name.
-
-    Raises:
-        UserError: one is missing.
-    """
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    names = {whole.name}
-    if not whole.is_file() and index.is_file():
-        data = read_file(index, JSON_BYTES, CURE)
-        names = set(parse(WeightIndex, data, str(index), CURE).weight_map.values())
-    files = [folder / Path(name).name for name in sorted(names)]
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"{file}: missing; {CURE}")
-    return files
 
 
 def _cached_sha256(file: Path) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,17 @@ import torch
 from plato2 import __version__
 from plato2.config import UserError
 from plato2.data.tokenizer import Tokenizer
-from plato2.weights.folder import Saved, has_evaluation, read_saved, saved_tokenizer
+from plato2.model.pretrained import PretrainedBackbone
+from plato2.weights.folder import (
+    Saved,
+    has_evaluation,
+    load_evaluation,
+    load_generation,
+    read_saved,
+    saved_tokenizer,
+)
 from plato2.weights.knover import export_knover
-from plato2.weights.model_folder import DTYPES, Lazy, Part, write_model_folder
+from plato2.weights.model_folder import BASE, DTYPES, Adapter, Lazy, Part, write_model_folder
 
 REMOTE_CODE = (
     "plato2.batch",
@@ -29,6 +39,7 @@ REMOTE_CODE = (
     "plato2.model.backbone",
     "plato2.model.cpu",
     "plato2.model.heads",
+    "plato2.model.int8",
     "plato2.model.losses",
     "plato2.model.masks",
     "plato2.model.networks",
@@ -80,8 +91,7 @@ def export_to_huggingface(
     Raises:
         UserError: no model.
     """
-    read, tokenizer, parts = _parts(generation, evaluation, dtype)
-    _refuse_pretrained(read)
+    read, tokenizer, parts = _parts(generation, evaluation, dtype, whole=True)
     stored = {parameter.dtype for part in parts.values() for parameter in part.parameters.values()}
     extra = {
         "model_type": "plato2",
@@ -91,11 +101,74 @@ def export_to_huggingface(
             "AutoModel": "modeling_plato2.Plato2Model",
         },
         "dtype": str(torch.float32 if torch.float32 in stored else stored.pop()).removeprefix("torch."),
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": not any(saved.model_config.is_pretrained for saved in read.values()),
     }
     code = {f"{name.rpartition('.')[2]}.py": remote_source(name) for name in REMOTE_CODE}
     write_model_folder(out, parts, tokenizer, _card(read), extra, files=code)
     return list(parts)
+
+
+def export_adapters(out: Path, generation: Path | None, evaluation: Path | None) -> Path:
+    """Writes adapters of a pretrained decoder alone, without it; returns the decoder's folder.
+
+    Raises:
+        UserError: no model, one that is no adapter, or adapters of two decoders.
+    """
+    read, tokenizer, parts = _parts(generation, evaluation, None)
+    configs = {name: saved.model_config for name, saved in read.items()}
+    for name, config in configs.items():
+        if not config.has_adapter:
+            raise UserError(
+                f"--{name} {read[name].file}: was trained as a whole, without adapter; use plato2 export hf"
+            )
+        if config.base:
+            raise UserError(
+                f"--{name} {read[name].file}: an adapter of what {config.base} has trained; use "
+                "plato2 export hf, which merges them"
+            )
+    if len({config.base_sha256 for config in configs.values()}) > 1:
+        raise UserError(
+            f"--evaluation {read['evaluation'].file}: an adapter of other weights (sha256 "
+            f"{configs['evaluation'].base_sha256[:12]}) than --generation has "
+            f"({configs['generation'].base_sha256[:12]}); give models of one curriculum"
+        )
+    adapters, kept = {}, {}
+    for name, part in parts.items():
+        with torch.device("meta"):
+            backbone = PretrainedBackbone(configs[name])
+        names = {f"backbone.{own}": theirs for own, theirs in backbone.peft_names().items()}
+        matrices = {theirs: part.parameters[own] for own, theirs in names.items()}
+        adapters[name] = Adapter(_peft_config(backbone), matrices)
+        rest = {own: lazy for own, lazy in part.parameters.items() if own not in names}
+        model = {**part.arguments["model"], "path": BASE}  # beside it; not where it is on this machine
+        kept[name] = replace(part, parameters=rest, arguments={**part.arguments, "model": model})
+    base = Path(next(iter(configs.values())).path)
+    write_model_folder(out, kept, tokenizer, _adapter_card(read), adapters=adapters, base=base)
+    return base
+
+
+def _peft_config(backbone: PretrainedBackbone) -> dict[str, Any]:
+    """adapter_config.json, as peft writes it."""
+    config = backbone.lora_config()
+    config.task_type, config.inference_mode = "CAUSAL_LM", True
+    values = {
+        key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()
+    }
+    return json.loads(json.dumps(values, default=str))  # type: ignore[no-any-return]
+
+
+def _whole(name: str, saved: Saved) -> Saved:
+    """A model of a pretrained decoder that needs no folder of it: an adapter is merged into the weights."""
+    config = saved.model_config
+    weights = saved.weights
+    if config.has_adapter:
+        load = load_generation if name == "generation" else load_evaluation
+        network = load(saved.file, f"--{name}")
+        assert isinstance(network.backbone, PretrainedBackbone)
+        heads = {key: tensor for key, tensor in weights.items() if not key.startswith("backbone.")}
+        weights = {f"backbone.{key}": tensor for key, tensor in network.backbone.merged().items()} | heads
+    model = {**saved.arguments["model"], "path": "", "adapter": "none", "base": "", "base_sha256": ""}
+    return replace(saved, weights=weights, arguments={**saved.arguments, "model": model})
 
 
 def export_folder(
@@ -122,10 +195,18 @@ def remote_source(module: str) -> str:
 
 
 def _parts(
-    generation: Path | None, evaluation: Path | None, dtype: str | None
+    generation: Path | None, evaluation: Path | None, dtype: str | None, whole: bool = False
 ) -> tuple[dict[str, Saved], Tokenizer, dict[str, Part]]:
-    """The models as they were found, their tokenizer, and what of them a model folder gets."""
+    """The models as they were found, their tokenizer, and what of them a model folder gets.
+
+    `whole`: those of a pretrained decoder with all of its weights.
+    """
     read = _read(generation, evaluation)
+    if whole:
+        read = {
+            name: _whole(name, saved) if saved.model_config.is_pretrained else saved
+            for name, saved in read.items()
+        }
     tokenizer = _one_tokenizer([path for path in (generation, evaluation) if path])
     parts = {}
     for name, saved in read.items():
@@ -158,8 +239,8 @@ def _refuse_pretrained(read: dict[str, Saved]) -> None:
     for name, saved in read.items():
         if saved.model_config.is_pretrained:
             raise UserError(
-                f"--{name} {saved.file}: is made of a pretrained decoder, which cannot be exported yet; "
-                "plato2 itself reads the run"
+                f"--{name} {saved.file}: is made of a pretrained decoder, for which Knover has no format; "
+                "use plato2 export hf"
             )
 
 
@@ -197,6 +278,33 @@ for candidate in model.reply(["hi , how was your day ?"]):
 
 The code in this folder is that of plato2; it needs torch, sentencepiece and transformers. With plato2
 installed: `plato2 chat --generation DIR`.
+"""
+
+
+def _adapter_card(read: dict[str, Saved]) -> str:
+    rows = [f"| {name} | `{s.stage}` | {s.model_config.adapter_rank} |" for name, s in read.items()]
+    base = next(iter(read.values())).model_config
+    return f"""---
+library_name: peft
+tags: [dialogue, plato-2]
+---
+# PLATO-2 adapters
+
+| part | stage | rank |
+| --- | --- | --- |
+{chr(10).join(rows)}
+
+Exported by `plato2 export adapter` of plato2 {__version__}: low-rank additions to a pretrained decoder, which
+is not in this folder. Its weights have the sha256 {base.base_sha256}; link its
+folder as `base`, then `plato2 chat --generation DIR`:
+
+```
+ln -s DECODER DIR/base
+```
+
+`generation` and `evaluation` are adapters as peft reads them:
+`PeftModel.from_pretrained(decoder, "DIR/generation")`. The latents, the other vectors that are added to word
+embeddings, and the heads are in model.safetensors.
 """
 
 

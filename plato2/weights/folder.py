@@ -26,13 +26,17 @@ from plato2.formats import StageArguments, check
 from plato2.model.backbone import initialize_parameter
 from plato2.model.heads import Recognition
 from plato2.model.networks import EvaluationNetwork, GenerationNetwork
+from plato2.model.pretrained import ADAPTER, PretrainedBackbone
 from plato2.runs.folder import RunFolder
 from plato2.runs.saved import read_checkpoint
 from plato2.weights.base import check_base, fill_base
-from plato2.weights.model_folder import PARTS, is_model_folder, model_path, read_config, read_part
+from plato2.weights.model_folder import BASE, PARTS, is_model_folder, model_path, read_config, read_part
 
 if TYPE_CHECKING:  # Lightning is not needed to talk
     from plato2.stages import Stage
+
+
+Network = GenerationNetwork | EvaluationNetwork
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,8 @@ def _checkpoint(file: Path, checkpoint: dict[str, Any]) -> Saved:
 
 def _part(folder: Path, config: dict[str, Any], part: Role) -> Saved:
     entry = config[part]
+    if entry["arguments"]["model"].get("base_sha256"):  # an adapter, whose base is linked there
+        entry["arguments"]["model"]["path"] = str(folder / BASE)
     return Saved(
         folder,
         entry["stage"],
@@ -216,10 +222,16 @@ def load_stage(
     return stage.eval()
 
 
-def load_generation(path: str | Path, option: str = "", with_recognition: bool = False) -> GenerationNetwork:
+def load_generation(
+    path: str | Path, option: str = "", with_recognition: bool = False, beside: Network | None = None
+) -> GenerationNetwork:
     """The generation model at `path`, in evaluation mode, float32, on the CPU.
 
-    `with_recognition`: with the head that estimates p(z|c,r), where the model has latents.
+    Args:
+        path: where it is.
+        option: see `read_saved`.
+        with_recognition: with the head that estimates p(z|c,r), where the model has latents.
+        beside: a loaded network, whose base in memory it shares where both are adapters of the same one.
 
     Raises:
         UserError: as `load_stage`.
@@ -227,7 +239,11 @@ def load_generation(path: str | Path, option: str = "", with_recognition: bool =
     saved = read_saved(path, option=option, role="generation")
     with torch.device("meta"):
         network = GenerationNetwork(
-            saved.model_config, saved.use.has_latents, saved.use.coherence_head, saved.figures
+            saved.model_config,
+            saved.use.has_latents,
+            saved.use.coherence_head,
+            saved.figures,
+            _on_the_base_of(beside, saved),
         )
         if with_recognition and saved.use.has_latents:
             head = saved.arguments.get("recognition_head", "tied")
@@ -236,21 +252,26 @@ def load_generation(path: str | Path, option: str = "", with_recognition: bool =
     return network.eval()
 
 
-def load_backward(path: str | Path, option: str = "") -> GenerationNetwork:
+def load_backward(path: str | Path, option: str = "", beside: Network | None = None) -> GenerationNetwork:
     """The model of stage `backward` at `path`, in evaluation mode, float32, on the CPU.
+
+    `beside`: see `load_generation`.
 
     Raises:
         UserError: as `load_stage`.
     """
     saved = read_saved(path, option=option, role="backward")
     with torch.device("meta"):
-        network = GenerationNetwork(saved.model_config, has_latents=False)
+        backbone = _on_the_base_of(beside, saved)
+        network = GenerationNetwork(saved.model_config, has_latents=False, backbone=backbone)
     _fill(network, saved, only_shared=True)
     return network.eval()
 
 
-def load_evaluation(path: str | Path, option: str = "") -> EvaluationNetwork:
+def load_evaluation(path: str | Path, option: str = "", beside: Network | None = None) -> EvaluationNetwork:
     """The evaluation model at `path`, in evaluation mode, float32, on the CPU.
+
+    `beside`: see `load_generation`.
 
     Raises:
         UserError: as `load_stage`.
@@ -258,9 +279,22 @@ def load_evaluation(path: str | Path, option: str = "") -> EvaluationNetwork:
     saved = read_saved(path, option=option, role="evaluation")
     with torch.device("meta"):
         head = saved.use.coherence_head or saved.arguments.get("head", "first")
-        network = EvaluationNetwork(saved.model_config, head, saved.figures)
+        backbone = _on_the_base_of(beside, saved)
+        network = EvaluationNetwork(saved.model_config, head, saved.figures, backbone)
     _fill(network, saved, only_shared=True)
     return network.eval()
+
+
+def _on_the_base_of(beside: Network | None, saved: Saved) -> PretrainedBackbone | None:
+    """A backbone of another adapter on the base of a loaded network, if both have the same base."""
+    if beside is None or not isinstance(beside.backbone, PretrainedBackbone):
+        return None
+    own, theirs = saved.model_config, beside.model_config
+    both = own.has_adapter and theirs.has_adapter
+    if not both or (own.architecture, own.base_sha256) != (theirs.architecture, theirs.base_sha256):
+        return None
+    n_before = len({name.split(".")[-2] for name, _ in beside.named_parameters() if ".lora_A." in name})
+    return PretrainedBackbone(own, beside.backbone, f"adapter_{n_before}")
 
 
 def _fill(module: nn.Module, saved: Saved, only_shared: bool = False) -> None:
@@ -269,10 +303,16 @@ def _fill(module: nn.Module, saved: Saved, only_shared: bool = False) -> None:
     Empties `saved.weights` on the way, so that a model is in memory once. `only_shared` leaves out heads that
     only training needs.
     """
+    backbone = module.get_submodule("backbone")
+    shares = isinstance(backbone, PretrainedBackbone) and backbone.adapter != ADAPTER
+    if shares:
+        for key in [key for key in saved.weights if ".lora_" in key]:
+            saved.weights[key.replace(f".{ADAPTER}.", f".{backbone.adapter}.")] = saved.weights.pop(key)
     _check_shapes(module, saved, only_shared)
     if saved.model_config.has_adapter:
         check_base(saved.model_config, saved.file)
-        fill_base(module.get_submodule("backbone"), saved.model_config)
+        if not shares:
+            fill_base(backbone, saved.model_config)
     known, weights = module.state_dict().keys(), {}
     for key in list(saved.weights):
         tensor = saved.weights.pop(key)

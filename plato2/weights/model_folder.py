@@ -8,16 +8,23 @@
         README.md               the model card
 
 One folder holds a generation model, an evaluation model, or both. Nothing in it can execute anything.
+
+Adapters of a pretrained decoder (`plato2 export adapter`) have their matrices in files of peft's, and the
+decoder somewhere else:
+
+        generation/             adapter_config.json and adapter_model.safetensors; the same in evaluation/
+        base                    a link to the decoder's folder
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
@@ -36,6 +43,9 @@ from plato2.formats import JSON_BYTES, Closed, Open, Sha256, StageArguments, par
 from plato2.weights.names import refuse_apart
 
 FORMAT = "plato2"
+ADAPTER_FILE, BASE = "adapter_model.safetensors", "base"
+OF_PEFT = re.compile(r"base_model\.model\.[a-z_]+\.(.+\.lora_[AB])\.weight")
+"""peft's name of a matrix of an adapter."""
 PARTS: tuple[Role, ...] = ("generation", "evaluation")
 SHARD_BYTES = 5_000_000_000
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -85,6 +95,16 @@ class Lazy:
     def tensor(self) -> Tensor:
         """The values."""
         return self.read().to(self.dtype).contiguous()
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The matrices of an adapter, as peft keeps them."""
+
+    config: dict[str, Any]
+    """adapter_config.json."""
+    parameters: dict[str, Lazy]
+    """By peft's names."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +173,8 @@ def write_model_folder(
     extra_config: dict[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
     files: dict[str, str] | None = None,
+    adapters: Mapping[str, Adapter] | None = None,
+    base: Path | None = None,
 ) -> None:
     """Writes a model folder, whole or not at all.
 
@@ -166,6 +188,8 @@ def write_model_folder(
         extra_config: further entries of config.json.
         shard_bytes: weights above this go into several files.
         files: further text files, name -> content.
+        adapters: of parts that are adapters of a pretrained decoder.
+        base: the decoder's folder.
 
     Raises:
         UserError: there is something at `out`, or it cannot be written.
@@ -178,8 +202,17 @@ def write_model_folder(
     with new_folder(out) as new:
         _write_json(new / "config.json", config | (extra_config or {}))
         _write_weights(new, _prefixed(parts), shard_bytes)
+        for name, adapter in (adapters or {}).items():
+            (new / name).mkdir()
+            _write_json(new / name / "adapter_config.json", adapter.config)
+            _save(new / name / ADAPTER_FILE, adapter.parameters)
+            write_sha256(new / name / ADAPTER_FILE)
         for file in sorted(new.iterdir()):
-            write_sha256(file)
+            if file.is_file():
+                write_sha256(file)
+        if base is not None:
+            with suppress(OSError):  # no links on this file system
+                (new / BASE).symlink_to(base.absolute(), target_is_directory=True)
         tokenizer.save(new / "tokenizer")
         for name, text in ({"README.md": card} | (files or {})).items():
             (new / name).write_text(text, encoding="utf-8")
@@ -232,16 +265,32 @@ def read_part(path: Path, part: str) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     for file in weight_files(path):
-        check_sha256(file, CURE)
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for key in opened.keys():  # noqa: SIM118 (not a dict)
-                    if key.startswith(f"{part}."):
-                        tensors[key.removeprefix(f"{part}.")] = opened.get_tensor(key)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: not readable ({error}); {CURE}") from None
+        tensors |= {key.removeprefix(f"{part}."): tensor for key, tensor in _read(file, f"{part}.").items()}
+    adapter = path / part / ADAPTER_FILE
+    if adapter.parent.is_dir():
+        if not adapter.is_file():
+            raise UserError(f"{adapter}: missing; {CURE}")
+        tensors |= {
+            OF_PEFT.sub(r"backbone.decoder.\1.default.weight", key): tensor
+            for key, tensor in _read(adapter, "").items()
+        }
     refuse_apart(path, tensors)
     return tensors
+
+
+def _read(file: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file whose names begin so.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    check_sha256(file, CURE)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            names = [key for key in opened.keys() if key.startswith(prefix)]  # noqa: SIM118 (not a dict)
+            return {name: opened.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: not readable ({error}); {CURE}") from None
 
 
 def weight_files(path: Path) -> list[Path]:

@@ -45,9 +45,18 @@ class Case:
     unit_tokens: int = 4096
     n_units: int = 1
     """Of a rank in a step."""
+    decoder: str = ""
+    """Folder of a pretrained decoder."""
+    adapter: str = "none"
 
     @property
     def model(self) -> ModelConfig:
+        if self.decoder:
+            return replace(
+                read_decoder(Path(self.decoder)),
+                adapter=self.adapter,
+                checkpoint_activations=self.checkpoint,
+            )
         geometry = {"n_layer": self.n_layer, "hidden_size": self.hidden_size}
         return replace(MODEL, **geometry, checkpoint_activations=self.checkpoint)
 
@@ -63,6 +72,29 @@ class Case:
         return DialogueDataModule(str(corpus), batch, tokens, unit_tokens=unit, row_length=ROW)
 
 
+def write_decoder(folder: Path) -> Path:
+    """A decoder without a tokenizer; its last word, the special one, is not in the corpus."""
+    import transformers
+
+    geometry = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
+    geometry |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": WORDS}
+    geometry |= {"max_position_embeddings": 64, "tie_word_embeddings": True}
+    config = transformers.AutoConfig.for_model("llama", **geometry)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def read_decoder(folder: Path) -> ModelConfig:
+    """Its configuration, as `from_folder` makes it."""
+    config = json.loads((folder / "config.json").read_text())
+    own = {name: config[name] for name in ("hidden_size",)}
+    own |= {"n_layer": config["num_hidden_layers"], "n_head": config["num_attention_heads"]}
+    stored = {"begin": WORDS - 1, "end": WORDS - 1, "unknown": None, "config": config}
+    return replace(
+        MODEL, **own, vocab_size=WORDS + 4, path=str(folder), architecture=json.dumps(stored), dropout=0.0
+    )
+
+
 def measured(case: Case, corpus: Path) -> int:
     """Bytes at the peak, all that PyTorch has allocated since before there was a model."""
     warnings.filterwarnings("ignore")
@@ -71,6 +103,9 @@ def measured(case: Case, corpus: Path) -> int:
     precision = "bf16-mixed" if case.half else "32-true"
     plugin = precision_plugin(precision, "cpu", case.ranks.fsdp)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        stage = STAGES[case.stage](case.model, OptimConfig())
+        for weight in stage.parameters() if case.decoder else ():
+            weight.data = weight.data.clone()  # read, it lies in a file that is mapped, which is not counted
         pl.Trainer(
             max_steps=3,
             max_epochs=-1,
@@ -85,7 +120,7 @@ def measured(case: Case, corpus: Path) -> int:
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-        ).fit(STAGES[case.stage](case.model, OptimConfig()), case.data(corpus))
+        ).fit(stage, case.data(corpus))
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(trace))

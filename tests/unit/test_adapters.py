@@ -90,6 +90,7 @@ def test_step_0_is_the_base_itself_and_only_what_is_added_learns(
     folder: Callable[[str], Path], family: str
 ) -> None:
     stages = [FineGeneration(read(folder(family), adapter=adapter)) for adapter in ("lora", "none")]
+    assert all(module.training for stage in stages for module in stage.modules())
     unit = unit_of(stages[0])
     low_rank, whole = (stage.losses(unit) for stage in stages)
     assert all(torch.equal(low_rank[term], whole[term]) for term in whole)  # B = 0, and the same heads

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from memory import MODEL, WORDS, Case
+from memory import MODEL, WORDS, Case, write_decoder
 from torch.utils._python_dispatch import TorchDispatchMode
 from units import BATCHES, STAGES, write_answers
 
@@ -102,6 +102,23 @@ def test_the_peak_is_what_the_profiler_finds_in_a_real_run(case: Case, corpus: P
     if case.ranks.fsdp:
         peaks = [min(peaks + measured(case, corpus, tmp_path / "again"))]
     for peak in peaks:
+        assert simulated(case, corpus).total == pytest.approx(peak, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("2_gen", unit_tokens=2048, adapter="lora"),
+        Case("1_coarse", half=False, unit_tokens=2048, checkpoint=True),
+        Case("1_coarse", "fsdp", unit_tokens=2048, adapter="lora"),
+    ],
+    ids=lambda case: f"{case.stage}-{case.strategy}-{case.adapter}",
+)
+def test_the_peak_of_a_decoder_is_what_the_profiler_finds(case: Case, corpus: Path, tmp_path: Path) -> None:
+    """Within 10 %, whole and low-rank."""
+    case = replace(case, decoder=str(write_decoder(tmp_path / "decoder")))
+    for peak in measured(case, corpus, tmp_path / "peak"):
         assert simulated(case, corpus).total == pytest.approx(peak, rel=0.1)
 
 
