@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from measure import measure
-from systems import Asked, said_file, write_contexts
+from systems import said_file, write_contexts
 
 from experiments.configs import keep_config
 from experiments.pretrained.select_replies import selection
@@ -30,7 +29,6 @@ from plato2.evaluate.options import AutomaticOptions
 from plato2.files import replace_text, write_sha256
 from plato2.runs.folder import provenance
 from plato2.runs.saved import read_metrics
-from plato2.talk.self_chat import read_starts
 from plato2.weights.export import export_folder
 from plato2.weights.folder import read_saved
 from plato2.weights.smollm2_base import WEIGHTS_SHA256, ready_base
@@ -51,76 +49,29 @@ OF_CHATS = ("length", "distinct_2", "repeated_3")
 OF_LATENTS = ("mutual_information", "latents_in_effect", "greedy_different", "distinct_2_difference")
 
 
-def rows_of(given: argparse.Namespace, base: Path) -> dict[str, list[str]]:
-    """What each row is on the command line; that of tiny only where its runs were given."""
-    words = {
-        "as_it_is": ["--speaker", f"as_it_is=hf:{base},max_tokens={MAX_TOKENS}"],
-        "tuned": ["--generation", given.coarse],
-        "tuned_20": [
-            *("--generation", given.coarse, "--evaluation", given.ranker),
-            *("--n-samples", SAMPLES),
-        ],
-        "plato2": ["--generation", given.fine, "--evaluation", given.ranker],
+def rows_of(given: argparse.Namespace, base: Path) -> dict[str, str]:
+    """What each row is as a speaker (docs/speakers.md); that of tiny only where its runs were given."""
+    ranked = f"plato2:{given.fine},evaluation={given.ranker}"
+    rows = {
+        "as_it_is": f"hf:{base}",
+        "tuned": f"plato2:{given.coarse}",
+        "tuned_20": f"plato2:{given.coarse},evaluation={given.ranker},n_samples={SAMPLES}",
+        "plato2": ranked,
     }
     if given.tiny_fine:
-        words["tiny"] = ["--generation", given.tiny_fine, "--evaluation", given.tiny_ranker]
-    of_plato = ["--max-tokens", MAX_TOKENS]
-    return {
-        name: [str(word) for word in (of if name == "as_it_is" else [*of, *of_plato])]
-        for name, of in words.items()
-    }
+        rows["tiny"] = f"plato2:{given.tiny_fine},evaluation={given.tiny_ranker}"
+    return {name: f"{of},max_tokens={MAX_TOKENS}" for name, of in rows.items()}
 
 
-def plato2(*arguments: object) -> tuple[float, float]:
-    """Runs a verb; what it prints is not needed.
-
-    Returns:
-        CPU seconds, and the memory it had at most in GiB.
+def run(*words: object) -> None:
+    """Runs a module of Python in a process of its own; what it prints is not needed.
 
     Raises:
         UserError: it failed.
     """
-    command = [sys.executable, "-m", "plato2", *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise UserError(f"plato2 {' '.join(map(str, arguments))}: failed; the same command continues")
-    return used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20
-
-
-def reply(name: str, words: list[str], asked: Asked, starts: Path, given: argparse.Namespace) -> None:
-    """Replies of a row to all contexts, and its self-chats; what was said before stays."""
-    options = [*words, "--device", "cpu", "--seed", str(given.seed)]
-    candidates = ["--candidates"] if name not in ("as_it_is", "tuned") else []
-    for label, contexts in asked.contexts.items():
-        out = said_file(given.work, label, name)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        plato2("reply", "--contexts", contexts, "--out", out, *candidates, *options)
-    out = said_file(given.work, "chats", name)
-    plato2("self-chat", "--starts", starts, "--utterances", given.utterances, "--out", out, *options)
-
-
-def cost_of_replies(name: str, words: list[str], contexts: Path, work: Path) -> dict[str, float]:
-    """CPU seconds of a reply, loading apart, and the most memory; measured once."""
-    file = work / "costs" / f"{name}.json"
-    if not file.exists():
-        file.parent.mkdir(exist_ok=True)
-        lines = contexts.read_text(encoding="utf-8").splitlines(keepends=True)
-        found = {}
-        for n in (1, 1 + TIMED):
-            part, out = file.with_suffix(".contexts.jsonl"), file.with_suffix(".replies.jsonl")
-            part.write_text("".join(lines[:n]), encoding="utf-8")
-            out.unlink(missing_ok=True)
-            found[n] = plato2(
-                *("reply", "--contexts", part, "--out", out, *words, "--batch", 1),
-                *("--device", "cpu"),
-            )
-        replies = min(TIMED, len(lines) - 1)
-        cpu_s = (found[1 + TIMED][0] - found[1][0]) / max(1, replies)
-        made = {"cpu_s": round(cpu_s, 3), "memory_gib": round(found[1 + TIMED][1], 2)}
-        replace_text(file, json.dumps(made) + "\n")
-    return dict(json.loads(file.read_text(encoding="utf-8")))
+    command = [sys.executable, "-m", *map(str, words)]
+    if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
+        raise UserError(f"{' '.join(map(str, words))}: failed; the same command continues")
 
 
 def trained(run: Path, data: Path) -> dict[str, Any]:
@@ -145,8 +96,8 @@ def latents(given: argparse.Namespace) -> dict[str, Any]:
     """What z says, by `plato2 evaluate latents`."""
     out, scores = given.work / "latents.json", given.work / "latents.jsonl"
     if not out.exists():
-        plato2(
-            *("evaluate", "latents", "--data", given.data, "--contexts", given.latent_contexts),
+        run(
+            *("plato2", "evaluate", "latents", "--data", given.data, "--contexts", given.latent_contexts),
             *("--generation", given.fine, "--evaluation", given.ranker, "--coarse", given.coarse),
             *("--scores", scores, "--out", out, "--device", "cpu"),
         )
@@ -203,15 +154,14 @@ def make(given: argparse.Namespace, base: Path) -> dict[str, Any]:
     given.work.mkdir(parents=True, exist_ok=True)
     rows = rows_of(given, base)
     asked = write_contexts(given.data, given.work, given.multiref, given.contexts, given.starts)
-    every = read_starts()
-    starts = given.work / "starts.txt"
-    chosen = every[:: max(1, len(every) // given.starts)][: given.starts]
-    starts.write_text("".join(f"{start.turns[-1]}\n" for start in chosen), encoding="utf-8")
-    for name, words in rows.items():
-        reply(name, words, asked, starts, given)
+    for name, speaker in rows.items():  # each in a process of its own, whose memory is its own
+        if not (given.work / "costs" / f"{name}.json").exists():
+            words = ["--work", given.work, "--starts", given.starts, "--utterances", given.utterances]
+            words += ["--seed", given.seed, "--timed", TIMED, *asked.contexts.values()]
+            run("experiments.pretrained.say", f"{name}={speaker}", *words)
     runs = {"coarse": given.coarse, "fine": given.fine, "ranker": given.ranker}
-    for name, run in runs.items():
-        keep_config(run, given.results / "config" / f"{name}.yaml", given.coarse.parent)
+    for name, path in runs.items():
+        keep_config(path, given.results / "config" / f"{name}.yaml", given.coarse.parent)
     rankers = {"ranker": given.ranker} | ({"tiny's ranker": given.tiny_ranker} if given.tiny_ranker else {})
     said = measure(list(rows), given.work, asked)
     options = ("seed", "contexts", "starts", "utterances", "choices", "latent_contexts")
@@ -225,10 +175,9 @@ def make(given: argparse.Namespace, base: Path) -> dict[str, Any]:
         "selection": selection(
             given.data, base, given.coarse, rankers, given.choices, given.work / "selection"
         ),
-        "runs": {name: trained(run, given.data) for name, run in runs.items()},
+        "runs": {name: trained(path, given.data) for name, path in runs.items()},
         "costs": {
-            name: cost_of_replies(name, words, asked.contexts["chitchat"], given.work)
-            for name, words in rows.items()
+            name: json.loads((given.work / "costs" / f"{name}.json").read_text("utf-8")) for name in rows
         },
         "made_with": provenance(),
     }
@@ -251,10 +200,10 @@ def arguments() -> argparse.Namespace:
     add("--work", type=Path, default=Path("outputs/pretrained/work"), help="where what is found is kept")
     add("--results", type=Path, default=HERE, help="folder of results.json and config/")
     add("--seed", type=int, default=0, help="of the samples")
-    add("--contexts", type=int, default=300, help="contexts of each set that are answered")
-    add("--starts", type=int, default=40, help="self-chats")
+    add("--contexts", type=int, default=200, help="contexts of each set that are answered")
+    add("--starts", type=int, default=20, help="self-chats")
     add("--utterances", type=int, default=10, help="turns of a self-chat, the start included")
-    add("--choices", type=int, default=300, help="contexts of each selection set")
+    add("--choices", type=int, default=200, help="contexts of each selection set")
     add("--latent-contexts", type=int, default=50, help="contexts whose latents are heard")
     add("--ship", action="store_true", help="write plato2/weights/smollm2, too")
     given = parser.parse_args()

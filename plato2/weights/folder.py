@@ -129,13 +129,13 @@ def _checkpoint(file: Path, checkpoint: dict[str, Any]) -> Saved:
 
 def _part(folder: Path, config: dict[str, Any], part: Role) -> Saved:
     entry = config[part]
-    if entry["arguments"]["model"].get("base_sha256"):  # an adapter, whose base is linked there
-        entry["arguments"]["model"]["path"] = str(folder / BASE)
+    if entry["arguments"]["model"].get("base_sha256"):
+        entry["arguments"]["model"]["path"] = str(_base_of(folder, entry["arguments"]["model"]["path"]))
     return Saved(
         folder,
         entry["stage"],
         _use(entry["use"]),
-        _with_base(entry["arguments"]),
+        entry["arguments"],
         read_part(folder, part),
         folder / "tokenizer",
         config["tokenizer_sha256"],
@@ -144,14 +144,13 @@ def _part(folder: Path, config: dict[str, Any], part: Role) -> Saved:
     )
 
 
-def _with_base(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments with the place of their base, where it is `smollm2`: it is made unless it is there."""
-    model = arguments["model"]
-    if model.get("path") != SMOLLM2 or Path(SMOLLM2).exists():
-        return arguments
+def _base_of(folder: Path, named: str) -> Path:
+    """The base of a model folder's adapter: linked there; that of `smollm2` is made unless it is there."""
+    if named != SMOLLM2:
+        return folder / BASE
     from plato2.weights.smollm2_base import ready_base
 
-    return {**arguments, "model": {**model, "path": str(ready_base())}}
+    return ready_base()
 
 
 def _fits(stage: str, use: dict[str, Any], accept: Collection[str] | None, role: Role | None) -> bool:

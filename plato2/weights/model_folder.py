@@ -205,7 +205,7 @@ def write_model_folder(
         for name, adapter in (adapters or {}).items():
             (new / name).mkdir()
             _write_json(new / name / "adapter_config.json", adapter.config)
-            _save(new / name / ADAPTER_FILE, adapter.parameters)
+            save_tensors(new / name / ADAPTER_FILE, adapter.parameters)
             write_sha256(new / name / ADAPTER_FILE)
         for file in sorted(new.iterdir()):
             if file.is_file():

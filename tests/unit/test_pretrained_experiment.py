@@ -90,11 +90,11 @@ def test_the_control_asks_after_a_context_of_another_group(
 
 
 def test_a_verb_that_fails_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    from experiments.pretrained.pretrained import plato2
+    from experiments.pretrained.pretrained import run
     from plato2.config import UserError
 
     with pytest.raises(UserError, match="plato2 reply --no-such: failed; the same command continues"):
-        plato2("reply", "--no-such")
+        run("plato2", "reply", "--no-such")
 
 
 # ------------------------------------------------------------------------------------------------ all of it
@@ -167,9 +167,35 @@ def test_from_a_folder_to_results_killed_in_between(tree: Path) -> None:
     text = (tree / "experiments/pretrained/README.md").read_text(encoding="utf-8")
     assert "Not run yet." not in text
     assert "| stage 2.1, 20 latents, ranker |" in text
+    can_be_shipped(found, tree / "outputs/pretrained", tree.parent)
     again = subprocess.run(script, env=given, check=True, capture_output=True, text=True)  # all is kept
     assert "step 1/4" not in again.stdout
     same = json.loads(file.read_text(encoding="utf-8"))
     assert {key: same[key] for key in ("rows", "selection", "latents", "costs", "chats")} == {
         key: found[key] for key in ("rows", "selection", "latents", "costs", "chats")
     }
+
+
+def can_be_shipped(results: dict[str, Any], runs: Path, folder: Path) -> None:
+    """As adapters with nothing of this machine in them, and a card; but not those of another decoder."""
+    from argparse import Namespace
+
+    from jinja2 import Template
+
+    from experiments.pretrained.pretrained import name_base, ship
+    from experiments.pretrained.tables import card
+    from plato2.config import UserError
+    from plato2.weights.export import export_folder
+
+    fine, ranker = runs / "2_gen", runs / "2_eval_dual"
+    with pytest.raises(UserError, match="is not the one that smollm2 is made of"):
+        ship(Namespace(fine=fine, ranker=ranker), results)
+    export_folder(folder / "shipped", fine, ranker, "", "bfloat16")
+    name_base(folder / "shipped")
+    config = (folder / "shipped/config.json").read_text(encoding="utf-8")
+    assert str(folder) not in config
+    assert config.count('"path": "smollm2"') == 2
+    text = Template((HERE / "card.md").read_text(encoding="utf-8")).render(card(results))
+    assert "4 steps of 2_gen" in text
+    assert "| `ranker` |" in text
+    assert "{{" not in text

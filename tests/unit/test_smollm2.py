@@ -266,7 +266,8 @@ def test_two_adapters_of_the_package_on_one_base(
         mine = {name: w for name, w in ours.state_dict().items() if ".lora_" in name}  # type: ignore[union-attr]
         theirs = stage.state_dict()
         for name, weight in mine.items():
-            assert torch.equal(weight, theirs[name.replace(".evaluation.", ".default.")]), name
+            assert torch.equal(weight, theirs[name.replace(".adapter_1.", ".default.")]), name
+    assert bot.generation.backbone.decoder is bot.evaluation.backbone.decoder  # type: ignore[union-attr]
 
 
 def part(stage: Stage) -> Part:
