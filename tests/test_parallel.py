@@ -357,7 +357,7 @@ def test_a_rank_never_holds_the_whole_weights_that_it_starts_from(
 def test_ranks_average_their_shares_as_one_process_does_the_whole(
     run_fork: RankedForks, tmp_path: Path
 ) -> None:
-    """To shares, with steps after a validation, from these to a file on other ranks, from that on one process, and back to shares."""
+    """To shares, with a step after a validation; then to a file on other ranks, on one process, and back."""
     common = [*RUN, *STEP, "checkpoint_steps=1", "callbacks=ema", "callbacks.ema.decay=0.5"]
     run_fork(*common, "trainer.max_steps=7", run_id="whole")
     run_fork(*common, *FSDP, SHARES, "trainer.max_steps=4", run_id="parts")
