@@ -357,19 +357,19 @@ def test_a_rank_never_holds_the_whole_weights_that_it_starts_from(
 def test_ranks_average_their_shares_as_one_process_does_the_whole(
     run_fork: RankedForks, tmp_path: Path
 ) -> None:
-    """To shares, from these to a file on other ranks, from that on one process, and back to shares."""
+    """To shares, with a step after a validation; then to a file on other ranks, on one process, and back."""
     common = [*RUN, *STEP, "checkpoint_steps=1", "callbacks=ema", "callbacks.ema.decay=0.5"]
-    run_fork(*common, "trainer.max_steps=6", run_id="whole")
-    run_fork(*common, *FSDP, SHARES, "trainer.max_steps=3", run_id="parts")
-    run_fork(*common, *HSDP, "strategy.devices=4", "trainer.max_steps=4", run_id="parts")
-    run_fork(*common, "trainer.max_steps=5", run_id="parts")
-    run_fork(*common, *FSDP, SHARES, "trainer.max_steps=6", run_id="parts")
+    run_fork(*common, "trainer.max_steps=7", run_id="whole")
+    run_fork(*common, *FSDP, SHARES, "trainer.max_steps=4", run_id="parts")
+    run_fork(*common, *HSDP, "strategy.devices=4", "trainer.max_steps=5", run_id="parts")
+    run_fork(*common, "trainer.max_steps=6", run_id="parts")
+    run_fork(*common, *FSDP, SHARES, "trainer.max_steps=7", run_id="parts")
     parts, whole = losses(tmp_path, "parts"), losses(tmp_path, "whole")
     assert {place: parts[place] for place in whole} == pytest.approx(whole, rel=1e-5)
     expected = checkpoint(tmp_path, "whole")
     last = tmp_path / "outputs" / "tiny-2_gen" / "parts" / "checkpoints" / "last.ckpt"
     found = distributed.read_whole(last)
-    assert found["averaging_state"] == expected["averaging_state"] == {"n_averaged": torch.tensor(6)}
+    assert found["averaging_state"] == expected["averaging_state"] == {"n_averaged": torch.tensor(7)}
     for part in ("state_dict", "current_model_state"):
         torch.testing.assert_close(found[part], expected[part], rtol=1e-4, atol=1e-6)
     assert not torch.equal(*(found[part]["backbone.word.weight"] for part in ("state_dict", part)))
