@@ -97,6 +97,13 @@ TEXT_KEYS = (
     "hydra.sweep.dir",
 )
 """Keys whose values are names, paths or words, whatever they look like."""
+KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+"""OmegaConf's types of values, in words."""
+PLUGINS = {
+    "hydra.launcher": "each launcher has keys of its own; choose one, as hydra/launcher=joblib or slurm",
+    "hydra.sweeper": "each sweeper has keys of its own; choose one, as hydra/sweeper=optuna or sweep=optuna",
+}
+"""What a key may lack that belongs to a plugin of Hydra's."""
 
 
 app = typer.Typer(add_completion=False)
@@ -472,13 +479,18 @@ def explain(error: Exception, conf: Path) -> str:
         return f"{key}={alone[1]}: a factor of the recipe's value, for sweeps: -m {key}=x0.5,x1,x2"
     unknown = re.search(r"Key '[^']*' (?:is )?not in .*full_key: (\S+)", told)
     if unknown:
-        return f"{unknown[1]}: no such key; {meant(unknown[1], conf)} {where}"
+        part = ".".join(unknown[1].split(".")[:2])
+        near = PLUGINS.get(part) or meant(unknown[1], conf)
+        return f"{unknown[1]}: no such key; {near} {where}"
+    wrong = re.search(r"Value '(.*)' of type '\w+' could not be converted to (\w+).* full_key: (\S+)", told)
+    if wrong and wrong[2] in KINDS:
+        return f"{wrong[3]}={wrong[1]}: must be {KINDS[wrong[2]]} {where}"
     no_list = re.search(r" is not a ListConfig\b.* full_key: (\S+)", told)
     if no_list:
         return (
             f"{no_list[1]}: takes a list; write {no_list[1]}=[VALUE,VALUE] or, of one, {no_list[1]}=[VALUE]"
         )
-    option = re.search(r"Could not find '([^/']+)/([^']+)' Available options in '[^']*': (.*)", told)
+    option = re.search(r"Could not find '((?:hydra/)?[^/']+)/([^']+)' Available options in '[^']*': (.*)", told)
     if option:
         return (
             f"{option[1]}={option[2]}: no such option; {did_you_mean(option[2], option[3].split())} {where}"
