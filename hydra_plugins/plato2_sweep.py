@@ -31,6 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from plato2.config import UserError, expand_path, install
 from plato2.runs.console import is_first_process, number, say
+from plato2.runs.side_by_side import workers_stop_first
 from plato2.runs.space import TAG, Dimension, factor, in_hydras_words, multiplied
 
 if TYPE_CHECKING:
@@ -148,7 +149,8 @@ class Jobs(Sweeper):
         Args:
             jobs: what each is, for messages, and its overrides.
         """
-        results = self.launcher.launch([overrides for _, overrides in jobs], self.launched)
+        with workers_stop_first(self.launcher):
+            results = self.launcher.launch([overrides for _, overrides in jobs], self.launched)
         self.launched += len(jobs)
         for (told, _), result in zip(jobs, results, strict=True):
             if result.status == JobStatus.FAILED:

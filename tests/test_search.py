@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from forks import Forks
 from hydra.core.plugins import Plugins
 from small import ROOT, Train, assert_one_line, command, environment
 from test_ranks import Pair, error_of
+from test_slurm import last_step
 from test_sweeps import sweeps
 from wandb_server import WandbServer
 
@@ -310,6 +312,39 @@ def test_joblib_runs_jobs_side_by_side(run_train: Callable[..., Any], tmp_path: 
             "finished",
             "pruned",
         )
+
+
+@pytest.mark.slow
+def test_a_signal_lets_all_jobs_of_joblib_save_and_the_same_command_goes_on(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """Ctrl-C, which all processes get, and SIGTERM to the first one; a third job waits, and is not begun."""
+    given = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2,3", "run_id=j"]
+    given += ["trainer.max_steps=100000", "trainer.val_check_interval=100000", "checkpoint_steps=100000"]
+    words = command(corpus, tmp_path / "outputs", *given)
+    both = [tmp_path / "outputs" / "tiny-1_coarse" / f"j-{number}" for number in (0, 1)]
+    steps = [2, 2]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = subprocess.Popen(
+            words, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True, process_group=0
+        )
+        until = time.monotonic() + 300
+        while not all(last_step(run) >= step for run, step in zip(both, steps, strict=True)):
+            assert time.monotonic() < until
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            os.kill(process.pid, number)
+        _, said = process.communicate(timeout=200)
+        assert process.returncode == 128 + number, said
+        assert len(re.findall(r"^stopped: step [\d,]+ is saved", said, re.M)) == 2
+        assert said.splitlines()[-1] == "stopped: the same command goes on with the sweep"
+        assert "Traceback" not in said
+        steps = [checkpoint_step(RunFolder(run).last) + 2 for run in both]
+    assert said.count("resuming ") == 3  # the sweep and both runs
+    assert sorted(path.name for path in both[0].parent.iterdir()) == [run.name for run in both]
 
 
 @pytest.mark.slow

@@ -23,11 +23,20 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, *WARNINGS)
 
 
 class Stopped(SystemExit):
-    """A signal came before training took the signals over, or after it gave them back."""
+    """A signal came before training took the signals over, or after it gave them back.
 
-    def __init__(self, number: int) -> None:
+    Args:
+        number: the signal's.
+        told: what that means, for the person at the terminal.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        told: str = "nothing was being trained; the same command starts again, or resumes",
+    ) -> None:
         super().__init__(128 + number)
-        self.number = number
+        self.number, self.told = number, told
 
 
 @contextmanager
