@@ -110,3 +110,5 @@ def quiet_lightning() -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # torchmetrics reduces over ranks
+    if "SLURM_JOB_ID" not in os.environ:  # on a login node, or a machine that just has Slurm's commands
+        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
