@@ -25,7 +25,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from plato2.config import UserError
-from plato2.runs.console import say
+from plato2.runs.console import Stopped, say
 
 if TYPE_CHECKING:
     from submitit import AutoExecutor, Job
@@ -65,6 +65,7 @@ class StagesInOrder(Launcher):
 
         Raises:
             UserError: Slurm does not take a job.
+            Stopped: a signal ended the waiting.
         """
         try:
             jobs = self.submit(job_overrides, initial_job_idx)
@@ -76,7 +77,13 @@ class StagesInOrder(Launcher):
             ) from error
         numbers = " ".join(job.job_id for job in jobs)
         say(f"waiting for Slurm's jobs {numbers}; they go on without this command, scancel ends them")
-        return [result(job) for job in jobs]
+        try:
+            return [result(job) for job in jobs]
+        except Stopped as stop:
+            told = (
+                f"Slurm's jobs {numbers} go on, scancel ends them; the same command, when they have ended, "
+            )
+            raise Stopped(stop.number, told + "shows what came of them") from None
 
     def submit(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Job[JobReturn]]:
         """Submits an array of jobs that start from none of the others, then one of those that do."""

@@ -31,12 +31,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from plato2.config import UserError, expand_path, install
 from plato2.runs.console import is_first_process, number, say
+from plato2.runs.side_by_side import workers_stop_first
 from plato2.runs.space import TAG, Dimension, factor, in_hydras_words, multiplied
 
 if TYPE_CHECKING:
     import optuna
 
 Compose = Callable[[list[str]], DictConfig]
+EMPTY = "no values; give some, as range(START,STOP), which begins at START and ends before STOP"
+"""What is wrong with a range that is empty."""
 
 
 def resolved(overrides: Sequence[str], compose: Compose) -> list[str]:
@@ -113,6 +116,16 @@ class Jobs(Sweeper):
         """The configuration of a job."""
         return self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
 
+    def check(self, overrides: list[str]) -> None:
+        """Composes a job, and lets the parts that have bounds check themselves.
+
+        Raises:
+            UserError: a value that is out of bounds.
+        """
+        config = self.composed(overrides)
+        for section in (config.model, config.optim):
+            OmegaConf.to_object(section)
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """The sweep's folder, for this command alone while the block runs.
@@ -136,7 +149,8 @@ class Jobs(Sweeper):
         Args:
             jobs: what each is, for messages, and its overrides.
         """
-        results = self.launcher.launch([overrides for _, overrides in jobs], self.launched)
+        with workers_stop_first(self.launcher):
+            results = self.launcher.launch([overrides for _, overrides in jobs], self.launched)
         self.launched += len(jobs)
         for (told, _), result in zip(jobs, results, strict=True):
             if result.status == JobStatus.FAILED:
@@ -186,7 +200,7 @@ class Grid(Jobs):
         """
         jobs = [resolved(job, self.composed) for job in combinations(self.parsed(arguments))]
         for job in jobs:
-            self.composed(job)  # what is wrong with one is said before the first is trained
+            self.check(job)  # what is wrong with one is said before the first is trained
         told = [(f"job {n} ({differing(job, jobs)})", job) for n, job in enumerate(jobs)]
         size = self.max_batch_size or len(jobs)
         with self.held():
@@ -207,7 +221,7 @@ def combinations(overrides: Sequence[Override]) -> list[list[str]]:
     """The overrides of each job, factors as they are.
 
     Raises:
-        UserError: a range to draw from.
+        UserError: a range to draw from, or an empty one.
     """
     for override in overrides:
         if override.is_sweep_override() and not override.is_discrete_sweep():
@@ -216,6 +230,9 @@ def combinations(overrides: Sequence[Override]) -> list[list[str]]:
                 f"what to try, as {override.get_key_element()}=x0.5,x1,x2"
             )
     values = [list(map(str, texts(override))) for override in overrides]
+    for override, some in zip(overrides, values, strict=True):
+        if not some:
+            raise UserError(f"{override.input_line}: {EMPTY}")
     keys = [override.get_key_element() for override in overrides]
     return [[f"{key}={value}" for key, value in zip(keys, job, strict=True)] for job in product(*values)]
 
@@ -244,6 +261,8 @@ def dimension(override: Override) -> Dimension:
         low, high, step = sweep.start, sweep.end, None
     elif isinstance(sweep, RangeSweep):
         values = list(override.sweep_iterator())
+        if not values:
+            raise UserError(f"{override.input_line}: {EMPTY}")
         low, high, step = min(values), max(values), abs(sweep.step)  # type: ignore[assignment,type-var]
     else:
         return Dimension(key, choices=tuple(override.sweep_string_iterator()))
@@ -312,8 +331,12 @@ class Search(Jobs):
             for override in overrides
             if not override.is_sweep_override()
         ]
-        first = resolved([*fixed, *(one.first for one in space)], self.composed)
-        return space, fixed, self.composed(first)
+        first = [one.first for one in space]
+        for n, one in enumerate(space):
+            for end in one.ends:  # what is wrong with one is said before a point is tried
+                point = [*fixed, *first[:n], end, *first[n + 1 :]]
+                self.check(resolved(point, self.composed))
+        return space, fixed, self.composed(resolved([*fixed, *first], self.composed))
 
     def sweep(self, arguments: list[str]) -> None:
         """Tries points until there are `n_trials` of them.

@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from forks import Forks
 from hydra.core.plugins import Plugins
 from small import ROOT, Train, assert_one_line, command, environment
 from test_ranks import Pair, error_of
+from test_slurm import last_step
 from test_sweeps import sweeps
 from wandb_server import WandbServer
 
@@ -111,6 +113,16 @@ def test_factors_are_of_the_value_that_the_rest_of_the_job_composes(
         ([*SEARCH, "hydra.sweeper.pruner.name=MedianPrune"], ["pruner.name=MedianPrune", "MedianPruner?"]),
         ([*SEARCH, "+hydra.sweeper.sampler.seeed=1"], ["hydra.sweeper.sampler.seeed", "no such option"]),
         ([*SEARCH, "hydra.sweeper.n_trials=0"], ["hydra.sweeper.n_trials=0: must be a whole number"]),
+        (["-m", "optim.lr=big,1e-3"], ["optim.lr=big: must be a number"]),
+        (["-m", "trainer.max_steps=1", "optim.batch_tokens=1.5,1024"], ["batch_tokens=1.5: must be a whole"]),
+        (["-m", "model.dropout=0.1,2"], ["model.dropout=2.0: must be in [0, 1)"]),
+        (["-m", "hydra/sweeper=optuna", "model.dropout=0.1,2"], ["model.dropout=2.0: must be in [0, 1)"]),
+        (["-m", "hydra/sweeper=optuna", "model.dropout=interval(0,2)"], ["dropout=2.0: must be in [0, 1)"]),
+        (["-m", "seed=range(3,1)"], ["seed=range(3,1): no values", "range(START,STOP)"]),
+        (["-m", "hydra/sweeper=optuna", "model.n_layer=range(3,1)"], ["range(3,1): no values"]),
+        (["-m", "hydra/launcher=jobs", "seed=1,2"], ["hydra/launcher=jobs: no such option", "joblib"]),
+        (["-m", "hydra.launcher.n_jobs=2", "seed=1,2"], ["n_jobs: no such key", "hydra/launcher=joblib"]),
+        (["-m", "hydra.sweeper.n_trials=2", "seed=1,2"], ["n_trials: no such key", "hydra/sweeper=optuna"]),
         ([*SEARCH, "sweep_metric=val/fun", "hydra.sweeper.n_trials=1"], ["sweep_metric=val/fun: not logged"]),
     ],
 )
@@ -300,6 +312,39 @@ def test_joblib_runs_jobs_side_by_side(run_train: Callable[..., Any], tmp_path: 
             "finished",
             "pruned",
         )
+
+
+@pytest.mark.slow
+def test_a_signal_lets_all_jobs_of_joblib_save_and_the_same_command_goes_on(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """Ctrl-C, which all processes get, and SIGTERM to the first one; a third job waits, and is not begun."""
+    given = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2,3", "run_id=j"]
+    given += ["trainer.max_steps=100000", "trainer.val_check_interval=100000", "checkpoint_steps=100000"]
+    words = command(corpus, tmp_path / "outputs", *given)
+    both = [tmp_path / "outputs" / "tiny-1_coarse" / f"j-{number}" for number in (0, 1)]
+    steps = [2, 2]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = subprocess.Popen(
+            words, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True, process_group=0
+        )
+        until = time.monotonic() + 300
+        while not all(last_step(run) >= step for run, step in zip(both, steps, strict=True)):
+            assert time.monotonic() < until
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            os.kill(process.pid, number)
+        _, said = process.communicate(timeout=200)
+        assert process.returncode == 128 + number, said
+        assert len(re.findall(r"^stopped: step [\d,]+ is saved", said, re.M)) == 2
+        assert said.splitlines()[-1] == "stopped: the same command goes on with the sweep"
+        assert "Traceback" not in said
+        steps = [checkpoint_step(RunFolder(run).last) + 2 for run in both]
+    assert said.count("resuming ") == 3  # the sweep and both runs
+    assert sorted(path.name for path in both[0].parent.iterdir()) == [run.name for run in both]
 
 
 @pytest.mark.slow

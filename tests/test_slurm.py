@@ -205,6 +205,21 @@ def test_what_sbatch_refuses_is_one_line(train_here: Train, stand_ins: Path) -> 
     assert_one_line(done.stderr, "hydra/launcher=slurm", "invalid partition specified: gpu", "partition=NAME")
 
 
+def test_ctrl_c_ends_the_waiting_and_not_the_jobs(
+    train_here: Train, batches: Callable[[], list[set[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitit = pytest.importorskip("submitit", reason="needs the extra slurm")
+
+    def interrupted(job: object) -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        return False
+
+    monkeypatch.setattr(submitit.Job, "done", interrupted)
+    done = train_here("-m", "hydra/launcher=slurm", "seed=1,2", "strategy=cpu", expect=130)
+    (last,) = done.stderr.splitlines()[-1:]
+    assert last.startswith("stopped: Slurm's jobs 1_0 1_1 go on, scancel ends them; the same command"), last
+
+
 @pytest.mark.parametrize(
     ("answers", "told"),
     [

@@ -63,6 +63,7 @@ from plato2.runs.console import (
 )
 from plato2.runs.folder import FREE, NOT_PART_OF_A_RUN
 from plato2.runs.keys import help_text, nearest_key, options_with
+from plato2.runs.side_by_side import is_worker, refuse_after_a_signal
 from plato2.runs.space import FACTOR, in_hydras_words
 from plato2.runs.traces import RankError
 from plato2.runs.train import CURRICULUM, Job, Trained, train
@@ -99,6 +100,11 @@ TEXT_KEYS = (
 """Keys whose values are names, paths or words, whatever they look like."""
 KINDS = {"float": "a number", "integer": "a whole number", "bool": "true or false"}
 """What OmegaConf calls a kind of value, and what messages say."""
+PLUGINS = {
+    "hydra.launcher": "each launcher has keys of its own; choose one, as hydra/launcher=joblib or slurm",
+    "hydra.sweeper": "each sweeper has keys of its own; choose one, as hydra/sweeper=optuna or sweep=optuna",
+}
+"""What a key may lack that belongs to a plugin of Hydra's."""
 
 
 app = typer.Typer(add_completion=False)
@@ -492,13 +498,17 @@ def explain(error: Exception, conf: Path) -> str:
         return f"{nothing[1]}=null: must have a value"
     unknown = re.search(r"Key '[^']*' (?:is )?not in .*full_key: (\S+)", told)
     if unknown:
-        return f"{unknown[1]}: no such key; {meant(unknown[1], conf)} {where}"
+        part = ".".join(unknown[1].split(".")[:2])
+        near = PLUGINS.get(part) or meant(unknown[1], conf)
+        return f"{unknown[1]}: no such key; {near} {where}"
     no_list = re.search(r" is not a ListConfig\b.* full_key: (\S+)", told)
     if no_list:
         return (
             f"{no_list[1]}: takes a list; write {no_list[1]}=[VALUE,VALUE] or, of one, {no_list[1]}=[VALUE]"
         )
-    option = re.search(r"Could not find '([^/']+)/([^']+)' Available options in '[^']*': (.*)", told)
+    option = re.search(
+        r"Could not find '((?:hydra/)?[^/']+)/([^']+)' Available options in '[^']*': (.*)", told
+    )
     if option:
         return (
             f"{option[1]}={option[2]}: no such option; {did_you_mean(option[2], option[3].split())} {where}"
@@ -540,7 +550,7 @@ def leave(stop: Stopped) -> NoReturn:
         SystemExit: with the code of `stop`.
     """
     logging.disable(logging.INFO)  # torch, half imported, would print statistics at its end
-    say("stopped: nothing was being trained; the same command starts again, or resumes")
+    say(f"stopped: {stop.told}")
     if stop.number in WARNINGS:
         from plato2.runs.folder import requeue
 
@@ -590,12 +600,17 @@ def main(config: DictConfig) -> float | None:
         UserError: the job is one of a sweep, which goes on with the others.
     """
     try:
+        refuse_after_a_signal()
         # A launcher's job does not come from `command_line`, and has others' handlers.
         with signals_stop_at_once():
             found = train_composed(config)
         return found.value if found else None
-    except Stopped as stop:
-        leave(stop)
+    except SystemExit as stop:
+        if is_worker():
+            refuse_after_a_signal(number=int(stop.code or 0) - 128)
+        if isinstance(stop, Stopped):
+            leave(stop)
+        raise
     except Exception as error:
         sentence = mistake(error, config)
         if not in_sweep():

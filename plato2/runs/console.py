@@ -23,11 +23,20 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, *WARNINGS)
 
 
 class Stopped(SystemExit):
-    """A signal came before training took the signals over, or after it gave them back."""
+    """A signal came before training took the signals over, or after it gave them back.
 
-    def __init__(self, number: int) -> None:
+    Args:
+        number: the signal's.
+        told: what that means, for the person at the terminal.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        told: str = "nothing was being trained; the same command starts again, or resumes",
+    ) -> None:
         super().__init__(128 + number)
-        self.number = number
+        self.number, self.told = number, told
 
 
 @contextmanager
@@ -102,6 +111,8 @@ def quiet_lightning() -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # torchmetrics reduces over ranks
+    if "SLURM_JOB_ID" not in os.environ:  # on a login node, or a machine that just has Slurm's commands
+        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
 
 
 def _one_line(

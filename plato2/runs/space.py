@@ -96,7 +96,13 @@ class Dimension:
         return f"{self.key}={'x' * self.factor}{text}"
 
     @property
+    def ends(self) -> list[str]:
+        """All choices, or both ends of the range, as overrides."""
+        if self.choices:
+            return [f"{self.key}={text}" for text in self.choices]
+        return [self.override(int(end) if self.whole else float(end)) for end in (self.low, self.high)]
+
+    @property
     def first(self) -> str:
         """One value, to compose a job with."""
-        low = int(self.low) if self.whole else float(self.low)
-        return f"{self.key}={self.choices[0]}" if self.choices else self.override(low)
+        return self.ends[0]

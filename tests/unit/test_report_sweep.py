@@ -95,7 +95,8 @@ def test_the_page_of_a_sweep(sweep: Path, tmp_path: Path) -> None:
 
 def test_a_search_of_many_runs_stays_readable(sweep: Path, tmp_path: Path) -> None:
     """Numbers of 17 digits are shown with four, a column for each key; the best runs are named, not all."""
-    add_run(tmp_path, "s-20", "0.0009512345678901234", "0.05", 11)
+    add_run(tmp_path, "s-98", "0.0009512345678901234", "0.05", 11)
+    add_run(tmp_path, "s-99", "0.005", "0.05", 11, status="pruned", step=4)
     done = CliRunner().invoke(app, ["report", str(sweep), "--out", str(tmp_path / "page.html"), "--json"])
     assert done.exit_code == 0, done.output
     (plain,) = json.loads(done.stdout)["sweeps"]
@@ -104,11 +105,11 @@ def test_a_search_of_many_runs_stays_readable(sweep: Path, tmp_path: Path) -> No
     assert "0.0009512345678901234" not in page
     head, _, rows = page.partition("run folders</th>")
     assert '<th scope="col" class="number">optim.lr</th>' in head
-    row = next(row for row in rows.split("<tr") if "<td>20</td>" in row or ">20</td>" in row)
+    row = next(row for row in rows.split("<tr") if ">98</td>" in row)
     assert '<td class="number">0.0009512</td>' in row
-    assert "grey: all but the best 10 of 14" in page
+    assert "grey: all but the best 10 of 15" in page
     (curriculum,) = [part for part in page.split("<h2") if ">The curriculum</h2>" in part]
-    assert "tiny-1_coarse/s-20" in curriculum  # the newest that was not pruned
+    assert "tiny-1_coarse/s-98" in curriculum  # the newest that was not pruned
 
 
 def test_runs_of_two_configurations_are_refused(sweep: Path, tmp_path: Path) -> None:
