@@ -19,8 +19,8 @@ class AveragedWeights(EMAWeightAveraging):
     are copied and not averaged, and at the end the weights stay as they are: a finished run can go on.
 
     Args:
-        decay: of the average at each step.
-        start_step: the step from which on it is taken.
+        decay: weight of the average so far at each step; the newest weights have the rest.
+        start_step: the step at which averaging begins.
 
     Raises:
         UserError: an impossible value.
