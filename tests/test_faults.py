@@ -619,6 +619,21 @@ def test_a_run_where_the_file_system_has_no_locks(
     assert not list(run.path.glob("lock*"))
 
 
+@pytest.mark.parametrize("fails", ["the log", "the checkpoint"])
+def test_a_run_folder_that_is_removed_while_it_trains(tmp_path: Path, fails: str) -> None:
+    run = RunFolder(tmp_path / "outputs" / "tiny-1_coarse" / "r")
+
+    def work() -> None:
+        with held(run, False):
+            shutil.rmtree(run.path)
+            if fails == "the log":
+                (run.path / "metrics.csv").open("a")
+            torch.save({}, run.path / "last.ckpt")
+
+    with pytest.raises(UserError, match="tiny-1_coarse/r: the folder was removed"):
+        work()
+
+
 def test_an_unnamed_run_that_is_being_trained_is_not_started_twice(train_here: Train, tmp_path: Path) -> None:
     given = ["trainer.max_steps=2", "trainer.val_check_interval=2"]
     train_here(*given)

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from plato2.commands import needs
 from plato2.commands.options import takes
 from plato2.commands.prepare import AsJson, NoClean, parse_rules, rule_help
-from plato2.config import UserError, install
 from plato2.prepare.reddit.options import RedditOptions
 from plato2.prepare.reddit.rules import RedditRules
 
@@ -50,10 +50,8 @@ def prepare_reddit(
 ) -> None:
     """Run the verb."""
     options.rules = parse_rules(rule or [], default_rules(options.language, no_clean))
-    try:
+    with needs("reddit", "prepare reddit", ("duckdb", "zstandard", "orjson")):
         from plato2.prepare.reddit.pipeline import prepare_reddit as run
-    except ImportError as error:
-        raise UserError(f"{error}: {install('reddit')}") from None
     _print_summary(run(options), None if options.tokenizer else options.pieces, as_json)
 
 

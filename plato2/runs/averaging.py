@@ -28,8 +28,8 @@ class AveragedWeights(EMAWeightAveraging):
     sharded stage each rank averages its own shares.
 
     Args:
-        decay: of the average at each step.
-        start_step: the step from which on it is taken.
+        decay: weight of the average so far at each step; the newest weights have the rest.
+        start_step: the step at which averaging begins.
 
     Raises:
         UserError: an impossible value.

@@ -371,7 +371,7 @@ def held(run: RunFolder, may_rename: bool) -> Iterator[RunFolder]:
         may_rename: another name is taken where the folder is there already.
 
     Raises:
-        UserError: another process trains there, or the folder cannot be made.
+        UserError: another process trains there, the folder cannot be made, or it is removed in the block.
     """
     own = () if may_rename else (run.path,)
     there = [folder for folder in (*own, *run.path.parents) if folder.exists()]
@@ -382,13 +382,18 @@ def held(run: RunFolder, may_rename: bool) -> Iterator[RunFolder]:
             try:
                 yield run
             finally:
-                if not (run.path / "lineage.json").exists():
+                if run.path.exists() and not (run.path / "lineage.json").exists():
                     for path in {*run.path.iterdir()} - before:
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    except (OSError, RuntimeError) as error:  # torch's, of a file that cannot be opened, is a RuntimeError
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             place = error.filename or run.path
             raise UserError(f"{place}: {error.strerror}; a run must be able to write there") from None
+        if not run.path.exists():
+            raise UserError(
+                f"{run.path}: the folder was removed or renamed while the run was at work; put it back and "
+                "start the same command again, which without it begins anew"
+            ) from error
         raise
     finally:
         if not (run.path / "lineage.json").exists():

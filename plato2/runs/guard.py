@@ -25,7 +25,7 @@ class SpikeGuard(Callback):
     Args:
         deviations: how far out: standard deviations above the mean of the last steps.
         window: steps that mean and deviation are taken over; the guard is off for the first half of as many.
-        in_a_row: after this many passed over one after the other the run stops.
+        in_a_row: the run stops after this many steps in a row were passed over.
 
     Raises:
         UserError: an impossible value.

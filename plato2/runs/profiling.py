@@ -114,7 +114,7 @@ class Profile(Callback):
 
     Args:
         first_step: the first optimizer step that is traced.
-        last_step: the last one.
+        last_step: the last optimizer step that is traced.
 
     Raises:
         UserError: an impossible value.

@@ -14,9 +14,9 @@ class StopEarly(EarlyStopping):
 
     Args:
         patience: validations without improvement.
-        min_delta: what counts as an improvement.
-        metric: null = the one that picks the stage's best checkpoint.
-        mode: min or max, whichever is better of a metric that is named.
+        min_delta: the smallest change of the metric that counts as an improvement.
+        metric: what has to improve; null = the metric that picks the stage's best checkpoint.
+        mode: of a metric that is named: min = lower is better, max = higher.
 
     Raises:
         UserError: an impossible value.

@@ -118,7 +118,7 @@ def read_starts(path: str | Path | None = None, option: str = "--starts") -> lis
 
 def _read(path: Path, option: str) -> bytes:
     """The file's text, unpacked."""
-    cure = "give a file with one start per line"
+    cure = f"give a file with one {option.removeprefix('--').removesuffix('s')} per line"
     try:
         return read_unpacked(path, TEXT_BYTES, cure, f"{option} ")
     except OSError as error:

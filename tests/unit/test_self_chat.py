@@ -260,6 +260,8 @@ def test_no_file_of_starts(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(UserError, match=f"--starts {path}: .*; give a file with one start per line"):
             read_starts(path)
+        with pytest.raises(UserError, match=f"--contexts {path}: .*; give a file with one context per line"):
+            read_starts(path, "--contexts")
 
 
 # ------------------------------------------------------------------------------------------------ resuming
