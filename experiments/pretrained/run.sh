@@ -29,7 +29,8 @@ train 2_gen "${STEPS_FINE:-400}" 5e-4 init_from="$out/1_coarse"
 train 2_eval_dual "${STEPS_RANKER:-800}" 5e-4 init_from="$out/1_coarse"
 
 multiref=${MULTIREF:-../shared/data/dailydialog/multireftest.jsonl.gz}
-given=(--base "$base" --data "$data" --coarse "$out/1_coarse" --fine "$out/2_gen" --ranker "$out/2_eval_dual" --work "$out/work")
+given=(--base "$base" --data "$data" --work "$out/work")
+given+=(--coarse "$out/1_coarse" --fine "$out/2_gen" --ranker "$out/2_eval_dual")
 if [ -e "$multiref" ]; then given+=(--multiref "$multiref"); fi
 OMP_NUM_THREADS=1 python -m experiments.pretrained.pretrained "${given[@]}" "$@"
 python experiments/tables.py

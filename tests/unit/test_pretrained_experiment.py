@@ -65,6 +65,11 @@ def test_what_is_always_probable_is_taken_out_by_the_difference(chosen: ModuleTy
     assert chosen.difference(summed)(["a longer one"], candidates) == [0.0, 1.0]
 
 
+def test_two_scores_of_different_scales_count_alike(chosen: ModuleType) -> None:
+    assert chosen.ranks_summed([0.1, 0.9, 0.5], [-100.0, -300.0, -200.0]) == [2.0, 2.0, 2.0]
+    assert chosen.ranks_summed([0.1, 0.9, 0.5], [1.0, 3.0, 2.0]) == [0.0, 4.0, 2.0]
+
+
 def test_the_control_asks_after_a_context_of_another_group(
     chosen: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +164,7 @@ def test_from_a_folder_to_results_killed_in_between(tree: Path) -> None:
     of = found["selection"]["sets"]
     assert list(of) == ["random", "matched", "another"]
     models = {"smollm2, log p", "smollm2, difference", "stage 1, log p", "stage 1, difference", "ranker"}
+    models |= {"ranker and stage 1, difference"}
     assert models | {"random", "shared words", "BM25", "short"} == set(of["another"])
     assert of["another"]["ranker"]["p1"][0] < 0.5
     assert [run["steps"] for run in found["runs"].values()] == [4, 4, 4]
