@@ -6,7 +6,7 @@ from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
@@ -100,7 +100,7 @@ def latents(
         )
     examples = contexts_of(data, bot, contexts, split)
     where = pick_device(device)
-    base = bot.generation
+    base = cast("GenerationNetwork", bot.generation)
     stage_1 = None if coarse is None else load_generation(coarse, "--coarse", beside=base).to(where)
     full = None
     if has_recognition(generation):

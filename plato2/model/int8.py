@@ -36,6 +36,7 @@ def _is_matrix(module: nn.Module, name: str) -> bool:
 
 def _as_linear(module: nn.Module) -> None:
     """Makes linear layers of GPT-2's `Conv1D`, whose matrices are the other way round."""
+    child: Any
     for name, child in module.named_children():
         if type(child).__name__ != "Conv1D":
             _as_linear(child)

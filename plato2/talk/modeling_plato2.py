@@ -122,7 +122,7 @@ class Plato2Model(PreTrainedModel):
             return table
         return network.backbone.word
 
-    def get_output_embeddings(self) -> nn.Module | None:  # type: ignore[override]
+    def get_output_embeddings(self) -> nn.Module | None:
         """What makes logits of `backbone.lm_transform`'s output: the word table and the bias, not copies.
 
         None of a pretrained decoder, whose words have other ids.

@@ -154,7 +154,7 @@ def _peft_config(backbone: PretrainedBackbone) -> dict[str, Any]:
     values = {
         key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()
     }
-    return json.loads(json.dumps(values, default=str))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(values, default=str))
 
 
 def _whole(name: str, saved: Saved) -> Saved:
