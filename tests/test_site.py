@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,3 +35,9 @@ def test_links_and_own_files_are_not(tmp_path: Path) -> None:
     )
     (tmp_path / "a.css").write_text("body { background: url('data:image/svg+xml;utf8,x') }")
     HOOKS["on_post_build"](SimpleNamespace(site_dir=tmp_path))
+
+
+def test_every_document_is_in_the_navigation_and_nothing_else() -> None:
+    listed = re.findall(r"^ +- .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
+    assert len(listed) > 20
+    assert {*listed, "README.md"} == {path for path in HOOKS["documents"](ROOT) if path.endswith(".md")}
