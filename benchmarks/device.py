@@ -49,9 +49,9 @@ from plato2.data.examples import Example, read_examples
 from plato2.data.tokenizer import Tokenizer
 from plato2.runs.console import quiet_lightning
 from plato2.runs.parallel import best_precision
+from plato2.runs.parts import build_parts, build_stage
 from plato2.runs.plan import peak_flops, step_flops
 from plato2.runs.saved import last_metrics, read_metrics
-from plato2.runs.train import build_parts, build_stage
 from plato2.talk.bot import PlatoBot, Reply
 from plato2.talk.decode import decode
 from plato2.talk.rank import coherence

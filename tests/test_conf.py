@@ -27,8 +27,8 @@ from plato2.config import UserError
 from plato2.runs.build import build, check_arguments
 from plato2.runs.folder import RunFolder
 from plato2.runs.loggers import build_loggers
+from plato2.runs.parts import build_parts
 from plato2.runs.space import in_hydras_words
-from plato2.runs.train import build_parts
 from plato2.stages import known_stages
 
 STAGES = known_stages()

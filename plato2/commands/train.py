@@ -62,11 +62,12 @@ from plato2.runs.console import (
     signals_stop_at_once,
 )
 from plato2.runs.folder import FREE, NOT_PART_OF_A_RUN
+from plato2.runs.job import CURRICULUM, Job
 from plato2.runs.keys import help_text, nearest_key, options_with
 from plato2.runs.side_by_side import is_worker, refuse_after_a_signal
 from plato2.runs.space import FACTOR, in_hydras_words
 from plato2.runs.traces import RankError
-from plato2.runs.train import CURRICULUM, Job, Trained, train
+from plato2.runs.train import Trained, train
 
 PACKAGE = Path(__file__).parents[1]
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())

@@ -6,13 +6,11 @@ Hydra stays outside: what a job of a sweep has to know of it is a `Job`.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,61 +18,27 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from plato2.config import TrainConfig, UserError
-from plato2.runs.build import build, check_arguments, check_counts
-from plato2.runs.console import WARNINGS, Stopped, is_first_process, quiet_lightning, say
+from plato2.runs.console import WARNINGS, Stopped, is_first_process, say
+from plato2.runs.job import Job
+from plato2.runs.parts import build_parts, build_stage, check_words, is_sharded, run_length
+from plato2.runs.planning import print_plan
+from plato2.runs.trainer import build_trainer
 
 if TYPE_CHECKING:  # heavy imports wait until something is trained: --help and tab completion stay fast
     import pytorch_lightning as pl
 
-    from plato2.batch import Unit
     from plato2.data.module import DialogueDataModule
     from plato2.runs.checkpoint import Checkpoints
     from plato2.runs.corpus import CorpusOfRun
     from plato2.runs.folder import RunFolder
-    from plato2.runs.length import RunLength
-    from plato2.runs.plan import Plan, Work
     from plato2.runs.ranks import RankWatch
-    from plato2.runs.simulate import Form, Ranks
     from plato2.stages import Stage
-
-
-CURRICULUM = ("1_coarse", "2_gen", "2_eval")
-"""The paper's three stages, in their order."""
-NOT_LIGHTNINGS = (
-    ("gradient_clip_val", 0, "optim.clip_norm"),
-    ("accumulate_grad_batches", 1, "optim.batch_tokens (tokens of one optimizer step)"),
-    ("limit_train_batches", 1.0, "trainer.max_steps"),
-)
-"""Arguments of the Trainer that it refuses for these stages, the value that is off, and the key for it."""
 
 
 OF_PRETRAINED = ("path", "context_mask", "architecture")
 """Keys of the model that only one made of a pretrained decoder has."""
 OF_ADAPTER = ("adapter", "adapter_rank", "adapter_alpha", "base_sha256", "base")
 """Keys of the model that only one with an adapter has."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the command that starts a run knows beside its configuration."""
-
-    number: int | None = None
-    """In a sweep; None = not part of one."""
-    overrides: tuple[str, ...] = ()
-    """How a job of a sweep differs from the others, apart from the stage."""
-    sweep_stages: tuple[str, ...] = ()
-    """The stages of the sweep, this one's among them, where it says them."""
-    side_by_side: bool = False
-    """Whether the jobs of the sweep run at the same time."""
-    command: str = "python train.py"
-    """The command for another stage of the same model, data and strategy, but for `stage=`."""
-    other_stages: Callable[[], list[TrainConfig]] = list
-    """Composes the same command for the other stages of its curriculum."""
-
-    @property
-    def in_sweep(self) -> bool:
-        """Whether it is a job of a sweep."""
-        return self.number is not None
 
 
 @dataclass(frozen=True)
@@ -91,7 +55,7 @@ class Trained:
     """The last value of each."""
 
 
-def train(keys: TrainConfig, resolved: dict[str, Any], job: Job = Job()) -> Trained | None:
+def train(keys: TrainConfig, resolved: dict[str, Any], job: Job) -> Trained | None:
     """Trains one stage as configured.
 
     Args:
@@ -193,76 +157,6 @@ def train_run(
         return fit(trainer, stage, data, run, checkpoint, keys, watch)
 
 
-def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModule]:
-    """The stage, as yet without memory for its weights; its corpus, perhaps still to be made; its batches.
-
-    Raises:
-        UserError: values that the schemas cannot know to be wrong.
-    """
-    import pytorch_lightning as pl
-
-    from plato2.runs.corpus import CorpusOfRun
-    from plato2.runs.parallel import check_devices, check_processes, check_replicas, n_ranks
-
-    if keys.model.is_pretrained:
-        from plato2.data.decoder_tokenizer import DecoderTokenizer
-        from plato2.model.pretrained import from_folder
-        from plato2.weights.base import with_base
-
-        keys.model = with_base(from_folder(keys.model, DecoderTokenizer.from_model))
-    check_arguments(pl.Trainer, {k: v for k, v in keys.strategy.items() if v != "auto"}, "strategy")
-    check_arguments(pl.Trainer, keys.trainer, "trainer")
-    check_counts(keys.trainer, ("max_steps", "val_check_interval", "log_every_n_steps"), "trainer")
-    for name, off, cure in NOT_LIGHTNINGS:
-        if keys.trainer.get(name) not in (None, off):
-            raise UserError(
-                f"trainer.{name}={keys.trainer[name]}: the stages do this themselves; use {cure}, and leave "
-                "it out"
-            )
-    check_devices(keys.strategy.get("accelerator", "auto"), keys.strategy["devices"])
-    if not keys.plan:
-        num_nodes = keys.strategy.get("num_nodes", 1)
-        check_processes(keys.strategy["devices"], num_nodes)
-        if is_sharded(keys):
-            replicas = keys.strategy["strategy"].get("replicas", 1)
-            check_replicas(replicas, num_nodes, n_ranks(keys.strategy["devices"], num_nodes))
-    batch_node = keys.stage.pop("batch")
-    stage = build_stage(keys, "meta")  # first: what it refuses, such as a head, is not the batch's to name
-    head = {"head": keys.stage["head"]} if "head" in keys.stage else {}
-    batch = build(head | batch_node, "stage.batch")
-    if not hasattr(batch, "roles"):
-        if keys.model.n_role:
-            raise UserError(
-                f"model.n_role={keys.model.n_role}: {type(batch).__name__} has no roles; use model.n_role=0"
-            )
-    elif batch.roles != (keys.model.n_role > 0):
-        cure = "model.n_role=4" if batch.roles else "stage.batch.roles=true"
-        raise UserError(
-            f"stage.batch.roles={batch.roles}, model.n_role={keys.model.n_role}: roles take both; add {cure}"
-        )
-    if head and head["head"] != batch.head:
-        raise UserError(
-            f"stage.batch.head={batch.head}, stage.head={head['head']}: the batch is made for the head; "
-            "leave out stage.batch.head"
-        )
-    prepare = keys.data.pop("prepare", None)
-    check_arguments(CorpusOfRun, {"prepare": prepare}, "data")
-    data = build(keys.data, "data", batch=batch, seed=keys.seed, batch_tokens=keys.optim.batch_tokens)
-    return stage, CorpusOfRun(data.path, prepare), data
-
-
-def build_stage(keys: TrainConfig, device: str) -> Stage:
-    """The stage with its initial weights; on `meta` without them, to check options and to count parameters.
-
-    Raises:
-        UserError: values that the stage does not take.
-    """
-    import torch
-
-    with torch.device(device):
-        return build(keys.stage, "stage", model=keys.model, optim=keys.optim, seed=keys.seed)
-
-
 def make_ready(
     keys: TrainConfig, stage: Stage, corpus: CorpusOfRun, data: DialogueDataModule, job: Job, is_new: bool
 ) -> tuple[Path | None, str]:
@@ -286,24 +180,6 @@ def make_ready(
     if start and unprepared:
         start, told = find_start(keys, stage, data.tokenizer_sha256, job)
     return start, told
-
-
-def check_words(keys: TrainConfig, data: DialogueDataModule) -> None:
-    """Refuses data that were not cut into the words of the pretrained decoder.
-
-    Raises:
-        UserError: they have another tokenizer.
-    """
-    from plato2.data.decoder_tokenizer import DecoderTokenizer
-
-    if not keys.model.is_pretrained:
-        return
-    own, theirs = DecoderTokenizer.from_model(keys.model.path).sha256, data.tokenizer_sha256
-    if own != theirs:
-        raise UserError(
-            f"data.path={data.path}: its tokenizer ({theirs[:12]}) is not that of the decoder in "
-            f"{keys.model.path} ({own[:12]}); prepare it with plato2 prepare --tokenizer hf:{keys.model.path}"
-        )
 
 
 def find_start(keys: TrainConfig, stage: Stage, tokenizer: str | None, job: Job) -> tuple[Path | None, str]:
@@ -333,17 +209,6 @@ def find_start(keys: TrainConfig, stage: Stage, tokenizer: str | None, job: Job)
     output_dir, first = Path(keys.output_dir), f"{job.command} stage={parent}"
     run = newest_parent(output_dir, parent, keys.model_name, model, tokenizer, family, first, sweep)
     return run.best, f"\ninit_from=auto: {described(run)}"
-
-
-def run_length(data: DialogueDataModule, max_steps: int, done_steps: int) -> RunLength:
-    """The tokens and epochs that a run has before it.
-
-    Raises:
-        UserError: the data cannot be read, or do not fit the options.
-    """
-    from plato2.runs.length import RunLength
-
-    return RunLength(data.path, max_steps, done_steps, data.batch_tokens, data.epoch_tokens)
 
 
 def nothing_left(keys: TrainConfig, run: RunFolder, checkpoint: Path, job: Job) -> Trained:
@@ -484,251 +349,6 @@ def same_command(keys: TrainConfig, run: RunFolder) -> str:
         return "the same command"
     name = keys.run_id or os.environ.get("RUN_ID") or run.path.name  # a sweep's own, not its job's
     return f"the same command with resume=auto {shlex.quote(f'run_id={name}')}"
-
-
-def build_trainer(
-    keys: TrainConfig,
-    stage: Stage,
-    data: DialogueDataModule,
-    run: RunFolder,
-    loggers: list[Any],
-    parent: Path | None,
-    job: Job,
-) -> pl.Trainer:
-    """The Lightning Trainer with the callbacks and loggers of the run.
-
-    Raises:
-        UserError: an argument that Lightning does not take, or hardware that is not there.
-    """
-    from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-    from pytorch_lightning.utilities.exceptions import MisconfigurationException
-
-    from plato2.runs.wandb import WandbRun, WholeRows
-
-    strategy = strategy_arguments(keys, job)
-    callbacks = build_callbacks(keys, stage, data, run, parent)
-    callbacks += [build(node, f"callbacks.{name}") for name, node in keys.callbacks.items()]
-    callbacks += [WholeRows(logger) for logger in loggers if isinstance(logger, WandbRun)]
-    quiet_lightning()
-    fixed: dict[str, Any] = {
-        "max_epochs": -1,  # a run is one endless epoch; the data's epochs are the stream's
-        "num_sanity_val_steps": 0,
-        "check_val_every_n_epoch": None,
-        "enable_model_summary": False,
-        "use_distributed_sampler": False,
-    }
-    plugins = strategy.pop("plugins")
-    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
-        plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]  # `requeue` does it
-    fixed["plugins"] = plugins or None
-    node = {**fixed, **strategy, **keys.trainer, "_target_": "pytorch_lightning.Trainer"}
-    try:
-        return build(node, "trainer", callbacks=callbacks, logger=loggers or False, default_root_dir=run.path)
-    except (MisconfigurationException, ValueError) as error:
-        told = str(error).splitlines()[0]
-        missing = "is not available" in told or "No supported gpu" in told
-        cure = "; give strategy=cpu, or strategy=auto for what this machine has" if missing else ""
-        raise UserError(f"trainer and strategy: {told}{cure}") from error
-
-
-def strategy_arguments(keys: TrainConfig, job: Job) -> dict[str, Any]:
-    """The group `strategy` as the Trainer takes it.
-
-    Raises:
-        UserError: a sweep that each of several processes would start again.
-    """
-    from plato2.runs.folder import several_processes
-    from plato2.runs.parallel import best_precision, is_on_gpu
-    from plato2.runs.sharded import WholeCheckpoints, precision_plugin
-
-    strategy = dict(keys.strategy)
-    started = "LOCAL_RANK" in os.environ or several_processes()
-    if job.in_sweep and strategy.get("devices") != 1 and not started:
-        raise UserError(
-            f"strategy.devices={strategy.get('devices')} in a sweep: every process would start it again; "
-            "start it with torchrun or srun, use a Hydra launcher (hydra/launcher=...), or devices=1"
-        )
-    if strategy.get("precision") == "auto":
-        strategy["precision"] = best_precision(str(strategy["accelerator"]))
-    device = "cuda" if is_on_gpu(str(strategy["accelerator"])) else "cpu"
-    plugin = precision_plugin(str(strategy.get("precision", "32-true")), device, is_sharded(keys))
-    if plugin:
-        del strategy["precision"]  # Lightning takes one or the other
-    plugins = [plugin, None if is_sharded(keys) else WholeCheckpoints()]
-    return {**strategy, "plugins": [plugin for plugin in plugins if plugin]}
-
-
-def build_callbacks(
-    keys: TrainConfig, stage: Stage, data: DialogueDataModule, run: RunFolder, parent: Path | None
-) -> list[pl.Callback]:
-    """Checkpoints, progress and speed of a run, and the replies and figures beside its validations."""
-    from plato2.runs.callbacks import (
-        Figures,
-        LatentHistogram,
-        RunProgress,
-        SampleReplies,
-        SweepMetric,
-        Throughput,
-    )
-    from plato2.runs.checkpoint import BetweenSteps, Checkpoints
-    from plato2.runs.length import TimeLeft
-    from plato2.talk.replies import ValidationReplies, ValidationVariety
-    from plato2.talk.selection import ValidationFigures
-
-    extra = {"tokenizer_sha256": data.tokenizer_sha256}
-    checkpoints = Checkpoints(
-        run.checkpoints, keys.checkpoint_steps, keys.checkpoint_minutes, stage.monitor, extra
-    )
-    callbacks: list[pl.Callback] = [
-        BetweenSteps(checkpoints),
-        checkpoints,
-        Throughput(keys.model, stage.passes, keys.trainer["log_every_n_steps"]),
-        RunProgress(f"{keys.model_name} {stage.name}"),
-        TimeLeft(data.batching.unit_tokens, data.units_per_step),
-        LatentHistogram(),
-    ]
-    if keys.study is not None:
-        if keys.trial is None:
-            raise UserError(f"study={keys.study}: goes with trial; leave both to hydra/sweeper=optuna")
-        from plato2.runs.study import Report
-
-        callbacks.append(Report(Path(keys.study), keys.trial, keys.sweep_metric or stage.monitor[0]))
-    elif keys.sweep_metric is not None:
-        callbacks.append(SweepMetric(keys.sweep_metric))
-    if keys.sample_replies and stage.use.role == "generation":
-        replies = ValidationReplies(data, keys.sample_replies)
-        callbacks.append(SampleReplies(run.path / "replies.jsonl", replies))
-    if (keys.selection or keys.human_rank) and stage.use.serves("evaluation"):
-        callbacks.append(Figures(ValidationFigures(data, keys.selection, keys.human_rank, parent)))
-    if keys.latent_contexts and getattr(stage, "recognition", None) is not None:
-        callbacks.append(Figures(ValidationVariety(data, keys.latent_contexts)))
-    return callbacks
-
-
-def is_sharded(keys: TrainConfig) -> bool:
-    """Whether ranks share weights and optimizer state out: FSDP2, whose strategy is a node of its own."""
-    return isinstance(keys.strategy.get("strategy"), dict)
-
-
-def ranks_of(keys: TrainConfig) -> Ranks:
-    """How the processes of the strategy share the model."""
-    from plato2.runs.parallel import best_precision, n_ranks
-    from plato2.runs.sharded import check_replicas
-    from plato2.runs.simulate import Ranks
-
-    strategy, machines = keys.strategy, keys.strategy.get("num_nodes", 1)
-    n, precision = n_ranks(strategy["devices"], machines), strategy.get("precision")
-    if precision == "auto":
-        precision = "bf16-mixed" if on_gpus(keys) else best_precision("cpu")
-    half = "16" in str(precision)
-    if not is_sharded(keys):
-        return Ranks(replicate=n, half=half)
-    copies = check_replicas(strategy["strategy"].get("replicas", 1), machines, n)
-    return Ranks(copies, n // copies, fsdp=True, half=half)
-
-
-def on_gpus(keys: TrainConfig) -> bool:
-    """Whether a run is one on GPUs, of this machine or of another."""
-    import torch
-
-    accelerator = keys.strategy.get("accelerator", "auto")
-    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
-
-
-def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others: list[TrainConfig]) -> None:
-    """Prints what a run will need; nothing is prepared or trained.
-
-    Args:
-        keys: the configuration.
-        stage: of the run, on the meta device.
-        data: its batches.
-        others: the same command for the other stages of the curriculum.
-    """
-    from rich.console import Console
-    from rich.table import Table
-
-    made = make_plan(keys, stage, data, others)
-    if keys.plan == "json":
-        print(json.dumps(made.figures(), indent=2))
-        return
-    console = Console()
-    table = Table(title=f"{keys.name}: what the run needs", title_justify="left", show_header=False)
-    for name, text in made.rows():
-        table.add_row(name, text)
-    console.print(table)
-    n = made.work.ranks.n
-    rented = Table(*made.gpu_columns, title=f"on {n} GPU{'s' * (n > 1)}", title_justify="left")
-    for row in made.gpu_rows():
-        rented.add_row(*row)
-    Console(width=max(console.width, 96)).print(rented)  # numbers cut off are worse than a wide table
-    for sentence in (*made.about_gpus(), *(f"- {one}" for one in made.advice())):
-        console.print(sentence, soft_wrap=True, highlight=False)
-    if made.length and made.length.warning():
-        say(made.length.warning())
-
-
-def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others: list[TrainConfig]) -> Plan:
-    """The plan of a run and its curriculum; see `print_plan`."""
-    from plato2.model.pretrained import with_layers
-    from plato2.runs.plan import Plan, Terms, largest_units, memory_of_a_rank, work
-
-    form: Form = "gpu" if on_gpus(keys) else "cpu"
-    ranks, max_steps = ranks_of(keys), keys.trainer["max_steps"]
-    data.check_ranks(ranks.n)
-
-    def work_of(keys: TrainConfig, stage: Stage, data: DialogueDataModule) -> Work:
-        tokens, steps = data.batching.unit_tokens, keys.trainer["max_steps"]
-        return work(stage, planned_unit(keys, data, tokens), tokens, data.batch_tokens, steps, ranks)
-
-    def build(n_layer: int, checkpointing: bool) -> Stage:
-        model = replace(with_layers(keys.model, n_layer), checkpoint_activations=checkpointing)
-        return build_stage(replace(keys, model=model), "meta")
-
-    own, model = work_of(keys, stage, data), keys.model
-    curriculum = [own]
-    for other in others:
-        other_stage, _, other_data = build_parts(other)
-        curriculum.append(work_of(other, other_stage, other_data))
-    if others:
-        curriculum.sort(key=lambda one: CURRICULUM.index(one.stage))
-    unit = planned_unit(keys, data, own.unit_tokens)
-    memory = memory_of_a_rank(
-        build, model.n_layer, model.checkpoint_activations, unit, ranks, form, own.units
-    )
-    limits = None
-    if form == "gpu":
-        make = partial(planned_unit, keys, data)
-        step = data.batching.row_length
-        limits = largest_units(build, model.n_layer, make, step, ranks, own.units)
-    return Plan(
-        name=keys.name,
-        work=own,
-        curriculum=tuple(curriculum),
-        memory=memory,
-        form=form,
-        checkpointing=model.checkpoint_activations,
-        largest_unit=limits,
-        terms=Terms(keys.plan_mfu, keys.plan_gb_per_s, keys.plan_gpu_hour_price),
-        length=run_length(data, max_steps, 0) if data.exists else None,
-    )
-
-
-def planned_unit(keys: TrainConfig, data: DialogueDataModule, tokens: int) -> Unit:
-    """A unit of this many tokens, of samples as long as the corpus's on average, where there is one."""
-    from plato2.runs.simulate import SampleLengths, typical_unit
-
-    lengths = SampleLengths()
-    if data.exists:
-        shards = data.index.splits["train"].shards
-        n = max(1, sum(shard.samples for shard in shards))
-        context, response = (
-            round(sum(getattr(shard, f"{part}_tokens") for shard in shards) / n)
-            for part in ("context", "response")
-        )
-        lengths = SampleLengths(context, response)
-    return typical_unit(
-        data.batch, replace(data.batching, unit_tokens=tokens), lengths, keys.model.vocab_size
-    )
 
 
 def run_id(keys: TrainConfig, job: Job) -> str | None:

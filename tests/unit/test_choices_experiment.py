@@ -19,7 +19,7 @@ from runs import write_metrics
 from small import ROOT, SMALL, Train, train_in_process
 
 from plato2.commands.train import composed, refuse_unknown
-from plato2.runs.train import build_parts
+from plato2.runs.parts import build_parts
 
 HERE = ROOT / "experiments" / "choices"
 TABLES = runpy.run_path(str(HERE / "tables.py"))

@@ -1,0 +1,125 @@
+"""The parts of a run, made of its configuration: the stage, its corpus, and its batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from plato2.config import TrainConfig, UserError
+from plato2.runs.build import build, check_arguments, check_counts
+
+if TYPE_CHECKING:  # heavy imports wait until something is trained: --help and tab completion stay fast
+    from plato2.data.module import DialogueDataModule
+    from plato2.runs.corpus import CorpusOfRun
+    from plato2.runs.length import RunLength
+    from plato2.stages import Stage
+
+NOT_LIGHTNINGS = (
+    ("gradient_clip_val", 0, "optim.clip_norm"),
+    ("accumulate_grad_batches", 1, "optim.batch_tokens (tokens of one optimizer step)"),
+    ("limit_train_batches", 1.0, "trainer.max_steps"),
+)
+"""Arguments of the Trainer that it refuses for these stages, the value that is off, and the key for it."""
+
+
+def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModule]:
+    """The stage, as yet without memory for its weights; its corpus, perhaps still to be made; its batches.
+
+    Raises:
+        UserError: values that the schemas cannot know to be wrong.
+    """
+    import pytorch_lightning as pl
+
+    from plato2.runs.corpus import CorpusOfRun
+    from plato2.runs.parallel import check_devices, check_processes, check_replicas, n_ranks
+
+    if keys.model.is_pretrained:
+        from plato2.data.decoder_tokenizer import DecoderTokenizer
+        from plato2.model.pretrained import from_folder
+        from plato2.weights.base import with_base
+
+        keys.model = with_base(from_folder(keys.model, DecoderTokenizer.from_model))
+    check_arguments(pl.Trainer, {k: v for k, v in keys.strategy.items() if v != "auto"}, "strategy")
+    check_arguments(pl.Trainer, keys.trainer, "trainer")
+    check_counts(keys.trainer, ("max_steps", "val_check_interval", "log_every_n_steps"), "trainer")
+    for name, off, cure in NOT_LIGHTNINGS:
+        if keys.trainer.get(name) not in (None, off):
+            raise UserError(
+                f"trainer.{name}={keys.trainer[name]}: the stages do this themselves; use {cure}, and leave "
+                "it out"
+            )
+    check_devices(keys.strategy.get("accelerator", "auto"), keys.strategy["devices"])
+    if not keys.plan:
+        num_nodes = keys.strategy.get("num_nodes", 1)
+        check_processes(keys.strategy["devices"], num_nodes)
+        if is_sharded(keys):
+            replicas = keys.strategy["strategy"].get("replicas", 1)
+            check_replicas(replicas, num_nodes, n_ranks(keys.strategy["devices"], num_nodes))
+    batch_node = keys.stage.pop("batch")
+    stage = build_stage(keys, "meta")  # first: what it refuses, such as a head, is not the batch's to name
+    head = {"head": keys.stage["head"]} if "head" in keys.stage else {}
+    batch = build(head | batch_node, "stage.batch")
+    if not hasattr(batch, "roles"):
+        if keys.model.n_role:
+            raise UserError(
+                f"model.n_role={keys.model.n_role}: {type(batch).__name__} has no roles; use model.n_role=0"
+            )
+    elif batch.roles != (keys.model.n_role > 0):
+        cure = "model.n_role=4" if batch.roles else "stage.batch.roles=true"
+        raise UserError(
+            f"stage.batch.roles={batch.roles}, model.n_role={keys.model.n_role}: roles take both; add {cure}"
+        )
+    if head and head["head"] != batch.head:
+        raise UserError(
+            f"stage.batch.head={batch.head}, stage.head={head['head']}: the batch is made for the head; "
+            "leave out stage.batch.head"
+        )
+    prepare = keys.data.pop("prepare", None)
+    check_arguments(CorpusOfRun, {"prepare": prepare}, "data")
+    data = build(keys.data, "data", batch=batch, seed=keys.seed, batch_tokens=keys.optim.batch_tokens)
+    return stage, CorpusOfRun(data.path, prepare), data
+
+
+def build_stage(keys: TrainConfig, device: str) -> Stage:
+    """The stage with its initial weights; on `meta` without them, to check options and to count parameters.
+
+    Raises:
+        UserError: values that the stage does not take.
+    """
+    import torch
+
+    with torch.device(device):
+        return build(keys.stage, "stage", model=keys.model, optim=keys.optim, seed=keys.seed)
+
+
+def check_words(keys: TrainConfig, data: DialogueDataModule) -> None:
+    """Refuses data that were not cut into the words of the pretrained decoder.
+
+    Raises:
+        UserError: they have another tokenizer.
+    """
+    from plato2.data.decoder_tokenizer import DecoderTokenizer
+
+    if not keys.model.is_pretrained:
+        return
+    own, theirs = DecoderTokenizer.from_model(keys.model.path).sha256, data.tokenizer_sha256
+    if own != theirs:
+        raise UserError(
+            f"data.path={data.path}: its tokenizer ({theirs[:12]}) is not that of the decoder in "
+            f"{keys.model.path} ({own[:12]}); prepare it with plato2 prepare --tokenizer hf:{keys.model.path}"
+        )
+
+
+def is_sharded(keys: TrainConfig) -> bool:
+    """Whether ranks share weights and optimizer state out: FSDP2, whose strategy is a node of its own."""
+    return isinstance(keys.strategy.get("strategy"), dict)
+
+
+def run_length(data: DialogueDataModule, max_steps: int, done_steps: int) -> RunLength:
+    """The tokens and epochs that a run has before it.
+
+    Raises:
+        UserError: the data cannot be read, or do not fit the options.
+    """
+    from plato2.runs.length import RunLength
+
+    return RunLength(data.path, max_steps, done_steps, data.batch_tokens, data.epoch_tokens)

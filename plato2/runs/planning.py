@@ -1,0 +1,141 @@
+"""`plan=true`: the plan of a configuration (runs/plan.py), made and printed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from plato2.config import TrainConfig
+from plato2.runs.console import say
+from plato2.runs.job import CURRICULUM
+from plato2.runs.parts import build_parts, build_stage, is_sharded, run_length
+
+if TYPE_CHECKING:  # heavy imports wait until something is planned: --help and tab completion stay fast
+    from plato2.batch import Unit
+    from plato2.data.module import DialogueDataModule
+    from plato2.runs.plan import Plan, Work
+    from plato2.runs.simulate import Form, Ranks
+    from plato2.stages import Stage
+
+
+def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others: list[TrainConfig]) -> None:
+    """Prints what a run will need; nothing is prepared or trained.
+
+    Args:
+        keys: the configuration.
+        stage: of the run, on the meta device.
+        data: its batches.
+        others: the same command for the other stages of the curriculum.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    made = make_plan(keys, stage, data, others)
+    if keys.plan == "json":
+        print(json.dumps(made.figures(), indent=2))
+        return
+    console = Console()
+    table = Table(title=f"{keys.name}: what the run needs", title_justify="left", show_header=False)
+    for name, text in made.rows():
+        table.add_row(name, text)
+    console.print(table)
+    n = made.work.ranks.n
+    rented = Table(*made.gpu_columns, title=f"on {n} GPU{'s' * (n > 1)}", title_justify="left")
+    for row in made.gpu_rows():
+        rented.add_row(*row)
+    Console(width=max(console.width, 96)).print(rented)  # numbers cut off are worse than a wide table
+    for sentence in (*made.about_gpus(), *(f"- {one}" for one in made.advice())):
+        console.print(sentence, soft_wrap=True, highlight=False)
+    if made.length and made.length.warning():
+        say(made.length.warning())
+
+
+def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others: list[TrainConfig]) -> Plan:
+    """The plan of a run and its curriculum; see `print_plan`."""
+    from plato2.model.pretrained import with_layers
+    from plato2.runs.plan import Plan, Terms, largest_units, memory_of_a_rank, work
+
+    form: Form = "gpu" if on_gpus(keys) else "cpu"
+    ranks, max_steps = ranks_of(keys), keys.trainer["max_steps"]
+    data.check_ranks(ranks.n)
+
+    def work_of(keys: TrainConfig, stage: Stage, data: DialogueDataModule) -> Work:
+        tokens, steps = data.batching.unit_tokens, keys.trainer["max_steps"]
+        return work(stage, planned_unit(keys, data, tokens), tokens, data.batch_tokens, steps, ranks)
+
+    def build(n_layer: int, checkpointing: bool) -> Stage:
+        model = replace(with_layers(keys.model, n_layer), checkpoint_activations=checkpointing)
+        return build_stage(replace(keys, model=model), "meta")
+
+    own, model = work_of(keys, stage, data), keys.model
+    curriculum = [own]
+    for other in others:
+        other_stage, _, other_data = build_parts(other)
+        curriculum.append(work_of(other, other_stage, other_data))
+    if others:
+        curriculum.sort(key=lambda one: CURRICULUM.index(one.stage))
+    unit = planned_unit(keys, data, own.unit_tokens)
+    memory = memory_of_a_rank(
+        build, model.n_layer, model.checkpoint_activations, unit, ranks, form, own.units
+    )
+    limits = None
+    if form == "gpu":
+        make = partial(planned_unit, keys, data)
+        step = data.batching.row_length
+        limits = largest_units(build, model.n_layer, make, step, ranks, own.units)
+    return Plan(
+        name=keys.name,
+        work=own,
+        curriculum=tuple(curriculum),
+        memory=memory,
+        form=form,
+        checkpointing=model.checkpoint_activations,
+        largest_unit=limits,
+        terms=Terms(keys.plan_mfu, keys.plan_gb_per_s, keys.plan_gpu_hour_price),
+        length=run_length(data, max_steps, 0) if data.exists else None,
+    )
+
+
+def planned_unit(keys: TrainConfig, data: DialogueDataModule, tokens: int) -> Unit:
+    """A unit of this many tokens, of samples as long as the corpus's on average, where there is one."""
+    from plato2.runs.simulate import SampleLengths, typical_unit
+
+    lengths = SampleLengths()
+    if data.exists:
+        shards = data.index.splits["train"].shards
+        n = max(1, sum(shard.samples for shard in shards))
+        context, response = (
+            round(sum(getattr(shard, f"{part}_tokens") for shard in shards) / n)
+            for part in ("context", "response")
+        )
+        lengths = SampleLengths(context, response)
+    return typical_unit(
+        data.batch, replace(data.batching, unit_tokens=tokens), lengths, keys.model.vocab_size
+    )
+
+
+def ranks_of(keys: TrainConfig) -> Ranks:
+    """How the processes of the strategy share the model."""
+    from plato2.runs.parallel import best_precision, n_ranks
+    from plato2.runs.sharded import check_replicas
+    from plato2.runs.simulate import Ranks
+
+    strategy, machines = keys.strategy, keys.strategy.get("num_nodes", 1)
+    n, precision = n_ranks(strategy["devices"], machines), strategy.get("precision")
+    if precision == "auto":
+        precision = "bf16-mixed" if on_gpus(keys) else best_precision("cpu")
+    half = "16" in str(precision)
+    if not is_sharded(keys):
+        return Ranks(replicate=n, half=half)
+    copies = check_replicas(strategy["strategy"].get("replicas", 1), machines, n)
+    return Ranks(copies, n // copies, fsdp=True, half=half)
+
+
+def on_gpus(keys: TrainConfig) -> bool:
+    """Whether a run is one on GPUs, of this machine or of another."""
+    import torch
+
+    accelerator = keys.strategy.get("accelerator", "auto")
+    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
