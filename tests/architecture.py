@@ -42,6 +42,7 @@ X = {
 """The middle of each room's box."""
 ABOVE = (
     "plato2", "plato2.__main__", "plato2.commands", "plato2.commands.train",
+    "plato2.commands.train_overrides", "plato2.commands.train_sweep",
     "train", "benchmarks", "hydra_plugins",
 )  # fmt: skip
 BELOW = "plato2.config"

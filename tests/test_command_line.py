@@ -16,7 +16,7 @@ import torch
 import yaml
 from small import ROOT, Train, assert_one_line
 
-from plato2.commands.train import flags_first
+from plato2.commands.train_overrides import flags_first
 from plato2.config import ModelConfig, OptimConfig, RunConfig
 from plato2.prepare.options import PrepareOptions
 from plato2.runs.keys import help_text, known_keys

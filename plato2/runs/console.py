@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 """How Slurm says that time is nearly up (`--signal=USR1@180`; submitit takes USR2): the job is to go on."""
@@ -98,6 +99,18 @@ def leave_report(sentence: str) -> bool:
         with suppress(OSError):  # a full disk
             Path(report).write_text(json.dumps({"message": about}), encoding="utf-8")
     return bool(report)
+
+
+def fail(sentence: str, on_all_ranks: bool = False) -> NoReturn:
+    """Ends with one line for the person at the terminal.
+
+    Under torchrun only the first process prints it, unless it is about ranks; all leave theirs for the report
+    that torchrun ends with.
+    """
+    by_torchrun = leave_report(sentence)
+    if is_first_process() or not by_torchrun or on_all_ranks:
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+    raise SystemExit(2)
 
 
 def number(value: float) -> str:

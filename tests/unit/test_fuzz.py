@@ -25,7 +25,7 @@ import torch
 from runs import KNOVER, checkpoint_of, make_corpus, make_run, make_stage
 
 from plato2.bounded import read_lines_of
-from plato2.commands.train import read_sweep
+from plato2.commands.train_sweep import read_sweep
 from plato2.config import UserError
 from plato2.data.shards import INDEX_FILE, ShardInfo, read_index, read_shard
 from plato2.data.tokenizer import Tokenizer
