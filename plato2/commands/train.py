@@ -1,6 +1,6 @@
 """`python train.py` and `plato2 train`: Hydra composes what is trained, sweeps run job after job.
 
-Hydra stops here, at overrides (train_overrides.py) and at what the jobs of a sweep share (train_sweep.py): below,
+Hydra stops here, at overrides (train_overrides.py) and at what jobs of a sweep share (train_sweep.py): below,
 in runs/train.py, there are only plain typed arguments.
 """
 
