@@ -374,7 +374,8 @@ class Slurm:
         until = time.monotonic() + 400
         while not expected.items() <= (state := self.state(job)).items():
             assert state["JobState"] not in ("FAILED", "TIMEOUT", "CANCELLED"), self.logs()
-            assert time.monotonic() < until, (state, self.logs())
+            told = {key: state.get(key) for key in ("JobState", "Reason", "Restarts", "NodeList")}
+            assert time.monotonic() < until, (told, expected, self.call("sinfo", "-N", "-l"), self.logs())
             time.sleep(0.5)
 
     def wait_until_requeued(self, job: str, restarts: int = 1) -> None:
