@@ -47,7 +47,7 @@ def network_of(folder: Path) -> GenerationNetwork:
         UserError: neither.
     """
     from plato2.data.decoder_tokenizer import DecoderTokenizer
-    from plato2.model.pretrained import from_folder
+    from plato2.model.decoder_folder import from_folder
     from plato2.weights.folder import load_generation
 
     if not (folder / "tokenizer.json").is_file():

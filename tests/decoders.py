@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 from small import WORDS
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -19,6 +21,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_neox": {"rotary_pct": 0.5},
 }
 """model_type: what is particular about it here."""
+
+
+def mostly_slow(*quick: str) -> list[Any]:
+    """All families, as parameters of a test; in the default run these alone."""
+    return [
+        family if family in quick else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES
+    ]
 
 
 @cache
@@ -68,3 +77,8 @@ def write_decoder(folder: Path, family: str = "llama", begin: bool = True, **cha
                 parameter.data.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     return write_tokenizer(folder, **({} if begin else {"bos_token": None}))
+
+
+def written_once(base: Path) -> Callable[[str], Path]:
+    """The folder of a decoder of a family, written when it is first asked for."""
+    return cache(lambda family: write_decoder(base / family, family))

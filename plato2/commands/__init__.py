@@ -24,7 +24,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from plato2 import __version__
 from plato2.config import UserError, did_you_mean, expand_path, in_typed_words, install
-from plato2.runs.console import print_any_text
+from plato2.runs.console import print_any_text, quiet_torchao
 
 VERBS = {
     "train": "Train a stage, or sweep; what train.py does (plato2 train --help).",
@@ -224,6 +224,7 @@ def main(command: typer.Typer = app, name: str = "plato2") -> None:
     try:
         open_streams()
         print_any_text()
+        quiet_torchao()
         try:
             command(prog_name=name)
         finally:

@@ -57,6 +57,7 @@ from plato2.runs.console import (
     fail,
     is_first_process,
     print_any_text,
+    quiet_torchao,
     say,
     signals_stop_at_once,
 )
@@ -290,6 +291,7 @@ def command_line(conf: Path = CONF) -> None:
     OmegaConf.register_new_resolver("known_keys", lambda: explained_keys(conf), replace=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it finds
     print_any_text()
+    quiet_torchao()
     try:
         with signals_stop_at_once():
             refuse_unknown_flags(sys.argv[1:], conf)

@@ -6,7 +6,6 @@ gains is in docs/pretrained.md.
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from torch import Tensor, nn
@@ -54,15 +53,8 @@ def torchao() -> Any:
     Raises:
         UserError: it is not installed.
     """
-    quiet()
     try:
         import torchao.quantization as found
     except ImportError:
         raise UserError(f"precision=int8: needs torchao; {install('int8')}") from None
     return found
-
-
-def quiet() -> None:
-    """Keeps torchao from complaining about kernels for GPUs; transformers and peft import it, too."""
-    for name in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)

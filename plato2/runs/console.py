@@ -118,6 +118,12 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
+def quiet_torchao() -> None:
+    """Leaves out what torchao says of kernels for GPUs, where it is installed: transformers imports it."""
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def quiet_lightning() -> None:
     """Leaves out what Lightning says that does not help here; its warnings stay, one line each like ours."""
     warnings.formatwarning = _one_line

@@ -34,7 +34,7 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
 
     if keys.model.is_pretrained:
         from plato2.data.decoder_tokenizer import DecoderTokenizer
-        from plato2.model.pretrained import from_folder
+        from plato2.model.decoder_folder import from_folder
         from plato2.weights.base import with_base
 
         keys.model = with_base(from_folder(keys.model, DecoderTokenizer.from_model))

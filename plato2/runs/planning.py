@@ -54,7 +54,7 @@ def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others
 
 def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others: list[TrainConfig]) -> Plan:
     """The plan of a run and its curriculum; see `print_plan`."""
-    from plato2.model.pretrained import with_layers
+    from plato2.model.decoder_folder import with_layers
     from plato2.runs.plan import Plan, Terms, largest_units, memory_of_a_rank, work
 
     form: Form = "gpu" if on_gpus(keys) else "cpu"

@@ -17,7 +17,7 @@ from typing import Any
 
 from plato2.config import ModelConfig, UserError
 from plato2.files import cache_folder, file_sha256, replaced
-from plato2.model.pretrained import weight_files
+from plato2.model.decoder_folder import weight_files
 from plato2.runs.saved import read_checkpoint
 
 SETTLED_S = 2.0

@@ -6,13 +6,12 @@ import builtins
 import re
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from decoders import FAMILIES, write_decoder
+from decoders import mostly_slow, write_decoder, written_once
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,8 +23,9 @@ from plato2.data.units import pack
 from plato2.files import file_sha256
 from plato2.model import masks
 from plato2.model.cpu import ROWS_STEP
+from plato2.model.decoder_folder import from_folder
 from plato2.model.networks import EvaluationNetwork, GenerationNetwork
-from plato2.model.pretrained import build_backbone, from_folder, is_of_base
+from plato2.model.pretrained import build_backbone, is_of_base
 from plato2.runs.folder import RunFolder, go_on
 from plato2.runs.plan import decoder_products, step_flops
 from plato2.runs.start import warm_start, with_base_of
@@ -38,10 +38,7 @@ PAIRS = [
     ([1, 9, 30, 200, 2, 41, 8, 2], [1, 77, 12, 13, 2]),
     ([1, 60, 2], [1, 44, 200, 9, 150, 31, 8, 2]),
 ]
-MOST_SLOWLY = [
-    family if family in ("llama", "gpt2") else pytest.param(family, marks=pytest.mark.slow)
-    for family in FAMILIES
-]
+MOSTLY_SLOW = mostly_slow("llama", "gpt2")
 
 
 @pytest.fixture(autouse=True)
@@ -53,13 +50,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a small random decoder of a family, written once."""
-    base = tmp_path_factory.mktemp("decoders")
-
-    @cache
-    def written(family: str) -> Path:
-        return write_decoder(base / family, family)
-
-    return written
+    return written_once(tmp_path_factory.mktemp("decoders"))
 
 
 def read(folder: Path, **values: Any) -> ModelConfig:
@@ -91,7 +82,7 @@ def trained(stage: Stage, steps: int = 3) -> Stage:
     return stage.eval()
 
 
-@pytest.mark.parametrize("family", MOST_SLOWLY)
+@pytest.mark.parametrize("family", MOSTLY_SLOW)
 def test_step_0_is_the_base_itself_and_only_what_is_added_learns(
     folder: Callable[[str], Path], family: str
 ) -> None:
@@ -116,7 +107,7 @@ def is_linear(module: nn.Module) -> bool:
     return type(module).__name__ in ("Linear", "Conv1D")
 
 
-@pytest.mark.parametrize("family", MOST_SLOWLY)
+@pytest.mark.parametrize("family", MOSTLY_SLOW)
 def test_a_checkpoint_and_its_base_are_enough(
     folder: Callable[[str], Path], family: str, tmp_path: Path
 ) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from small import ROOT
 from typer.testing import CliRunner
 
 import plato2
@@ -46,6 +50,20 @@ def test_a_warning_is_one_line_without_the_place_in_the_code(monkeypatch: pytest
     quiet_lightning()
     told = warnings.formatwarning(UserWarning("z says\n  nothing"), UserWarning, "fine.py", 139, "warn(")  # type: ignore[call-arg]
     assert told == "warning: z says nothing\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("torchao") is None, reason="needs the extra int8")
+def test_torchao_says_nothing_below_a_verb() -> None:
+    """By itself it complains that a CPU has no kernels for GPUs whenever transformers or peft import it."""
+    verb = "import plato2.commands\ntry: plato2.commands.main()\nexcept SystemExit: pass\n"
+
+    def told(code: str) -> str:
+        command = [sys.executable, "-c", code, "runs", "--help"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stderr
+
+    assert "torchao" in told("import torchao")
+    assert told(f"{verb}import torchao") == ""
 
 
 def dialogues(folder: Path, n: int) -> Path:

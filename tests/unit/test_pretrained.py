@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from functools import cache
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -13,15 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from decoders import FAMILIES, write_decoder, write_tokenizer
+from decoders import FAMILIES, mostly_slow, write_decoder, write_tokenizer, written_once
 from torch import Tensor
 
 from plato2.batch import Unit
 from plato2.config import DecodeConfig, ModelConfig, UserError
 from plato2.data.decoder_tokenizer import DecoderTokenizer
 from plato2.data.units import pack
+from plato2.model.decoder_folder import from_folder
 from plato2.model.networks import GenerationNetwork
-from plato2.model.pretrained import PretrainedBackbone, build_backbone, from_folder
+from plato2.model.pretrained import PretrainedBackbone, build_backbone
 from plato2.stages import CoarseGeneration, CoherenceEstimation, FineGeneration
 from plato2.talk.decode import decode
 from plato2.weights.folder import Saved, _fill
@@ -32,22 +32,13 @@ PAIRS = [
     ([1, 14, 15, 16, 2, 17, 2, 18, 19, 2], [1, 20, 2]),
 ]
 """Contexts and responses in plato2's ids."""
-MOST_SLOWLY = [
-    family if family in ("llama", "gemma3_text", "gpt2") else pytest.param(family, marks=pytest.mark.slow)
-    for family in FAMILIES
-]
+MOSTLY_SLOW = mostly_slow("llama", "gemma3_text", "gpt2")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a small random decoder of a family, written once."""
-    base = tmp_path_factory.mktemp("decoders")
-
-    @cache
-    def written(family: str) -> Path:
-        return write_decoder(base / family, family)
-
-    return written
+    return written_once(tmp_path_factory.mktemp("decoders"))
 
 
 def read(folder: Path, **values: Any) -> ModelConfig:
@@ -103,7 +94,7 @@ def test_at_step_0_it_says_what_transformers_says(folder: Callable[[str], Path],
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", MOST_SLOWLY)
+@pytest.mark.parametrize("family", MOSTLY_SLOW)
 @pytest.mark.parametrize("context_mask", ["prefix", "causal"])
 @pytest.mark.parametrize("latent_at", ["front", "response"])
 def test_candidates_have_the_probabilities_of_the_whole_pass(
@@ -204,7 +195,7 @@ def test_all_latents_after_the_context_share_one_pass_over_it(folder: Callable[[
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", MOST_SLOWLY)
+@pytest.mark.parametrize("family", MOSTLY_SLOW)
 def test_who_sees_whom(folder: Callable[[str], Path], family: str) -> None:
     """Changes a word and looks which slots move: a context sees all of it, or what comes before."""
     pair = ([1, 9, 30, 41, 2], [1, 77, 12, 13, 2])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from clients import HI, client_of, texts
-from decoders import FAMILIES, write_decoder
+from decoders import FAMILIES, mostly_slow, write_decoder
 from runs import checkpoint_of
 from serving import end, start
 from small import write_dialogues
@@ -21,16 +21,14 @@ from typer.testing import CliRunner
 from plato2.commands import app
 from plato2.config import DecodeConfig, ModelConfig, UserError
 from plato2.data.decoder_tokenizer import DecoderTokenizer
-from plato2.model.pretrained import from_folder
+from plato2.model.decoder_folder import from_folder
 from plato2.runs.folder import RunFolder
 from plato2.stages import known_stages
 from plato2.talk.bot import PlatoBot
 from plato2.weights.base import with_base
 from plato2.weights.folder import load_evaluation, load_generation
 
-MOST_SLOWLY = [
-    family if family == "llama" else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES
-]
+MOSTLY_SLOW = mostly_slow("llama")
 DECODE = DecodeConfig(max_tokens=8, top_k=5)
 TURNS = ["bon kan", "dus pel tin"]
 Runs = tuple[Path, Path]
@@ -114,7 +112,7 @@ def refused(*arguments: object) -> str:
 # ------------------------------------------------------------------------------------- one base in memory
 
 
-@pytest.mark.parametrize("family", MOST_SLOWLY)
+@pytest.mark.parametrize("family", MOSTLY_SLOW)
 def test_both_adapters_talk_on_one_base(runs: Callable[..., Runs], family: str) -> None:
     """The bot says what two separate models say, and holds the decoder's own weights once."""
     generation, evaluation = runs(family)
@@ -162,7 +160,7 @@ def test_models_with_other_bases_do_not_share(runs: Callable[..., Runs], tmp_pat
 # -------------------------------------------------------------------------------------------------- int8
 
 
-@pytest.mark.parametrize("family", MOST_SLOWLY)
+@pytest.mark.parametrize("family", MOSTLY_SLOW)
 @pytest.mark.parametrize("adapter", ["lora", pytest.param("none", marks=pytest.mark.slow)])
 def test_in_int8_the_blocks_take_a_quarter_and_the_bot_talks(
     runs: Callable[..., Runs], family: str, adapter: str
@@ -274,7 +272,7 @@ def test_a_latent_after_the_context_is_exported_too(
     assert "Knover has no format; use plato2 export hf" in refused(*to_knover)
 
 
-@pytest.mark.parametrize("family", MOST_SLOWLY)
+@pytest.mark.parametrize("family", MOSTLY_SLOW)
 @torch.no_grad()
 def test_exported_adapters_are_pefts_and_talk(runs: Callable[..., Runs], family: str, tmp_path: Path) -> None:
     """peft computes what the backbone does; plato2 reads the folder, in which the decoder is linked."""

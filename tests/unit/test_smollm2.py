@@ -25,7 +25,7 @@ from small import ROOT
 from plato2.config import DecodeConfig, ModelConfig, UserError
 from plato2.data.decoder_tokenizer import DecoderTokenizer
 from plato2.files import file_sha256, lock_file, locked
-from plato2.model.pretrained import from_folder
+from plato2.model.decoder_folder import from_folder
 from plato2.stages import CoherenceEstimation, FineGeneration, Stage
 from plato2.talk.bot import PlatoBot
 from plato2.weights import model_folder, smollm2_base
