@@ -10,6 +10,7 @@ the top.
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import time
@@ -191,6 +192,8 @@ def result(job: Job[JobReturn]) -> JobReturn:
     """
     from submitit.core.utils import UncompletedJobError
 
+    # that accounts are missing it says at every look; what they would tell is asked of `scontrol`
+    logging.getLogger("submitit").setLevel(logging.ERROR)
     looked, gone = time.monotonic(), False
     while not job.done():
         time.sleep(1)

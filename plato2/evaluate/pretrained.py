@@ -506,10 +506,8 @@ def sample(
 
     def logits_of(x: Tensor, mask: Tensor, position: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
         given = {"position_ids": position} if takes_positions else {}
-        out = model(
-            input_ids=x, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1, **given
-        )
-        return out.logits[:, -1].float(), out.past_key_values
+        out = model(input_ids=x, attention_mask=mask, cache=cache, use_cache=True, logits_to_keep=1, **given)
+        return out.logits[:, -1].float(), out.cache
 
     logits, cache = logits_of(x, mask, position)
     if n > 1:
@@ -573,11 +571,11 @@ def continued(
     read = model(input_ids=torch.tensor([list(context)], device=device), use_cache=True, logits_to_keep=1)
     for first in range(0, len(targets), SCORED_AT_ONCE):
         part = targets[first : first + SCORED_AT_ONCE]
-        cache = copy.deepcopy(read.past_key_values)
+        cache = copy.deepcopy(read.cache)
         cache.batch_repeat_interleave(len(part))
         ids, mask = padded(part, device, left=False)
         mask = torch.cat([mask.new_ones(len(part), len(context)), mask], dim=1)
-        after = model(input_ids=ids, attention_mask=mask, past_key_values=cache).logits
+        after = model(input_ids=ids, attention_mask=mask, cache=cache).logits
         logits = torch.cat([read.logits[:, -1:].expand(len(part), 1, -1), after], dim=1)
         found += [_mean(rows, target, ends) for rows, target in zip(logits, part, strict=True)]
     return found

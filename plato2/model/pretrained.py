@@ -201,7 +201,7 @@ class PretrainedBackbone(Backbone):
             inputs_embeds=x,
             attention_mask=mask,
             position_ids=pos_ids,
-            past_key_values=None if cache is None else _Layers(cache),
+            cache=None if cache is None else _Layers(cache),
             use_cache=cache is not None,
         ).last_hidden_state
         if cache is not None:
@@ -379,7 +379,7 @@ class _Layers:
     def __init__(self, cache: KeyValueCache) -> None:
         self.cache = cache
 
-    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key: Tensor, value: Tensor, layer: int, **_: Any) -> tuple[Tensor, Tensor]:
         """Stores (B, heads, Q, d); returns all of the layer's, (B, heads, K, d)."""
         return self.cache.append(layer, key, value)
 
