@@ -18,6 +18,8 @@ BY_CONTEXT = {
 of them that some of 20 candidates is near."""
 OF_ALL = {"matched_2": "distinct-2", "candidates_self_bleu": "self-BLEU of candidates", "length": "words"}
 """Of all replies together, from `plato2 evaluate replies`."""
+RUN_FIGURES = (("z_mutual_information", 2), ("pair_acc", 3), ("p1", 3), ("overlap_p1", 3))
+"""Of a run's last validation, and their decimals."""
 OF_CHATS = {"repeated_3": "trigrams said before"}
 SETS = {"dailydialog": "DailyDialog, several references", "chitchat": "chitchat's test split, one reference"}
 LABELS = {**BY_CONTEXT, **OF_ALL, **OF_CHATS}
@@ -76,6 +78,22 @@ def rates(results: Mapping[str, Any]) -> str:
             rows.append([said(name), f"{float(rate):.0e}".replace("e-0", "e-"), *cells])
     heads = ["budget", "rate", "steps", "CPU s", "perplexity on the validation split", "taken"]
     return markdown(heads, rows) if rows else "Only one rate was given, so none was compared."
+
+
+def trained(results: Mapping[str, Any]) -> str:
+    """The runs of the first seed: what they cost, and what they reached on the validation split."""
+    rows = []
+    for name, there in results["budgets"].items():
+        seed = next(iter(there["seeds"].values()))
+        for run, of in seed["runs"].items():
+            users = [row for row, known in results["rows"].items() if run in known["percent"]]
+            perplexity = of.get("ppl_uniform", of.get("ppl"))
+            cells = [f"{of['steps']:,}", f"{of['samples']:,.0f}", f"{of['cpu_s']:,.0f}"]
+            cells += ["" if of.get(m) is None else f"{of[m]:.{digits}f}" for m, digits in RUN_FIGURES]
+            cells[3:3] = ["" if perplexity is None else f"{perplexity:.1f}"]
+            rows.append([said(name), f"`{run}`", " ".join(users), *cells])
+    heads = ["budget", "run", "of rows", "steps", "samples", "CPU s", "perplexity", "nats of z"]
+    return markdown([*heads, "pair accuracy", "P@1 of 10", "by shared words"], rows)
 
 
 def budget(name: str, there: Mapping[str, Any]) -> str:
