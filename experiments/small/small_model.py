@@ -4,7 +4,7 @@
 
 `--runs` are the finished runs of `experiment=small`, stage by stage, `--data` the corpus they read. Writes
 plato2/weights/small in bfloat16 unless it is there, measures that folder with the suite (what was measured
-stays in `--work`: the same command continues), and writes results.json and, from card.md, the model card.
+stays in `--work`: the same command continues), and writes results.json. unmask.py goes on from there.
 """
 
 from __future__ import annotations
@@ -160,6 +160,7 @@ def card(results: dict[str, Any]) -> str:
         "hours": round(sum(run["cpu_s"] for run in runs.values()) / 3600, 1),
         "steps": ", ".join(f"{run['steps']:,} steps of {name}" for name, run in runs.items()),
         "table": TABLES["test_split"](results),
+        "same_conversation": f"{results['unmasked']['chosen']['the same conversation']['coherence'][0]:.2f}",
     }
     return Template((HERE / "card.md").read_text(encoding="utf-8")).render(known) + "\n"
 
@@ -188,7 +189,6 @@ def main() -> None:
     for verb in ("selection_random", "selection_matched", "latents", "replies", "dialogues"):
         results[verb]["inputs"] = []
     (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (MODEL / "README.md").write_text(card(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 CONTEXTS_AT_ONCE = 8
 TYPICAL_WORDS = 5
-TYPICAL_Z = 1.96
-"""A word is typical from this z-score on."""
+DEALS, BY_CHANCE = 100, 0.05
+"""Candidates are dealt to latents at random so often; in this share of that a word may still be typical."""
 LEAST_INFORMATION = 0.05
 """Below this share of ln K, what z knows of a response is nothing."""
 LEAST_DIFFERENT = 0.1
@@ -220,8 +220,10 @@ def latent_lines(
         of candidates with a question mark), `length` (mean words), `typical` (word and z-score).
     """
     by_z = list(zip(*texts, strict=True))  # K lists of n texts
-    counts = [Counter(word for text in said for word in split_words(text)) for said in by_z]
+    words = [[Counter(split_words(text)) for text in candidates] for candidates in texts]
+    counts = [sum(said, Counter[str]()) for said in zip(*words, strict=True)]
     scores = log_odds(counts)
+    least = typical_from(words)
     lines = []
     for z, said in enumerate(by_z):
         low, high = wilson(wins[z] / len(said), len(said))
@@ -237,10 +239,31 @@ def latent_lines(
                     np.mean(["?" in text or "\N{FULLWIDTH QUESTION MARK}" in text for text in said])
                 ),
                 "length": counts[z].total() / len(said),
-                "typical": [[word, round(value, 2)] for word, value in typical if value >= TYPICAL_Z],
+                "typical": [[word, round(value, 2)] for word, value in typical if value > least],
             }
         )
     return lines
+
+
+def typical_from(words: Sequence[Sequence[Counter[str]]], seed: int = 0) -> float:
+    """The z-score that a word must exceed to be typical of a z: the highest one, of all words of all latents,
+    stays below it in 95 of 100 deals of each context's candidates to the latents at random.
+
+    A fixed limit would not do: K latents say thousands of words, and each of them is a test. With 1.96, as
+    for a single one, latents that mean nothing have as many typical words as those that do.
+
+    Args:
+        words: of each context the words of the candidate of each z.
+        seed: of the deals.
+    """
+    rng, highest = np.random.default_rng(seed), []
+    for _ in range(DEALS):
+        counts = [Counter[str]() for _ in words[0]]
+        for candidates in words:
+            for own, place in zip(counts, rng.permutation(len(candidates)).tolist(), strict=True):
+                own.update(candidates[place])
+        highest.append(max((z for scores in log_odds(counts) for z in scores.values()), default=0.0))
+    return float(np.quantile(highest, 1 - BY_CHANCE))
 
 
 def log_odds(counts: Sequence[Counter[str]]) -> list[dict[str, float]]:

@@ -107,6 +107,24 @@ def test_lines_of_each_z() -> None:
     assert first["wins_low"] < 0.7 < first["wins_high"]
 
 
+def test_words_are_typical_only_where_chance_would_not_make_them_so() -> None:
+    """30 contexts, K = 10, 200 words: a z that asks has its word, latents alike rarely have any."""
+    rng = np.random.default_rng(0)
+
+    def candidates(asks: bool) -> list[list[str]]:
+        said = [[" ".join(f"w{n}" for n in rng.zipf(1.5, 8) % 200) for _ in range(10)] for _ in range(30)]
+        return [[*row[:9], f"what {row[9]} ?" if asks else row[9]] for row in said]
+
+    lines = latent_lines(candidates(asks=True), np.ones(10), None)
+    assert [word for word, _ in lines[9]["typical"]] == ["what"]
+    assert not any(line["typical"] for line in lines[:9])
+    with_words = sum(
+        any(line["typical"] for line in latent_lines(candidates(asks=False), np.ones(10), None))
+        for _ in range(5)
+    )
+    assert with_words <= 2  # one in twenty; more than 2 of 5 have a probability of 0.001
+
+
 def test_intervals_of_entropies_cover_the_truth() -> None:
     """At 100 contexts; those of a percentile bootstrap cover 40 %."""
     random = np.random.default_rng(0)
