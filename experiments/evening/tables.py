@@ -29,6 +29,7 @@ SEARCHED = {
 }
 VARIETY = {
     "greedy_different": "how many of 20 greedy candidates differ",
+    "greedy_distinct_2": "distinct-2 of these",
     "distinct_2_between_z": "distinct-2 of 20 latents' samples",
     "distinct_2_within_z": "of 20 samples of one latent",
     "distinct_2_difference": "difference on the same contexts",

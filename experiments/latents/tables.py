@@ -150,6 +150,7 @@ def heard(results: Results) -> str:
     """What `plato2 evaluate latents` finds at the end, and its alarms."""
     keys = {
         "greedy_different": "greedy: how many differ",
+        "greedy_distinct_2": "greedy: distinct-2",
         "distinct_2_between_z": "distinct-2, one sample of each z",
         "distinct_2_within_z": "as many samples of one z",
         "most_wins": "share of the most frequent winner",

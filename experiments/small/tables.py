@@ -18,7 +18,8 @@ SHOWN = (
         "mutual information of z, as recognition names it, with context and response, nats",
     ),
     ("latents", "small", "latents_in_effect", "latents in effect, of 20"),
-    ("latents", "small", "greedy_different", "greedy: how many of 20 candidates differ"),
+    ("latents", "small", "greedy_different", "greedy: how many of 20 candidates differ, in a word or more"),
+    ("latents", "small", "greedy_distinct_2", "greedy: distinct-2 of the 20"),
     (
         "latents",
         "small",
