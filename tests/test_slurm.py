@@ -386,6 +386,22 @@ class Slurm:
         """Spares the two minutes that Slurm waits."""
         self.call("scontrol", "update", f"JobId={job}", "StartTime=now")
 
+    def kill_node(self, job: str) -> None:
+        """Kills Slurm on the node and the job; Slurm has lost a node that is silent for half a minute.
+
+        If slurmd came back at once, Slurm would miss no job that began less than 20 seconds before
+        (BatchStartTimeout and MessageTimeout), and not ask the node again for half an hour.
+        """
+        with (self.folder / "slurm" / "slurm.conf").open("a") as config:
+            config.write("SlurmdTimeout=30\n")  # it is 300 seconds by default
+        self.call("scontrol", "reconfigure")
+        listed = self.call("scontrol", "listpids", job).splitlines()[1:]
+        node = int((self.folder / "slurm" / "d.pid").read_text())
+        steps = pids(rf"slurmstepd: \[{job}\..*", "-f")
+        for pid in (node, *steps, *(int(line.split()[0]) for line in listed)):
+            with suppress(ProcessLookupError):  # a step ends when another one does
+                os.kill(pid, signal.SIGKILL)
+
     def logs(self) -> str:
         return "\n".join(path.read_text(errors="replace") for path in sorted(self.log.iterdir()))
 
@@ -549,8 +565,8 @@ def pid_of_rank(run: Path, rank: int) -> int:
 def test_a_job_goes_on_exactly_after_a_killed_rank_and_a_dead_machine(
     slurm: Callable[..., Slurm], tmp_path: Path
 ) -> None:
-    """The rank that is left asks for the first requeue. Nothing is left to ask for the second: Slurm finds
-    that its node has lost the job, since all of Slurm on it was killed, and all of the job."""
+    """The rank that is left asks for the first requeue. Nothing is left to ask for the second: all of Slurm on
+    the node is killed, and all of the job, and Slurm finds that the node does not answer any more."""
     one = slurm("stage=1_coarse", *DDP, "optim.batch_tokens=2048", "checkpoint_steps=2", "run_id=r")
     script = one.scripts("--time=20 --ntasks-per-node=2 --cpus-per-task=1") / "stage.sh"
     job = one.call("sbatch", "--parsable", script, *one.words).strip()
@@ -566,15 +582,11 @@ def test_a_job_goes_on_exactly_after_a_killed_rank_and_a_dead_machine(
     one.begin_again(job)
     wait_for(lambda: last_step(run) >= killed_at + 5)
     assert f"resuming {run} from step {killed_at:,}" in one.logs()
-    processes = [int(words.split()[0]) for words in one.call("scontrol", "listpids", job).splitlines()[1:]]
-    node = int((one.folder / "slurm" / "d.pid").read_text())
-    for pid in (node, *pids(rf"slurmstepd: \[{job}\..*", "-f"), *processes):
-        with suppress(ProcessLookupError):  # a step ends when another one does
-            os.kill(pid, signal.SIGKILL)
+    one.kill_node(job)
     step = saved_step(run)
     one.set_max_steps(step + 3)
-    one.call("slurmd")
     one.wait_until_requeued(job, restarts=2)
+    one.call("slurmd")  # the machine is up again
     one.begin_again(job)
     one.wait(job, JobState="COMPLETED", Restarts="2")
     assert f"resuming {run} from step {step:,}" in one.logs()
