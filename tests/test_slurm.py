@@ -565,8 +565,8 @@ def pid_of_rank(run: Path, rank: int) -> int:
 def test_a_job_goes_on_exactly_after_a_killed_rank_and_a_dead_machine(
     slurm: Callable[..., Slurm], tmp_path: Path
 ) -> None:
-    """The rank that is left asks for the first requeue. Nothing is left to ask for the second: all of Slurm on
-    the node is killed, and all of the job, and Slurm finds that the node does not answer any more."""
+    """The rank that is left asks for the first requeue. Nothing is left to ask for the second: all of Slurm
+    on the node is killed, and all of the job, and Slurm finds that the node does not answer any more."""
     one = slurm("stage=1_coarse", *DDP, "optim.batch_tokens=2048", "checkpoint_steps=2", "run_id=r")
     script = one.scripts("--time=20 --ntasks-per-node=2 --cpus-per-task=1") / "stage.sh"
     job = one.call("sbatch", "--parsable", script, *one.words).strip()
