@@ -86,6 +86,9 @@ def test_the_task_of_an_array_is_requeued_not_the_array(
         requeue()
     assert ended.value.code == 0  # or KillOnBadExit would kill the one that asks
     monkeypatch.setenv("SLURM_PROCID", "0")
+    program(stand_ins, "scontrol", "echo Job is pending execution for job 4711_8 >&2; exit 1")  # asked before
+    requeue()
+    assert capsys.readouterr().err == "job 4711_8 is back in the queue\n"
     program(stand_ins, "scontrol", "echo Requested operation is presently disabled >&2; exit 1")
     requeue()
     (stand_ins / "scontrol").unlink()
