@@ -410,6 +410,7 @@ class Slurm:
         (folder / "slurm.conf").write_text(config)
         self.call("slurmctld", "-c")
         self.start_nodes("n1", "n2", "n3")
+        wait_for(lambda: self.call("sinfo", "-h", "-o", "%D %t") == "3 idle\n")
 
     def start_nodes(self, *names: str) -> None:
         """As when machines are up again."""
