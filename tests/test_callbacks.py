@@ -250,9 +250,10 @@ def test_phases_and_a_trace(train_here: Train) -> None:
 
 
 @pytest.mark.slow
-def test_a_snapshot_of_memory_needs_a_gpu(train_here: Train) -> None:
+def test_a_snapshot_of_memory_needs_a_gpu(train_here: Train, tmp_path: Path) -> None:
     done = train_here("callbacks=memory_snapshot", expect=2)
     assert_one_line(done.stderr, "callbacks.memory_snapshot", "cpu", "leave it out")
+    assert not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -86,6 +87,9 @@ def test_the_task_of_an_array_is_requeued_not_the_array(
         requeue()
     assert ended.value.code == 0  # or KillOnBadExit would kill the one that asks
     monkeypatch.setenv("SLURM_PROCID", "0")
+    program(stand_ins, "scontrol", "echo Job is pending execution for job 4711_8 >&2; exit 1")  # asked before
+    requeue()
+    assert capsys.readouterr().err == "job 4711_8 is back in the queue\n"
     program(stand_ins, "scontrol", "echo Requested operation is presently disabled >&2; exit 1")
     requeue()
     (stand_ins / "scontrol").unlink()
@@ -378,13 +382,58 @@ class Slurm:
             assert time.monotonic() < until, (told, expected, self.call("sinfo", "-N", "-l"), self.logs())
             time.sleep(0.5)
 
-    def wait_until_requeued(self, job: str, restarts: int = 1) -> None:
+    def wait_until_requeued(self, job: str) -> None:
         """And has not begun again."""
-        self.wait(job, JobState="PENDING", Reason="BeginTime", Restarts=str(restarts))
+        self.wait(job, JobState="PENDING", Reason="BeginTime", Restarts="1")
 
     def begin_again(self, job: str) -> None:
         """Spares the two minutes that Slurm waits."""
         self.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+    def have_three_nodes(self) -> None:
+        """Starts Slurm again, with three nodes of one core, all on this machine, that are soon missed.
+
+        Slurm gives a node up that has not answered for `SlurmdTimeout`, 300 seconds by default.
+        """
+        folder, host = self.folder / "slurm", socket.gethostname().partition(".")[0]
+        self.call("scontrol", "shutdown")
+        wait_for(lambda: not list(folder.glob("*.pid")))
+        config = (folder / "slurm.conf").read_text()
+        for old, new in ((f"{folder}/spool", f"{folder}/spool-%n"), (f"{folder}/d.pid", f"{folder}/%n.pid")):
+            config = config.replace(old, new)
+        config = re.sub("^(NodeName|PartitionName)=.*\n", "", config, flags=re.M) + "SlurmdTimeout=30\n"
+        for number in (1, 2, 3):
+            config += (
+                f"NodeName=n{number} NodeHostname={host} NodeAddr=127.0.0.1 Port={16820 + number} CPUs=1\n"
+            )
+        config += "PartitionName=p Nodes=n[1-3] Default=YES MaxTime=INFINITE\n"
+        (folder / "slurm.conf").write_text(config)
+        self.call("slurmctld", "-c")
+        self.start_nodes("n1", "n2", "n3")
+        wait_for(lambda: self.call("sinfo", "-h", "-o", "%D %t") == "3 idle\n")
+
+    def start_nodes(self, *names: str) -> None:
+        """As when machines are up again."""
+        for name in names:
+            (self.folder / "slurm" / f"spool-{name}").mkdir(exist_ok=True)
+            self.call("slurmd", "-N", name)
+
+    def kill_node(self, job: str, name: str) -> None:
+        """Kills Slurm on a node, and what it runs of a job.
+
+        If slurmd came back at once, Slurm would not notice that the node has lost a job that began less than
+        20 seconds before (BatchStartTimeout and MessageTimeout), and would ask again half an hour later.
+        """
+        listed = self.call("scontrol", "listpids", job, name).splitlines()[1:]
+        processes = {int(line.split()[0]) for line in listed}
+        assert processes
+        above = {
+            int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in processes
+        }
+        node = int((self.folder / "slurm" / f"{name}.pid").read_text())
+        for pid in (node, *(above - processes - {1}), *processes):
+            with suppress(ProcessLookupError):  # a step ends when another one does
+                os.kill(pid, signal.SIGKILL)
 
     def logs(self) -> str:
         return "\n".join(path.read_text(errors="replace") for path in sorted(self.log.iterdir()))
@@ -409,6 +458,7 @@ def slurm(corpus: Path, tmp_path: Path) -> Iterator[Callable[..., Slurm]]:
             variables = environment(PATH=path, SLURM_CONF=str(folder / "slurm.conf"))
             subprocess.run(["scancel", "--user=root"], env=variables, timeout=60)
             time.sleep(2)
+            subprocess.run(["scontrol", "shutdown"], env=variables, timeout=60)  # with all nodes
             subprocess.run([START.with_name("stop"), folder], check=True, timeout=60)
             for pid in set(pids("munged")) - before:
                 os.kill(pid, signal.SIGTERM)
@@ -546,11 +596,8 @@ def pid_of_rank(run: Path, rank: int) -> int:
 
 
 @pytest.mark.slow
-def test_a_job_goes_on_exactly_after_a_killed_rank_and_a_dead_machine(
-    slurm: Callable[..., Slurm], tmp_path: Path
-) -> None:
-    """The rank that is left asks for the first requeue. Nothing is left to ask for the second: Slurm finds
-    that its node has lost the job, since all of Slurm on it was killed, and all of the job."""
+def test_a_job_goes_on_exactly_after_a_killed_rank(slurm: Callable[..., Slurm], tmp_path: Path) -> None:
+    """The rank that is left asks for the requeue."""
     one = slurm("stage=1_coarse", *DDP, "optim.batch_tokens=2048", "checkpoint_steps=2", "run_id=r")
     script = one.scripts("--time=20 --ntasks-per-node=2 --cpus-per-task=1") / "stage.sh"
     job = one.call("sbatch", "--parsable", script, *one.words).strip()
@@ -560,30 +607,62 @@ def test_a_job_goes_on_exactly_after_a_killed_rank_and_a_dead_machine(
     one.wait_until_requeued(job)
     told = rf"error: rank 1 of 2 on \S+ stopped after step \d+ and does not answer .*job {job} is back in the"
     assert re.search(told, one.logs()), one.logs()
+    step = saved_step(run)
+    assert step >= 2
+    one.set_max_steps(step + 3)
+    one.begin_again(job)
+    one.wait(job, JobState="COMPLETED", Restarts="1")
+    assert f"resuming {run} from step {step:,}" in one.logs()
+    assert_same(run_alone(one, tmp_path / "whole", step + 3, *one.given), run)
+
+
+@pytest.mark.slow
+def test_a_job_goes_on_exactly_on_other_machines_when_its_own_die(
+    slurm: Callable[..., Slurm], tmp_path: Path
+) -> None:
+    """The rank on the machine that is left asks for the first requeue. Nothing is left to ask for the second:
+    Slurm finds that no node of the job answers any more."""
+    given = ["stage=1_coarse", "optim.batch_tokens=2048", "checkpoint_steps=2", "run_id=r"]
+    machines = ["strategy=ddp_64", "strategy.accelerator=cpu", "strategy.num_nodes=2", "strategy.devices=1"]
+    one = slurm(*given, *machines)
+    if "MULTIPLE_SLURMD         = Yes" not in one.call("scontrol", "show", "config"):
+        pytest.skip("needs a Slurm that was built with --enable-multiple-slurmd, as Debian's is")
+    one.have_three_nodes()
+    script = one.scripts("--time=20 --nodes=2 --cpus-per-task=1") / "stage.sh"
+    one.environment["MASTER_ADDR"] = "127.0.0.1"  # no name server knows n1
+    job = one.call("sbatch", "--parsable", script, *one.words).strip()
+    run = one.outputs / "tiny-1_coarse" / "r"
+    wait_for(lambda: last_step(run) >= 3)
+    assert one.state(job)["NodeList"] == "n[1-2]"
+    one.kill_node(job, "n2")
+    one.wait(job, JobState="RUNNING", Restarts="1", NodeList="n[1,3]")
+    told = rf"error: rank 1 of 2 on \S+ stopped after step \d+ and does not answer .*job {job} is back in the"
+    assert re.search(told, one.logs()), one.logs()
     killed_at = saved_step(run)
     assert killed_at >= 2
 
-    one.begin_again(job)
     wait_for(lambda: last_step(run) >= killed_at + 5)
-    assert f"resuming {run} from step {killed_at:,}" in one.logs()
-    processes = [int(words.split()[0]) for words in one.call("scontrol", "listpids", job).splitlines()[1:]]
-    node = int((one.folder / "slurm" / "d.pid").read_text())
-    for pid in (node, *pids(rf"slurmstepd: \[{job}\..*", "-f"), *processes):
-        with suppress(ProcessLookupError):  # a step ends when another one does
-            os.kill(pid, signal.SIGKILL)
+    for node in ("n1", "n3"):
+        one.kill_node(job, node)
     step = saved_step(run)
     one.set_max_steps(step + 3)
-    one.call("slurmd")
-    one.wait_until_requeued(job, restarts=2)
+    one.wait(job, JobState="PENDING", Restarts="2")
     one.begin_again(job)
-    one.wait(job, JobState="COMPLETED", Restarts="2")
-    assert f"resuming {run} from step {step:,}" in one.logs()
+    one.start_nodes("n1", "n2")
+    one.wait(job, JobState="COMPLETED", Restarts="2", NodeList="n[1-2]")
+    for saved in (killed_at, step):
+        assert f"resuming {run} from step {saved:,}" in one.logs()
     assert [entry["step"] for entry in RunFolder(run).lineage()["resumed"]] == [killed_at, step]
+    plain = [word for word in one.given if word not in machines]
+    assert_same(run_alone(one, tmp_path / "whole", step + 3, *plain, *DDP), run)
 
-    whole = command(one.corpus, tmp_path / "whole", *one.given, f"trainer.max_steps={step + 3}")
+
+def run_alone(one: Slurm, outputs: Path, steps: int, *given: str) -> Path:
+    """The run that was never stopped, outside Slurm: two processes that Lightning starts."""
+    words = command(one.corpus, outputs, *given, f"trainer.max_steps={steps}")
     variables = one.environment | {"SLURM_CONF": ""}
-    subprocess.run(whole, cwd=tmp_path, env=variables, check=True, timeout=300)
-    assert_same(tmp_path / "whole" / "tiny-1_coarse" / "r", run)
+    subprocess.run(words, cwd=one.folder, env=variables, check=True, timeout=300)
+    return outputs / "tiny-1_coarse" / "r"
 
 
 @pytest.mark.slow

@@ -569,7 +569,7 @@ def back_in_the_queue(job: str) -> str:
         problem = done.stderr.strip() if done.returncode else ""
     except (OSError, subprocess.TimeoutExpired) as error:
         problem = str(error)
-    if problem:
+    if problem and "Job is pending" not in problem:  # another rank, or a person, has asked before
         return (
             f"warning: job {job} is not back in the queue: scontrol requeue {job} failed ({problem}); submit "
             "it again, with sbatch --requeue"

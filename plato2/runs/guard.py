@@ -41,14 +41,21 @@ class SpikeGuard(Callback):
         self.losses, self.norms = deque[float](maxlen=window), deque[float](maxlen=window)
         self.skipped, self.skipped_in_a_row = 0, 0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lets the stage ask before each step."""
-        assert isinstance(pl_module, Stage)
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Before the run is recorded.
+
+        Raises:
+            UserError: losses are scaled.
+        """
         if trainer.scaler is not None:
             raise UserError(
                 f"callbacks.spike_guard: precision {trainer.precision} scales losses and passes over steps "
                 "by itself; use bf16-mixed or 32-true"
             )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lets the stage ask before each step."""
+        assert isinstance(pl_module, Stage)
 
         def refuses(loss: float, grad_norm: float) -> bool:
             own = self.is_far_out(loss, self.losses) or self.is_far_out(grad_norm, self.norms)

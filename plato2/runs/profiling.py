@@ -166,8 +166,8 @@ class MemorySnapshot(Callback):
     def __init__(self, max_entries: int = 100_000) -> None:
         self.max_entries = max_entries
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begins to remember.
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begins to remember; before the run is recorded.
 
         Raises:
             UserError: there is no GPU.
