@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from plato2.config import TrainConfig
+from plato2.runs.build import build
 from plato2.runs.console import say
 from plato2.runs.job import CURRICULUM
 from plato2.runs.parts import build_parts, build_stage, is_sharded, run_length
@@ -77,14 +78,15 @@ def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others:
     if others:
         curriculum.sort(key=lambda one: CURRICULUM.index(one.stage))
     unit = planned_unit(keys, data, own.unit_tokens)
+    averaged = keeps_an_average(keys)
     memory = memory_of_a_rank(
-        build, model.n_layer, model.checkpoint_activations, unit, ranks, form, own.units
+        build, model.n_layer, model.checkpoint_activations, unit, ranks, form, own.units, averaged
     )
     limits = None
     if form == "gpu":
         make = partial(planned_unit, keys, data)
         step = data.batching.row_length
-        limits = largest_units(build, model.n_layer, make, step, ranks, own.units)
+        limits = largest_units(build, model.n_layer, make, step, ranks, own.units, averaged)
     return Plan(
         name=keys.name,
         work=own,
@@ -131,6 +133,14 @@ def ranks_of(keys: TrainConfig) -> Ranks:
         return Ranks(replicate=n, half=half)
     copies = check_replicas(strategy["strategy"].get("replicas", 1), machines, n)
     return Ranks(copies, n // copies, fsdp=True, half=half)
+
+
+def keeps_an_average(keys: TrainConfig) -> bool:
+    """Whether a callback keeps a moving average of the weights; what they are is checked as in a run."""
+    from pytorch_lightning.callbacks import WeightAveraging
+
+    made = [build(node, f"callbacks.{name}") for name, node in keys.callbacks.items()]
+    return any(isinstance(callback, WeightAveraging) for callback in made)
 
 
 def on_gpus(keys: TrainConfig) -> bool:
