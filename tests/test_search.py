@@ -256,8 +256,13 @@ def test_a_sweep_is_not_gone_on_with_in_another_configuration(train_here: Train,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "strategy",
+    [[], ["strategy=fsdp", "strategy.strategy.save_distributed_checkpoint=true"]],
+    ids=["ddp", "shares"],
+)
 def test_two_ranks_of_a_bad_point_end_at_the_same_validation(
-    forks: Forks, corpus: Path, tmp_path: Path
+    forks: Forks, corpus: Path, tmp_path: Path, strategy: list[str]
 ) -> None:
     """The first one asks the study; both end there, saved, and one of them says so."""
     pair = Pair(forks, corpus, tmp_path)
@@ -268,15 +273,25 @@ def test_two_ranks_of_a_bad_point_end_at_the_same_validation(
     for step in (2, 4, 6):
         good.report(-1.0, step)
     study.tell(good, -1.0)
-    pair.begin(*STEPS, f"study={journal}", f"trial={bad.number}")
+    pair.begin(*STEPS, *strategy, f"study={journal}", f"trial={bad.number}")
     codes, said = pair.end()
     assert codes == [0, 0], said
     run = RunFolder(pair.run)
+    assert run.last.is_dir() == bool(strategy)
     assert (run.lineage()["status"], run.lineage()["step"], checkpoint_step(run.last)) == ("pruned", 2, 2)
     assert [(state.last.event, state.last.step) for state in read_states(run.path)] == [("end", 2)] * 2
     assert len(re.findall(r"^.*\bpruned\b.*$", said[0], re.M)) == 1
     assert "pruned" not in said[1]
     assert "warning" not in said[0] + said[1]
+
+    run.write_lineage(
+        status="running"
+    )  # killed before it could record that it ends here: it is not trained on
+    pair.begin(*STEPS, *strategy, f"study={journal}", f"trial={bad.number}")
+    codes, said = pair.end()
+    assert codes == [0, 0], said
+    assert "pruned after 2 steps" in said[0]
+    assert (run.lineage()["status"], run.lineage()["step"], checkpoint_step(run.last)) == ("pruned", 2, 2)
 
     pair.begin(*STEPS, f"study={pair.folder}/gone.journal", "trial=1", "seed=12", "run_id=gone")
     codes, said = pair.end()
