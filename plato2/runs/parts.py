@@ -119,7 +119,7 @@ def is_sharded(keys: TrainConfig) -> bool:
     return isinstance(keys.strategy.get("strategy"), dict)
 
 
-def run_length(data: DialogueDataModule, max_steps: int, done_steps: int) -> RunLength:
+def run_length(keys: TrainConfig, data: DialogueDataModule, done_steps: int) -> RunLength:
     """The tokens and epochs that a run has before it.
 
     Raises:
@@ -127,4 +127,5 @@ def run_length(data: DialogueDataModule, max_steps: int, done_steps: int) -> Run
     """
     from plato2.runs.length import RunLength
 
-    return RunLength(data.path, max_steps, done_steps, data.batch_tokens, data.epoch_tokens)
+    max_steps, tokens = keys.trainer["max_steps"], (data.batch_tokens, data.epoch_tokens)
+    return RunLength(data.path, max_steps, done_steps, *tokens, model=keys.model_name)

@@ -59,7 +59,7 @@ def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others:
     from plato2.runs.plan import Plan, Terms, largest_units, memory_of_a_rank, work
 
     form: Form = "gpu" if on_gpus(keys) else "cpu"
-    ranks, max_steps = ranks_of(keys), keys.trainer["max_steps"]
+    ranks = ranks_of(keys)
     data.check_ranks(ranks.n)
 
     def work_of(keys: TrainConfig, stage: Stage, data: DialogueDataModule) -> Work:
@@ -96,7 +96,7 @@ def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others:
         checkpointing=model.checkpoint_activations,
         largest_unit=limits,
         terms=Terms(keys.plan_mfu, keys.plan_gb_per_s, keys.plan_gpu_hour_price),
-        length=run_length(data, max_steps, 0) if data.exists else None,
+        length=run_length(keys, data, 0) if data.exists else None,
     )
 
 
