@@ -70,7 +70,9 @@ def test_the_sentence() -> None:
     for cure in ("trainer.max_steps=319 (10 epochs", "model=tiny", "data.path=DIR"):
         assert cure in absurd.warning()
     tiny = RunLength("data/chitchat", 200_000, 0, 524_288, 16_700_000, model="tiny")
-    assert tiny.warning() == absurd.warning().replace(", or model=tiny, whose recipe is for small corpora", "")
+    assert tiny.warning() == absurd.warning().replace(
+        ", or model=tiny, whose recipe is for small corpora", ""
+    )
     assert "trainer.max_steps=1 (" in RunLength("d", 200_000, 0, 524_288, 1000).warning()
     assert RunLength("d", 100, 0, 10, 10).warning() == ""  # 100 epochs are not yet too many
     assert RunLength("d", 101, 0, 10, 10).warning() != ""

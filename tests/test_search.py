@@ -363,6 +363,38 @@ def test_a_signal_lets_all_jobs_of_joblib_save_and_the_same_command_goes_on(
 
 
 @pytest.mark.slow
+def test_ctrl_c_lets_all_jobs_of_submitit_save_and_is_one_line(corpus: Path, tmp_path: Path) -> None:
+    """On this machine: submitit's own processes would kill the jobs, and print where they stopped."""
+    pytest.importorskip("submitit", reason="needs the extra slurm")
+    given = ["-m", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=20", "seed=1,2", "run_id=j"]
+    given += ["trainer.max_steps=100000", "trainer.val_check_interval=100000", "checkpoint_steps=100000"]
+    words = command(corpus, tmp_path / "outputs", *given)
+    both = [tmp_path / "outputs" / "tiny-1_coarse" / f"j-{number}" for number in (0, 1)]
+    process = subprocess.Popen(
+        words,
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=str(ROOT)),
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    until = time.monotonic() + 300
+    while not all(last_step(run) >= 2 for run in both):
+        assert time.monotonic() < until
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    pids = [json.loads((run / "lock").read_text())["pid"] for run in both]
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 128 + signal.SIGINT, said
+    assert said.strip() == "stopped: the same command goes on with the sweep"
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    for log in (tmp_path / "outputs").glob("sweeps/*/.submitit/*/*.err"):
+        (step,) = re.findall(r"^stopped: step (\d+) is saved", log.read_text(), re.M)
+        assert int(step) in [checkpoint_step(RunFolder(run).last) for run in both]
+
+
+@pytest.mark.slow
 def test_the_sweep_files(train_here: Train, tmp_path: Path) -> None:
     """Each as a new user gives it, on a small model; the table of each names its points."""
     outputs = tmp_path / "outputs"
