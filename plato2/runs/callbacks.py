@@ -37,7 +37,6 @@ from plato2.runs.wandb import WandbRun
 from plato2.stages import Stage
 from plato2.stages.sharding import gathered
 
-
 SILENT_S = 30.0
 """How long a validation may say nothing in a log file."""
 
