@@ -476,7 +476,7 @@ SRUN = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_N
     ("overrides", "variables", "cure"),
     [
         (
-            ("strategy=ddp_64", "strategy.num_nodes=2", "strategy.devices=2"),
+            ("strategy=ddp_64", "strategy.num_nodes=2", "strategy.devices=2", *STEP),
             {},
             "strategy.num_nodes=2: on each machine, torchrun or srun starts its processes (docs/train.md",
         ),
