@@ -30,7 +30,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from plato2.config import UserError, expand_path, install
-from plato2.runs.console import is_first_process, number, say
+from plato2.runs.console import VERBS, is_first_process, number, say
 from plato2.runs.side_by_side import workers_stop_first
 from plato2.runs.space import TAG, Dimension, factor, in_hydras_words, multiplied
 
@@ -173,7 +173,7 @@ class Jobs(Sweeper):
         others = len(self.failed) - len(same)
         also = f" ({others} more for other reasons, see above)" if others else ""
         rest = (
-            f"; the others went on (plato2 report {self.folder})" if len(self.failed) < self.launched else ""
+            f"; the others went on ({VERBS} report {self.folder})" if len(self.failed) < self.launched else ""
         )
         raise UserError(
             f"{len(self.failed)} of {self.launched} {what} failed: {names}: {first}{also}{rest}; {cure}"

@@ -601,6 +601,7 @@ class RunConfig:
         """Refuse impossible values."""
         for key in ("output_dir", "init_from", "resume"):
             setattr(self, key, expand_path(getattr(self, key), key))
+            _require(getattr(self, key) != "", f"{key}=: is empty; give a value, or leave it out")
         _require(self.seed >= 0, f"seed={self.seed}: must be 0 or more")
         _require(self.plan in (True, False, "json"), f"plan={self.plan}: choose true or json")
         _require(0 < self.plan_mfu <= 1, f"plan_mfu={self.plan_mfu}: must be above 0 and at most 1")

@@ -16,6 +16,7 @@ from small import ROOT, Train, assert_one_line, command, environment
 from torch import Tensor
 
 from plato2.config import UserError
+from plato2.runs import callbacks
 from plato2.runs.folder import RunFolder
 from plato2.runs.guard import SpikeGuard
 from plato2.runs.saved import read_metrics
@@ -230,6 +231,23 @@ def test_a_run_that_no_longer_improves_is_finished(train_here: Train) -> None:
     assert RunFolder(RUN).lineage()["step"] == 9
     done = train_here(*stops, "callbacks.early_stopping.metric=val/lss", "run_id=x", expect=2)
     assert_one_line(done.stderr, "callbacks.early_stopping.metric=val/lss", "val/loss")
+
+
+# ------------------------------------------------------------------------------------------------ progress
+
+
+@pytest.mark.parametrize("is_long", [True, False])
+def test_a_long_validation_shows_in_a_log_file_how_far_it_is(
+    train_here: Train, monkeypatch: pytest.MonkeyPatch, is_long: bool
+) -> None:
+    """At each tenth, as training does; one that is over in half a minute is quiet."""
+    if is_long:
+        monkeypatch.setattr(callbacks, "SILENT_S", 0.0)
+    five = ["data.unit_tokens=128", "data.valid_units=5"]
+    done = train_here("trainer.max_steps=2", "trainer.val_check_interval=2", *five)
+    told = [line for line in done.stderr.splitlines() if "validating" in line]
+    lines = [f"tiny 1_coarse step 2: validating {number}/5 batches" for number in range(1, 6)]
+    assert told == (lines if is_long else [])
 
 
 # -------------------------------------------------------------------------------- where time and memory go

@@ -167,7 +167,7 @@ def test_train_commands_compose_and_build(
     What is simulated of it has tests of its own (tests/unit/test_simulate.py, tests/smoke/test_train.py).
     """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan_module, "memory_of_a_rank", lambda *_: Memory(*[0.0] * 8))
+    monkeypatch.setattr(plan_module, "memory_of_a_rank", lambda *_: Memory(*[0.0] * 9))
     monkeypatch.setattr(plan_module, "largest_units", lambda *_: None)
     monkeypatch.setattr(hydra_command, "other_stages", list)
     write_decoder(tmp_path / "FOLDER", max_position_embeddings=256)  # of docs/pretrained.md

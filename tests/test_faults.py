@@ -175,6 +175,17 @@ def test_limits_of_model_and_data_must_fit(train_here: Train) -> None:
 def test_more_ranks_than_units(train_here: Train) -> None:
     done = train_here("strategy=ddp_64", "plan=true", expect=2)
     assert_one_line(done.stderr, "optim.batch_tokens=1024", "64 ranks", "use optim.batch_tokens=32768")
+    nothing = "data.path=nowhere"  # it is said before data are looked for, or other ranks started
+    several = ["strategy=ddp", "strategy.accelerator=cpu", "strategy.devices=3", nothing]
+    done = train_here(*several, expect=2)
+    assert_one_line(done.stderr, "strategy.devices=3: 3 ranks cannot", "use optim.batch_tokens=1536")
+    done = train_here(*several, "strategy.devices='0,1,2'", expect=2)
+    assert_one_line(done.stderr, "strategy.devices=0,1,2: 3 ranks cannot")
+    done = train_here(*several, "strategy.devices=8", expect=2)
+    told = "use data.unit_tokens=128, or optim.batch_tokens=4096"
+    assert_one_line(done.stderr, "strategy.devices=8: 8 ranks cannot", told)
+    done = train_here(*several, "strategy.devices=8", "data.unit_tokens=128", expect=2)
+    assert_one_line(done.stderr, "nowhere")
 
 
 # -------------------------------------------------------------------------------------------------- init_from

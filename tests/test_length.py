@@ -69,6 +69,10 @@ def test_the_sentence() -> None:
     assert absurd.warning().startswith("warning: about 6,300 epochs: ")
     for cure in ("trainer.max_steps=319 (10 epochs", "model=tiny", "data.path=DIR"):
         assert cure in absurd.warning()
+    tiny = RunLength("data/chitchat", 200_000, 0, 524_288, 16_700_000, model="tiny")
+    assert tiny.warning() == absurd.warning().replace(
+        ", or model=tiny, whose recipe is for small corpora", ""
+    )
     assert "trainer.max_steps=1 (" in RunLength("d", 200_000, 0, 524_288, 1000).warning()
     assert RunLength("d", 100, 0, 10, 10).warning() == ""  # 100 epochs are not yet too many
     assert RunLength("d", 101, 0, 10, 10).warning() != ""
@@ -178,6 +182,7 @@ def test_absurd_lengths_are_warned_of(train_here: Train, monkeypatch: pytest.Mon
         done = train_here(*absurd)
     warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 2
+    assert not any("model=tiny" in warning for warning in warnings)  # which it has
     assert re.match(r"warning: about \d+ epochs: .* set trainer\.max_steps=\d+ \(10 epochs", warnings[0])
     assert re.match(r"warning: about .*: set a smaller trainer\.max_steps \(\d+: a day\)", warnings[1])
 

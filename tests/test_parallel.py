@@ -311,20 +311,32 @@ def test_replies_and_figures_stand_beside_the_validations_of_sharded_ranks(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("callbacks", ["none", "ema"])
 def test_the_next_stage_and_every_verb_read_sharded_checkpoints(
-    run_fork: RankedForks, tmp_path: Path
+    run_fork: RankedForks, tmp_path: Path, callbacks: str
 ) -> None:
-    shares = [*STEP, *FSDP, SHARES, "trainer.max_steps=2"]
+    """Also those of a run that averages its weights: the average is what they read.
+
+    Both the run and its checkpoint, a folder, can be named.
+    """
+    averaged = ["callbacks=ema", "callbacks.ema.decay=0.5"] if callbacks == "ema" else []
+    shares = [*STEP, *FSDP, SHARES, *averaged, "trainer.max_steps=2"]
     run_fork(*shares, "stage=1_coarse", run_id="coarse")
     coarse = tmp_path / "outputs" / "tiny-1_coarse" / "coarse"
     assert RunFolder(coarse).best.is_dir()
-    done = run_fork(*shares, "stage=2_gen", f"init_from={coarse}", "optim.lr=1e-30", run_id="warm")
-    assert "new: bag_of_words, recognition" in done
     weights = read_checkpoint(RunFolder(coarse).best)["state_dict"]
-    found = read_checkpoint(tmp_path / "outputs" / "tiny-2_gen" / "warm" / "checkpoints" / "last.ckpt")
-    for name, weight in weights.items():
-        torch.testing.assert_close(found["state_dict"][name], weight, rtol=0, atol=1e-20)
-    export = ["export", "hf", "--generation", str(coarse), "--out", "exported"]
+    if averaged:
+        trained = distributed.read_whole(RunFolder(coarse).best)["current_model_state"]
+        assert not any(torch.equal(trained[name], weight) for name, weight in weights.items())
+    on_one = [*STEP, *averaged, "trainer.max_steps=2"]
+    for run_id, given, start in (("warm", shares, coarse), ("alone", on_one, RunFolder(coarse).best)):
+        done = run_fork(*given, "stage=2_gen", f"init_from={start}", "optim.lr=1e-30", run_id=run_id)
+        assert "new: bag_of_words, recognition" in done
+        found = read_checkpoint(tmp_path / "outputs" / "tiny-2_gen" / run_id / "checkpoints" / "last.ckpt")
+        for name, weight in weights.items():
+            torch.testing.assert_close(found["state_dict"][name], weight, rtol=0, atol=1e-20)
+    source = RunFolder(coarse).best if averaged else coarse
+    export = ["export", "hf", "--generation", str(source), "--out", "exported"]
     subprocess.run([*PLATO2, *export], cwd=tmp_path, env=environment(PYTHONPATH=str(ROOT)), check=True)
     exported = read_saved(tmp_path / "exported").weights
     assert all(torch.equal(exported[name], weight) for name, weight in weights.items())
@@ -464,7 +476,7 @@ SRUN = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_N
     ("overrides", "variables", "cure"),
     [
         (
-            ("strategy=ddp_64", "strategy.num_nodes=2", "strategy.devices=2"),
+            ("strategy=ddp_64", "strategy.num_nodes=2", "strategy.devices=2", *STEP),
             {},
             "strategy.num_nodes=2: on each machine, torchrun or srun starts its processes (docs/train.md",
         ),

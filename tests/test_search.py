@@ -256,8 +256,13 @@ def test_a_sweep_is_not_gone_on_with_in_another_configuration(train_here: Train,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "strategy",
+    [[], ["strategy=fsdp", "strategy.strategy.save_distributed_checkpoint=true"]],
+    ids=["ddp", "shares"],
+)
 def test_two_ranks_of_a_bad_point_end_at_the_same_validation(
-    forks: Forks, corpus: Path, tmp_path: Path
+    forks: Forks, corpus: Path, tmp_path: Path, strategy: list[str]
 ) -> None:
     """The first one asks the study; both end there, saved, and one of them says so."""
     pair = Pair(forks, corpus, tmp_path)
@@ -268,15 +273,25 @@ def test_two_ranks_of_a_bad_point_end_at_the_same_validation(
     for step in (2, 4, 6):
         good.report(-1.0, step)
     study.tell(good, -1.0)
-    pair.begin(*STEPS, f"study={journal}", f"trial={bad.number}")
+    pair.begin(*STEPS, *strategy, f"study={journal}", f"trial={bad.number}")
     codes, said = pair.end()
     assert codes == [0, 0], said
     run = RunFolder(pair.run)
+    assert run.last.is_dir() == bool(strategy)
     assert (run.lineage()["status"], run.lineage()["step"], checkpoint_step(run.last)) == ("pruned", 2, 2)
     assert [(state.last.event, state.last.step) for state in read_states(run.path)] == [("end", 2)] * 2
     assert len(re.findall(r"^.*\bpruned\b.*$", said[0], re.M)) == 1
     assert "pruned" not in said[1]
     assert "warning" not in said[0] + said[1]
+
+    run.write_lineage(
+        status="running"
+    )  # killed before it could record that it ends here: it is not trained on
+    pair.begin(*STEPS, *strategy, f"study={journal}", f"trial={bad.number}")
+    codes, said = pair.end()
+    assert codes == [0, 0], said
+    assert "pruned after 2 steps" in said[0]
+    assert (run.lineage()["status"], run.lineage()["step"], checkpoint_step(run.last)) == ("pruned", 2, 2)
 
     pair.begin(*STEPS, f"study={pair.folder}/gone.journal", "trial=1", "seed=12", "run_id=gone")
     codes, said = pair.end()
@@ -345,6 +360,38 @@ def test_a_signal_lets_all_jobs_of_joblib_save_and_the_same_command_goes_on(
         steps = [checkpoint_step(RunFolder(run).last) + 2 for run in both]
     assert said.count("resuming ") == 3  # the sweep and both runs
     assert sorted(path.name for path in both[0].parent.iterdir()) == [run.name for run in both]
+
+
+@pytest.mark.slow
+def test_ctrl_c_lets_all_jobs_of_submitit_save_and_is_one_line(corpus: Path, tmp_path: Path) -> None:
+    """On this machine: submitit's own processes would kill the jobs, and print where they stopped."""
+    pytest.importorskip("submitit", reason="needs the extra slurm")
+    given = ["-m", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=20", "seed=1,2", "run_id=j"]
+    given += ["trainer.max_steps=100000", "trainer.val_check_interval=100000", "checkpoint_steps=100000"]
+    words = command(corpus, tmp_path / "outputs", *given)
+    both = [tmp_path / "outputs" / "tiny-1_coarse" / f"j-{number}" for number in (0, 1)]
+    process = subprocess.Popen(
+        words,
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=str(ROOT)),
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    until = time.monotonic() + 300
+    while not all(last_step(run) >= 2 for run in both):
+        assert time.monotonic() < until
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    pids = [json.loads((run / "lock").read_text())["pid"] for run in both]
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 128 + signal.SIGINT, said
+    assert said.strip() == "stopped: the same command goes on with the sweep"
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    for log in (tmp_path / "outputs").glob("sweeps/*/.submitit/*/*.err"):
+        (step,) = re.findall(r"^stopped: step (\d+) is saved", log.read_text(), re.M)
+        assert int(step) in [checkpoint_step(RunFolder(run).last) for run in both]
 
 
 @pytest.mark.slow

@@ -45,6 +45,8 @@ def test_the_curriculum_is_one_command(train_here: Train, tmp_path: Path) -> Non
         parent = None if stage == "1_coarse" else Path(lineage["parent"]["run"]).name
         assert parent == (None if stage == "1_coarse" else f"{sweep['name']}-0")
     assert done.stderr.count("weights from ") == 2
+    (record,) = (outputs / "sweeps").iterdir()  # what it says last works in a clone, which has no command
+    assert done.stderr.splitlines()[-1] == f"python -m plato2 report {record} --out sweep.html draws it"
     assert "RUN_ID" not in os.environ
     assert not (tmp_path / ".hydra").exists()
     assert not (tmp_path / "multirun").exists()

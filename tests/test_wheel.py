@@ -114,6 +114,7 @@ def test_it_trains(installed: Path, corpus: Path, tmp_path: Path) -> None:
     alone = ["stage=2_gen", f"output_dir={tmp_path}/none"]
     first = run(installed, "-m", "plato2", "train", *given, *alone, expect=2)
     assert "run this first: plato2 train experiment=smoke" in first
+    assert run(installed, "-c", "from plato2.runs.console import VERBS; print(VERBS)") == "plato2\n"
     assert "Groups (GROUP=OPTION)" in run(installed, "-m", "plato2", "train", "--help")
 
 

@@ -15,7 +15,7 @@ HELP = """List runs, compare them, draw their curves.
 
 PLACES are run folders, or folders with runs below them; default: outputs. For each run: its
 stage and steps, the run it started from, its best validation, and the keys in which it differs from the
-others of its stage.
+others of its model and stage, the most telling ones; --json has all keys in which runs of a stage differ.
 
 [bold]Examples[/]
 
@@ -43,6 +43,7 @@ def runs(
     """Run the verb."""
     from plato2.config import UserError, did_you_mean
     from plato2.evaluate.runs import (
+        TOLD,
         check_logged,
         compare,
         find_runs,
@@ -70,6 +71,6 @@ def runs(
     if as_json:
         typer.echo(json.dumps(plain(found), ensure_ascii=False))
         return
-    Console(highlight=False).print(*runs_tables(found), sep="\n")
+    Console(highlight=False).print(*runs_tables(found, most=TOLD), sep="\n")
     if draw is not None:
         typer.echo(f"drawn: {draw}")

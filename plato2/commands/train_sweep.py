@@ -17,7 +17,7 @@ from plato2.commands.train_overrides import as_hydra_reads_it, refuse_numbers
 from plato2.config import UserError, dotted, expand_path
 from plato2.files import replace_text
 from plato2.formats import JSON_BYTES, Closed, parse
-from plato2.runs.console import fail, say
+from plato2.runs.console import VERBS, fail, say
 from plato2.runs.folder import FREE, NOT_PART_OF_A_RUN
 
 SWEEP_STAGES = "PLATO2_SWEEP_STAGES"
@@ -155,7 +155,7 @@ class Sweep(Callback):
             show(
                 "over seeds", [Section(one.stage, [table(one)]) for one in several], Console(highlight=False)
             )
-        say(f"plato2 report {self.record.parent} --out sweep.html draws it")
+        say(f"{VERBS} report {self.record.parent} --out sweep.html draws it")
 
     def _new(self, folder: Path) -> Path:
         """A folder that no other sweep has: two can begin in one second."""

@@ -65,6 +65,8 @@ class DialogueDataModule(pl.LightningDataModule):
     ) -> None:
         """Nothing is read yet; only the options are checked."""
         super().__init__()
+        if path == "":
+            raise UserError("data.path=: is empty; give the folder of a corpus, or leave it out")
         self.path, self.batch = expand_path(str(path), "data.path"), batch
         self.batching = Batching(mode, unit_tokens, row_length, pool_samples, window_samples)
         self.batch_tokens, self.seed = batch_tokens, seed
@@ -231,20 +233,29 @@ class DialogueDataModule(pl.LightningDataModule):
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer else 0
 
-    def check_ranks(self, n_ranks: int) -> None:
+    def check_ranks(self, n_ranks: int, devices: str = "strategy") -> None:
         """Refuse steps that the ranks cannot share.
 
+        Args:
+            n_ranks: of the run.
+            devices: what says so, for the message.
+
         Raises:
-            UserError: names the nearest `optim.batch_tokens` that they can.
+            UserError: names a `data.unit_tokens` and the nearest `optim.batch_tokens` that they can.
         """
-        unit, n_units = self.batching.unit_tokens, self.units_per_step
-        if n_units % n_ranks:
-            raise UserError(
-                f"optim.batch_tokens={self.batch_tokens} is {n_units} units of data.unit_tokens={unit}, "
-                f"which {n_ranks} ranks cannot share equally: use "
-                f"optim.batch_tokens={_nearest(self.batch_tokens, unit * n_ranks)}, "
-                "or a smaller data.unit_tokens"
-            )
+        batch, unit, n_units = self.batch_tokens, self.batching.unit_tokens, self.units_per_step
+        if n_units % n_ranks == 0:
+            return
+        row = self.batching.row_length
+        shared = (batch // n for n in range(n_ranks, batch // row + 1, n_ranks) if batch % n == 0)
+        smaller = next((size for size in shared if size < unit and size % row == 0), None)
+        cures = [f"optim.batch_tokens={_nearest(batch, unit * n_ranks)}"]
+        if self.batching.mode == "packed" and smaller:
+            cures.insert(0, f"data.unit_tokens={smaller}")
+        raise UserError(
+            f"{devices}: {n_ranks} ranks cannot share a step of optim.batch_tokens={batch} equally, "
+            f"{n_units} unit{'s' * (n_units > 1)} of data.unit_tokens={unit}: use {', or '.join(cures)}"
+        )
 
     def _check_corpus(self, n_ranks: int) -> None:
         """Refuse a corpus that the ranks cannot share."""

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 UNSAID = ("logger", "name", "model_name", *NOT_PART_OF_A_RUN)
 """Keys whose values say nothing of what a run is."""
+TOLD = 6
+"""Keys that a table of any runs tells at most."""
+MOST_TELLING = ("optim.", "stage.", "model.", "seed", "data.path")
+"""Beginnings of the keys that a table tells first."""
 NAMED = 10
 """Runs of a stage that a picture names, each with a colour of its own; of more than that the best."""
 
@@ -135,23 +139,51 @@ def winners_first(runs: Sequence[Run]) -> list[Run]:
     return sorted(runs, key=place)
 
 
-def runs_tables(runs: Sequence[Run]) -> list[Table]:
-    """The runs as a table for each stage; a name that all runs of it share goes to the top."""
+def runs_tables(runs: Sequence[Run], most: int | None = None) -> list[Table]:
+    """The runs as a table for each stage; a name that all runs of it share goes to the top.
+
+    Args:
+        runs: as `compare` gives them.
+        most: keys that a table tells at most; None = all that tell runs of one name apart.
+    """
     return [
-        _table([run for run in runs if run.stage == stage])
+        _table([run for run in runs if run.stage == stage], most)
         for stage in dict.fromkeys(run.stage for run in runs)
     ]
 
 
-def _table(runs: Sequence[Run]) -> Table:
+def telling_keys(runs: Sequence[Run]) -> list[str]:
+    """Keys in which runs of one name, such as `tiny-1_coarse`, differ: what differs between names these say.
+
+    The most telling first; of those that always change together, as with an experiment, one comes before the
+    next that changes otherwise.
+    """
+    names = [Path(run.path).parent.name for run in runs]
+    changes: dict[str, tuple[int, ...]] = {}
+    for key in sorted({key for run in runs for key in run.differs}):
+        values = [repr(run.differs.get(key)) for run in runs]
+        if len(set(zip(names, values, strict=True))) > len(set(names)):
+            changes[key] = tuple(map(values.index, values))
+    rank = {start: place for place, start in enumerate(MOST_TELLING)}
+    ordered = sorted(changes, key=lambda key: min((rank[s] for s in rank if key.startswith(s)), default=9))
+    first = dict.fromkeys(changes[key] for key in ordered)
+    leading = [next(key for key in ordered if changes[key] == change) for change in first]
+    return [*leading, *(key for key in ordered if key not in leading)]
+
+
+def _table(runs: Sequence[Run], most: int | None) -> Table:
+    keys = telling_keys(runs)
+    told = keys[:most]
     names = {Path(run.path).parent.name for run in runs}
     title = names.pop() if len(names) == 1 else runs[0].stage
     table = Table(title=f"{title}, by {runs[0].monitor}", title_justify="left", title_style="bold")
     for heading in ("run", "steps", "best"):
         table.add_column(heading, justify="left" if heading == "run" else "right", no_wrap=True)
     table.add_column("from", overflow="fold")
-    if any(run.differs for run in runs):
+    if told:
         table.add_column("what differs")
+    if left := len(keys) - len(told):
+        table.caption, table.caption_justify = f"{left} more keys differ: --json has them", "left"
     for run in runs:
         path = Path(run.path)
         steps = "-" if run.step is None else f"{run.step:,}"
@@ -160,11 +192,7 @@ def _table(runs: Sequence[Run]) -> Table:
             steps if run.status == "finished" else f"{steps} ({run.status})",
             "-" if run.best is None else number(run.best),
             (run.parent or "-").rpartition("/")[2],
-            *(
-                [" ".join(f"{key}={text_of(value)}" for key, value in run.differs.items())]
-                if run.differs
-                else []
-            ),
+            *([" ".join(f"{key}={text_of(run.differs.get(key))}" for key in told)] if told else []),
         )
     return table
 

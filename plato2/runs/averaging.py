@@ -47,6 +47,7 @@ class AveragedWeights(EMAWeightAveraging):
         """Copies the stage, unless it is still to be sharded."""
         if isinstance(trainer.strategy, ModelParallelStrategy):
             return
+        self._device = trainer.strategy.root_device  # where the stage will be; it is still on the CPU
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*doesn't support sharding.*")
             super().setup(trainer, pl_module, stage)

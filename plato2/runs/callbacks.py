@@ -37,6 +37,9 @@ from plato2.runs.wandb import WandbRun
 from plato2.stages import Stage
 from plato2.stages.sharding import gathered
 
+SILENT_S = 30.0
+"""How long a validation may say nothing in a log file."""
+
 
 class AtStart(Callback):
     """Records a run when all is restored and its first step is next; what fails before leaves no trace in it.
@@ -57,7 +60,8 @@ class AtStart(Callback):
 class RunProgress(ProgressBar):
     """One bar for a whole run: steps, loss, perplexity, tokens a second, time left.
 
-    Where the output is not a terminal (a log file), a line at every tenth of the run instead.
+    Where the output is not a terminal (a log file), a line at every tenth of the run instead, and of a
+    validation that takes long.
     """
 
     def __init__(self, title: str, console: Console | None = None) -> None:
@@ -103,8 +107,29 @@ class RunProgress(ProgressBar):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Says that validation is under way."""
+        self.spoke = time.perf_counter()
         if self.progress is not None:
             self.progress.update(self.task, metrics="validating ...")
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Says how far a long validation is."""
+        done, (n_batches,) = batch_idx + 1, trainer.num_val_batches
+        if self.progress is not None:
+            self.progress.update(self.task, metrics=f"validating {done}/{n_batches}")
+        elif trainer.is_global_zero and done % max(1, int(n_batches) // 10) == 0:
+            now = time.perf_counter()
+            if now - self.spoke >= SILENT_S:
+                self.spoke = now
+                told = f"{self.title} step {trainer.global_step}: validating {done}/{n_batches} batches"
+                self.console.print(told, highlight=False)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prints the validation's numbers above the bar."""

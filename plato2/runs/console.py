@@ -19,6 +19,8 @@ from typing import NoReturn
 
 WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 """How Slurm says that time is nearly up (`--signal=USR1@180`; submitit takes USR2): the job is to go on."""
+VERBS = "plato2" if (Path(__file__).parents[1] / "conf").is_dir() else "python -m plato2"
+"""What a verb is called by: only an installed plato2, which has conf/ inside it, has a command for sure."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, *WARNINGS)
 """What stops a run."""
 

@@ -44,6 +44,8 @@ class RunLength:
     done_steps: int
     batch_tokens: int
     epoch_tokens: int
+    model: str = ""
+    """Its name."""
 
     @property
     def epochs(self) -> float:
@@ -68,10 +70,11 @@ class RunLength:
         if self.epochs <= MANY_EPOCHS:
             return ""
         steps = self.done_steps + max(1, round(10 * self.epoch_tokens / self.batch_tokens))
+        smaller = "" if self.model == "tiny" else ", or model=tiny, whose recipe is for small corpora"
         return (
             f"warning: about {rounded(self.epochs)} epochs: the corpus is memorized long before that; set "
-            f"trainer.max_steps={steps} (10 epochs; mind optim.warmup_steps), or model=tiny, whose recipe is "
-            "for small corpora, or take more data (data=shards data.path=DIR)"
+            f"trainer.max_steps={steps} (10 epochs; mind optim.warmup_steps){smaller}, or take more data "
+            "(data=shards data.path=DIR)"
         )
 
 
@@ -84,9 +87,11 @@ class TimeLeft(Callback):
     Args:
         unit_tokens: tokens of a unit, padding included.
         units_per_step: units of a step over all ranks.
+        model: its name.
     """
 
-    def __init__(self, unit_tokens: int, units_per_step: int) -> None:
+    def __init__(self, unit_tokens: int, units_per_step: int, model: str = "") -> None:
+        self.model = model
         self.unit_tokens, self.units_per_step = unit_tokens, units_per_step
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -120,9 +125,10 @@ class TimeLeft(Callback):
         say(f"about {duration(left_s)} at {rounded(speed)} tokens/s, validations not counted")
         if left_s > MANY_DAYS * DAY_S:
             steps = trainer.global_step + max(1, int(DAY_S / (unit_s * self.step_units)))
+            smaller = "" if self.model == "tiny" else ", or model=tiny with its recipe"
             say(
-                f"warning: about {duration(left_s)}: set a smaller trainer.max_steps ({steps}: a day), or "
-                "model=tiny with its recipe, or take more devices (strategy=ddp)"
+                f"warning: about {duration(left_s)}: set a smaller trainer.max_steps ({steps}: a day)"
+                f"{smaller}, or take more devices (strategy=ddp)"
             )
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

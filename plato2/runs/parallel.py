@@ -39,6 +39,8 @@ def cpu_flags() -> set[str]:
 
 def n_ranks(devices: int | str | list[int], num_nodes: int) -> int:
     """Processes of a strategy: devices (a number, a list, or `auto` = all GPUs of a machine) x machines."""
+    if isinstance(devices, str) and "," in devices:
+        devices = [int(number) for number in devices.split(",") if number.strip()]
     if isinstance(devices, list):
         return len(devices) * num_nodes
     if isinstance(devices, str) and not devices.isdigit():

@@ -47,13 +47,14 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
                 f"trainer.{name}={keys.trainer[name]}: the stages do this themselves; use {cure}, and leave "
                 "it out"
             )
-    check_devices(keys.strategy.get("accelerator", "auto"), keys.strategy["devices"])
+    accelerator, devices = keys.strategy.get("accelerator", "auto"), keys.strategy["devices"]
+    num_nodes = keys.strategy.get("num_nodes", 1)
+    check_devices(accelerator, devices)
     if not keys.plan:
-        num_nodes = keys.strategy.get("num_nodes", 1)
-        check_processes(keys.strategy["devices"], num_nodes)
+        check_processes(devices, num_nodes)
         if is_sharded(keys):
             replicas = keys.strategy["strategy"].get("replicas", 1)
-            check_replicas(replicas, num_nodes, n_ranks(keys.strategy["devices"], num_nodes))
+            check_replicas(replicas, num_nodes, n_ranks(devices, num_nodes))
     batch_node = keys.stage.pop("batch")
     stage = build_stage(keys, "meta")  # first: what it refuses, such as a head, is not the batch's to name
     head = {"head": keys.stage["head"]} if "head" in keys.stage else {}
@@ -76,6 +77,10 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
     prepare = keys.data.pop("prepare", None)
     check_arguments(CorpusOfRun, {"prepare": prepare}, "data")
     data = build(keys.data, "data", batch=batch, seed=keys.seed, batch_tokens=keys.optim.batch_tokens)
+    if not keys.plan:  # the plan of a stage takes no heed of the others'
+        ranks = n_ranks(1 if (accelerator, devices) == ("cpu", "auto") else devices, num_nodes)
+        told = f"strategy.devices={devices}" + f" on {num_nodes} machines" * (num_nodes > 1)
+        data.check_ranks(ranks, told)
     return stage, CorpusOfRun(data.path, prepare), data
 
 
@@ -114,7 +119,7 @@ def is_sharded(keys: TrainConfig) -> bool:
     return isinstance(keys.strategy.get("strategy"), dict)
 
 
-def run_length(data: DialogueDataModule, max_steps: int, done_steps: int) -> RunLength:
+def run_length(keys: TrainConfig, data: DialogueDataModule, done_steps: int) -> RunLength:
     """The tokens and epochs that a run has before it.
 
     Raises:
@@ -122,4 +127,5 @@ def run_length(data: DialogueDataModule, max_steps: int, done_steps: int) -> Run
     """
     from plato2.runs.length import RunLength
 
-    return RunLength(data.path, max_steps, done_steps, data.batch_tokens, data.epoch_tokens)
+    max_steps, tokens = keys.trainer["max_steps"], (data.batch_tokens, data.epoch_tokens)
+    return RunLength(data.path, max_steps, done_steps, *tokens, model=keys.model_name)

@@ -299,7 +299,14 @@ FITTED = (16384, 32768)
 
 
 def memory_of_a_rank(
-    build: Build, n_layer: int, checkpointing: bool, unit: Unit, ranks: Ranks, form: Form, n_units: int
+    build: Build,
+    n_layer: int,
+    checkpointing: bool,
+    unit: Unit,
+    ranks: Ranks,
+    form: Form,
+    n_units: int,
+    averaged: bool = False,
 ) -> Memory:
     """Memory at the peak of a step; of many layers from that of a few, to which each layer adds the same.
 
@@ -307,7 +314,7 @@ def memory_of_a_rank(
     """
 
     def of(layers: int) -> Memory:
-        return peak_memory(build(layers, checkpointing), unit, ranks, form, n_units)
+        return peak_memory(build(layers, checkpointing), unit, ranks, form, n_units, averaged)
 
     few, more = SIMULATED
     if n_layer <= more:
@@ -317,7 +324,13 @@ def memory_of_a_rank(
 
 
 def largest_units(
-    build: Build, n_layer: int, make_unit: MakeUnit, step: int, ranks: Ranks, n_units: int
+    build: Build,
+    n_layer: int,
+    make_unit: MakeUnit,
+    step: int,
+    ranks: Ranks,
+    n_units: int,
+    averaged: bool = False,
 ) -> dict[str, dict[str, int]]:
     """GPU -> the largest unit, in tokens, that fits with and without activation checkpointing; 0 = none.
 
@@ -328,12 +341,15 @@ def largest_units(
         step: units are multiples of this many tokens.
         ranks: how they share the model.
         n_units: of a rank in a step.
+        averaged: whether a moving average of the weights is kept.
     """
     found: dict[str, dict[str, int]] = {name: {} for name in GPUS}
     small, large = (-(-tokens // step) * step for tokens in FITTED)
     for name, checkpointing in (("with_checkpointing", True), ("without_checkpointing", False)):
         at = [
-            memory_of_a_rank(build, n_layer, checkpointing, make_unit(tokens), ranks, "gpu", n_units).total
+            memory_of_a_rank(
+                build, n_layer, checkpointing, make_unit(tokens), ranks, "gpu", n_units, averaged
+            ).total
             for tokens in (small, large)
         ]
         per_token = (at[1] - at[0]) / (large - small)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from plato2.config import TrainConfig
+from plato2.runs.build import build
 from plato2.runs.console import say
 from plato2.runs.job import CURRICULUM
 from plato2.runs.parts import build_parts, build_stage, is_sharded, run_length
@@ -32,7 +34,11 @@ def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others
     from rich.console import Console
     from rich.table import Table
 
-    made = make_plan(keys, stage, data, others)
+    gc.freeze()  # a simulation makes and drops so many tensors that walking through all modules costs 8 %
+    try:
+        made = make_plan(keys, stage, data, others)
+    finally:
+        gc.unfreeze()
     if keys.plan == "json":
         print(json.dumps(made.figures(), indent=2))
         return
@@ -58,7 +64,7 @@ def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others:
     from plato2.runs.plan import Plan, Terms, largest_units, memory_of_a_rank, work
 
     form: Form = "gpu" if on_gpus(keys) else "cpu"
-    ranks, max_steps = ranks_of(keys), keys.trainer["max_steps"]
+    ranks = ranks_of(keys)
     data.check_ranks(ranks.n)
 
     def work_of(keys: TrainConfig, stage: Stage, data: DialogueDataModule) -> Work:
@@ -77,14 +83,15 @@ def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others:
     if others:
         curriculum.sort(key=lambda one: CURRICULUM.index(one.stage))
     unit = planned_unit(keys, data, own.unit_tokens)
+    averaged = keeps_an_average(keys)
     memory = memory_of_a_rank(
-        build, model.n_layer, model.checkpoint_activations, unit, ranks, form, own.units
+        build, model.n_layer, model.checkpoint_activations, unit, ranks, form, own.units, averaged
     )
     limits = None
     if form == "gpu":
         make = partial(planned_unit, keys, data)
         step = data.batching.row_length
-        limits = largest_units(build, model.n_layer, make, step, ranks, own.units)
+        limits = largest_units(build, model.n_layer, make, step, ranks, own.units, averaged)
     return Plan(
         name=keys.name,
         work=own,
@@ -94,7 +101,7 @@ def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others:
         checkpointing=model.checkpoint_activations,
         largest_unit=limits,
         terms=Terms(keys.plan_mfu, keys.plan_gb_per_s, keys.plan_gpu_hour_price),
-        length=run_length(data, max_steps, 0) if data.exists else None,
+        length=run_length(keys, data, 0) if data.exists else None,
     )
 
 
@@ -131,6 +138,14 @@ def ranks_of(keys: TrainConfig) -> Ranks:
         return Ranks(replicate=n, half=half)
     copies = check_replicas(strategy["strategy"].get("replicas", 1), machines, n)
     return Ranks(copies, n // copies, fsdp=True, half=half)
+
+
+def keeps_an_average(keys: TrainConfig) -> bool:
+    """Whether a callback keeps a moving average of the weights; what they are is checked as in a run."""
+    from pytorch_lightning.callbacks import WeightAveraging
+
+    made = [build(node, f"callbacks.{name}") for name, node in keys.callbacks.items()]
+    return any(isinstance(callback, WeightAveraging) for callback in made)
 
 
 def on_gpus(keys: TrainConfig) -> bool:

@@ -37,7 +37,7 @@ from plato2.config import UserError
 from plato2.data.module import DialogueDataModule
 from plato2.files import read_sha256, replace_text
 from plato2.runs.checkpoint import Checkpoints
-from plato2.runs.console import STOP_SIGNALS, leave_report
+from plato2.runs.console import STOP_SIGNALS, VERBS, leave_report
 from plato2.runs.folder import back_in_the_queue, slurm_job
 from plato2.runs.traces import (
     Arrival,
@@ -331,7 +331,7 @@ class RankWatch(Callback):
             done = len(states) == self.world and all(state.answered for state in states)
             if done or time.monotonic() - now > GRACE_S or any(s.last.event == "failed" for s in states):
                 told = f"{verdict(states, self.world)}; {self._go_on(states)}"
-                return f"{told} (plato2 report {self.run} shows all ranks)"
+                return f"{told} ({VERBS} report {self.run} shows all ranks)"
             time.sleep(0.1)
 
     def _go_on(self, states: list[RankState]) -> str:

@@ -175,10 +175,8 @@ def best_direction(metric: str) -> str:
 
 
 def was_pruned(path: Path) -> bool:
-    """Whether a checkpoint (not a sharded one) is of a run that ended as one of the bad ones of a study."""
-    if path.is_dir():
-        return False
-    callbacks = read_checkpoint(path).get("callbacks")
+    """Whether a checkpoint is of a run that ended as one of the bad ones of a study."""
+    callbacks = (_read_rest(path) if path.is_dir() else read_checkpoint(path)).get("callbacks")
     own = callbacks.get("Report") if isinstance(callbacks, dict) else None
     return isinstance(own, dict) and own.get("pruned") is True
 

@@ -87,6 +87,8 @@ class Memory:
     """Whatever has a column for each word."""
     weight_copies: float
     """The bf16 copies of weights that autocast keeps (its cache)."""
+    average: float
+    """Their moving average, float32, the rank's share (`callbacks=ema`)."""
 
     @property
     def total(self) -> float:
@@ -143,7 +145,9 @@ def typical_unit(
 # -------------------------------------------------------------------------------------------------- the step
 
 
-def peak_memory(stage: Stage, unit: Unit, ranks: Ranks, form: Form, n_units: int = 1) -> Memory:
+def peak_memory(
+    stage: Stage, unit: Unit, ranks: Ranks, form: Form, n_units: int = 1, averaged: bool = False
+) -> Memory:
     """The memory of a rank at the peak of an optimizer step, the second one: Adam has its moments by then.
 
     Args:
@@ -152,6 +156,7 @@ def peak_memory(stage: Stage, unit: Unit, ranks: Ranks, form: Form, n_units: int
         ranks: how they share the model.
         form: whose kernels.
         n_units: units of a rank in a step; two stand for any larger number.
+        averaged: whether a moving average of the weights is kept beside them.
 
     Raises:
         RuntimeError: the process has a process group already.
@@ -178,7 +183,8 @@ def peak_memory(stage: Stage, unit: Unit, ranks: Ranks, form: Form, n_units: int
     if not ranks.fsdp and ranks.n > 1:  # DDP's buckets hold all gradients once more
         trained = sum(parameter.numel() for parameter in stage.parameters() if parameter.requires_grad)
         memory = replace(memory, exchange_buffers=4 * trained)
-    return memory
+    # A copy of all weights, frozen ones too; it is updated when activations and gradients are gone.
+    return replace(memory, average=memory.weights) if averaged else memory
 
 
 def _cast_by_autocast(stage: Stage) -> int:
@@ -416,5 +422,5 @@ def _parts(tracker: _Tracker | _FSDPTracker, **kinds: list[str]) -> Memory:
     parts = {part: sum(by_name.get(name, 0) for name in names) for part, names in kinds.items()}
     parts["logits"] = tracker.logits.at_peak
     rest = by_name["Total"] - sum(parts.values())
-    nothing = {"gathered_blocks": 0, "exchange_buffers": 0, "weight_copies": 0}
+    nothing = {"gathered_blocks": 0, "exchange_buffers": 0, "weight_copies": 0, "average": 0}
     return Memory(**{**nothing, **parts, "activations": rest})

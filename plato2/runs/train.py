@@ -150,7 +150,7 @@ def train_run(
     watch = watch_ranks(trainer, run.path, keys.startup_timeout_s, keys.step_timeout_s, alike)
     with failure_recorded(run):
         if is_first_process():
-            length = run_length(data, keys.trainer["max_steps"], done)
+            length = run_length(keys, data, done)
             say("\n".join(filter(None, (length.sentence(), length.warning()))))
         if trainer.num_devices > 1:
             os.environ["RUN_ID"] = run.path.name  # for the processes that Lightning starts beside this one

@@ -118,7 +118,7 @@ def build_callbacks(
         checkpoints,
         Throughput(keys.model, stage.passes, keys.trainer["log_every_n_steps"]),
         RunProgress(f"{keys.model_name} {stage.name}"),
-        TimeLeft(data.batching.unit_tokens, data.units_per_step),
+        TimeLeft(data.batching.unit_tokens, data.units_per_step, keys.model_name),
         LatentHistogram(),
     ]
     if keys.study is not None:

@@ -115,7 +115,7 @@ def test_a_plan_gives_every_figure_of_64_gpus_and_of_the_curriculum(
     """The recipes of the paper, whose parameters and tokens are known (docs/spec.md); nothing but JSON."""
     given = ("model=1.6b", "strategy=fsdp_64", "data=shards", f"data.path={tmp_path}/none", "plan=json")
     monkeypatch.chdir(tmp_path)
-    plato2.train("stage=2_gen", "plan_gpu_hour_price=2", *given)
+    plato2.train("stage=2_gen", "plan_gpu_hour_price=2", "callbacks=ema", *given)
     found = json.loads(capsys.readouterr().out)
     assert found["parameters"] == 1_641_037_462
     assert (found["ranks"], found["unit_tokens"], found["units_per_rank_and_step"]) == (64, 1024, 1)
@@ -128,6 +128,7 @@ def test_a_plan_gives_every_figure_of_64_gpus_and_of_the_curriculum(
     memory = found["memory_bytes"]
     assert memory["total"] == pytest.approx(sum(size for name, size in memory.items() if name != "total"))
     assert memory["weights"] == pytest.approx(4 * found["parameters"] / 64, rel=0.01)
+    assert memory["average"] == memory["weights"]  # of the callback
     assert memory["total"] < 8 * 2**30
     for gpu, limit in found["largest_unit_tokens"].items():
         assert limit["with_checkpointing"] > limit["without_checkpointing"] >= 1024, gpu

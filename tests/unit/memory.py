@@ -23,6 +23,7 @@ from units import BATCHES, STAGES
 
 from plato2.config import ModelConfig, OptimConfig
 from plato2.data.module import DialogueDataModule
+from plato2.runs.averaging import AveragedWeights
 from plato2.runs.sharded import Sharded, precision_plugin
 from plato2.runs.simulate import Ranks
 
@@ -48,6 +49,8 @@ class Case:
     decoder: str = ""
     """Folder of a pretrained decoder."""
     adapter: str = "none"
+    averaged: bool = False
+    """The weights have a moving average."""
 
     @property
     def model(self) -> ModelConfig:
@@ -116,6 +119,7 @@ def measured(case: Case, corpus: Path) -> int:
             strategy=made,
             **({"plugins": [plugin]} if plugin else {"precision": precision}),
             use_distributed_sampler=False,
+            callbacks=[AveragedWeights()] if case.averaged else None,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

@@ -211,9 +211,9 @@ def with_ranks(data: DialogueDataModule, world_size: int) -> DialogueDataModule:
 
 def test_steps_must_be_shared_equally(path: str) -> None:
     with_ranks(module(path, batch_tokens=1024), 2).setup("fit")
-    with pytest.raises(UserError, match=r"4 units .* 3 ranks .*use optim\.batch_tokens=768 or 1536"):
+    with pytest.raises(UserError, match=r"3 ranks .* 4 units .*use optim\.batch_tokens=768 or 1536"):
         with_ranks(module(path, batch_tokens=1024), 3).setup("fit")
-    with pytest.raises(UserError, match=r"1 units .* 2 ranks .*use optim\.batch_tokens=512"):
+    with pytest.raises(UserError, match=r"2 ranks .* 1 unit of .*, or optim\.batch_tokens=512"):
         with_ranks(module(path, batch_tokens=256), 2).setup("fit")
 
 

@@ -68,7 +68,7 @@ def planned(**changes: Any) -> Plan:
     """Stage 2.1 of the paper on 64 ranks, which has room on all GPUs."""
     work = Work("2_gen", 100_000, 65_536, 1024, 512.0, 1.28e15, BLOCKS + REST, BLOCKS, 2, FSDP_64)
     room = {"with_checkpointing": 65_536, "without_checkpointing": 4096}
-    memory = Memory(*(float(2**28) for _ in range(8)))
+    memory = Memory(*(float(2**28) for _ in range(9)))
     limits = dict.fromkeys(GPUS, room)
     given: dict[str, Any] = {"memory": memory, "form": "gpu", "checkpointing": True, "largest_unit": limits}
     return Plan("1.6b-2_gen", work, (work,), **{**given, "terms": Terms(0.5, 350.0, 2.0), **changes})
@@ -108,7 +108,7 @@ def test_time_and_money_follow_from_the_arithmetic() -> None:
 
 
 def test_what_does_not_fit_is_told_what_would() -> None:
-    large = Memory(50 * GIB, 0, 0, 0, 0, 0, 0, 0)
+    large = Memory(50 * GIB, 0, 0, 0, 0, 0, 0, 0, 0)
     room = {"with_checkpointing": 4096, "without_checkpointing": 512}
     small = {**dict.fromkeys(GPUS, room), "V100-32G": {"with_checkpointing": 0, "without_checkpointing": 0}}
     assert (

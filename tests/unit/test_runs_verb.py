@@ -69,6 +69,24 @@ def test_the_table_is_one_of_a_stage_with_what_differs(outputs: Path) -> None:
     assert "optim.lr=0.002" in shown
 
 
+def test_a_table_tells_runs_of_one_name_apart_and_counts_the_keys_it_leaves_out(outputs: Path) -> None:
+    """An experiment changes many keys at once; its learning rate and a seed of one's own stay in sight."""
+    many = {"data": {"path": "data/own", **{f"option_{n}": n for n in range(9)}}}
+    many["optim"] = {"lr": 2e-3, "eps": 1e-8}
+    written(outputs / "93m-1_coarse" / "own", "1_coarse", "2026-01-04", [3.0], **many, model={"n_layer": 12})
+    written(outputs / "93m-1_coarse" / "seed", "1_coarse", "2026-01-05", [3.0], model={"n_layer": 12}, seed=5)
+    shown, _ = run(outputs, "--stage", "1_coarse")
+    text = " ".join(" ".join(line.strip("│").rpartition("│")[2] for line in shown.splitlines()).split())
+    assert "optim.eps=1e-08 optim.lr=0.002 seed=11 data.path=data/own" in text  # `second` has no eps
+    assert "seed=5" in text
+    assert "n_layer" not in text  # the name says it
+    keys = json.loads(run(outputs, "--stage", "1_coarse", "--json")[0])[0]["differs"]
+    assert {"model.n_layer", "seed", *(f"data.option_{n}" for n in range(9))} < keys.keys()
+    told = {key for key in keys if f"{key}=" in text}
+    assert len(told) == 6
+    assert f"{len(keys) - 1 - 6} more keys differ: --json has them" in text
+
+
 def test_the_best_first_also_where_more_is_better(outputs: Path) -> None:
     written(outputs / "tiny-2_eval" / "better", "2_eval", "2026-01-01", [0.4, 0.75])
     found = json.loads(run(outputs, "--best", "--json")[0])

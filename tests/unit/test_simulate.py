@@ -50,7 +50,8 @@ def simulated(case: Case, corpus: Path) -> Memory:
     planned = read.load(read.windows(11, 0, True)[0], 11, Position(), True)
     unit: Any = read.batch.unit(planned.window, planned.items, planned.layout.unit(0))
     totals = {name: torch.tensor(100) for name in ("step_targets", "step_samples")}
-    return peak_memory(stage_of(case.stage, case.model), unit | totals, case.ranks, "cpu", case.n_units)
+    stage = stage_of(case.stage, case.model)
+    return peak_memory(stage, unit | totals, case.ranks, "cpu", case.n_units, case.averaged)
 
 
 def measured(case: Case, corpus: Path, out: Path) -> list[int]:
@@ -123,6 +124,18 @@ def test_the_peak_of_a_decoder_is_what_the_profiler_finds(case: Case, corpus: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["single", "fsdp"])
+def test_the_average_of_the_weights_is_counted(strategy: str, corpus: Path, tmp_path: Path) -> None:
+    """Of a model whose weights outweigh its activations: without the average the peak would be far off."""
+    case = Case(strategy=strategy, hidden_size=512, unit_tokens=512, averaged=True)
+    said, peaks = simulated(case, corpus), measured(case, corpus, tmp_path / "peak")
+    assert said.average == said.weights > 0.13 * said.total
+    for peak in [min(peaks)] if case.ranks.fsdp else peaks:
+        assert said.total == pytest.approx(peak, rel=0.1)
+        assert said.total - said.average < 0.9 * peak
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [Ranks(), Ranks(1, 8, fsdp=True)], ids=["one", "fsdp"])
 def test_a_deep_model_is_what_three_and_five_layers_say(ranks: Ranks) -> None:
     def build(n_layer: int, checkpointing: bool) -> Any:
@@ -157,6 +170,8 @@ def test_ranks_share_what_is_sharded_and_sums_of_units_are_whole() -> None:
     assert summed.gradients - shared.gradients > 0.6 * size
     ddp = peak_memory(stage_of("1_coarse", model), unit, Ranks(8), "gpu")
     assert ddp.total - one.total == size  # the buckets
+    averaged = peak_memory(stage_of("1_coarse", model), unit, Ranks(1, 8, fsdp=True), "gpu", averaged=True)
+    assert averaged.total - shared.total == averaged.average == shared.weights
 
 
 class Collectives(TorchDispatchMode):
