@@ -154,7 +154,7 @@ def _table(runs: Sequence[Run]) -> Table:
         table.add_column(heading, justify="left" if heading == "run" else "right", no_wrap=True)
     table.add_column("from", overflow="fold")
     if any(run.differs for run in runs):
-        table.add_column("what differs", overflow="fold", min_width=24)
+        table.add_column("what differs", overflow="fold")
     for run in runs:
         path = Path(run.path)
         steps = "-" if run.step is None else f"{run.step:,}"
@@ -269,7 +269,7 @@ def _said(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def text_of(value: Any) -> str:
-    """A value of the configuration as it is typed; of drawn numbers, of 17 digits, and hashes the first ones."""
+    """A value of the configuration as it is typed; the beginning of a drawn number (17 digits) or a hash."""
     if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
         return value[:12]
     if isinstance(value, float) and len(repr(value)) > 8:

@@ -86,6 +86,8 @@ def test_what_differs_of_pretrained_models_can_be_read(tmp_path: Path) -> None:
     first = "".join(line[-2].strip() for line in lines)
     assert "model.base_sha256=0123456789abmodel.path=/somewhere/llama" in first
     assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "┓" in shown  # the right edge is there
     assert "config" not in shown
     assert [line[1].strip() for line in lines][:2] == ["pretrained_lora-1_coarse/", "20261130-000447"]
 
