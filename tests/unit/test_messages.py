@@ -94,6 +94,10 @@ def dialogues(folder: Path, n: int) -> Path:
             "--rule max_repeats=0: must",
         ),
         (["prepare", "jsnl", "CHATS", "--out", "OUT"], "CORPUS 'jsnl' is not known; did you mean jsonl?"),
+        (
+            ["prepare", "nosuch", "--out", "OUT"],
+            "CORPUS 'nosuch' is not known; choose another one (there are ",
+        ),
         (["prepare", "chitchat", "NONE", "--out", "OUT"], "FILES 'NONE': no such file"),
         (
             ["prepare", "reddit", "--comments", "RC", "--out", "OUT", "--max-context", "2"],
