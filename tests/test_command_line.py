@@ -108,6 +108,7 @@ def leaves(node: dict[str, Any]) -> set[str]:
     [
         ("lr=3", "lr: no such key; did you mean optim.lr?"),
         ("modle=tiny", "modle: no such key; did you mean model?"),
+        ("data=shards", "data.path: has no default; give it as data.path=VALUE"),
         ("data.n_worker=3", "data.n_worker: no such key; did you mean data.n_workers?"),
         ("model=tinny", "model=tinny: no such option; did you mean tiny?"),
         ("stage.batch.rolez=true", "did you mean stage.batch.roles?"),

@@ -207,3 +207,26 @@ def test_a_record_without_a_configuration_is_no_other_geometry(tmp_path: Path) -
         else:
             with pytest.raises(UserError, match=r"model\.n_type=3, not 2; run this first: first"):
                 newest_parent(tmp_path, "1_coarse", "tiny", model, None, None, "first")
+
+
+def test_an_adapter_goes_on_where_its_decoder_has_been_moved(tmp_path: Path) -> None:
+    """Its weights tell a base, not the folder; without an adapter there is no hash, and the folder does."""
+    run = RunFolder(tmp_path / "pretrained-1_coarse" / "a")
+    run.checkpoints.mkdir(parents=True)
+    run.last.touch()
+    then = {"path": "/old/llama", "adapter": "lora", "adapter_rank": 4, "base_sha256": "12ab"}
+    run.write_lineage(status="finished", config={"model": then})
+    now = {**then, "path": "/new/llama"}
+    assert newest_parent(tmp_path, "1_coarse", "pretrained", now, None, None, "first") == run
+    for changed, said in (
+        ({"base_sha256": "34cd"}, "model.path=/old/llama, not /new/llama, model.base_sha256=12ab, not 34cd"),
+        ({"adapter_rank": 8}, "has model.adapter_rank=4, not 8"),
+    ):
+        with pytest.raises(UserError, match=said):
+            newest_parent(tmp_path, "1_coarse", "pretrained", {**now, **changed}, None, None, "first")
+    whole = {"adapter": "none", "adapter_rank": 4, "base_sha256": ""}
+    run.write_lineage(config={"model": {**whole, "path": "/old/llama"}})
+    with pytest.raises(UserError, match=r"has model\.path=/old/llama, not /new/llama"):
+        newest_parent(
+            tmp_path, "1_coarse", "pretrained", {**whole, "path": "/new/llama"}, None, None, "first"
+        )

@@ -14,6 +14,7 @@ What is measured lies in files: dialogues (plato2 self-chat), replies (plato2 re
 sets, ratings. Each prints a table, draws a picture (--picture) and writes one result file (--out),
 which plato2 report reads.
 """,
+    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

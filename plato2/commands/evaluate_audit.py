@@ -28,7 +28,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptio
 
 HELP = """Show which automatic scores of replies have to do with human ratings, and which do not.
 
-A FILE has replies that people have rated: JSON lines of {"context": [turns], "reply": text,
+A FILE has replies that people have rated: JSON lines of {"context": \\[turns], "reply": text,
 "ratings": [3, 4]}, with references if there are some, or with ratings by quality
 ({"fluent": [1, 2]}); or FED's JSON; or DailyDialog's CSV of ratings. Each score has its Spearman correlation
 with the mean rating; a dot marks those whose 95 % interval over contexts holds 0: they say nothing here. The

@@ -102,4 +102,5 @@ def adapter(out: Out, generation: Generation = None, evaluation: Evaluation = No
 
     base = export_adapters(out, generation, evaluation)
     console = Console(highlight=False, markup=False)
-    console.print(f"wrote {out}: adapters of {base}, which is linked as {out / 'base'}", soft_wrap=True)
+    gone = "" if base.exists() else " but is not there; put it back, or link to it"
+    console.print(f"wrote {out}: adapters of {base}, which is linked as {out / 'base'}{gone}", soft_wrap=True)

@@ -225,6 +225,9 @@ def explain(error: Exception, conf: Path) -> str:
         part = ".".join(unknown[1].split(".")[:2])
         near = PLUGINS.get(part) or meant(unknown[1], conf)
         return f"{unknown[1]}: no such key; {near} {where}"
+    missing = re.search(r"^Missing mandatory value: .* full_key: (\S+)", told)
+    if missing:
+        return f"{missing[1]}: has no default; give it as {missing[1]}=VALUE {where}"
     no_list = re.search(r" is not a ListConfig\b.* full_key: (\S+)", told)
     if no_list:
         return (

@@ -344,6 +344,7 @@ def train_tokenizer(
     Raises:
         UserError: no text, or fewer pieces than its characters alone need (the message says how many).
         TypeError: one text instead of several.
+        What reading the texts raises, Ctrl-C included.
     """
     if n_pieces < 4:
         raise UserError(f"vocab_pieces={n_pieces}: at least 4 (three are special); the paper uses 8000")
@@ -352,9 +353,18 @@ def train_tokenizer(
     if isinstance(texts, str):
         raise TypeError("train_tokenizer takes many texts, not one")
     model = io.BytesIO()
+    failed: list[BaseException] = []
+
+    def read() -> Iterator[str]:
+        try:
+            yield from _sentences(texts, lower_case)
+        except (Exception, KeyboardInterrupt) as error:
+            failed.append(error)  # SentencePiece makes a RuntimeError of whatever it is
+            raise
+
     try:
         sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=_sentences(texts, lower_case),
+            sentence_iterator=read(),
             model_writer=model,
             model_type="bpe",
             vocab_size=n_pieces,
@@ -367,6 +377,8 @@ def train_tokenizer(
             minloglevel=2,
         )
     except RuntimeError as error:
+        if failed:
+            raise failed[0] from None
         raise UserError(_training_problem(str(error), n_pieces)) from error
     return Tokenizer(model.getvalue(), lower_case=lower_case)
 

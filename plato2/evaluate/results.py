@@ -187,6 +187,9 @@ def picture(result: Result, only: Sequence[str] = ()) -> Picture:
         panel.set_yticks(range(len(systems)), names_of, fontsize=8, parse_math=False)
         panel.set_ylim(len(systems) - 0.5, -0.5)
         panel.tick_params(axis="x", labelsize=8)
+        left, right = panel.get_xlim()
+        if right - left < 1e-6 * max(abs(left), abs(right)):  # equal but for rounding, as one value is drawn
+            panel.set_xlim(left - 0.05 * abs(left), right + 0.05 * abs(right))
         panel.grid(axis="x", alpha=0.3)
     for panel in panels[len(names) :]:
         panel.set_axis_off()

@@ -6,6 +6,7 @@ Everything is read from `lineage.json` and `metrics.csv`, without torch.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ TOLD = 6
 """Keys that a table of any runs tells at most."""
 MOST_TELLING = ("optim.", "stage.", "model.", "seed", "data.path")
 """Beginnings of the keys that a table tells first."""
+FILLED_IN = "model.architecture"
+"""All of a pretrained decoder's config.json, which `model.path` stands for."""
 NAMED = 10
 """Runs of a stage that a picture names, each with a colour of its own; of more than that the best."""
 
@@ -181,14 +184,14 @@ def _table(runs: Sequence[Run], most: int | None) -> Table:
         table.add_column(heading, justify="left" if heading == "run" else "right", no_wrap=True)
     table.add_column("from", overflow="fold")
     if told:
-        table.add_column("what differs")
+        table.add_column("what differs", overflow="fold")
     if left := len(keys) - len(told):
         table.caption, table.caption_justify = f"{left} more keys differ: --json has them", "left"
     for run in runs:
         path = Path(run.path)
         steps = "-" if run.step is None else f"{run.step:,}"
         table.add_row(
-            path.name if not names else f"{path.parent.name}/{path.name}",
+            path.name if not names else f"{path.parent.name}/\n{path.name}",
             steps if run.status == "finished" else f"{steps} ({run.status})",
             "-" if run.best is None else number(run.best),
             (run.parent or "-").rpartition("/")[2],
@@ -288,11 +291,15 @@ def _parent(parent: Any) -> str | None:
 
 
 def _said(config: Mapping[str, Any]) -> dict[str, Any]:
-    return dotted({key: value for key, value in config.items() if key not in UNSAID})
+    said = dotted({key: value for key, value in config.items() if key not in UNSAID})
+    said.pop(FILLED_IN, None)
+    return said
 
 
 def text_of(value: Any) -> str:
-    """A value of the configuration as it is typed; of a drawn number, which has 17 digits, the first four."""
+    """A value of the configuration as it is typed; the beginning of a drawn number (17 digits) or a hash."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
+        return value[:12]
     if isinstance(value, float) and len(repr(value)) > 8:
         return number(value)
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

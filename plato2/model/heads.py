@@ -136,8 +136,11 @@ class DualCoherence(nn.Module):
 
     def _vector(self, texts: Tensor, side: nn.Linear) -> Tensor:
         h, e = texts.chunk(2, dim=-1)
-        v = F.normalize((h + side(h)).float(), dim=-1) + F.normalize((e + self.words(e)).float(), dim=-1)
-        return F.normalize(v, dim=-1)
+
+        def turned(x: Tensor, matrix: nn.Linear) -> Tensor:  # the means are float32 whatever the weights are
+            return F.normalize((x + matrix(x.to(matrix.weight.dtype))).float(), dim=-1)
+
+        return F.normalize(turned(h, side) + turned(e, self.words), dim=-1)
 
     def score(self, cosine: Tensor) -> Tensor:
         """s of cosines, any shape."""

@@ -17,7 +17,7 @@ from plato2.evaluate.dialogues import Dialogue, read_dialogues
 from plato2.evaluate.results import Figure, Measure, Result, picture, text
 from plato2.evaluate.runs import Run, compare, curves, text_of
 from plato2.report import paper, sweep, training
-from plato2.report.curriculum import Part, best_validation, part_of
+from plato2.report.curriculum import PARTS, Part, best_validation, part_of
 from plato2.report.found import Found
 from plato2.report.page import Block, Dialogues, Paragraph, Picture, Section, Table
 from plato2.report.ranks import rank_sections
@@ -90,7 +90,7 @@ def _curriculum(runs: Sequence[Path]) -> Section:
         if part and part not in newest:
             newest[part] = run
     rows = []
-    for part, run in newest.items():
+    for part, run in ((part, newest[part]) for part in PARTS if part in newest):
         try:
             best = best_validation(run, part)
         except UserError as error:
@@ -101,7 +101,7 @@ def _curriculum(runs: Sequence[Path]) -> Section:
             [best["stage"], _name(run), f"{best['step']:,}", *("" if v is None else number(v) for v in shown)]
         )
     header = ["stage", "run", "step", "loss (nll)", "perplexity", "accuracy", "P@1 of 10", "nats of z"]
-    blocks: list[Block] = [Table(header, sorted(rows), "the newest run of each stage at its best validation")]
+    blocks: list[Block] = [Table(header, rows, "the newest run of each stage at its best validation")]
     return Section("The curriculum", blocks if rows else [])
 
 
@@ -420,12 +420,13 @@ def _provenance(found: Found) -> Section:
             lineage = RunFolder(path).lineage()
             packages = lineage.get("packages") or {}
             data = lineage.get("data") or {}
+            git = lineage.get("git") or {}
             rows.append(
                 [
                     str(path),
-                    str(lineage.get("created", "")),
+                    str(lineage.get("created", ""))[:19],
                     str((lineage.get("config") or {}).get("seed", "")),
-                    str(lineage.get("git") or ""),
+                    f"{git.get('commit', '')[:12]}{' and changes' if git.get('dirty') else ''}",
                     " ".join(f"{name} {version}" for name, version in packages.items()),
                     " ".join(f"{key}={value}" for key, value in data.items()),
                 ]

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from plato2.bounded import read_file
 from plato2.config import UserError
@@ -24,8 +24,10 @@ POINTS = 300
 """Of a line; of a longer one each point is the mean of some neighbours."""
 SIZE = (4.0, 2.8)
 """Of a picture, in inches: as wide as a telephone, so that its words need not shrink."""
-DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
+DASHES = ("-", "--", ":", "-.", (0, (8, 2)), (0, (1, 4)))
 """Of the metrics of a panel; colours are runs."""
+MARKS = ("o", "s", "^", "D", "v", "P")
+"""The same, of points: a single one has no dashes."""
 MARKED = 30
 """A line of fewer points has a mark at each."""
 REPLIES = 3
@@ -111,16 +113,21 @@ def _drawn(
         for name in names:
             used += [name] if name not in used else []
             steps, values = zip(*thinned(logged[run][name]), strict=True)
-            dashes = DASHES[panel.metrics.index(name) % len(DASHES)]
-            marker = "o" if len(steps) < MARKED else None
-            axes.plot(steps, values, dashes, color=colours[run], linewidth=1.2, marker=marker, markersize=3)
+            look = _look(panel, name) | ({} if len(steps) < MARKED else {"marker": None})
+            axes.plot(steps, values, color=colours[run], linewidth=1.2, markersize=3, **look)
     _finish(figure, axes, panel, used)
     said = ", ".join(used) or "val/z_usage"
     return Picture(figure, f"{panel.title}: {said} of {len(shown)} run{'s' if len(shown) > 1 else ''}")
 
 
+def _look(panel: Panel, name: str) -> dict[str, Any]:
+    """Dashes and mark of a metric."""
+    place = panel.metrics.index(name)
+    return {"linestyle": DASHES[place % len(DASHES)], "marker": MARKS[place % len(MARKS)]}
+
+
 def _finish(figure: Figure, axes: Axes, panel: Panel, used: Sequence[str]) -> None:
-    """Title, axes, and which dashes are which metric."""
+    """Title, axes, and which dashes and marks are which metric."""
     from matplotlib.lines import Line2D
     from matplotlib.ticker import LogFormatter
 
@@ -136,10 +143,7 @@ def _finish(figure: Figure, axes: Axes, panel: Panel, used: Sequence[str]) -> No
         axes.tick_params(which="minor", labelsize=9)
     axes.locator_params(axis="x", nbins=5)
     if len(used) > 1:
-        lines = [
-            Line2D([], [], color="#444", linestyle=DASHES[panel.metrics.index(name) % len(DASHES)])
-            for name in used
-        ]
+        lines = [Line2D([], [], color="#444", markersize=3, **_look(panel, name)) for name in used]
         axes.legend(lines, used, fontsize=8, framealpha=0.7)
     figure.subplots_adjust(left=0.19, right=0.97, top=0.9, bottom=0.18)
 

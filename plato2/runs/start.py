@@ -139,6 +139,8 @@ def _other_geometry(run: RunFolder, stage: str, model_name: str, model: Mapping[
         name = run.path.parent.name.removesuffix(f"-{stage}")
         return "" if name == model_name else f"model={name}"  # shapes are compared when they are loaded
     differing = [key for key in (*GEOMETRY, *OF_ADAPTER) if theirs.get(key, model.get(key)) != model.get(key)]
+    if "path" in differing and model.get("base_sha256") and "base_sha256" not in differing:
+        differing.remove("path")  # the same weights, in a folder that has been moved
     return ", ".join(f"model.{key}={theirs[key]}, not {model.get(key)}" for key in differing)
 
 

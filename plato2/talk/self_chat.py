@@ -112,13 +112,18 @@ def read_starts(path: str | Path | None = None, option: str = "--starts") -> lis
         for turns, references in found:
             starts.append(Start(place, tuple(map(_one_line, turns)), tuple(map(_one_line, references))))
     if not starts:
-        raise UserError(f"{option} {path}: it is empty; write one start per line")
+        raise UserError(f"{option} {path}: it is empty; write {_one_of(option)} per line")
     return starts
+
+
+def _one_of(option: str) -> str:
+    """`one start` of `--starts`."""
+    return f"one {option.removeprefix('--').removesuffix('s')}"
 
 
 def _read(path: Path, option: str) -> bytes:
     """The file's text, unpacked."""
-    cure = f"give a file with one {option.removeprefix('--').removesuffix('s')} per line"
+    cure = f"give a file with {_one_of(option)} per line"
     try:
         return read_unpacked(path, TEXT_BYTES, cure, f"{option} ")
     except OSError as error:

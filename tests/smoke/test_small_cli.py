@@ -56,6 +56,8 @@ def test_it_answers_and_says_what_it_is() -> None:
     named = plato2("reply", "hi , how was your day ?", "--json", "--generation", SMALL)
     assert TOLD not in named.stderr
     assert json.loads(named.stdout)["candidates"] == candidates
+    half = json.loads(plato2("reply", "hi , how was your day ?", "--json", "--precision", "bfloat16").stdout)
+    assert all(0 < candidate["coherence"] < 1 for candidate in half["candidates"])
 
 
 def test_it_talks_in_the_terminal_and_with_itself(tmp_path: Path) -> None:

@@ -196,6 +196,18 @@ def test_what_else_is_ranked_does_not_matter() -> None:
         coherence(stage.train(), pairs)
 
 
+@pytest.mark.parametrize("head", ["first", "dual"])
+def test_weights_in_bfloat16_rank_with_every_head(head: str) -> None:
+    """bfloat16 keeps 8 bits: a text's vector is off by some 2^-8, hence 20 cos(v(c), v(r)) by some 0.2."""
+    stage = make_stage("2_eval", head=head).eval()
+    pairs = pack_for("2_eval", make_window(7), head=head)
+    records = [pairs.record(i) for i in range(len(pairs))]
+    whole = np.array(coherence_of_records(stage, records))
+    half = np.array(coherence_of_records(stage.to(torch.bfloat16), records))
+    assert np.ptp(whole) > 0
+    np.testing.assert_allclose(half, whole, atol=0.25 * 0.2)  # the sigmoid's slope is at most 0.25
+
+
 def test_the_head_is_kept_in_checkpoint_and_network(tmp_path: Path) -> None:
     from runs import make_run
 

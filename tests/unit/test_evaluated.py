@@ -211,6 +211,16 @@ def test_a_picture(tmp_path: Path) -> None:
         save_picture(Path("a.txt"), picture(RESULT))
 
 
+def test_an_interval_of_rounding_alone_is_drawn_as_one_value() -> None:
+    """The axis says 14.9, not some 1e-11 above 14.92."""
+    figure = Figure(value=14.92, low=14.92 - 4e-12, high=14.92 + 4e-12, n=6)
+    drawing = picture(
+        Result(kind="latents", measures={"a": Measure(label="a")}, systems={"one": {"a": figure}})
+    )
+    left, right = drawing.axes[0].get_xlim()
+    assert left < 14.5 < 15.5 < right
+
+
 @pytest.mark.parametrize("verb", ["replies", "dialogues", "selection", "audit", "human report none"])
 def test_a_place_where_no_result_can_be_is_told_before_anything_is_read(tmp_path: Path, verb: str) -> None:
     (tmp_path / "r.svg").mkdir()

@@ -11,11 +11,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import typer
+from rich.text import Text
 from small import ROOT
 from typer.testing import CliRunner
 
 import plato2
-from plato2.commands import VERBS, app, every_command, joined_lines
+from plato2.commands import VERBS, app, every_command, joined_lines, module_of
 from plato2.config import UserError, did_you_mean, in_typed_words
 from plato2.runs.console import number, quiet_lightning
 from plato2.runs.corpus import CorpusOfRun
@@ -92,6 +94,10 @@ def dialogues(folder: Path, n: int) -> Path:
             "--rule max_repeats=0: must",
         ),
         (["prepare", "jsnl", "CHATS", "--out", "OUT"], "CORPUS 'jsnl' is not known; did you mean jsonl?"),
+        (
+            ["prepare", "nosuch", "--out", "OUT"],
+            "CORPUS 'nosuch' is not known; choose another one (there are ",
+        ),
         (["prepare", "chitchat", "NONE", "--out", "OUT"], "FILES 'NONE': no such file"),
         (
             ["prepare", "reddit", "--comments", "RC", "--out", "OUT", "--max-context", "2"],
@@ -179,3 +185,13 @@ def test_paragraphs_of_help_are_broken_at_the_edge_only(verb: str, monkeypatch: 
     for line, following in itertools.pairwise(lines):
         if line and following:
             assert len(line) + 1 + len(following.split()[0]) > 76, f"{line}\n{following}"
+
+
+@pytest.mark.parametrize("verb", OWN_HELP)
+def test_nothing_of_a_help_is_taken_for_markup(verb: str) -> None:
+    """`[turns]` is a tag of rich's, and would not be shown."""
+    command = typer.main.get_command(module_of(verb).app)
+    for part in (command, *getattr(command, "commands", {}).values()):
+        texts = [part.help, *(getattr(given, "help", None) for given in part.params)]
+        spans = [span for text in texts if text for span in Text.from_markup(text).spans]
+        assert {str(span.style) for span in spans} <= {"bold"}

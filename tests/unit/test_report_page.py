@@ -188,6 +188,26 @@ def test_a_page_of_everything(place: Path) -> None:
     assert '{"seed": 7}' in "".join("".join(cells) for cells in page.rows)
 
 
+def test_the_curriculum_in_its_order_and_what_it_was_made_with(tmp_path: Path) -> None:
+    """A heading stands over its numbers, also where the first run has none of them."""
+    for n, (stage, metric) in enumerate(
+        [("2_eval", "val/coherence_acc"), ("2_gen", "val/nll"), ("1_coarse", "val/loss")]
+    ):
+        run_folder = make_run(tmp_path / f"tiny-{stage}" / "a", stage)
+        write_metrics(run_folder, [(2, metric, 0.5), (2, "val/z_mutual_information", 0.25)])
+        git = {"commit": "0123456789abcdef", "dirty": stage == "2_gen"}
+        created = f"2026-01-0{n + 1}T23:30:05.049420+00:00"
+        RunFolder(run_folder).write_lineage(created=created, git=git)
+    out = tmp_path / "r.html"
+    assert run(tmp_path, "--out", out).exit_code == 0
+    rows = Page(out).rows
+    place = next(n for n, found in enumerate(rows) if found and found[-1].strip() == "nats of z")
+    assert [found[0].strip() for found in rows[place + 1 : place + 4]] == ["1_coarse", "2_gen", "2_eval"]
+    assert '<th scope="col" class="number">accuracy</th>' in out.read_text()
+    commits = {found[3].strip() for found in rows if found[1].strip().endswith("T23:30:05")}
+    assert commits == {"0123456789ab", "0123456789ab and changes"}
+
+
 def test_nothing_on_the_page_is_from_elsewhere_or_runs(place: Path) -> None:
     out = place / "report.html"
     run(place, "--out", out)
@@ -461,6 +481,8 @@ def test_the_dashboard_in_a_browser(curves: Path, tmp_path: Path) -> None:
                 "parseFloat(getComputedStyle(text).fontSize) * svg.getScreenCTM().a))"
             )
             assert len(heights) > 20
+            wide = "[...document.querySelectorAll('table')].filter(t => t.scrollWidth > t.clientWidth).length"
+            assert width < 1280 or tab.evaluate(wide) == 0  # a printed page has no scroll bar
             assert min(heights) >= 8
             columns = tab.evaluate(
                 "new Set([...document.querySelectorAll('.gallery figure')]"

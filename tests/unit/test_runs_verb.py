@@ -87,6 +87,36 @@ def test_a_table_tells_runs_of_one_name_apart_and_counts_the_keys_it_leaves_out(
     assert f"{len(keys) - 1 - 6} more keys differ: --json has them" in text
 
 
+def test_what_differs_of_pretrained_models_can_be_read(tmp_path: Path) -> None:
+    """No config.json of a decoder, no whole hash; and in a narrow terminal no key is cut off."""
+    place = tmp_path / "outputs"
+    written(place / "small-1_coarse" / "20261130-000354", "1_coarse", "2026-01-01", [5.0, 4.0])
+    model = {
+        "path": "/somewhere/llama",
+        "architecture": '{"config": {"a": 1}}',
+        "base_sha256": "0123456789ab" * 5,
+    }
+    model["base_sha256"] += "cdef"
+    name = place / "pretrained_lora-1_coarse" / "20261130-000447"
+    written(name, "1_coarse", "2026-01-02", [6.0, 5.0], model=model)
+    other = {
+        **model,
+        "path": "/somewhere/else",
+        "base_sha256": "f" * 64,
+        "architecture": '{"config": {"a": 2}}',
+    }
+    written(name.with_name("20261129-000501"), "1_coarse", "2025-12-31", [7.0, 6.0], model=other)
+    shown = CliRunner().invoke(app, ["runs", str(place)], env={"COLUMNS": "80"}).stdout
+    lines = [line.split("│") for line in shown.splitlines() if "│" in line]
+    first = "".join(line[-2].strip() for line in lines)
+    assert "model.base_sha256=0123456789abmodel.path=/somewhere/llama" in first
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "┓" in shown  # the right edge is there
+    assert "config" not in shown
+    assert [line[1].strip() for line in lines][:2] == ["pretrained_lora-1_coarse/", "20261130-000447"]
+
+
 def test_the_best_first_also_where_more_is_better(outputs: Path) -> None:
     written(outputs / "tiny-2_eval" / "better", "2_eval", "2026-01-01", [0.4, 0.75])
     found = json.loads(run(outputs, "--best", "--json")[0])

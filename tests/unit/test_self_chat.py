@@ -262,6 +262,9 @@ def test_no_file_of_starts(tmp_path: Path) -> None:
             read_starts(path)
         with pytest.raises(UserError, match=f"--contexts {path}: .*; give a file with one context per line"):
             read_starts(path, "--contexts")
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(UserError, match=r"--contexts .*empty\.txt: it is empty; write one context per line"):
+        read_starts(tmp_path / "empty.txt", "--contexts")
 
 
 # ------------------------------------------------------------------------------------------------ resuming

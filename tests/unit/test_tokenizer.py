@@ -164,6 +164,19 @@ def test_texts_with_sentencepieces_own_sign_are_trained_on():
     assert found.unread_share("bars and words") == 0
 
 
+@pytest.mark.parametrize("raised", [KeyboardInterrupt(), UserError("line 3: not UTF-8")])
+def test_what_reading_the_texts_raises_is_raised(raised):
+    """SentencePiece makes a RuntimeError of it, with lines of a traceback."""
+
+    def texts():
+        yield "a text"
+        raise raised
+
+    with pytest.raises(type(raised)) as found:
+        train_tokenizer(texts(), 100)
+    assert found.value is raised
+
+
 def test_what_a_tokenizer_cannot_read(trained):
     assert trained.unread_share("hi anna") == trained.unread_share("") == trained.unread_share(" ") == 0
     assert trained.unread_share("你好吗") == 1

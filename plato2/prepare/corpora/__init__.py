@@ -80,8 +80,10 @@ def read_corpus(
             f"{', '.join(names)}"
         )
     if corpus not in names and "." not in corpus:
+        near = did_you_mean(corpus, names)
+        known = f"there are {', '.join(names)}"
         raise UserError(
-            f"corpus={corpus!r} is not known; {did_you_mean(corpus, names)} (there are {', '.join(names)}, "
+            f"corpus={corpus!r} is not known; {near if near != known else 'choose another one'} ({known}, "
             "or a module with a read function by its dotted name)"
         )
     module_name = f"{__name__}.{corpus}" if corpus in names else corpus
