@@ -150,6 +150,7 @@ class Gpu:
 
 
 GPUS = {
+    "L4-24G": Gpu(int(22.5 * GIB), 121e12),
     "V100-32G": Gpu(32 * GIB, 125e12),
     "A100-80G": Gpu(80 * GIB, 312e12),
     "H100-80G": Gpu(80 * GIB, 989.4e12),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from plato2.config import TrainConfig
 from plato2.runs.console import say
 from plato2.runs.job import CURRICULUM
-from plato2.runs.parts import build_parts, build_stage, is_sharded, run_length
+from plato2.runs.parts import build_parts, build_stage, is_sharded, on_gpus, precision_of, run_length
 
 if TYPE_CHECKING:  # heavy imports wait until something is planned: --help and tab completion stay fast
     from plato2.batch import Unit
@@ -118,24 +118,13 @@ def planned_unit(keys: TrainConfig, data: DialogueDataModule, tokens: int) -> Un
 
 def ranks_of(keys: TrainConfig) -> Ranks:
     """How the processes of the strategy share the model."""
-    from plato2.runs.parallel import best_precision, n_ranks
+    from plato2.runs.parallel import n_ranks
     from plato2.runs.sharded import check_replicas
     from plato2.runs.simulate import Ranks
 
     strategy, machines = keys.strategy, keys.strategy.get("num_nodes", 1)
-    n, precision = n_ranks(strategy["devices"], machines), strategy.get("precision")
-    if precision == "auto":
-        precision = "bf16-mixed" if on_gpus(keys) else best_precision("cpu")
-    half = "16" in str(precision)
+    n, half = n_ranks(strategy["devices"], machines), "16" in precision_of(keys)
     if not is_sharded(keys):
         return Ranks(replicate=n, half=half)
     copies = check_replicas(strategy["strategy"].get("replicas", 1), machines, n)
     return Ranks(copies, n // copies, fsdp=True, half=half)
-
-
-def on_gpus(keys: TrainConfig) -> bool:
-    """Whether a run is one on GPUs, of this machine or of another."""
-    import torch
-
-    accelerator = keys.strategy.get("accelerator", "auto")
-    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())

@@ -190,7 +190,8 @@ def _cast_by_autocast(stage: Stage) -> int:
     linear = (module for module in stage.modules() if isinstance(module, nn.Linear))
     weights = [weight for module in linear for weight in module.parameters(recurse=False)]
     again = 0 if stage.model_config.checkpoint_activations else stage.passes
-    numbers = sum(weight.numel() * (1 if weight.requires_grad else again) for weight in weights)
+    cast = (weight for weight in weights if weight.dtype == torch.float32)
+    numbers = sum(weight.numel() * (1 if weight.requires_grad else again) for weight in cast)
     return 2 * (numbers + (0 if stage.model_config.is_pretrained else stage.backbone.word.weight.numel()))
 
 
@@ -337,6 +338,16 @@ def _ignored(gradient: Tensor) -> None:
     pass
 
 
+@contextmanager
+def _of_the_whole(tracker: MemTracker) -> Iterator[None]:
+    """Peaks of the whole stage alone: those of each module took as long as all else, with adapters longer."""
+    modules, tracker.memory_tracking = tracker.memory_tracking, {}
+    try:
+        yield
+    finally:
+        tracker.memory_tracking = modules
+
+
 class _Tracker(MemTracker):
     """PyTorch's, of a model that each rank holds whole."""
 
@@ -352,7 +363,8 @@ class _Tracker(MemTracker):
 
     def _update_peak_stats(self, peak_state: Any) -> None:
         before = dict(self._peak_mem)
-        super()._update_peak_stats(peak_state)
+        with _of_the_whole(self):
+            super()._update_peak_stats(peak_state)
         if self._peak_mem != before:
             self.logits.count(self._WINFO)
 
@@ -375,7 +387,8 @@ class _FSDPTracker(FSDPMemTracker):
 
     def _update_peak_stats(self, peak_state: Any) -> None:
         before = dict(self._peak_mem)
-        super()._update_peak_stats(peak_state)
+        with _of_the_whole(self):
+            super()._update_peak_stats(peak_state)
         if self._peak_mem != before:
             self.logits.count(self._WINFO)
             self.summed = sum(map(self._summed, self.sharded))
