@@ -151,7 +151,7 @@ class PretrainedBackbone(Backbone):
         for special, word in enumerate(self.read_as):
             words = torch.where(token_ids == special, word, words)
         words = torch.where(is_mask, self.read_as[1], words)
-        return self.decoder.get_input_embeddings()(words) + is_mask[..., None] * self.mask_vector
+        return self._read(words) + is_mask[..., None] * self.mask_vector
 
     def embed(
         self, token_ids: Tensor, type_ids: Tensor, pos_ids: Tensor, role_ids: Tensor | None = None
@@ -165,7 +165,7 @@ class PretrainedBackbone(Backbone):
     def put_front(self, x: Tensor, sample_index: Tensor, vectors: Tensor) -> Tensor:
         """Latent or [MASK] vectors (N, H), added to the begin token, in the front slots of embedded rows."""
         begin = torch.full((1,), self.read_as[1], device=x.device)
-        return put_front(x, sample_index, self.decoder.get_input_embeddings()(begin) + vectors)
+        return put_front(x, sample_index, self._read(begin) + vectors)
 
     def mask(self, segment_ids: Tensor, type_ids: Tensor | None = None) -> Mask:
         """See `Backbone.mask`; always dense, as transformers takes it."""
@@ -324,6 +324,11 @@ class PretrainedBackbone(Backbone):
         if self.at_work and self.at_work != [self.adapter]:
             _peft().functional.set_adapter(self.decoder, self.adapter, inference_mode=not self.training)
             self.at_work[:] = [self.adapter]
+
+    def _read(self, words: Tensor) -> Tensor:
+        """The decoder's own word embeddings, in the precision of what is added to them: (...) -> (..., H)."""
+        embedded: Tensor = self.decoder.get_input_embeddings()(words)
+        return embedded.to(self.mask_vector.dtype)
 
     def _products(self, h: Tensor) -> Tensor:
         """(M, H) -> (M, W) products with the rows of the output table that have a word."""
