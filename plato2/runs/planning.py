@@ -80,8 +80,10 @@ def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others:
     memory = memory_of_a_rank(
         build, model.n_layer, model.checkpoint_activations, unit, ranks, form, own.units
     )
-    limits = None
+    limits = other_total = None
     if form == "gpu":
+        other_way = not model.checkpoint_activations
+        other_total = memory_of_a_rank(build, model.n_layer, other_way, unit, ranks, form, own.units).total
         make = partial(planned_unit, keys, data)
         step = data.batching.row_length
         limits = largest_units(build, model.n_layer, make, step, ranks, own.units)
@@ -94,6 +96,7 @@ def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others:
         checkpointing=model.checkpoint_activations,
         largest_unit=limits,
         terms=Terms(keys.plan_mfu, keys.plan_gb_per_s, keys.plan_gpu_hour_price),
+        other_total=other_total,
         length=run_length(data, max_steps, 0) if data.exists else None,
     )
 

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -144,7 +145,20 @@ def typical_unit(
 
 
 def peak_memory(stage: Stage, unit: Unit, ranks: Ranks, form: Form, n_units: int = 1) -> Memory:
-    """The memory of a rank at the peak of an optimizer step, the second one: Adam has its moments by then.
+    """The memory of a rank at the peak of an optimizer step; see `memory_of_a_step`."""
+    found = memory_of_a_step(stage, unit, ranks, form, n_units).values()
+    return max(found, key=lambda memory: memory.total)
+
+
+def memory_of_a_step(
+    stage: Stage, unit: Unit, ranks: Ranks, form: Form, n_units: int = 1
+) -> dict[str, Memory]:
+    """The memory of a rank at the peak of each part of an optimizer step.
+
+    It is the second step: Adam has its moments by then. Its parts are the forward pass, the backward pass
+    through the last block, those between and the first, once for each pass and unit, and what comes after.
+    From one block to the next memory changes by the same amount, so each part but `between` is linear in the
+    number of layers, while which of them has the peak depends on it. With FSDP2 the step is one part.
 
     Args:
         stage: built on the meta device; its weights are replaced.
@@ -171,14 +185,16 @@ def peak_memory(stage: Stage, unit: Unit, ranks: Ranks, form: Form, n_units: int
         step(lambda: None)  # also fills PyTorch's caches of shapes, which the tracker would take for tensors
         tracker = (_FSDPTracker if ranks.fsdp else _Tracker)(stage, optimizer, fake)
         with tracker:
-            step(tracker.reset_mod_stats)
+            step(tracker.after_unit)
     copies = _cast_by_autocast(stage) if autocast else 0
-    memory = tracker.memory()
-    memory = replace(memory, weight_copies=copies, activations=memory.activations - copies)
+    buckets = 0
     if not ranks.fsdp and ranks.n > 1:  # DDP's buckets hold all gradients once more
-        trained = sum(parameter.numel() for parameter in stage.parameters() if parameter.requires_grad)
-        memory = replace(memory, exchange_buffers=4 * trained)
-    return memory
+        buckets = 4 * sum(parameter.numel() for parameter in stage.parameters() if parameter.requires_grad)
+    found = tracker.memory()
+    for part, memory in found.items():
+        memory = replace(memory, weight_copies=copies, activations=memory.activations - copies)
+        found[part] = memory if ranks.fsdp else replace(memory, exchange_buffers=buckets)
+    return found
 
 
 def _cast_by_autocast(stage: Stage) -> int:
@@ -360,6 +376,37 @@ class _Tracker(MemTracker):
                 handles = of_none.register_hook(_ignored), of_none.register_hook(_ignored)
                 self._param_to_grad_hook_handles[weight] = handles
         self.track_external(stage, optimizer, *unit.values())  # type: ignore[arg-type]
+        self.part, self.n_passes, self.n_done = "forward", 0, 0
+        self.parts: dict[str, Memory] = {}
+        *before, last = stage.backbone.blocks
+        for number, block in enumerate([*before, last]):
+            place = "last" if block is last else "between" if number else "first"
+            block.register_forward_hook(partial(self._at_its_backward, place))
+
+    def _at_its_backward(self, place: str, block: nn.Module, given: Any, output: Any) -> None:
+        """A part of the step begins when the gradient of a block's output is there."""
+        h = output[0] if isinstance(output, tuple) else output
+
+        def begin(_: Tensor) -> None:
+            self.n_passes += place == "last"
+            self._begin(f"{place} {self.n_passes}")
+
+        if h.requires_grad:
+            h.register_hook(begin)
+
+    def _begin(self, part: str) -> None:
+        if self._peak_mem:
+            found = _parts(self, weights=["Parameter"], gradients=["Gradient"], optimizer=["Optstate"])
+            self.parts[self.part] = max(found, self.parts.get(self.part, found), key=lambda one: one.total)
+        self.part, self.logits.at_peak = part, 0
+        self._peak_mem.clear()
+        self._peak_mem_snap.clear()
+
+    def after_unit(self) -> None:
+        """The next forward pass begins, or what comes after the last one."""
+        self.reset_mod_stats()
+        self.n_done += 1
+        self._begin(f"after {self.n_done}")
 
     def _update_peak_stats(self, peak_state: Any) -> None:
         before = dict(self._peak_mem)
@@ -368,9 +415,10 @@ class _Tracker(MemTracker):
         if self._peak_mem != before:
             self.logits.count(self._WINFO)
 
-    def memory(self) -> Memory:
-        """The peak by parts."""
-        return _parts(self, weights=["Parameter"], gradients=["Gradient"], optimizer=["Optstate"])
+    def memory(self) -> dict[str, Memory]:
+        """The peak of each part."""
+        self._begin("")
+        return self.parts
 
 
 _GRADIENTS = (_FSDPRefType.SHARDED_GRAD, _FSDPRefType.UNSHARDED_GRAD)
@@ -407,8 +455,12 @@ class _FSDPTracker(FSDPMemTracker):
                             found += info.mem_consumed
         return found
 
-    def memory(self) -> Memory:
-        """The peak by parts."""
+    def after_unit(self) -> None:
+        """Nothing, but for what PyTorch's tracker needs."""
+        self.reset_mod_stats()
+
+    def memory(self) -> dict[str, Memory]:
+        """The peak."""
         found = _parts(
             self,
             weights=["Sharded Param"],
@@ -417,9 +469,8 @@ class _FSDPTracker(FSDPMemTracker):
             gathered_blocks=["Unsharded Param", "All Gather"],
             exchange_buffers=["Reduce Scatter"],
         )
-        return replace(
-            found, gradients=found.gradients + self.summed, activations=found.activations - self.summed
-        )
+        summed = {"gradients": found.gradients + self.summed, "activations": found.activations - self.summed}
+        return {"step": replace(found, **summed)}
 
 
 def _parts(tracker: _Tracker | _FSDPTracker, **kinds: list[str]) -> Memory:
