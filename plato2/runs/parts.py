@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plato2.config import TrainConfig, UserError
@@ -37,8 +39,9 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
         from plato2.model.decoder_folder import from_folder
         from plato2.weights.base import with_base
 
-        keys.model = from_folder(keys.model, DecoderTokenizer.from_model, to_train=not keys.plan)
-        keys.model = keys.model if keys.plan else with_base(keys.model)
+        found = from_folder(keys.model, DecoderTokenizer.from_model, to_train=not keys.plan)
+        found = replace(found, path=str(Path(found.path).absolute()))  # a run is read from any folder
+        keys.model = found if keys.plan else with_base(found)
         if keys.model.base_dtype == "bfloat16" and (precision := precision_of(keys)) != "bf16-mixed":
             raise UserError(
                 f"model.base_dtype=bfloat16: is for strategy.precision=bf16-mixed, not {precision}; give "
