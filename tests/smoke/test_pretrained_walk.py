@@ -60,7 +60,7 @@ def test_from_a_folder_and_a_handful_of_conversations_to_a_bot(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PLATO2_CACHE", str(tmp_path / "cache"))
     write_decoder(tmp_path / "FOLDER", max_position_embeddings=256)
-    write_dialogues(tmp_path / "chats.jsonl", 40)
+    write_dialogues(tmp_path / "chats.jsonl", 80)
     write_kept(tmp_path / "kept.jsonl")
     said: dict[str, str] = {}
     for line in lines():
