@@ -301,7 +301,7 @@ class Backbone(nn.Module):
         return self.dense_mask(segment_ids, type_ids, dtype)
 
     def own_precision(self) -> torch.autocast:
-        """Where no Trainer decides, what is computed in: the weights' dtype; beside a base in bfloat16, that."""
+        """What is computed in where no Trainer decides: the weights' dtype, or that of a base in bfloat16."""
         is_mixed = self.config.base_dtype == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=is_mixed)
 

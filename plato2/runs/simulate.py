@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.common_utils import get_untyped_storages
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker, _FSDPRefType
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils.weak import WeakIdKeyDictionary
 
 from plato2.batch import Unit
 from plato2.config import UserError
@@ -357,7 +358,7 @@ def _ignored(gradient: Tensor) -> None:
 @contextmanager
 def _of_the_whole(tracker: MemTracker) -> Iterator[None]:
     """Peaks of the whole stage alone: those of each module took as long as all else, with adapters longer."""
-    modules, tracker.memory_tracking = tracker.memory_tracking, {}
+    modules, tracker.memory_tracking = tracker.memory_tracking, WeakIdKeyDictionary()
     try:
         yield
     finally:

@@ -104,7 +104,9 @@ def test_a_base_in_bfloat16_changes_nothing_but_memory(
     assert len(json.loads(out)["candidates"]) == 4
     given = [*STEPS, *places, *ADAPTER, half[0], "strategy.precision=32-true", "output_dir=runs"]
     done = train_in_process(given, tmp_path, ROOT / "train.py")
-    assert_one_line(done.stderr, "model.base_dtype=bfloat16: is for strategy.precision=bf16-mixed, not 32-true")
+    assert_one_line(
+        done.stderr, "model.base_dtype=bfloat16: is for strategy.precision=bf16-mixed, not 32-true"
+    )
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""docs/pretrained.md, The whole way: every command of it, from a folder and conversations to an adapted bot."""
+"""docs/pretrained.md, The whole way: every command, from a folder and conversations to an adapted bot."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import urllib.request
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def write_kept(path: Path) -> None:
     turns = [json.loads(line)["turns"] for line in write_dialogues(path, 8, seed=5).read_text().splitlines()]
     queries = [
         {"context": [mine[0]], "candidates": [mine[1], other[1]], "labels": [1, 0]}
-        for mine, other in zip(turns, turns[1:], strict=False)
+        for mine, other in pairwise(turns)
     ]
     path.write_text("".join(f"{json.dumps(query)}\n" for query in queries))
 
@@ -48,7 +49,9 @@ def answer(url: str) -> str:
         (model,) = json.load(response)["data"]
     asked = {"model": model["id"], "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
     data, header = json.dumps(asked).encode(), {"Content-Type": "application/json"}
-    with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/chat/completions", data, header)) as response:
+    with urllib.request.urlopen(
+        urllib.request.Request(f"{url}/v1/chat/completions", data, header)
+    ) as response:
         return str(json.load(response)["choices"][0]["message"]["content"])
 
 
@@ -68,7 +71,9 @@ def test_from_a_folder_and_a_handful_of_conversations_to_a_bot(
         if words[0] == "pip" or ("strategy=gpu" in words and "plan=true" not in words):
             continue
         if words[:2] == ["plato2", "serve"]:
-            server = start(*(str(tmp_path / word) if word.startswith("outputs") else word for word in words[2:]))
+            server = start(
+                *(str(tmp_path / word) if word.startswith("outputs") else word for word in words[2:])
+            )
             said[line] = answer(server.url)
             assert end(server)[0] == 0
         elif words[0] == "plato2":
@@ -81,7 +86,9 @@ def test_from_a_folder_and_a_handful_of_conversations_to_a_bot(
             trained = train_in_process([*words[2:], *tiny], tmp_path, ROOT / "train.py")
             assert trained.returncode == 0, f"{line}\n{trained.stderr}"
             said[line] = trained.stdout
-    of = {name: next(text for line, text in said.items() if name in line) for name in ("plan=true", "selection")}
+    of = {
+        name: next(text for line, text in said.items() if name in line) for name in ("plan=true", "selection")
+    }
     assert "of them trained" in of["plan=true"]
     assert "shared words" in of["selection"]
     run = tmp_path / "outputs" / "pretrained_lora-2_eval" / "own"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -315,6 +317,17 @@ def test_values_that_no_adapter_has(values: dict[str, Any], told: str) -> None:
         ModelConfig(**({"path": "x", "adapter": "lora"} | values))
 
 
+@pytest.mark.parametrize(("adapter", "extra"), [("lora", "lora"), ("none", "huggingface")])
+def test_without_transformers_the_extra_is_named(
+    folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, adapter: str, extra: str
+) -> None:
+    """That of low-rank training has it, too."""
+    decoder = folder("llama")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=rf"model.path: needs transformers; pip install '\.\[{extra}\]'"):
+        read(decoder, adapter=adapter)
+
+
 def test_without_peft_the_extra_is_named(
     folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -415,6 +428,21 @@ def test_a_decoder_in_float32_is_rounded_once(folder: Callable[[str], Path]) -> 
     found, expected = step(kept, unit), step(whole, unit)
     torch.testing.assert_close(found["nll"], expected["nll"], rtol=0.05, atol=0.05)
     assert not torch.equal(found["nll"], expected["nll"])  # word embeddings are rounded
+
+
+@pytest.mark.parametrize("spoilt", ["shapes", "half", "missing"])
+def test_a_base_in_bfloat16_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, spoilt: str) -> None:
+    decoder = write_decoder(tmp_path)
+    config, weights = decoder / "config.json", decoder / "model.safetensors"
+    if spoilt == "half":
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    else:
+        changed = {"hidden_size": 40, "head_dim": 10} if spoilt == "shapes" else {"num_hidden_layers": 3}
+        config.write_text(json.dumps({**json.loads(config.read_text()), **changed}))
+    told = "get the folder again" if spoilt == "missing" else "cannot be read"
+    with pytest.raises(UserError, match=rf"model\.path=.*{told}") as found:
+        CoarseGeneration(read(decoder, base_dtype="bfloat16"))
+    assert "\n" not in str(found.value)
 
 
 def test_while_it_trains_such_a_model_talks(folder: Callable[[str], Path], tmp_path: Path) -> None:
