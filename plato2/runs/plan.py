@@ -293,7 +293,7 @@ Build = Callable[[int, bool], Stage]
 """(layers, activation checkpointing) -> the stage on the meta device."""
 MakeUnit = Callable[[int], Unit]
 """Tokens -> a typical unit."""
-SIMULATED, SIMULATED_SHARDED = (2, 3), (3, 5)
+SIMULATED, SIMULATED_SHARDED = (3, 4), (3, 5)
 """Layers of the models that are simulated in place of a deeper one; the second with FSDP2."""
 FITTED = (16384, 32768)
 """Tokens of two units from which on memory is taken to be a line: activations outweigh all else."""
@@ -305,7 +305,7 @@ def memory_of_a_rank(
     """Memory at the peak of a step; of many layers from that of a few, to which each layer adds the same.
 
     It does so in each part of a step, but which of them has the peak depends on the depth.
-    With two layers FSDP2 does not yet hold the block at hand and the next one at once: so it takes more.
+    With two layers FSDP2 does not yet hold the block at hand and the next one at once.
     """
 
     def of(layers: int) -> dict[str, Memory]:
@@ -519,18 +519,21 @@ class Plan:
         if self.largest_unit is None:
             return []
         work, said = self.work, []
-        too_small = [gpu for gpu in GPUS if not self.fits(gpu)]
-        if too_small:
-            unit = f"{listed(too_small)}: a unit of {work.unit_tokens:,} tokens does not fit"
-            best = max(self.largest_unit[gpu]["with_checkpointing"] for gpu in too_small)
+        too_small: dict[str, list[str]] = {}
+        for gpu in (gpu for gpu in GPUS if not self.fits(gpu)):
+            best = self.largest_unit[gpu]["with_checkpointing"]
             if not self.checkpointing and best >= work.unit_tokens:
-                said.append(f"{unit}; model.checkpoint_activations=true makes room")
+                cure = "; model.checkpoint_activations=true makes room"
             elif best > 0:
-                said.append(f"{unit}; give data.unit_tokens={best} or less")
+                also = "" if self.checkpointing else " and model.checkpoint_activations=true"
+                cure = f"; give data.unit_tokens={best} or less{also}"
             elif not work.ranks.fsdp:
-                said.append(f"{unit}, nor any smaller one; strategy=fsdp_64 shares the model out")
+                cure = ", nor any smaller one; strategy=fsdp_64 shares the model out"
             else:
-                said.append(f"{unit}, nor any smaller one; take more devices")
+                cure = ", nor any smaller one; take more devices"
+            too_small.setdefault(cure, []).append(gpu)
+        for cure, gpus in too_small.items():
+            said.append(f"{listed(gpus)}: a unit of {work.unit_tokens:,} tokens does not fit{cure}")
         room = [gpu for gpu in GPUS if self.largest_unit[gpu]["without_checkpointing"] >= work.unit_tokens]
         if self.checkpointing and room:
             said.append(

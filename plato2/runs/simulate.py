@@ -157,9 +157,10 @@ def memory_of_a_step(
     """The memory of a rank at the peak of each part of an optimizer step.
 
     It is the second step: Adam has its moments by then. Its parts are the forward pass, the backward pass
-    through the last block, those between and the first, once for each pass and unit, and what comes after.
-    From one block to the next memory changes by the same amount, so each part but `between` is linear in the
-    number of layers, while which of them has the peak depends on it. With FSDP2 the step is one part.
+    through the last block, the next (with what checkpointing has left of the last), those between and the
+    first, once for each pass and unit, and what comes after. From one block to the next memory changes by the
+    same amount, so each part but `between` is linear in the number of layers, while which of them has the
+    peak depends on it. With FSDP2 the step is one part.
 
     Args:
         stage: built on the meta device; its weights are replaced.
@@ -379,9 +380,9 @@ class _Tracker(MemTracker):
         self.track_external(stage, optimizer, *unit.values())  # type: ignore[arg-type]
         self.part, self.n_passes, self.n_done = "forward", 0, 0
         self.parts: dict[str, Memory] = {}
-        *before, last = stage.backbone.blocks
-        for number, block in enumerate([*before, last]):
-            place = "last" if block is last else "between" if number else "first"
+        blocks = list(stage.backbone.blocks)
+        places = ["first", *["between"] * (len(blocks) - 3), "next", "last"][-len(blocks) :]
+        for place, block in zip(places, blocks, strict=True):
             block.register_forward_hook(partial(self._at_its_backward, place))
 
     def _at_its_backward(self, place: str, block: nn.Module, given: Any, output: Any) -> None:
