@@ -30,6 +30,7 @@ Schedule = Literal["inverse_sqrt", "linear"]
 ContextMask = Literal["prefix", "causal"]
 LatentAt = Literal["front", "response"]
 Adapter = Literal["none", "lora"]
+BaseDtype = Literal["float32", "bfloat16"]
 COLDEST, HOTTEST = 0.01, 2
 """Temperatures, above which a text is noise and below which the most probable token is taken: logits would
 overflow."""
@@ -269,6 +270,9 @@ class ModelConfig:
     """Rank of the additions, peft's `r`."""
     adapter_alpha: float = 32.0
     """They are scaled by adapter_alpha / adapter_rank, peft's `lora_alpha`."""
+    base_dtype: str = "float32"
+    """What the frozen matrices are kept in while an adapter is trained: `bfloat16` takes half the memory, and
+    goes with strategy.precision=bf16-mixed."""
     base_sha256: str = ""
     """Filled in for an adapter: the hash of the weights that it was trained on."""
     base: str = ""
@@ -303,6 +307,15 @@ class ModelConfig:
             self.is_pretrained or not self.has_adapter,
             f"model.adapter={self.adapter}: is for a pretrained decoder; leave it out, or give "
             "model=pretrained model.path=FOLDER",
+        )
+        _require(
+            self.base_dtype in get_args(BaseDtype),
+            f"model.base_dtype={self.base_dtype}: use one of {', '.join(get_args(BaseDtype))}",
+        )
+        _require(
+            self.has_adapter or self.base_dtype == "float32",
+            f"model.base_dtype={self.base_dtype}: is for frozen weights; leave it out, or give "
+            "model.adapter=lora",
         )
         alpha = self.adapter_alpha
         _require(0 < alpha < inf, f"model.adapter_alpha={alpha}: must be a number above 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -77,6 +78,16 @@ def write_decoder(folder: Path, family: str = "llama", begin: bool = True, **cha
                 parameter.data.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     return write_tokenizer(folder, **({} if begin else {"bos_token": None}))
+
+
+def rounded(folder: Path, to: Path) -> Path:
+    """The same decoder with weights that bfloat16 has, as those of most that are given away."""
+    import torch
+    import transformers
+
+    shutil.copytree(folder, to)
+    transformers.AutoModelForCausalLM.from_pretrained(to, dtype=torch.bfloat16).save_pretrained(to)
+    return to
 
 
 def written_once(base: Path) -> Callable[[str], Path]:

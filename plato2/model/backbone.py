@@ -300,6 +300,11 @@ class Backbone(nn.Module):
             return cpu.sample_blocks(segment_ids, type_ids, self.config.n_head, dtype)
         return self.dense_mask(segment_ids, type_ids, dtype)
 
+    def own_precision(self) -> torch.autocast:
+        """What is computed in where no Trainer decides: the weights' dtype, or that of a base in bfloat16."""
+        is_mixed = self.config.base_dtype == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=is_mixed)
+
     @property
     def attention_dtype(self) -> torch.dtype:
         """What attention computes in: the weights' dtype, or that of autocast."""

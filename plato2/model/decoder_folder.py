@@ -39,12 +39,15 @@ class Words(Protocol):
         """The words `begin`, `end` and `unknown`."""
 
 
-def from_folder(config: ModelConfig, read_words: Callable[[str], Words]) -> ModelConfig:
+def from_folder(
+    config: ModelConfig, read_words: Callable[[str], Words], to_train: bool = True
+) -> ModelConfig:
     """The configuration with the geometry of the decoder in `config.path`, which is not loaded yet.
 
     Args:
         config: with `path`.
         read_words: reads the tokenizer of such a folder, `DecoderTokenizer.from_model`.
+        to_train: whether there must be weights; a plan needs none.
 
     Raises:
         UserError: nothing there, no decoder of these families, a tokenizer of another vocabulary, pickled or
@@ -54,7 +57,12 @@ def from_folder(config: ModelConfig, read_words: Callable[[str], Words]) -> Mode
     given = f"model.path={config.path}"
     raw = _read_config(folder, given)
     _check_kind(folder, raw, given)
-    transformers = import_transformers()
+    if to_train and not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{given}: has no *.safetensors (pickled weights are never read); save the model again with "
+            "save_pretrained, whose files are safetensors"
+        )
+    transformers = import_transformers(config)
     try:
         found = transformers.AutoConfig.for_model(raw["model_type"], **_without(raw, "model_type"))
     except Exception as error:  # whatever a configuration of somebody else's makes its class do
@@ -197,7 +205,7 @@ def build_decoder(config: ModelConfig, stored: dict[str, Any]) -> tuple[Any, Any
     Raises:
         UserError: it cannot be read.
     """
-    transformers = import_transformers()
+    transformers = import_transformers(config)
     of = f"model.path={config.path}"
     try:
         geometry = transformers.AutoConfig.for_model(stored["model_type"], **_without(stored, "model_type"))
@@ -227,8 +235,11 @@ def build_decoder(config: ModelConfig, stored: dict[str, Any]) -> tuple[Any, Any
     return model.train(), geometry  # read, it is in evaluation mode, and Lightning leaves modes as they are
 
 
-def import_transformers() -> Any:
+def import_transformers(config: ModelConfig) -> Any:
     """transformers, quiet.
+
+    Args:
+        config: of the model that needs it, for the message.
 
     Raises:
         UserError: it is not installed.
@@ -236,7 +247,8 @@ def import_transformers() -> Any:
     try:
         import transformers
     except ImportError:
-        raise UserError(f"model.path: needs transformers; {install('huggingface')}") from None
+        cure = install("lora") if config.has_adapter else install("huggingface")
+        raise UserError(f"model.path: needs transformers; {cure}") from None
     transformers.utils.logging.disable_progress_bar()
     return transformers
 
@@ -279,11 +291,6 @@ def _check_kind(folder: Path, raw: dict[str, Any], given: str) -> None:
     if raw.get("quantization_config"):
         raise UserError(
             f"{given}: its weights are quantised and cannot be trained; take the model they come from"
-        )
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(
-            f"{given}: has no *.safetensors (pickled weights are never read); save the model again with "
-            "save_pretrained, whose files are safetensors"
         )
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from plato2.config import ModelConfig, UserError, install
 from plato2.model import cpu, masks
 from plato2.model.backbone import Backbone, KeyValueCache, Mask, put_front, read_slots
 from plato2.model.decoder_folder import (
+    CURE,
     SPECIAL,
     FolderWeights,
     build_decoder,
@@ -63,7 +65,7 @@ class PretrainedBackbone(Backbone):
     """The interface of `Backbone` over a causal decoder of transformers.
 
     On the meta device only shapes are made, from `config.architecture`; elsewhere the weights in
-    `config.path` are read, in float32.
+    `config.path` are read, in float32, or the matrices in `config.base_dtype`.
 
     With an adapter the weights read are frozen, and neither in its state dict nor missed in one that is
     loaded.
@@ -87,7 +89,8 @@ class PretrainedBackbone(Backbone):
         """Own weights that are not those in `config.path`, by their names in a backbone without adapter."""
         stored = stored_architecture(config)
         if base is None:
-            model, geometry = build_decoder(config, stored["config"])
+            with torch.device("meta") if config.base_dtype == "bfloat16" else nullcontext():
+                model, geometry = build_decoder(config, stored["config"])
             self.decoder = model.base_model
             self.lm_head = None if geometry.tie_word_embeddings else model.get_output_embeddings()
             self.at_work: list[str] = []
@@ -113,11 +116,13 @@ class PretrainedBackbone(Backbone):
         self.added = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(shape)) for name, shape in added.items()}
         )
+        self.register_load_state_dict_post_hook(lambda module, _: module.renew_buffers())
+        if config.base_dtype == "bfloat16" and base is None:
+            self._keep_in_half()
         if config.has_adapter:
             self._add_adapter()
         if config.checkpoint_activations:
             self.decoder.activation_checkpointing_enable({"use_reentrant": False})
-        self.register_load_state_dict_post_hook(lambda module, _: module.renew_buffers())
 
     @property
     def blocks(self) -> nn.ModuleList:  # type: ignore[override]
@@ -146,7 +151,7 @@ class PretrainedBackbone(Backbone):
         for special, word in enumerate(self.read_as):
             words = torch.where(token_ids == special, word, words)
         words = torch.where(is_mask, self.read_as[1], words)
-        return self.decoder.get_input_embeddings()(words) + is_mask[..., None] * self.mask_vector
+        return self._read(words) + is_mask[..., None] * self.mask_vector
 
     def embed(
         self, token_ids: Tensor, type_ids: Tensor, pos_ids: Tensor, role_ids: Tensor | None = None
@@ -160,7 +165,7 @@ class PretrainedBackbone(Backbone):
     def put_front(self, x: Tensor, sample_index: Tensor, vectors: Tensor) -> Tensor:
         """Latent or [MASK] vectors (N, H), added to the begin token, in the front slots of embedded rows."""
         begin = torch.full((1,), self.read_as[1], device=x.device)
-        return put_front(x, sample_index, self.decoder.get_input_embeddings()(begin) + vectors)
+        return put_front(x, sample_index, self._read(begin) + vectors)
 
     def mask(self, segment_ids: Tensor, type_ids: Tensor | None = None) -> Mask:
         """See `Backbone.mask`; always dense, as transformers takes it."""
@@ -238,8 +243,13 @@ class PretrainedBackbone(Backbone):
         """
         found = self.base_weights()
         # cloned: not the bytes of a file that may change
-        base = {name: found[name].to("cpu", torch.float32, copy=True) for name in found}
-        self.load_state_dict(base, strict=False, assign=True)
+        own = dict(self.named_parameters())
+        base = {name: found[name].to("cpu", own[name].dtype, copy=True) for name in found}
+        try:
+            self.load_state_dict(base, strict=False, assign=True)
+        except RuntimeError as error:  # of another shape
+            told = str(error).splitlines()[-1].strip()
+            raise UserError(f"model.path={self.config.path}: cannot be read ({told}); {CURE}") from None
 
     @torch.no_grad()
     def merged(self) -> dict[str, Tensor]:
@@ -264,7 +274,7 @@ class PretrainedBackbone(Backbone):
 
     def lora_config(self) -> Any:
         """What peft calls the shape of the adapter: a `LoraConfig`."""
-        conv = import_transformers().pytorch_utils.Conv1D  # GPT-2's linear layers
+        conv = import_transformers(self.config).pytorch_utils.Conv1D  # GPT-2's linear layers
         linear = {
             name.removesuffix(".base_layer").rpartition(".")[2]: isinstance(module, conv)
             for name, module in self.blocks.named_modules()
@@ -277,6 +287,17 @@ class PretrainedBackbone(Backbone):
             target_modules=sorted(linear),
             fan_in_fan_out=any(linear.values()),
         )
+
+    def _keep_in_half(self) -> None:
+        """Makes the decoder's matrices bfloat16, and reads all of it, unless it stays on the meta device.
+
+        Vectors stay float32: norms compute with them in that. One tensor at a time is in memory twice.
+        """
+        for name, weight in self.named_parameters():
+            if is_of_base(name) and weight.ndim == 2:
+                weight.data = torch.empty(weight.shape, dtype=torch.bfloat16, device="meta")
+        if torch.get_default_device().type != "meta":
+            self.load_base()
 
     def _add_adapter(self) -> None:
         """Freezes the base, and adds low-rank matrices to the linear layers of its blocks."""
@@ -291,6 +312,9 @@ class PretrainedBackbone(Backbone):
                 self.decoder,
                 self.adapter,
             )
+        for name, weight in self.decoder.named_parameters():
+            if ".lora_" in name:  # peft makes them as what they are added to
+                weight.data = weight.data.float()
         self.at_work[:] = [self.adapter]
         self.register_state_dict_post_hook(_without_base)
         self.register_load_state_dict_post_hook(_base_is_not_missing)
@@ -300,6 +324,11 @@ class PretrainedBackbone(Backbone):
         if self.at_work and self.at_work != [self.adapter]:
             _peft().functional.set_adapter(self.decoder, self.adapter, inference_mode=not self.training)
             self.at_work[:] = [self.adapter]
+
+    def _read(self, words: Tensor) -> Tensor:
+        """The decoder's own word embeddings, in the precision of what is added to them: (...) -> (..., H)."""
+        embedded: Tensor = self.decoder.get_input_embeddings()(words)
+        return embedded.to(self.mask_vector.dtype)
 
     def _products(self, h: Tensor) -> Tensor:
         """(M, H) -> (M, W) products with the rows of the output table that have a word."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plato2.config import TrainConfig, UserError
@@ -37,7 +39,14 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
         from plato2.model.decoder_folder import from_folder
         from plato2.weights.base import with_base
 
-        keys.model = with_base(from_folder(keys.model, DecoderTokenizer.from_model))
+        found = from_folder(keys.model, DecoderTokenizer.from_model, to_train=not keys.plan)
+        found = replace(found, path=str(Path(found.path).absolute()))  # a run is read from any folder
+        keys.model = found if keys.plan else with_base(found)
+        if keys.model.base_dtype == "bfloat16" and (precision := precision_of(keys)) != "bf16-mixed":
+            raise UserError(
+                f"model.base_dtype=bfloat16: is for strategy.precision=bf16-mixed, not {precision}; give "
+                "that, or leave it out"
+            )
     check_arguments(pl.Trainer, {k: v for k, v in keys.strategy.items() if v != "auto"}, "strategy")
     check_arguments(pl.Trainer, keys.trainer, "trainer")
     check_counts(keys.trainer, ("max_steps", "val_check_interval", "log_every_n_steps"), "trainer")
@@ -112,6 +121,26 @@ def check_words(keys: TrainConfig, data: DialogueDataModule) -> None:
             f"data.path={data.path}: its tokenizer ({theirs[:12]}) is not that of the decoder in "
             f"{keys.model.path} ({own[:12]}); prepare it with plato2 prepare --tokenizer hf:{keys.model.path}"
         )
+
+
+def precision_of(keys: TrainConfig) -> str:
+    """The precision of the strategy; with `auto` what is best where the run will be."""
+    from plato2.runs.parallel import best_precision
+
+    precision = str(keys.strategy.get("precision", "32-true"))
+    if precision != "auto":
+        return precision
+    if keys.plan:
+        return "bf16-mixed" if on_gpus(keys) else best_precision("cpu")
+    return best_precision(str(keys.strategy["accelerator"]))
+
+
+def on_gpus(keys: TrainConfig) -> bool:
+    """Whether a run is one on GPUs, of this machine or of another."""
+    import torch
+
+    accelerator = keys.strategy.get("accelerator", "auto")
+    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
 
 
 def is_sharded(keys: TrainConfig) -> bool:

@@ -21,7 +21,7 @@ from plato2.config import ModelConfig
 from plato2.model.backbone import Backbone
 from plato2.model.pretrained import PretrainedBackbone
 from plato2.runs.length import RunLength, duration, in_words, rounded
-from plato2.runs.simulate import Form, Memory, Ranks, peak_memory
+from plato2.runs.simulate import Form, Memory, Ranks, memory_of_a_step
 from plato2.stages.base import Stage
 
 GIB = 1024**3
@@ -150,6 +150,7 @@ class Gpu:
 
 
 GPUS = {
+    "L4-24G": Gpu(int(22.5 * GIB), 121e12),
     "V100-32G": Gpu(32 * GIB, 125e12),
     "A100-80G": Gpu(80 * GIB, 312e12),
     "H100-80G": Gpu(80 * GIB, 989.4e12),
@@ -292,8 +293,8 @@ Build = Callable[[int, bool], Stage]
 """(layers, activation checkpointing) -> the stage on the meta device."""
 MakeUnit = Callable[[int], Unit]
 """Tokens -> a typical unit."""
-SIMULATED = (3, 5)
-"""Layers of the models that are simulated in place of a deeper one."""
+SIMULATED, SIMULATED_SHARDED = (3, 4), (3, 5)
+"""Layers of the models that are simulated in place of a deeper one; the second with FSDP2."""
 FITTED = (16384, 32768)
 """Tokens of two units from which on memory is taken to be a line: activations outweigh all else."""
 
@@ -310,17 +311,21 @@ def memory_of_a_rank(
 ) -> Memory:
     """Memory at the peak of a step; of many layers from that of a few, to which each layer adds the same.
 
-    With two layers FSDP2 does not yet hold the block at hand and the next one at once: so three and five.
+    It does so in each part of a step, but which of them has the peak depends on the depth.
+    With two layers FSDP2 does not yet hold the block at hand and the next one at once.
     """
 
-    def of(layers: int) -> Memory:
-        return peak_memory(build(layers, checkpointing), unit, ranks, form, n_units, averaged)
+    def of(layers: int) -> dict[str, Memory]:
+        return memory_of_a_step(build(layers, checkpointing), unit, ranks, form, n_units, averaged)
 
-    few, more = SIMULATED
+    few, more = SIMULATED_SHARDED if ranks.fsdp else SIMULATED
     if n_layer <= more:
-        return of(n_layer)
-    three = of(few)
-    return three.plus(of(more), three, (n_layer - few) / (more - few))
+        found = of(n_layer)
+    else:
+        shallow, deeper = of(few), of(more)
+        times = (n_layer - few) / (more - few)
+        found = {part: shallow[part].plus(deeper[part], shallow[part], times) for part in shallow}
+    return max(found.values(), key=lambda memory: memory.total)
 
 
 def largest_units(
@@ -373,6 +378,8 @@ class Plan:
     largest_unit: dict[str, dict[str, int]] | None
     """`largest_units`; None where the run is one on CPUs."""
     terms: Terms
+    other_total: float | None = None
+    """Bytes at the peak with activation checkpointing the other way; None where it is not known."""
     length: RunLength | None = None
     """Where the corpus is prepared."""
 
@@ -399,6 +406,7 @@ class Plan:
             "flop_per_step": work.step_flop,
             "flop": work.flop,
             "memory_bytes": {**asdict(self.memory), "total": self.memory.total},
+            "total_memory_bytes": self._totals(),
             "memory_on": self.form,
             "checkpoint_activations": self.checkpointing,
             "largest_unit_tokens": self.largest_unit,
@@ -416,6 +424,11 @@ class Plan:
             "paper": PAPER,
             "advice": self.advice(),
         }
+
+    def _totals(self) -> dict[str, float | None]:
+        own, other = self.memory.total, self.other_total
+        both = (own, other) if self.checkpointing else (other, own)
+        return dict(zip(("with_checkpointing", "without_checkpointing"), both, strict=True))
 
     def _on(self, gpu: Gpu) -> dict[str, Any]:
         total = sum(hours(one, gpu, self.terms) for one in self.curriculum)
@@ -456,7 +469,10 @@ class Plan:
         if self.length:
             rows.append(("the corpus", self.length.of_the_corpus()))
         share = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts)
-        rows.append(("memory of a rank", f"{self.memory.total / GIB:.2f} GiB at its peak ({share})"))
+        held = f"{self.memory.total / GIB:.2f} GiB at its peak ({share})"
+        if self.other_total is not None:
+            held += f"; {self.other_total / GIB:.2f} with" + "out" * self.checkpointing + " checkpointing"
+        rows.append(("memory of a rank", held))
         if work.ranks.n > 1:
             sent = f"{work.traffic / 1e9:.3g} GB to and from a rank, {_ms(network_s(work, self.terms))}"
             rows.append(("traffic of a step", f"{sent} at {self.terms.link_gb_per_s:g} GB/s"))
@@ -519,18 +535,21 @@ class Plan:
         if self.largest_unit is None:
             return []
         work, said = self.work, []
-        too_small = [gpu for gpu in GPUS if not self.fits(gpu)]
-        if too_small:
-            unit = f"{listed(too_small)}: a unit of {work.unit_tokens:,} tokens does not fit"
-            best = max(self.largest_unit[gpu]["with_checkpointing"] for gpu in too_small)
+        too_small: dict[str, list[str]] = {}
+        for gpu in (gpu for gpu in GPUS if not self.fits(gpu)):
+            best = self.largest_unit[gpu]["with_checkpointing"]
             if not self.checkpointing and best >= work.unit_tokens:
-                said.append(f"{unit}; model.checkpoint_activations=true makes room")
+                cure = "; model.checkpoint_activations=true makes room"
             elif best > 0:
-                said.append(f"{unit}; give data.unit_tokens={best} or less")
+                also = "" if self.checkpointing else " and model.checkpoint_activations=true"
+                cure = f"; give data.unit_tokens={best} or less{also}"
             elif not work.ranks.fsdp:
-                said.append(f"{unit}, nor any smaller one; strategy=fsdp_64 shares the model out")
+                cure = ", nor any smaller one; strategy=fsdp_64 shares the model out"
             else:
-                said.append(f"{unit}, nor any smaller one; take more devices")
+                cure = ", nor any smaller one; take more devices"
+            too_small.setdefault(cure, []).append(gpu)
+        for cure, gpus in too_small.items():
+            said.append(f"{listed(gpus)}: a unit of {work.unit_tokens:,} tokens does not fit{cure}")
         room = [gpu for gpu in GPUS if self.largest_unit[gpu]["without_checkpointing"] >= work.unit_tokens]
         if self.checkpointing and room:
             said.append(

@@ -12,7 +12,7 @@ from plato2.config import TrainConfig
 from plato2.runs.build import build
 from plato2.runs.console import say
 from plato2.runs.job import CURRICULUM
-from plato2.runs.parts import build_parts, build_stage, is_sharded, run_length
+from plato2.runs.parts import build_parts, build_stage, is_sharded, on_gpus, precision_of, run_length
 
 if TYPE_CHECKING:  # heavy imports wait until something is planned: --help and tab completion stay fast
     from plato2.batch import Unit
@@ -87,8 +87,12 @@ def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others:
     memory = memory_of_a_rank(
         build, model.n_layer, model.checkpoint_activations, unit, ranks, form, own.units, averaged
     )
-    limits = None
+    limits = other_total = None
     if form == "gpu":
+        other_way = not model.checkpoint_activations
+        other_total = memory_of_a_rank(
+            build, model.n_layer, other_way, unit, ranks, form, own.units, averaged
+        ).total
         make = partial(planned_unit, keys, data)
         step = data.batching.row_length
         limits = largest_units(build, model.n_layer, make, step, ranks, own.units, averaged)
@@ -101,6 +105,7 @@ def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others:
         checkpointing=model.checkpoint_activations,
         largest_unit=limits,
         terms=Terms(keys.plan_mfu, keys.plan_gb_per_s, keys.plan_gpu_hour_price),
+        other_total=other_total,
         length=run_length(keys, data, 0) if data.exists else None,
     )
 
@@ -125,15 +130,12 @@ def planned_unit(keys: TrainConfig, data: DialogueDataModule, tokens: int) -> Un
 
 def ranks_of(keys: TrainConfig) -> Ranks:
     """How the processes of the strategy share the model."""
-    from plato2.runs.parallel import best_precision, n_ranks
+    from plato2.runs.parallel import n_ranks
     from plato2.runs.sharded import check_replicas
     from plato2.runs.simulate import Ranks
 
     strategy, machines = keys.strategy, keys.strategy.get("num_nodes", 1)
-    n, precision = n_ranks(strategy["devices"], machines), strategy.get("precision")
-    if precision == "auto":
-        precision = "bf16-mixed" if on_gpus(keys) else best_precision("cpu")
-    half = "16" in str(precision)
+    n, half = n_ranks(strategy["devices"], machines), "16" in precision_of(keys)
     if not is_sharded(keys):
         return Ranks(replicate=n, half=half)
     copies = check_replicas(strategy["strategy"].get("replicas", 1), machines, n)
@@ -146,11 +148,3 @@ def keeps_an_average(keys: TrainConfig) -> bool:
 
     made = [build(node, f"callbacks.{name}") for name, node in keys.callbacks.items()]
     return any(isinstance(callback, WeightAveraging) for callback in made)
-
-
-def on_gpus(keys: TrainConfig) -> bool:
-    """Whether a run is one on GPUs, of this machine or of another."""
-    import torch
-
-    accelerator = keys.strategy.get("accelerator", "auto")
-    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.common_utils import get_untyped_storages
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker, _FSDPRefType
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils.weak import WeakIdKeyDictionary
 
 from plato2.batch import Unit
 from plato2.config import UserError
@@ -148,7 +150,21 @@ def typical_unit(
 def peak_memory(
     stage: Stage, unit: Unit, ranks: Ranks, form: Form, n_units: int = 1, averaged: bool = False
 ) -> Memory:
-    """The memory of a rank at the peak of an optimizer step, the second one: Adam has its moments by then.
+    """The memory of a rank at the peak of an optimizer step; see `memory_of_a_step`."""
+    found = memory_of_a_step(stage, unit, ranks, form, n_units, averaged).values()
+    return max(found, key=lambda memory: memory.total)
+
+
+def memory_of_a_step(
+    stage: Stage, unit: Unit, ranks: Ranks, form: Form, n_units: int = 1, averaged: bool = False
+) -> dict[str, Memory]:
+    """The memory of a rank at the peak of each part of an optimizer step.
+
+    It is the second step: Adam has its moments by then. Its parts are the forward pass, the backward pass
+    through the last block, the next (with what checkpointing has left of the last), those between and the
+    first, once for each pass and unit, and what comes after. From one block to the next memory changes by the
+    same amount, so each part but `between` is linear in the number of layers, while which of them has the
+    peak depends on it. With FSDP2 the step is one part.
 
     Args:
         stage: built on the meta device; its weights are replaced.
@@ -176,15 +192,19 @@ def peak_memory(
         step(lambda: None)  # also fills PyTorch's caches of shapes, which the tracker would take for tensors
         tracker = (_FSDPTracker if ranks.fsdp else _Tracker)(stage, optimizer, fake)
         with tracker:
-            step(tracker.reset_mod_stats)
+            step(tracker.after_unit)
     copies = _cast_by_autocast(stage) if autocast else 0
-    memory = tracker.memory()
-    memory = replace(memory, weight_copies=copies, activations=memory.activations - copies)
+    buckets = 0
     if not ranks.fsdp and ranks.n > 1:  # DDP's buckets hold all gradients once more
-        trained = sum(parameter.numel() for parameter in stage.parameters() if parameter.requires_grad)
-        memory = replace(memory, exchange_buffers=4 * trained)
-    # A copy of all weights, frozen ones too; it is updated when activations and gradients are gone.
-    return replace(memory, average=memory.weights) if averaged else memory
+        buckets = 4 * sum(parameter.numel() for parameter in stage.parameters() if parameter.requires_grad)
+    found = tracker.memory()
+    for part, memory in found.items():
+        memory = replace(memory, weight_copies=copies, activations=memory.activations - copies)
+        if not ranks.fsdp:
+            memory = replace(memory, exchange_buffers=buckets)
+        # A copy of all weights, frozen ones too; it is updated when activations and gradients are gone.
+        found[part] = replace(memory, average=memory.weights) if averaged else memory
+    return found
 
 
 def _cast_by_autocast(stage: Stage) -> int:
@@ -196,7 +216,8 @@ def _cast_by_autocast(stage: Stage) -> int:
     linear = (module for module in stage.modules() if isinstance(module, nn.Linear))
     weights = [weight for module in linear for weight in module.parameters(recurse=False)]
     again = 0 if stage.model_config.checkpoint_activations else stage.passes
-    numbers = sum(weight.numel() * (1 if weight.requires_grad else again) for weight in weights)
+    cast = (weight for weight in weights if weight.dtype == torch.float32)
+    numbers = sum(weight.numel() * (1 if weight.requires_grad else again) for weight in cast)
     return 2 * (numbers + (0 if stage.model_config.is_pretrained else stage.backbone.word.weight.numel()))
 
 
@@ -343,6 +364,16 @@ def _ignored(gradient: Tensor) -> None:
     pass
 
 
+@contextmanager
+def _of_the_whole(tracker: MemTracker) -> Iterator[None]:
+    """Peaks of the whole stage alone: those of each module took as long as all else, with adapters longer."""
+    modules, tracker.memory_tracking = tracker.memory_tracking, WeakIdKeyDictionary()
+    try:
+        yield
+    finally:
+        tracker.memory_tracking = modules
+
+
 class _Tracker(MemTracker):
     """PyTorch's, of a model that each rank holds whole."""
 
@@ -355,16 +386,49 @@ class _Tracker(MemTracker):
                 handles = of_none.register_hook(_ignored), of_none.register_hook(_ignored)
                 self._param_to_grad_hook_handles[weight] = handles
         self.track_external(stage, optimizer, *unit.values())  # type: ignore[arg-type]
+        self.part, self.n_passes, self.n_done = "forward", 0, 0
+        self.parts: dict[str, Memory] = {}
+        blocks = list(stage.backbone.blocks)
+        places = ["first", *["between"] * (len(blocks) - 3), "next", "last"][-len(blocks) :]
+        for place, block in zip(places, blocks, strict=True):
+            block.register_forward_hook(partial(self._at_its_backward, place))
+
+    def _at_its_backward(self, place: str, block: nn.Module, given: Any, output: Any) -> None:
+        """A part of the step begins when the gradient of a block's output is there."""
+        h = output[0] if isinstance(output, tuple) else output
+
+        def begin(_: Tensor) -> None:
+            self.n_passes += place == "last"
+            self._begin(f"{place} {self.n_passes}")
+
+        if h.requires_grad:
+            h.register_hook(begin)
+
+    def _begin(self, part: str) -> None:
+        if self._peak_mem:
+            found = _parts(self, weights=["Parameter"], gradients=["Gradient"], optimizer=["Optstate"])
+            self.parts[self.part] = max(found, self.parts.get(self.part, found), key=lambda one: one.total)
+        self.part, self.logits.at_peak = part, 0
+        self._peak_mem.clear()
+        self._peak_mem_snap.clear()
+
+    def after_unit(self) -> None:
+        """The next forward pass begins, or what comes after the last one."""
+        self.reset_mod_stats()
+        self.n_done += 1
+        self._begin(f"after {self.n_done}")
 
     def _update_peak_stats(self, peak_state: Any) -> None:
         before = dict(self._peak_mem)
-        super()._update_peak_stats(peak_state)
+        with _of_the_whole(self):
+            super()._update_peak_stats(peak_state)
         if self._peak_mem != before:
             self.logits.count(self._WINFO)
 
-    def memory(self) -> Memory:
-        """The peak by parts."""
-        return _parts(self, weights=["Parameter"], gradients=["Gradient"], optimizer=["Optstate"])
+    def memory(self) -> dict[str, Memory]:
+        """The peak of each part."""
+        self._begin("")
+        return self.parts
 
 
 _GRADIENTS = (_FSDPRefType.SHARDED_GRAD, _FSDPRefType.UNSHARDED_GRAD)
@@ -381,7 +445,8 @@ class _FSDPTracker(FSDPMemTracker):
 
     def _update_peak_stats(self, peak_state: Any) -> None:
         before = dict(self._peak_mem)
-        super()._update_peak_stats(peak_state)
+        with _of_the_whole(self):
+            super()._update_peak_stats(peak_state)
         if self._peak_mem != before:
             self.logits.count(self._WINFO)
             self.summed = sum(map(self._summed, self.sharded))
@@ -400,8 +465,12 @@ class _FSDPTracker(FSDPMemTracker):
                             found += info.mem_consumed
         return found
 
-    def memory(self) -> Memory:
-        """The peak by parts."""
+    def after_unit(self) -> None:
+        """Nothing, but for what PyTorch's tracker needs."""
+        self.reset_mod_stats()
+
+    def memory(self) -> dict[str, Memory]:
+        """The peak."""
         found = _parts(
             self,
             weights=["Sharded Param"],
@@ -410,9 +479,8 @@ class _FSDPTracker(FSDPMemTracker):
             gathered_blocks=["Unsharded Param", "All Gather"],
             exchange_buffers=["Reduce Scatter"],
         )
-        return replace(
-            found, gradients=found.gradients + self.summed, activations=found.activations - self.summed
-        )
+        summed = {"gradients": found.gradients + self.summed, "activations": found.activations - self.summed}
+        return {"step": replace(found, **summed)}
 
 
 def _parts(tracker: _Tracker | _FSDPTracker, **kinds: list[str]) -> Memory:

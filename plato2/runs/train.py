@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # heavy imports wait until something is trained: --help and t
 
 OF_PRETRAINED = ("path", "context_mask", "architecture")
 """Keys of the model that only one made of a pretrained decoder has."""
-OF_ADAPTER = ("adapter", "adapter_rank", "adapter_alpha", "base_sha256", "base")
+OF_ADAPTER = ("adapter", "adapter_rank", "adapter_alpha", "base_dtype", "base_sha256", "base")
 """Keys of the model that only one with an adapter has."""
 
 
@@ -76,6 +76,7 @@ def train(keys: TrainConfig, resolved: dict[str, Any], job: Job) -> Trained | No
         resolved["model"] = asdict(keys.model)
     absent = () if keys.model.is_pretrained else OF_PRETRAINED  # as it was before there were such models
     absent = absent if keys.model.has_adapter else (*absent, *OF_ADAPTER)
+    absent = (*absent, "base_dtype") if keys.model.base_dtype == "float32" else absent
     absent = (*absent, "latent_at") if keys.model.latent_at == "front" else absent
     resolved["model"] = {k: v for k, v in resolved["model"].items() if k not in absent}
     if keys.plan:

@@ -10,7 +10,7 @@ from plato2.config import TrainConfig, UserError
 from plato2.runs.build import build
 from plato2.runs.console import quiet_lightning
 from plato2.runs.job import Job
-from plato2.runs.parts import is_sharded
+from plato2.runs.parts import is_sharded, precision_of
 
 if TYPE_CHECKING:  # heavy imports wait until something is trained: --help and tab completion stay fast
     import pytorch_lightning as pl
@@ -72,7 +72,7 @@ def strategy_arguments(keys: TrainConfig, job: Job) -> dict[str, Any]:
         UserError: a sweep that each of several processes would start again.
     """
     from plato2.runs.folder import several_processes
-    from plato2.runs.parallel import best_precision, is_on_gpu
+    from plato2.runs.parallel import is_on_gpu
     from plato2.runs.sharded import WholeCheckpoints, precision_plugin
 
     strategy = dict(keys.strategy)
@@ -83,7 +83,7 @@ def strategy_arguments(keys: TrainConfig, job: Job) -> dict[str, Any]:
             "start it with torchrun or srun, use a Hydra launcher (hydra/launcher=...), or devices=1"
         )
     if strategy.get("precision") == "auto":
-        strategy["precision"] = best_precision(str(strategy["accelerator"]))
+        strategy["precision"] = precision_of(keys)
     device = "cuda" if is_on_gpu(str(strategy["accelerator"])) else "cpu"
     plugin = precision_plugin(str(strategy.get("precision", "32-true")), device, is_sharded(keys))
     if plugin:

@@ -227,7 +227,7 @@ def _decode_part(
         these; and sums of their log-probabilities (rows,).
     """
     device = generator.backbone.device
-    with torch.autocast(device.type, enabled=False):  # the cache has the weights' own precision
+    with generator.backbone.own_precision():  # the cache has it, too
         rows = _prefill(generator, contexts, prefixes, config.max_tokens, latents)
         if config.strategy == "beam":
             return _beam_search(generator, rows, config)

@@ -242,7 +242,7 @@ def coherence_of_records(evaluation: Evaluator, pairs: Pairs) -> list[float]:
     if not pairs:
         return []
     backbone, head = evaluation.backbone, evaluation.coherence
-    with torch.autocast(backbone.device.type, enabled=False):
+    with backbone.own_precision():
         if isinstance(head, DualCoherence):
             probabilities: list[float] = _read_apart(backbone, head, pairs).tolist()
             return probabilities
@@ -293,7 +293,7 @@ def backward_log_probs(backward: Generator, pairs: Pairs) -> list[float]:
         return []
     backbone, limit = backward.backbone, backward.model_config.max_position
     records = [(encode_response(r, max(limit - len(c), 1)), c) for c, r in pairs]
-    with torch.autocast(backbone.device.type, enabled=False):
+    with backbone.own_precision():
         unit, order = _pack(backbone, records, drop_last=True)
         mask = backbone.mask(unit["segment_ids"], unit["type_ids"])
         x = backbone.embed_unit(unit)

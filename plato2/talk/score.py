@@ -141,7 +141,7 @@ def score(model: Generator | Evaluator, records: Sequence[Record]) -> list[dict[
         return nll.new_zeros(len(records)).index_add(0, record_of, nll).tolist()
 
     found = [{"n_tokens": len(r.response) - 1} | own for r, own in zip(records, found, strict=True)]
-    with torch.autocast(device.type, enabled=False):
+    with backbone.own_precision():
         x = backbone.embed_unit(unit)  # (B, T, H)
         if latents is None:
             nlls = summed_nll(x, backbone.mask(unit["segment_ids"], unit["type_ids"]))

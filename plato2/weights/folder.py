@@ -112,6 +112,7 @@ def read_saved(
 
 def _checkpoint(file: Path, checkpoint: dict[str, Any]) -> Saved:
     check(StageArguments, checkpoint["hyper_parameters"], str(file), "choose another checkpoint")
+    checkpoint["hyper_parameters"]["model"].pop("base_dtype", None)  # of training alone
     run = RunFolder(file.absolute().parents[1])
     if run.checkpoints != file.absolute().parent:  # a checkpoint that was taken out of its run
         run = RunFolder(file.absolute().parent)

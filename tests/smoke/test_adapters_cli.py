@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from decoders import rounded
 from forks import Forks
+from small import ROOT, assert_one_line, stopped_at, train_in_process
 from test_pretrained_cli import STEPS, Training, places, plato2  # noqa: F401 (a fixture)
 from test_resume import assert_same
 
@@ -61,6 +63,50 @@ def test_three_stages_of_adapters_from_a_folder_to_a_reply(
         assert "which is not there; put it back" in errors
     finally:
         shutil.move(tmp_path / "elsewhere", decoder)
+
+
+@pytest.mark.slow
+def test_a_base_in_bfloat16_changes_nothing_but_memory(
+    places: list[str],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Of a decoder in bfloat16: every loss and weight, also of a run that was stopped; then it talks."""
+    decoder = rounded(Path(places[0].removeprefix("model.path=")), tmp_path / "decoder")
+    half = ["model.base_dtype=bfloat16", "strategy.precision=bf16-mixed"]
+
+    def train(run_id: str, stage: str, *overrides: str) -> Path:
+        given = [*STEPS, *places, *ADAPTER, *half, f"model.path={decoder}", f"stage={stage}"]
+        given += ["output_dir=runs", f"run_id={run_id}", "init_from=scratch", "sample_replies=2", *overrides]
+        last = {item.split("=", 1)[0]: item for item in given}
+        done = train_in_process(list(last.values()), tmp_path, ROOT / "train.py")
+        assert done.returncode == 0, done.stderr
+        return tmp_path / "runs" / f"pretrained-{stage}" / run_id
+
+    def learned(run: Path) -> tuple[list[tuple[int, str, float]], dict[str, torch.Tensor]]:
+        rows = [row for row in read_metrics(run / "metrics.csv") if row[1] == "train/loss"]
+        weights = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        return rows, {name: weight for name, weight in weights.items() if name != "validation"}
+
+    with stopped_at(4):
+        train("stopped", "2_gen")
+    runs = {"generation": train("half", "2_gen"), "evaluation": train("half", "2_eval")}
+    stopped, whole = train("stopped", "2_gen"), train("whole", "2_gen", "model.base_dtype=float32")
+    judge = train("whole", "2_eval", "model.base_dtype=float32")
+    for role, other in (("generation", stopped), ("generation", whole), ("evaluation", judge)):
+        (rows, weights), (known_rows, known) = learned(runs[role]), learned(other)
+        assert rows == known_rows
+        assert len(rows) == 6
+        assert weights.keys() == known.keys()
+        assert all(torch.equal(weight, known[name]) for name, weight in weights.items())
+    paths = [word for role, run in runs.items() for word in (f"--{role}", run)]
+    code, out, errors = plato2("reply", *paths, "--max-tokens", 6, "--json", "bon kan", "dus")
+    assert code == 0, errors
+    assert len(json.loads(out)["candidates"]) == 4
+    given = [*STEPS, *places, *ADAPTER, half[0], "strategy.precision=32-true", "output_dir=runs"]
+    done = train_in_process(given, tmp_path, ROOT / "train.py")
+    assert_one_line(
+        done.stderr, "model.base_dtype=bfloat16: is for strategy.precision=bf16-mixed, not 32-true"
+    )
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from decoders import write_decoder
+from decoders import rounded, write_decoder
 from forks import Forks
 from small import ROOT, write_dialogues
 from test_adapters_cli import ADAPTER
@@ -72,6 +72,17 @@ class Ranks:
             torch.testing.assert_close(weight, known[name], atol=2e-4, rtol=0)  # Adam: 4 steps of 1e-3
 
 
+def prepared(decoder: Path, folder: Path) -> list[str]:
+    """Conversations in the decoder's words; both as keys of the command line."""
+    conversations = write_dialogues(folder / "d.jsonl", 60)
+    limits = ("--max-context", 48, "--max-response", 48, "--valid-dialogues", 10, "--test-fraction", 0)
+    code, _, errors = plato2(
+        "prepare", "jsonl", conversations, "--out", folder / "data", "--tokenizer", f"hf:{decoder}", *limits
+    )
+    assert code == 0, errors
+    return [f"model.path={decoder}", f"data.path={folder / 'data'}"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "adapter"), [("qwen2", []), ("llama", ADAPTER)], ids=["whole", "lora"])
 def test_ranks_train_a_decoder_as_one_process_does(
@@ -79,14 +90,7 @@ def test_ranks_train_a_decoder_as_one_process_does(
 ) -> None:
     """Qwen 2's word table is also its output table; Llama's are two. Runs go on with other ranks."""
     decoder = write_decoder(tmp_path / "decoder", family)
-    conversations = write_dialogues(tmp_path / "d.jsonl", 60)
-    limits = ("--max-context", 48, "--max-response", 48, "--valid-dialogues", 10, "--test-fraction", 0)
-    code, _, errors = plato2(
-        "prepare", "jsonl", conversations, "--out", tmp_path / "data", "--tokenizer", f"hf:{decoder}", *limits
-    )
-    assert code == 0, errors
-    places = [f"model.path={decoder}", f"data.path={tmp_path / 'data'}", *adapter]
-    ranks = Ranks(forks, places, tmp_path)
+    ranks = Ranks(forks, [*prepared(decoder, tmp_path), *adapter], tmp_path)
     ranks("one", 1)
     ranks("ddp", 2, "strategy=ddp")
     ranks.assert_same("ddp", "one")
@@ -96,3 +100,15 @@ def test_ranks_train_a_decoder_as_one_process_does(
     ranks("fsdp4", 4, "strategy=fsdp", SHARES, "trainer.max_steps=2")
     ranks("fsdp4", 1)
     ranks.assert_same("fsdp4", "one")
+
+
+@pytest.mark.slow
+def test_ranks_share_a_base_in_bfloat16(forks: Forks, tmp_path: Path) -> None:
+    """FSDP2 gathers weights in bfloat16 anyway: what it trains is the same, number for number."""
+    decoder = rounded(write_decoder(tmp_path / "a"), tmp_path / "b")
+    ranks = Ranks(forks, [*prepared(decoder, tmp_path), *ADAPTER], tmp_path)
+    short = ["trainer.max_steps=2", "strategy.precision=bf16-mixed"]
+    for strategy in ("ddp", "fsdp"):
+        ranks(f"{strategy}-whole", 2, f"strategy={strategy}", *short)
+        ranks(strategy, 2, f"strategy={strategy}", *short, "model.base_dtype=bfloat16")
+        assert ranks.losses(strategy) == ranks.losses(f"{strategy}-whole")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from decoders import mostly_slow, write_decoder, written_once
+from decoders import mostly_slow, rounded, write_decoder, written_once
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from plato2.batch import Unit
-from plato2.config import ModelConfig, UserError
+from plato2.config import DecodeConfig, ModelConfig, UserError
 from plato2.data.decoder_tokenizer import DecoderTokenizer
 from plato2.data.units import pack
 from plato2.files import file_sha256
@@ -31,6 +33,9 @@ from plato2.runs.plan import decoder_products, step_flops
 from plato2.runs.start import warm_start, with_base_of
 from plato2.stages import CoarseGeneration, CoherenceEstimation, FineGeneration, Stage
 from plato2.stages.optim import adamw
+from plato2.talk.decode import decode
+from plato2.talk.rank import coherence
+from plato2.talk.score import Record, score
 from plato2.weights.base import base_sha256, check_base, fill_base, with_base
 from plato2.weights.folder import Saved, _fill
 
@@ -298,6 +303,11 @@ def test_what_an_adapter_cannot_go_on_from(folder: Callable[[str], Path], tmp_pa
         ({"adapter_rank": 0}, "model.adapter_rank=0: must be at least 1"),
         ({"adapter_alpha": 0.0}, "model.adapter_alpha=0.0: must be a number above 0"),
         ({"adapter_alpha": float("nan")}, "model.adapter_alpha=nan: must be a number above 0"),
+        ({"base_dtype": "int8"}, "model.base_dtype=int8: use one of float32, bfloat16"),
+        (
+            {"base_dtype": "bfloat16", "adapter": "none"},
+            "model.base_dtype=bfloat16: is for frozen weights; leave it out, or give model.adapter=lora",
+        ),
         ({"adapter": "dora"}, "model.adapter=dora: use one of none, lora"),
         ({"path": ""}, "model.adapter=lora: is for a pretrained decoder; leave it out, or give model=pretr"),
     ],
@@ -305,6 +315,17 @@ def test_what_an_adapter_cannot_go_on_from(folder: Callable[[str], Path], tmp_pa
 def test_values_that_no_adapter_has(values: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=re.escape(told)):
         ModelConfig(**({"path": "x", "adapter": "lora"} | values))
+
+
+@pytest.mark.parametrize(("adapter", "extra"), [("lora", "lora"), ("none", "huggingface")])
+def test_without_transformers_the_extra_is_named(
+    folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, adapter: str, extra: str
+) -> None:
+    """That of low-rank training has it, too."""
+    decoder = folder("llama")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=rf"model.path: needs transformers; pip install '\.\[{extra}\]'"):
+        read(decoder, adapter=adapter)
 
 
 def test_without_peft_the_extra_is_named(
@@ -347,3 +368,100 @@ def test_a_run_does_not_resume_on_another_base(tmp_path: Path) -> None:
     run.write_lineage(status="running", config=config)
     with pytest.raises(UserError, match=r"model.path=d: the weights there \(sha256 b{12}\) are not th"):
         go_on(run, {"model": config["model"] | {"base_sha256": "b" * 64}})
+
+
+# ------------------------------------------------------------------------------------- the base in bfloat16
+
+
+def step(stage: Stage, unit: Unit) -> dict[str, Tensor]:
+    """Losses and gradients as bf16-mixed computes them."""
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = stage.losses(unit)
+    torch.stack([terms[term].sum() for term in stage.loss_terms]).sum().backward()
+    grads = {name: weight.grad for name, weight in stage.named_parameters() if weight.grad is not None}
+    return {**{term: value.detach() for term, value in terms.items()}, **grads}
+
+
+@pytest.mark.parametrize("family", mostly_slow("llama", "gpt2"))
+def test_with_a_base_in_bfloat16_bf16_mixed_computes_the_same(
+    folder: Callable[[str], Path], family: str, tmp_path: Path
+) -> None:
+    """Bit for bit, where the folder's weights are bfloat16: autocast rounds them to that anyway.
+
+    Not of Gemma 3, which multiplies word embeddings by a number in their own precision: one more rounding.
+    """
+    decoder = rounded(folder(family), tmp_path / "d")
+    kept, whole = (
+        FineGeneration(read(decoder, base_dtype=dtype, adapter_rank=4)) for dtype in ("bfloat16", "float32")
+    )
+    dtypes = {name: weight.dtype for name, weight in kept.named_parameters()}
+    for name, weight in kept.named_parameters():
+        is_half = is_of_base(name) and weight.ndim == 2
+        assert dtypes[name] == (torch.bfloat16 if is_half else torch.float32), name
+    size = sum(weight.nbytes for name, weight in whole.named_parameters() if is_of_base(name))
+    own = sum(weight.nbytes for name, weight in kept.named_parameters() if is_of_base(name))
+    assert own < 0.53 * size
+    unit = unit_of(whole)
+    for _ in range(2):
+        found, known = step(kept, unit), step(whole, unit)
+        assert found.keys() == known.keys()
+        for name, value in known.items():
+            if family == "gemma3_text":
+                assert (found[name] - value).norm() < 0.1 * value.norm(), name
+            else:
+                assert torch.equal(found[name], value), name
+        for stage in (kept, whole):
+            for weight in stage.parameters():
+                weight.data -= 0.1 * (weight.grad if weight.grad is not None else 0)
+                weight.grad = None
+    assert kept.state_dict().keys() == whole.state_dict().keys()
+
+
+def test_a_decoder_in_float32_is_rounded_once(folder: Callable[[str], Path]) -> None:
+    """Vectors stay as they are; what a checkpoint holds and what talks does not know of it."""
+    kept, whole = (CoarseGeneration(read(folder("llama"), base_dtype=d)) for d in ("bfloat16", "float32"))
+    known = dict(whole.named_parameters())
+    for name, weight in kept.named_parameters():
+        own = known[name].bfloat16() if is_of_base(name) and weight.ndim == 2 else known[name]
+        assert torch.equal(weight, own), name
+    unit = unit_of(whole)
+    found, expected = step(kept, unit), step(whole, unit)
+    torch.testing.assert_close(found["nll"], expected["nll"], rtol=0.05, atol=0.05)
+    assert not torch.equal(found["nll"], expected["nll"])  # word embeddings are rounded
+
+
+@pytest.mark.parametrize("spoilt", ["shapes", "half", "missing"])
+def test_a_base_in_bfloat16_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, spoilt: str) -> None:
+    decoder = write_decoder(tmp_path)
+    config, weights = decoder / "config.json", decoder / "model.safetensors"
+    if spoilt == "half":
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    else:
+        changed = {"hidden_size": 40, "head_dim": 10} if spoilt == "shapes" else {"num_hidden_layers": 3}
+        config.write_text(json.dumps({**json.loads(config.read_text()), **changed}))
+    told = "get the folder again" if spoilt == "missing" else "cannot be read"
+    with pytest.raises(UserError, match=rf"model\.path=.*{told}") as found:
+        CoarseGeneration(read(decoder, base_dtype="bfloat16"))
+    assert "\n" not in str(found.value)
+
+
+def test_while_it_trains_such_a_model_talks(folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """Validations show replies, scores and choices, outside of the Trainer's autocast."""
+    decoder = rounded(folder("llama"), tmp_path / "d")
+    kept, whole = (FineGeneration(read(decoder, base_dtype=d)).eval() for d in ("bfloat16", "float32"))
+    (context, _), *_ = PAIRS
+    scored, known = (score(stage, [Record(c, r) for c, r in PAIRS]) for stage in (kept, whole))
+    for found, expected in zip(scored, known, strict=True):
+        assert found["nll_by_latent"] == pytest.approx(expected["nll_by_latent"], rel=0.03)
+    (candidates,) = decode(kept, [context], DecodeConfig(max_tokens=5))
+    assert len(candidates) == 5
+    for latent, candidate in enumerate(candidates):
+        end = [] if candidate.has_end else [2]  # a response that was cut off is scored with an end
+        (again,) = score(whole, [Record(context, [1, *candidate.token_ids, *end])])
+        own, n = again["nll_by_latent"][latent], len(candidate.token_ids)
+        assert -candidate.log_prob * n < own * 1.03
+        assert end or -candidate.log_prob * n == pytest.approx(own, rel=0.03)
+    judges = (CoherenceEstimation(read(decoder, base_dtype=d)).eval() for d in ("bfloat16", "float32"))
+    pairs = [(context, response[1:-1]) for _, response in PAIRS]
+    found, expected = (coherence(judge, pairs) for judge in judges)
+    assert found == pytest.approx(expected, abs=0.02)

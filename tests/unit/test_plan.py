@@ -81,6 +81,7 @@ def test_a_step_that_is_too_small_for_its_ranks_is_bound_by_the_network_and_told
     assert figures["network_s_per_step"] == pytest.approx(0.055, abs=0.001)
     assert figures["gpus"]["H100-80G"]["arithmetic_s_per_step"] == pytest.approx(0.040, abs=0.001)
     assert {gpu: info["bound_by"] for gpu, info in figures["gpus"].items()} == {
+        "L4-24G": "arithmetic",
         "V100-32G": "arithmetic",
         "A100-80G": "arithmetic",
         "H100-80G": "network",
@@ -116,7 +117,8 @@ def test_what_does_not_fit_is_told_what_would() -> None:
         in planned(memory=large, largest_unit=small).advice()
     )
     plan = planned(memory=large, largest_unit=dict.fromkeys(GPUS, room), checkpointing=False)
-    assert "V100-32G: a unit of 1,024 tokens does not fit; model.checkpoint_activations=true makes room" in (
+    told = "does not fit; model.checkpoint_activations=true makes room"
+    assert f"L4-24G and V100-32G: a unit of 1,024 tokens {told}" in (
         plan.advice()
     )
     unknown = planned(largest_unit=None)

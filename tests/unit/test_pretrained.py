@@ -405,9 +405,13 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
     assert "\n" not in str(found.value)
 
 
-def test_values_that_do_not_belong_together_are_refused(folder: Callable[[str], Path]) -> None:
+def test_values_that_do_not_belong_together_are_refused(
+    folder: Callable[[str], Path], tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=r"model\.n_layer=3: the decoder in .* has 2; leave it out"):
         read(folder("llama"), n_layer=3)
+    with pytest.raises(UserError, match=r"has a sliding window of 32; use at most 32"):
+        read(write_decoder(tmp_path / "d", "mistral", sliding_window=32))
     with pytest.raises(UserError, match=r"model\.context_mask=both: use one of prefix, causal"):
         read(folder("llama"), context_mask="both")
     with pytest.raises(UserError, match=r"model\.latent_at=middle: use one of front, response"):
