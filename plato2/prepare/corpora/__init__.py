@@ -81,10 +81,10 @@ def read_corpus(
         )
     if corpus not in names and "." not in corpus:
         near = did_you_mean(corpus, names)
-        existing = f"there are {', '.join(names)}"
+        all_names = f"there are {', '.join(names)}"
         raise UserError(
-            f"corpus={corpus!r} is not known; {near if near != existing else 'choose another one'} ({existing}, "
-            "or a module with a read function by its dotted name)"
+            f"corpus={corpus!r} is not known; {near if near != all_names else 'choose another one'} "
+            f"({all_names}, or a module with a read function by its dotted name)"
         )
     module_name = f"{__name__}.{corpus}" if corpus in names else corpus
     try:
