@@ -118,9 +118,7 @@ def test_what_does_not_fit_is_told_what_would() -> None:
     )
     plan = planned(memory=large, largest_unit=dict.fromkeys(GPUS, room), checkpointing=False)
     told = "does not fit; model.checkpoint_activations=true makes room"
-    assert f"L4-24G and V100-32G: a unit of 1,024 tokens {told}" in (
-        plan.advice()
-    )
+    assert f"L4-24G and V100-32G: a unit of 1,024 tokens {told}" in (plan.advice())
     unknown = planned(largest_unit=None)
     assert unknown.figures()["largest_unit_tokens"] is None
     assert not [one for one in unknown.advice() if "fit" in one]
