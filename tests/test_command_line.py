@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from small import ROOT, Train, assert_one_line
+from small import ROOT, Train, assert_one_line, train_in_process
 
 from plato2.commands.train_overrides import flags_first
 from plato2.config import ModelConfig, OptimConfig, RunConfig
@@ -108,7 +108,6 @@ def leaves(node: dict[str, Any]) -> set[str]:
     [
         ("lr=3", "lr: no such key; did you mean optim.lr?"),
         ("modle=tiny", "modle: no such key; did you mean model?"),
-        ("data=shards", "data.path: has no default; give it as data.path=VALUE"),
         ("data.n_worker=3", "data.n_worker: no such key; did you mean data.n_workers?"),
         ("model=tinny", "model=tinny: no such option; did you mean tiny?"),
         ("stage.batch.rolez=true", "did you mean stage.batch.roles?"),
@@ -130,6 +129,12 @@ def leaves(node: dict[str, Any]) -> set[str]:
 )
 def test_what_was_meant(train_here: Train, word: str, meant: str) -> None:
     assert_one_line(train_here(word, expect=2).stderr, meant)
+
+
+def test_a_key_without_default_is_asked_for(tmp_path: Path) -> None:
+    done = train_in_process(["data=shards"], tmp_path, ROOT / "train.py")
+    assert done.returncode == 2
+    assert_one_line(done.stderr, "data.path: has no default; give it as data.path=VALUE")
 
 
 def test_cfg_job_prints_what_will_be_used(train_here: Train) -> None:
