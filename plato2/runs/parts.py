@@ -32,6 +32,7 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
     import pytorch_lightning as pl
 
     from plato2.runs.corpus import CorpusOfRun
+    from plato2.runs.folder import several_processes
     from plato2.runs.parallel import check_devices, check_processes, check_replicas, n_ranks
 
     if keys.model.is_pretrained:
@@ -86,7 +87,8 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
     prepare = keys.data.pop("prepare", None)
     check_arguments(CorpusOfRun, {"prepare": prepare}, "data")
     data = build(keys.data, "data", batch=batch, seed=keys.seed, batch_tokens=keys.optim.batch_tokens)
-    if not keys.plan:  # the plan of a stage takes no heed of the others'
+    # The plan of a stage takes no heed of the others', and ranks that are there already compare what they have.
+    if not keys.plan and not several_processes():
         ranks = n_ranks(1 if (accelerator, devices) == ("cpu", "auto") else devices, num_nodes)
         told = f"strategy.devices={devices}" + f" on {num_nodes} machines" * (num_nodes > 1)
         data.check_ranks(ranks, told)

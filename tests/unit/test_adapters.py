@@ -407,13 +407,17 @@ def test_with_a_base_in_bfloat16_bf16_mixed_computes_the_same(
         assert found.keys() == known.keys()
         for name, value in known.items():
             if family == "gemma3_text":
-                assert (found[name] - value).norm() < 0.1 * value.norm(), name
+                assert (found[name] - value).norm() <= 0.1 * value.norm(), name
             else:
                 assert torch.equal(found[name], value), name
         for stage in (kept, whole):
             for weight in stage.parameters():
                 weight.data -= 0.1 * (weight.grad if weight.grad is not None else 0)
                 weight.grad = None
+        own = dict(whole.named_parameters())  # the second step, too, is compared by itself
+        for name, weight in kept.named_parameters():
+            if not is_of_base(name):
+                weight.data.copy_(own[name].data)
     assert kept.state_dict().keys() == whole.state_dict().keys()
 
 
