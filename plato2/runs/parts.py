@@ -87,7 +87,7 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
     prepare = keys.data.pop("prepare", None)
     check_arguments(CorpusOfRun, {"prepare": prepare}, "data")
     data = build(keys.data, "data", batch=batch, seed=keys.seed, batch_tokens=keys.optim.batch_tokens)
-    # The plan of a stage takes no heed of the others', and ranks that are there already compare what they have.
+    # The plan of a stage takes no heed of the others', and ranks that are there compare what they have first.
     if not keys.plan and not several_processes():
         ranks = n_ranks(1 if (accelerator, devices) == ("cpu", "auto") else devices, num_nodes)
         told = f"strategy.devices={devices}" + f" on {num_nodes} machines" * (num_nodes > 1)
