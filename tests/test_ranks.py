@@ -163,27 +163,30 @@ def test_a_frozen_rank_is_named_after_the_time_out_of_a_step_and_the_report_show
     pair.wait_for_step(3)
     frozen = pair.pid(1)
     os.kill(frozen, signal.SIGSTOP)
-    pair.wait(lambda: "error: " in pair.said(0))
-    line = re.search(rf"rank 1 of 2 on {HOST} stopped after step (\d+) and.* waited (\d+) s", pair.said(0))
-    assert line, pair.said(0)
-    assert 3 <= int(line[2]) < 20  # that of a step, not of the start
-    state = {state.rank: state for state in read_states(pair.run)}[0]
-    assert state.last.event == "late"
+    try:  # whatever is found, it is not left frozen
+        pair.wait(lambda: "error: " in pair.said(0))
+        line = re.search(
+            rf"rank 1 of 2 on {HOST} stopped after step (\d+) and.* waited (\d+) s", pair.said(0)
+        )
+        assert line, pair.said(0)
+        assert 3 <= int(line[2]) < 20  # that of a step, not of the start
+        state = {state.rank: state for state in read_states(pair.run)}[0]
+        assert state.last.event == "late"
 
-    record = json.loads(flight_of(pair.run, 0).read_text())
-    limits = [entry["timeout_ms"] / 1000 - MARGIN_S for entry in record["entries"]]
-    assert {3, 20} <= set(limits)  # PyTorch's own, of the steps and of what is between them
-    shown = CliRunner().invoke(app, ["report", str(pair.run)])
-    assert f"rank 1 of 2 on {socket.gethostname()} stopped after step {line[1]}" in shown.output
-    assert "gloo:all" in shown.output
-    told = json.loads(CliRunner().invoke(app, ["report", str(pair.run), "--json"]).stdout)["ranks"][0]
-    assert told["summary"] in " ".join(shown.output.split())
-    assert told["ranks"][0]["last_collective"]["profiling_name"].startswith("gloo:all")
-    page = pair.folder / "page.html"
-    assert CliRunner().invoke(app, ["report", str(pair.run), "--out", str(page)]).exit_code == 0
-    assert "Ranks of tiny-1_coarse/r" in page.read_text()
-
-    os.kill(frozen, signal.SIGCONT)
+        record = json.loads(flight_of(pair.run, 0).read_text())
+        limits = [entry["timeout_ms"] / 1000 - MARGIN_S for entry in record["entries"]]
+        assert {3, 20} <= set(limits)  # PyTorch's own, of the steps and of what is between them
+        shown = CliRunner().invoke(app, ["report", str(pair.run)])
+        assert f"rank 1 of 2 on {socket.gethostname()} stopped after step {line[1]}" in shown.output
+        assert "gloo:all" in shown.output
+        told = json.loads(CliRunner().invoke(app, ["report", str(pair.run), "--json"]).stdout)["ranks"][0]
+        assert told["summary"] in " ".join(shown.output.split())
+        assert told["ranks"][0]["last_collective"]["profiling_name"].startswith("gloo:all")
+        page = pair.folder / "page.html"
+        assert CliRunner().invoke(app, ["report", str(pair.run), "--out", str(page)]).exit_code == 0
+        assert "Ranks of tiny-1_coarse/r" in page.read_text()
+    finally:
+        os.kill(frozen, signal.SIGCONT)
     codes, said = pair.end()
     assert codes == [2, 2]
     assert "rank" in error_of(said[1])
