@@ -1,11 +1,16 @@
-"""Records and draws the curves of experiments/rates/run.sh.
+"""Learning rates for low-rank training: trains the first steps of each stage, records and draws the curves.
 
-    python -m experiments.rates.rates outputs/rates
+    python -m experiments.rates.rates --base FOLDER --data DIR [--coarse RUN]
+
+The same command continues after a kill. Stages 2.1 and 2.2 start from --coarse, a stage 1 of
+experiments/pretrained; without it they are left out.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,9 +26,51 @@ matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+RATES = ("2e-4", "5e-4", "1.25e-3")
+NOTHING = "1e-9"
+"""A rate that changes nothing: the decoder as it is."""
+STEPS = {"1_coarse": 60, "2_gen": 36, "2_eval_dual": 60}
+COMMON = [
+    *("model=pretrained_lora", "model.max_position=192", "model.adapter_rank=8", "model.adapter_alpha=16"),
+    *("data=shards", "data.unit_tokens=1024", "data.row_length=256", "data.valid_units=24"),
+    *("optim.batch_tokens=2048", "optim.schedule=linear", "seed=0", "strategy=cpu", "checkpoint_steps=10"),
+    *("selection=300", "human_rank=0", "sample_replies=0", "latent_contexts=0", "report=false"),
+]
 SHOWN = ("nll", "nll_uniform", "z_mutual_information", "rce", "pair_acc", "p1")
 """What is kept of a validation; docs/train.md explains each figure."""
-DRAWN = {"1_coarse": "nll", "2_gen": "nll_uniform", "2_eval_dual": "pair_acc"}
+DRAWN = {"1_coarse": "nll", "2_gen": "nll_uniform", "2_eval": "pair_acc"}
+
+
+def beginning(stage: str, rate: str, steps: int, *overrides: str) -> list[str]:
+    """The options of so many steps, validated at every third, with a warm-up of a sixth of them."""
+    schedule = [f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps // 3}"]
+    return [
+        *COMMON,
+        *(f"stage={stage}", f"optim.lr={rate}", f"optim.warmup_steps={steps // 6}"),
+        *(*schedule, *overrides),
+    ]
+
+
+def plan(coarse: Path | None) -> dict[str, list[str]]:
+    """Run -> its options, in the order in which they are trained."""
+    runs = {}
+    for mask in ("prefix", "causal"):
+        of = f"model.context_mask={mask}"
+        runs[f"as_it_is_{mask}-{NOTHING}"] = beginning("1_coarse", NOTHING, 3, of)
+        name = "1_coarse" if mask == "prefix" else "1_coarse_causal"
+        runs |= {f"{name}-{rate}": beginning("1_coarse", rate, STEPS["1_coarse"], of) for rate in RATES}
+    if coarse is not None:
+        for stage in ("2_gen", "2_eval_dual"):
+            of = f"init_from={coarse}"
+            runs |= {f"{stage}-{rate}": beginning(stage, rate, STEPS[stage], of) for rate in RATES}
+    return runs
+
+
+def finished(run: Path) -> bool:
+    """Whether a run has reached its last step."""
+    lineage = run / "lineage.json"
+    return lineage.exists() and json.loads(lineage.read_text(encoding="utf-8"))["status"] == "finished"
 
 
 def recorded(run: Path) -> dict[str, Any]:
@@ -50,7 +97,7 @@ def draw(runs: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(1, len(stages), figsize=(5 * len(stages), 4), squeeze=False)
     for axis, stage in zip(axes[0], stages, strict=True):
         for run in runs.values():
-            if run["stage"] == stage:
+            if run["stage"] == stage and run["rate"] > float(NOTHING):
                 steps, values = zip(*((p["step"], p[DRAWN[stage]]) for p in run["curve"]), strict=True)
                 causal = run["context_mask"] == "causal"
                 label = f"{run['rate']:g}{', causal context' * causal}"
@@ -62,12 +109,28 @@ def draw(runs: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    """Of every finished run in a folder."""
+    """Trains what is not finished, then records everything that is."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--base", required=True, help="the decoder's folder")
+    parser.add_argument("--data", required=True, help="the prepared corpus")
+    parser.add_argument("--coarse", type=Path, help="a finished stage 1, for stages 2.1 and 2.2")
+    parser.add_argument("--out", type=Path, default=Path("outputs/rates"), help="where runs are kept")
+    given = parser.parse_args()
+    out = given.out.absolute()
+    places = [f"model.path={given.base}", f"data.path={given.data}"]
+    places += [f"output_dir={out.parent}", f"name={out.name}"]
     runs = {}
-    for done in sorted(Path(sys.argv[1]).glob("*/done")):
-        runs[done.parent.name] = recorded(done.parent)
-        keep_config(done.parent, HERE / "config" / f"{done.parent.name}.yaml")
-    results = {"runs": runs, **provenance()}
+    for name, options in plan(given.coarse).items():
+        run = out / name
+        if not finished(run):
+            command = [sys.executable, "train.py", *options, *places, f"run_id={name}"]
+            print("+", *command[1:], flush=True)
+            subprocess.run(command, cwd=ROOT, check=True)
+        runs[name] = recorded(run)
+        keep_config(run, HERE / "config" / f"{name}.yaml")
+    results = {"runs": runs, "made_with": provenance()}
     (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     draw(runs, HERE / "curves.png")
 

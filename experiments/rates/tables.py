@@ -1,0 +1,50 @@
+"""The tables of README.md and docs/pretrained.md; see experiments/tables.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.tables import markdown
+
+Results = Mapping[str, Any]
+FIGURES = {
+    "nll": "nll",
+    "nll_uniform": "nll, z uniform",
+    "z_mutual_information": "mutual information",
+    "rce": "rce",
+    "pair_acc": "pair accuracy",
+    "p1": "P@1 of 10",
+}
+
+
+def stage(results: Results, name: str, figures: list[str]) -> str:
+    """A row for each rate and each kind of context; the figures after each third of the steps."""
+    runs = [run for run in results["runs"].values() if run["stage"] == name]
+    if not runs:
+        return "Not run yet."
+    runs.sort(key=lambda run: (run["context_mask"] != "prefix", run["rate"]))
+    rows = []
+    for run in runs:
+        unchanged = run["rate"] < 1e-8
+        points = run["curve"][-1:] if unchanged else run["curve"]
+        cells = [" ".join(f"{point[figure]:.3f}" for point in points) for figure in figures]
+        rows.append([run["context_mask"], "as it is" if unchanged else f"{run['rate']:g}", *cells])
+    steps = ", ".join(str(point["step"]) for point in runs[-1]["curve"])
+    head = ["context", "rate", *(f"{FIGURES[figure]} after {steps} steps" for figure in figures)]
+    return markdown(head, rows, left=2)
+
+
+def coarse(results: Results) -> str:
+    """Stage 1."""
+    return stage(results, "1_coarse", ["nll"])
+
+
+def fine(results: Results) -> str:
+    """Stage 2.1."""
+    return stage(results, "2_gen", ["nll_uniform", "z_mutual_information"])
+
+
+def ranker(results: Results) -> str:
+    """Stage 2.2 with the dual head."""
+    return stage(results, "2_eval", ["pair_acc", "p1"])
