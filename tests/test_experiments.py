@@ -37,7 +37,7 @@ def stray_numbers(text: str) -> list[str]:
     known = [float(n) for found in place.finditer(text) for n in re.findall(r"\d+\.\d+", found[0])]
     # Versions and file names have letters or more points beside them; `2.1` is a stage.
     around = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", " ", place.sub(" ", text), flags=re.S)
-    around = re.sub(r"\b(stages?|section|BY-NC-SA) \d\.\d( and \d\.\d)?", " ", around)
+    around = re.sub(r"\b([Ss]tages?|section|BY-NC-SA) \d\.\d( and \d\.\d)?", " ", around)
     said = re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\w)", around)
     return [n for n in said if not any(f"{x:.{len(n.partition('.')[2])}f}" == n for x in known)]
 
