@@ -245,7 +245,7 @@ def as_result(
 def show(result: Result, controls: Sequence[Control]) -> None:
     """Controls, then the table, or why there is none."""
     from plato2.evaluate.judge import JUDGE_MEASURES
-    from plato2.evaluate.results import Figure, result_table, text
+    from plato2.evaluate.results import Figure, print_table, result_table, text
 
     console = Console(highlight=False)
     for control in controls:
@@ -255,9 +255,8 @@ def show(result: Result, controls: Sequence[Control]) -> None:
     if result.details["withheld"]:
         console.print("The judge's table is withheld: it failed a control.", style="bold")
         return
-    console.print(
-        result_table(result, f"{result.settings['question']}, judged by {result.settings['model']}")
-    )
+    title = f"{result.settings['question']}, judged by {result.settings['model']}"
+    print_table(result_table(result, title), console)
     for name, measure in JUDGE_MEASURES.items():
         console.print(
             f"{measure.label}: {text(Figure(**result.details['judge'][name]), measure)}", markup=False

@@ -259,7 +259,7 @@ def evaluated(
 
 def show(results: Mapping[Path, Result]) -> None:
     """Prints them as their verbs do."""
-    from plato2.evaluate.results import result_table
+    from plato2.evaluate.results import print_table, result_table
     from plato2.evaluate.selection import print_selection
 
     console = Console(highlight=False)
@@ -267,7 +267,7 @@ def show(results: Mapping[Path, Result]) -> None:
         if result.kind == "selection":
             print_selection(result, console)
         else:
-            console.print(result_table(result))
+            print_table(result_table(result), console)
 
 
 def said_something(file: Path) -> bool:

@@ -391,7 +391,7 @@ def test_the_verb(models: dict[str, Path], tmp_path: Path) -> None:
         (["--k", "0"], "--k 0: give whole numbers"),
         (["--length", "tokens"], "--length tokens"),
         (["--rank", "backward"], "--rank backward: backward needs a model; give --backward"),
-        (["--data", tmp_path / "no"], "no"),
+        (["--data", tmp_path / "no"], f"--data {tmp_path}/no: no prepared corpus there"),
     ):
         done = CliRunner().invoke(app, ["evaluate", "selection", str(file), *map(str, bad)])
         assert done.exit_code == 2, done.output
