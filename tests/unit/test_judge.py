@@ -70,6 +70,8 @@ class Server:
                     data, status = b'{"error": {"message": "slow down"}}', 429
                 if wrong == "500":
                     data, status = b"oh no", 500
+                if wrong == "404":
+                    data, status = b'{"error": {"message": "no such model"}}', 404
                 if wrong == "html":
                     data, kind = b"<html>hello</html>", "text/html"
                 if wrong == "broken":
@@ -291,6 +293,21 @@ def test_an_endpoint_that_stays_so(
     done = run(tmp_path, healed, *two)
     assert json.loads(done.stdout)["systems"]["a"]["win_rate"]["value"] == pytest.approx(0.85)
     assert healed.n_asked == 2 * 24 + 2 * 10 - 20
+
+
+def test_a_model_that_is_not_there_is_one_line(
+    tmp_path: Path, two: list[str], serve: Callable[..., Server]
+) -> None:
+    """Also with several requests under way, all of which are given up."""
+    done = run(tmp_path, serve(fair, ["404"] * 1000), *two)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "status 404: " in done.stderr
+
+
+def test_one_system_is_none_to_compare(tmp_path: Path, two: list[str], serve: Callable[..., Server]) -> None:
+    done = run(tmp_path, serve(fair), two[0])
+    assert done.exit_code == 2
+    assert "give a file of another one, too" in done.stderr
 
 
 def test_nobody_is_there(tmp_path: Path, two: list[str], serve: Callable[..., Server]) -> None:
