@@ -140,3 +140,16 @@ def test_a_sweep_whose_runs_are_gone_is_refused(tmp_path: Path) -> None:
     (folder / "sweep.json").write_text(json.dumps({"name": "s"}))
     with pytest.raises(UserError, match="no run of the sweep s"):
         sweeps(folder)
+
+
+def test_a_sweep_without_runs_does_not_hide_the_others(sweep: Path) -> None:
+    """Such as one whose command had a typo: `plato2 report outputs/sweeps/*` meets it."""
+    empty = sweep.parent / "r"
+    empty.mkdir()
+    (empty / "sweep.json").write_text(json.dumps({"name": "r"}))
+    alone = CliRunner().invoke(app, ["report", str(empty)])
+    assert (alone.exit_code, alone.stderr.count("\n")) == (2, 1)
+    done = CliRunner().invoke(app, ["report", str(empty), str(sweep)])
+    assert done.exit_code == 0, done.output
+    assert "no run of the sweep r" in done.stderr
+    assert "The sweep s, 1_coarse" in done.stdout
