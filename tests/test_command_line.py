@@ -298,6 +298,27 @@ def test_typos_in_files(train_here: Train, tmp_path: Path, file: str) -> None:
     assert_one_line(train_here(expect=2, script=tmp_path / "train.py").stderr, told)
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"# @package _global_\nmodel: {n_layer: 2\nseed: 3\n", "own.yaml:3: not valid YAML ("),
+        (b"# @package _global_\nseed:\t3\n", "own.yaml:2: not valid YAML ("),
+        (
+            "# @package _global_\ntags: [caf\u00e9]\n".encode("latin-1"),
+            "own.yaml: byte 31 is not UTF-8; save",
+        ),
+    ],
+)
+def test_a_file_that_is_not_yaml_is_one_line(
+    train_here: Train, tmp_path: Path, text: bytes, told: str
+) -> None:
+    own = tmp_path / "mine" / "experiment" / "own.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(text)
+    done = train_here(f"--config-dir={tmp_path / 'mine'}", "experiment=own", "--cfg=job", expect=2)
+    assert_one_line(done.stderr, told)
+
+
 def test_own_paths_in_conf_local_lose_against_experiments_only(
     train_here: Train, tmp_path: Path, corpus: Path
 ) -> None:
