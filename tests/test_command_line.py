@@ -107,6 +107,7 @@ def leaves(node: dict[str, Any]) -> set[str]:
     ("word", "meant"),
     [
         ("lr=3", "lr: no such key; did you mean optim.lr?"),
+        ("optim.learning_rate=3", "optim.learning_rate: no such key; optim has lr, "),
         ("modle=tiny", "modle: no such key; did you mean model?"),
         ("data.n_worker=3", "data.n_worker: no such key; did you mean data.n_workers?"),
         ("model=tinny", "model=tinny: no such option; did you mean tiny?"),

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from plato2.config import UserError, did_you_mean, expand_path, install
-from plato2.runs.keys import nearest_key, options_with
+from plato2.runs.keys import known_keys, nearest_key, options_with
 from plato2.runs.space import FACTOR, in_hydras_words
 
 TEXT_KEYS = (
@@ -267,7 +267,7 @@ def explain(error: Exception, conf: Path) -> str:
 
 
 def meant(key: str, conf: Path) -> str:
-    """The nearest key to one that is not known."""
+    """The nearest key to one that is not known; where none is near, those of its group."""
     near = nearest_key(key, conf)
     if ":" in key:
         return did_you_mean(key, [key.partition(":")[0]])
@@ -278,4 +278,8 @@ def meant(key: str, conf: Path) -> str:
             if options
             else f"write +{key}=VALUE"
         )
-    return f"did you mean {near}?" if near else "no key is similar"
+    if near:
+        return f"did you mean {near}?"
+    group = key.partition(".")[0]
+    own = [known.partition(".")[2] for known in known_keys(conf) if known.startswith(f"{group}.")]
+    return f"{group} has {', '.join(own)}" if own else "no key is similar"
