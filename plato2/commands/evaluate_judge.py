@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from plato2.commands import needs
 from plato2.commands.options import takes
 from plato2.commands.results import ResultOptions, check_outputs, deliver
 from plato2.config import UserError, did_you_mean
@@ -95,6 +96,9 @@ def judge(
 
     given = [*map(file_of, files), options.human, options.tasks, options.ratings]
     check_outputs({"--answers": answers, "--out": to.out, "--picture": to.picture}, given)
+    with needs("eval", "evaluate judge"):  # before anybody is paid for answers
+        import scipy  # noqa: F401
+        import statsmodels  # noqa: F401
     contest = read_contest(files, options.speaker, options.pairs, options.seed)
     again = f"give a longer --timeout-s or more --retries; {AGAIN}"
     with kept_answers(answers, Endpoint(endpoint, again=again)) as kept:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from plato2.commands import needs
 from plato2.commands.options import takes
 from plato2.commands.results import ResultOptions, deliver, watch
 from plato2.commands.talking import MODELS, RANKING, Device, fetches_models, small
@@ -133,6 +134,9 @@ def selection(
     from plato2.evaluate.results import inputs, picture
     from plato2.evaluate.selection import evaluate_selection, print_selection, sets_of
 
+    with needs("eval", "evaluate selection"):  # before what takes long
+        import bm25s  # noqa: F401
+        import statsmodels  # noqa: F401
     queries = [query for file in files for query in islice(read_queries(file, format), given.limit)]
     sets_of(queries, given.ks())  # says what is wrong with them before a model is loaded
     if not (given.generation or given.evaluation or given.backward or given.speaker):

@@ -8,6 +8,7 @@ import math
 import random
 import re
 import runpy
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -302,6 +303,17 @@ def test_a_model_that_is_not_there_is_one_line(
     done = run(tmp_path, serve(fair, ["404"] * 1000), *two)
     assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
     assert "status 404: " in done.stderr
+
+
+def test_without_the_extra_nothing_is_asked(
+    tmp_path: Path, two: list[str], serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers may cost money, and figures are made only after the last one."""
+    monkeypatch.setitem(sys.modules, "statsmodels", None)
+    server = serve(fair)
+    done = run(tmp_path, server, *two)
+    assert (done.exit_code, done.stderr.count("\n"), server.n_asked) == (2, 1, 0)
+    assert "needs statsmodels: pip install" in done.stderr
 
 
 def test_one_system_is_none_to_compare(tmp_path: Path, two: list[str], serve: Callable[..., Server]) -> None:
