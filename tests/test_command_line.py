@@ -107,6 +107,7 @@ def leaves(node: dict[str, Any]) -> set[str]:
     ("word", "meant"),
     [
         ("lr=3", "lr: no such key; did you mean optim.lr?"),
+        ("optim.learning_rate=3", "optim.learning_rate: no such key; optim has lr, "),
         ("modle=tiny", "modle: no such key; did you mean model?"),
         ("data.n_worker=3", "data.n_worker: no such key; did you mean data.n_workers?"),
         ("model=tinny", "model=tinny: no such option; did you mean tiny?"),
@@ -296,6 +297,27 @@ def test_typos_in_files(train_here: Train, tmp_path: Path, file: str) -> None:
     assert right in text
     path.write_text(text.replace(right, wrong, 1), encoding="utf-8")
     assert_one_line(train_here(expect=2, script=tmp_path / "train.py").stderr, told)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"# @package _global_\nmodel: {n_layer: 2\nseed: 3\n", "own.yaml:3: not valid YAML ("),
+        (b"# @package _global_\nseed:\t3\n", "own.yaml:2: not valid YAML ("),
+        (
+            "# @package _global_\ntags: [caf\u00e9]\n".encode("latin-1"),
+            "own.yaml: byte 31 is not UTF-8; save",
+        ),
+    ],
+)
+def test_a_file_that_is_not_yaml_is_one_line(
+    train_here: Train, tmp_path: Path, text: bytes, told: str
+) -> None:
+    own = tmp_path / "mine" / "experiment" / "own.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(text)
+    done = train_here(f"--config-dir={tmp_path / 'mine'}", "experiment=own", "--cfg=job", expect=2)
+    assert_one_line(done.stderr, told)
 
 
 def test_own_paths_in_conf_local_lose_against_experiments_only(

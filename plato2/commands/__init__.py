@@ -93,7 +93,7 @@ class LazyVerbs(TyperGroup):
             command = typer.main.get_command(module_of(self.before + name).app)
         for part in (command, *getattr(command, "commands", {}).values()):
             part.help = joined_lines(part.help or "")
-        ctx.obj = command
+        ctx.obj = getattr(command, "commands", {}).get(rest[0] if rest else None, command)
         return name, with_paths_expanded(command), rest
 
     def invoke(self, ctx: Any) -> Any:

@@ -105,10 +105,11 @@ def audit(
 
 def _show(result: Result) -> None:
     """The tables, and what was counted in each file."""
-    from plato2.evaluate.audit import audit_tables
+    from plato2.evaluate.audit import NOTHING, audit_tables
 
     Console(highlight=False).print(*audit_tables(result), sep="\n")
-    typer.echo("\N{MIDDLE DOT} the 95 % interval over contexts holds 0: the score says nothing here")
+    if any(figure.note == NOTHING for figures in result.systems.values() for figure in figures.values()):
+        typer.echo("\N{MIDDLE DOT} the 95 % interval over contexts holds 0: the score says nothing here")
     for name, counts in result.details["counts"].items():
         left_out = {"unrated": "without a rating", "dialogues": "of whole dialogues"}
         parts = [f"{counts[key]} {what} left out" for key, what in left_out.items() if counts[key]]

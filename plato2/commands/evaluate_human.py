@@ -192,7 +192,14 @@ def make(
         raise UserError("--meet and --topics are for --preset chat without FILES; leave them out")
     else:
         tasks = make_tasks([d for file in files or [] for d in read_dialogues(file)], selection)
-    _write(out, tasks.model_dump_json(indent=1) + "\n")
+    made = tasks.model_dump_json(indent=1) + "\n"
+    study = out.with_suffix(".sqlite")  # what serve makes of them
+    if study.exists() and out.exists() and out.read_text(encoding="utf-8") != made:
+        raise UserError(
+            f"--out {out}: these are other tasks than those in it, and ratings of those are in {study}; name "
+            "another file"
+        )
+    _write(out, made)
     _print_made(tasks, out, as_json)
 
 

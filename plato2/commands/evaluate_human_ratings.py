@@ -70,14 +70,14 @@ def _show_ratings(result: Result, counts: dict[str, int]) -> None:
     """Scores, agreement, comparisons, and how many ratings count."""
     from plato2.evaluate.human.ratings import told
     from plato2.evaluate.human.report import agreement_table, comparison_table
-    from plato2.evaluate.results import result_table
+    from plato2.evaluate.results import print_table, result_table
 
     console = Console(highlight=False)
     if result.measures:
-        console.print(result_table(result, "human ratings (majority of raters, 95 % interval)"))
-    console.print(agreement_table(result))
+        print_table(result_table(result, "human ratings (majority of raters, 95 % interval)"), console)
+    print_table(agreement_table(result), console)
     if result.details["comparisons"]:
-        console.print(comparison_table(result))
+        print_table(comparison_table(result), console)
     console.print(f"{counts['used']} ratings of {counts['raters'] - counts['raters_excluded']} raters count")
     for line in told(counts):
         console.print(line)
@@ -189,7 +189,7 @@ class PowerOptions:
 def power(*, options: PowerOptions, to: ResultOptions) -> None:
     """Run `power`."""
     from plato2.evaluate.human.power import power_result
-    from plato2.evaluate.results import inputs, picture, result_table
+    from plato2.evaluate.results import inputs, picture, print_table, result_table
 
     source, variances = options.variances()
     with needs("eval", "evaluate human"):
@@ -210,7 +210,7 @@ def power(*, options: PowerOptions, to: ResultOptions) -> None:
         console = Console(highlight=False)
         what = "pairs" if options.is_pairs else "cases of each system"
         settings = f"power {options.power:g}, alpha {options.alpha:g}"
-        console.print(result_table(result, f"{options.preset}: {what} needed ({settings})"))
+        print_table(result_table(result, f"{options.preset}: {what} needed ({settings})"), console)
         if options.is_pairs:
             ties = f"{100 * options.ties:g} % of the pairs are ties"
             console.print(f"two raters of a pair correlate by {options.agreement:g}; {ties}")
@@ -267,8 +267,8 @@ def convert(
         for path in to_potato(known, out):
             typer.echo(f"potato start {path}")
         return
-    of_acute = to_acute_table(known, given) if given else to_acute(known)
-    write_text(out, to_csv(known, given) if to == "csv" else of_acute)
+    of_pairs = to_acute_table if given else lambda tasks, _: to_acute(tasks)
+    write_text(out, (to_csv if to == "csv" else of_pairs)(known, given))
     typer.echo(f"written: {out}")
 
 

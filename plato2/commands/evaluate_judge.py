@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from plato2.commands import needs
 from plato2.commands.options import takes
 from plato2.commands.results import ResultOptions, check_outputs, deliver
 from plato2.config import UserError, did_you_mean
@@ -95,6 +96,9 @@ def judge(
 
     given = [*map(file_of, files), options.human, options.tasks, options.ratings]
     check_outputs({"--answers": answers, "--out": to.out, "--picture": to.picture}, given)
+    with needs("eval", "evaluate judge"):  # before anybody is paid for answers
+        import scipy  # noqa: F401
+        import statsmodels  # noqa: F401
     contest = read_contest(files, options.speaker, options.pairs, options.seed)
     again = f"give a longer --timeout-s or more --retries; {AGAIN}"
     with kept_answers(answers, Endpoint(endpoint, again=again)) as kept:
@@ -245,7 +249,7 @@ def as_result(
 def show(result: Result, controls: Sequence[Control]) -> None:
     """Controls, then the table, or why there is none."""
     from plato2.evaluate.judge import JUDGE_MEASURES
-    from plato2.evaluate.results import Figure, result_table, text
+    from plato2.evaluate.results import Figure, print_table, result_table, text
 
     console = Console(highlight=False)
     for control in controls:
@@ -255,9 +259,8 @@ def show(result: Result, controls: Sequence[Control]) -> None:
     if result.details["withheld"]:
         console.print("The judge's table is withheld: it failed a control.", style="bold")
         return
-    console.print(
-        result_table(result, f"{result.settings['question']}, judged by {result.settings['model']}")
-    )
+    title = f"{result.settings['question']}, judged by {result.settings['model']}"
+    print_table(result_table(result, title), console)
     for name, measure in JUDGE_MEASURES.items():
         console.print(
             f"{measure.label}: {text(Figure(**result.details['judge'][name]), measure)}", markup=False

@@ -15,6 +15,7 @@ from plato2.commands.options import takes
 from plato2.commands.results import ResultOptions, deliver, watch
 from plato2.commands.talking import (
     DEFAULT,
+    MODELS,
     Backward,
     Device,
     Evaluation,
@@ -60,7 +61,12 @@ def latents(
     generation: Generation = None,
     evaluation: Evaluation = None,
     backward: Backward = None,
-    coarse: Annotated[Path | None, typer.Option(help="The same for stage 1_coarse, to compare with.")] = None,
+    coarse: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run, checkpoint or model folder of stage 1_coarse, to compare with.", rich_help_panel=MODELS
+        ),
+    ] = None,
     split: Annotated[
         str | None,
         typer.Option(
@@ -80,12 +86,14 @@ def latents(
     """Run the verb."""
     # After the options are checked: importing torch takes seconds.
     from plato2.data.examples import split_to_measure
+    from plato2.data.shards import read_index
     from plato2.evaluate.latents import audit, latents_picture, print_latents
     from plato2.evaluate.results import inputs
     from plato2.talk.bot import pick_device
     from plato2.weights.folder import has_recognition, load_generation, saved_tokenizer
 
     data = expand_path(data, "--data")
+    read_index(data, "--data ")  # says that there is none before a model is loaded
     split = split_to_measure(data, split)
     generation = generation or small()
     bot = load_bot(generation, evaluation, decode, device, backward=backward, rank=rank)

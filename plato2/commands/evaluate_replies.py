@@ -71,8 +71,8 @@ def evaluate_files(kind: Kind, files: list[str], options: AutomaticOptions, to: 
 def _show(result: Result) -> None:
     """The figures, and how systems differ."""
     from plato2.evaluate.automatic import differences
-    from plato2.evaluate.results import result_table
+    from plato2.evaluate.results import print_table, result_table
 
-    Console().print(result_table(result))
+    print_table(result_table(result), Console())
     for line in differences(result):
         typer.echo(line)

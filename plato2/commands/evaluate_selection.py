@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from plato2.commands import needs
 from plato2.commands.options import takes
 from plato2.commands.results import ResultOptions, deliver, watch
 from plato2.commands.talking import MODELS, RANKING, Device, fetches_models, small
@@ -133,10 +134,14 @@ def selection(
     from plato2.evaluate.results import inputs, picture
     from plato2.evaluate.selection import evaluate_selection, print_selection, sets_of
 
+    with needs("eval", "evaluate selection"):  # before what takes long
+        import bm25s  # noqa: F401
+        import statsmodels  # noqa: F401
     queries = [query for file in files for query in islice(read_queries(file, format), given.limit)]
     sets_of(queries, given.ks())  # says what is wrong with them before a model is loaded
     if not (given.generation or given.evaluation or given.backward or given.speaker):
         given = replace(given, generation=(own := small()), evaluation=[own])
+    simple = baselines_of(queries, given)  # before what takes long: --data may be wrong
     # After the options are checked: importing torch takes seconds.
     models, hashes = scorers_of(given, device)
     sources = [file for file in files if file.is_file()]
@@ -147,7 +152,6 @@ def selection(
         "contexts": len(queries),
     }
     scored = all_scores(queries, models, scores, about)
-    simple = baselines_of(queries, given)
     chosen = [
         {**{name: list(scorer(q.context, q.candidates)) for name, scorer in simple.items()}, **found}
         for q, found in zip(queries, scored, strict=True)
@@ -211,10 +215,15 @@ def all_scores(
 
 def baselines_of(queries: list[Query], given: Given) -> dict[str, Scorer]:
     """The baselines, unless they are not wanted."""
+    from plato2.data.shards import read_index
     from plato2.evaluate.scorers import baselines, corpus_texts
 
     if not given.baselines:
         return {}
-    texts = None if given.data is None else corpus_texts(expand_path(given.data, "--data"))
+    texts = None
+    if given.data is not None:
+        data = expand_path(given.data, "--data")
+        read_index(data, "--data ")
+        texts = corpus_texts(data)
     candidates = [text for query in queries for text in query.candidates]
     return baselines([query.context for query in queries], candidates, texts, given.seed)

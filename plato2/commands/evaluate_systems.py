@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from plato2.commands import needs
 from plato2.commands.evaluate_selection import all_scores
 from plato2.commands.options import takes
 from plato2.commands.playing import AsJson, Candidates, check_at_least, play_missing
@@ -125,6 +126,9 @@ def systems(
     folders = [options.out / re.sub(r"[^\w.-]+", "_", name) for name in names]
     if len({*folders}) < len(folders):
         raise UserError("--speaker: two would write to one folder; give each a name, NAME=KIND:WHERE")
+    with needs("eval", "evaluate systems"):  # before what takes long
+        import bm25s  # noqa: F401
+        import statsmodels  # noqa: F401
     task = read_task(options)
     for text in options.speaker:  # one after the other, so that the memory need only hold one
         read_speaker(text, "--speaker", device)
@@ -259,7 +263,7 @@ def evaluated(
 
 def show(results: Mapping[Path, Result]) -> None:
     """Prints them as their verbs do."""
-    from plato2.evaluate.results import result_table
+    from plato2.evaluate.results import print_table, result_table
     from plato2.evaluate.selection import print_selection
 
     console = Console(highlight=False)
@@ -267,7 +271,7 @@ def show(results: Mapping[Path, Result]) -> None:
         if result.kind == "selection":
             print_selection(result, console)
         else:
-            console.print(result_table(result))
+            print_table(result_table(result), console)
 
 
 def said_something(file: Path) -> bool:

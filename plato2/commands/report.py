@@ -137,9 +137,12 @@ def page(places: list[Path] | None, out: Path | None, title: str, wandb: str | N
 def closer(data: str, runs: Any, numbers: tuple[int, int, int], as_json: bool) -> None:
     """The closing table of a curriculum."""
     from plato2.config import expand_path
+    from plato2.data.shards import read_index
     from plato2.report.curriculum import curriculum_report, print_report
 
-    found = curriculum_report(runs, expand_path(data, "--data"), *numbers)
+    data = expand_path(data, "--data")
+    read_index(data, "--data ")
+    found = curriculum_report(runs, data, *numbers)
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
     else:

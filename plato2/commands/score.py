@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from plato2.data.tokenizer import Tokenizer
     from plato2.model.networks import EvaluationNetwork, GenerationNetwork
 
+LINE = "a line is: turns joined by [SEP], TAB, response"
+
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 HELP = """Give the probabilities of responses, one JSON object per line.
@@ -27,8 +29,8 @@ HELP = """Give the probabilities of responses, one JSON object per line.
 A line of FILE is the turns of a context joined by [SEP], a TAB, and a response. A 1_coarse model gives nll
 (summed, in nats) and n_tokens of p(r|c); a 2_gen model posterior, p(z|c,r) of each latent, and nll_by_latent;
 a 2_eval model coherence, p(l=1|c,r); a plato model all three. A line that cannot be read gives
-{"error": ...} in its place. An imported 2_gen model without its recognition head (released ones may lack it)
-gives no posterior.
+{"error": ...} in its place; where not one can be read, the exit status is 2. An imported 2_gen model
+without its recognition head (released ones may lack it) gives no posterior.
 
 [bold]Examples[/]
 
@@ -59,6 +61,8 @@ def score(
     tokenizer, generator, evaluator = load_models(generation, evaluation, device)
     with file.open("rb") as opened:
         n_lines = sum(1 for _ in read_lines_of(opened))
+    if not n_lines:
+        raise UserError(f"{file}: is empty; {LINE}")
     n_errors = n_unread = 0
     with file.open("rb") as lines, to_write(out) as target:
         bounded = (line or b"" for line in read_lines_of(lines))
@@ -72,6 +76,10 @@ def score(
             f"{n_unread} of {n_lines} lines have a text that the tokenizer cannot read (unread_share says "
             "how much): their scores are those of gaps",
             err=True,
+        )
+    if n_errors == n_lines:
+        raise UserError(
+            f"{file}: not one of its {n_lines} lines could be scored; the error in its place says why; {LINE}"
         )
     if n_errors:
         typer.echo(

@@ -88,7 +88,9 @@ def clear_errors(out: Path) -> Iterator[None]:
 
 @app.command()
 def show(
-    folder: Annotated[Path, typer.Argument(help="A tokenizer's folder.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A tokenizer's folder, or hf:FOLDER, that of a pretrained decoder.")
+    ],
     text: Annotated[str, typer.Argument(help="Any text.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -35,6 +35,7 @@ from omegaconf.errors import OmegaConfBaseException
 from plato2.commands import leave_stdout
 from plato2.commands.train_overrides import (
     as_hydra_reads_it,
+    broken_file,
     chosen_files,
     explain,
     flags_first,
@@ -116,6 +117,10 @@ def train_overrides(*overrides: str) -> Trained | None:
         return train_composed(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, CONF)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        if told := broken_file(error, CONF):
+            raise UserError(told) from error
+        raise
     finally:
         HydraConfig.instance().cfg = None
 
@@ -303,6 +308,10 @@ def command_line(conf: Path = CONF) -> None:
         leave(stop)
     except (HydraException, OmegaConfBaseException) as error:
         fail(explain(error, conf))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        if told := broken_file(error, conf, sys.argv[1:]):
+            fail(told)
+        raise
     except ValueError as error:
         if "Only one of --run" in str(error):
             fail(f"{error}; leave out the others")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from plato2.config import UserError, did_you_mean, expand_path, install
-from plato2.runs.keys import nearest_key, options_with
+from plato2.runs.keys import known_keys, nearest_key, options_with
 from plato2.runs.space import FACTOR, in_hydras_words
 
 TEXT_KEYS = (
@@ -180,6 +182,27 @@ def chosen_files(runtime: Any) -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
+def broken_file(error: Exception, conf: Path, words: Sequence[str] = ()) -> str | None:
+    """Which file of a configuration is not YAML in UTF-8, and where; None where none is.
+
+    Args:
+        error: what reading it raised.
+        conf: the folder of the configuration.
+        words: of the command line, which may name another with `--config-dir`.
+    """
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}:{mark.line + 1}: not valid YAML ({error.problem}); correct that line"
+    given = get_args_parser().parse_known_args(list(words))[0].config_dir
+    for folder in (Path(given) if given else conf, conf):
+        for file in sorted(folder.rglob("*.yaml")):
+            try:
+                file.read_bytes().decode("utf-8")
+            except UnicodeDecodeError as found:
+                return f"{file}: byte {found.start + 1} is not UTF-8; save the file as UTF-8"
+    return None
+
+
 def explain(error: Exception, conf: Path) -> str:
     """What Hydra or OmegaConf found, on one line; without the advice to force an unknown key with `+`.
 
@@ -244,7 +267,7 @@ def explain(error: Exception, conf: Path) -> str:
 
 
 def meant(key: str, conf: Path) -> str:
-    """The nearest key to one that is not known."""
+    """The nearest key to one that is not known; where none is near, those of its group."""
     near = nearest_key(key, conf)
     if ":" in key:
         return did_you_mean(key, [key.partition(":")[0]])
@@ -255,4 +278,8 @@ def meant(key: str, conf: Path) -> str:
             if options
             else f"write +{key}=VALUE"
         )
-    return f"did you mean {near}?" if near else "no key is similar"
+    if near:
+        return f"did you mean {near}?"
+    group = key.partition(".")[0]
+    own = [known.partition(".")[2] for known in known_keys(conf) if known.startswith(f"{group}.")]
+    return f"{group} has {', '.join(own)}" if own else "no key is similar"

@@ -114,7 +114,7 @@ class DialogueDataModule(pl.LightningDataModule):
     @cached_property
     def index(self) -> ShardIndex:
         """The corpus's index."""
-        return read_index(self.path)
+        return read_index(self.path, "data.path=")
 
     @property
     def tokenizer_sha256(self) -> str:

@@ -260,15 +260,19 @@ def has_index(folder: str | Path) -> bool:
     return bool(fs.exists(inner))
 
 
-def read_index(folder: str | Path) -> ShardIndex:
+def read_index(folder: str | Path, option: str = "") -> ShardIndex:
     """Read `index.json` of a corpus folder (local path or fsspec address).
+
+    Args:
+        folder: the corpus.
+        option: what is typed before the folder where it was asked for, such as `--data ` or `data.path=`.
 
     Raises:
         UserError: no index, not JSON, not an index of this format or version, or a key is missing.
     """
     path = _join(str(folder), INDEX_FILE)
-    cure = "prepare the corpus again (`plato2 prepare`) or correct the path"
-    data = _read_bytes(path, INDEX_BYTES, f"no prepared corpus in {folder}: {cure}")
+    cure = "prepare the corpus (`plato2 prepare`) or correct the path"
+    data = _read_bytes(path, INDEX_BYTES, f"{option}{folder}: no prepared corpus there; {cure}")
     name = f"{path}: damaged index"
     value = parse(dict[str, Any] | list[Any], data, name, cure)  # type: ignore[arg-type]
     found = value.get("format") if isinstance(value, dict) else None

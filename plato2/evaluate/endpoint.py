@@ -167,7 +167,13 @@ class Endpoint:
                         keep(number, answer)
                     return answer
 
-            return list(await asyncio.gather(*map(ask, range(len(requests)), requests)))
+            tasks = [asyncio.create_task(ask(*numbered)) for numbered in enumerate(requests)]
+            try:
+                return list(await asyncio.gather(*tasks))
+            finally:  # the others end before their client does, where one fails
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _ask(self, client: Any, body: Mapping[str, Any]) -> Choice:
         """One answer."""

@@ -118,7 +118,10 @@ def matches(
         UserError: fewer than two systems, or two that share no start.
     """
     if len(by_system) < 2:
-        raise UserError(f"{', '.join(by_system) or 'no system'}: a judge compares two systems or more")
+        raise UserError(
+            f"{', '.join(by_system) or 'no system'}: a judge compares two systems or more; give a file of "
+            "another one, too"
+        )
     found = []
     for left, right in combinations(by_system, 2):
         of_right = defaultdict(list)

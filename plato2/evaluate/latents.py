@@ -20,7 +20,7 @@ from rich.table import Table
 
 from plato2.data.examples import Example
 from plato2.data.samples import encode_response
-from plato2.evaluate.results import Figure, Measure, Result, result_table
+from plato2.evaluate.results import Figure, Measure, Result, print_table, result_table
 from plato2.metrics import bootstrap, jackknife, wilson
 from plato2.model.networks import Generator
 from plato2.talk.bot import PlatoBot
@@ -297,7 +297,7 @@ def log_odds(counts: Sequence[Counter[str]]) -> list[dict[str, float]]:
 def print_latents(result: Result, console: Console) -> None:
     """The figures, a line for each z, and the alarms."""
     split = result.settings.get("split", "valid")
-    console.print(result_table(result, f"The latents, on the {split} split"))
+    print_table(result_table(result, f"The latents, on the {split} split"), console)
     table = Table("z", title="What each z says", title_justify="left")
     for column in ("wins", "posterior", "questions", "words"):
         table.add_column(column, justify="right")

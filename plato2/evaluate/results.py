@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 
 CURE = "give a file that plato2 evaluate --out wrote"
 FORMAT = "plato2 evaluation 1"
+_BETWEEN_COLUMNS = 3
+"""Characters that a column takes beside its text: two blanks and a line."""
+_EASY = 15
+"""Characters of a cell that should stand on one line."""
 PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -153,6 +159,49 @@ def result_table(result: Result, title: str = "", only: Sequence[str] = ()) -> T
         cells = [text(figures.get(name), measure) for figures in result.systems.values()]
         table.add_row(Text(printable(measure.label)), *([chance] if with_chance else []), *cells)
     return table
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Prints a table; where the terminal is too narrow for its words and numbers, as several.
+
+    Each of them has some of the columns, and the first one again.
+    """
+    for part in _parts(table, console):
+        console.print(part)
+
+
+def _parts(table: Table, console: Console) -> list[Table]:
+    cells = [[column.header, *column.cells] for column in table.columns]
+    found = [[Measurement.get(console, console.options, cell) for cell in column] for column in cells]
+    shortest = [
+        max(cell.maximum if column.no_wrap else cell.minimum for cell in measured) + _BETWEEN_COLUMNS
+        for column, measured in zip(table.columns, found, strict=True)
+    ]
+    if sum(shortest) < console.width or len(table.columns) < 3:
+        return [table]
+    # An interval on two lines, "0.744 (0.634" and "to 0.833)", is easy to read; on three it is not.
+    wanted = [
+        max(short, min(max(cell.maximum for cell in measured), _EASY) + _BETWEEN_COLUMNS)
+        for short, measured in zip(shortest, found, strict=True)
+    ]
+    room = console.width - 1 - wanted[0]
+    groups: list[list[int]] = [[]]
+    for number in range(1, len(wanted)):
+        if groups[-1] and sum(wanted[one] for one in [*groups[-1], number]) > room:
+            groups.append([])
+        groups[-1].append(number)
+    parts = []
+    for group in groups:
+        shown = [0, *group]
+        columns = [table.columns[number].copy() for number in shown]
+        part = Table(*columns, title_justify=table.title_justify, caption_justify=table.caption_justify)
+        part.title_style = table.title_style
+        part.title = table.title if group is groups[0] else None
+        part.caption = table.caption if group is groups[-1] else None
+        for row, about in enumerate(table.rows, 1):
+            part.add_row(*(cells[number][row] for number in shown), style=about.style)
+        parts.append(part)
+    return parts
 
 
 def picture(result: Result, only: Sequence[str] = ()) -> Picture:

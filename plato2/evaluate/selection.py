@@ -19,7 +19,7 @@ from rich.text import Text
 
 from plato2.config import UserError
 from plato2.evaluate.candidates import Query
-from plato2.evaluate.results import Figure, Measure, Result
+from plato2.evaluate.results import Figure, Measure, Result, print_table
 from plato2.evaluate.scorers import Scorer
 from plato2.metrics import bootstrap_means
 from plato2.talk.table import printable
@@ -315,7 +315,7 @@ def print_selection(result: Result, console: Console) -> None:
         shares = [f"{system} {share:.0%}" for system, share in tied.items() if share >= 0.005]
         said += [f"right and wrong tied: {', '.join(shares)}"] if shares else []
         table.caption = "; ".join(said)
-        console.print(table)
+        print_table(table, console)
         if result.details["tests"]:
             console.print(_tests_table(result, name))
 

@@ -118,7 +118,9 @@ def summary(folder: Path) -> list[str]:
     if dropped := losses(facts["counts"], facts["rules"]):
         lines.append(f"left out of the pairs: {dropped}")
     if n_broken := facts["counts"]["broken"]:
-        lines.append(f"{n_broken:,} records could not be read; the first of them:")
+        n_records = n_broken + facts["counts"]["dialogues"]
+        most = "warning: most records are lost: " if 2 * n_broken > n_records else ""
+        lines.append(f"{most}{n_broken:,} of {n_records:,} could not be read; the first of them:")
         lines += [f"  {example}" for example in facts["broken_examples"]]
     lines += [f"{n:,} records were left out: {reason}" for reason, n in facts["skipped"].items()]
     lines += facts.get("notes", [])  # corpora prepared before have none

@@ -136,13 +136,17 @@ def readable(file: str, again: str = "get the file again") -> Iterator[IO[bytes]
         raise UserError(f"{file} cannot be read to its end ({reason}); {again}") from error
 
 
-def read_lines(files: Sequence[str], report: ReadReport) -> Iterator[tuple[str, int, str]]:
+def read_lines(
+    files: Sequence[str], report: ReadReport, key: str = "files"
+) -> Iterator[tuple[str, int, str]]:
     """(file, line number from 1, text) of every line that is not blank; not UTF-8, or too long, is broken.
+
+    `key` is what the user gave the files by, for messages.
 
     Raises:
         UserError: a file is missing or in UTF-16, or its compressed stream is damaged.
     """
-    for file in expand(files):
+    for file in expand(files, key):
         with readable(file) as stream:
             for number, raw in enumerate(read_lines_of(stream), start=1):
                 if raw is None:
@@ -153,7 +157,7 @@ def read_lines(files: Sequence[str], report: ReadReport) -> Iterator[tuple[str, 
                 try:
                     text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 except UnicodeDecodeError:
-                    report.broken(file, number, "not valid UTF-8")
+                    report.broken(file, number, "not valid UTF-8: save the file as UTF-8")
                     continue
                 if text.strip():
                     yield file, number, text
@@ -211,7 +215,9 @@ def read_json(
         try:
             yield from read_values(stream, enter)
         except ValueError as error:
-            raise UserError(f"{file} is damaged: {error}; {again}") from error
+            raise UserError(
+                f"{file} is damaged: {error}; {again}, or name the corpus that it is of"
+            ) from error
 
 
 def read_dialogues(

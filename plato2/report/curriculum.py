@@ -164,6 +164,12 @@ def part_of(use: Mapping[str, Any]) -> Part | None:
     return "evaluation" if use["role"] == "evaluation" else None
 
 
+def place_in_curriculum(lineage: Mapping[str, Any]) -> int:
+    """Where the stage of a run stands in the curriculum; a stage that is no part of it comes last."""
+    part = part_of(lineage.get("use") or {"role": None})
+    return len(PARTS) if part is None else list(PARTS).index(part)
+
+
 def print_report(report: Mapping[str, Any], console: Console) -> None:
     """The report as tables: numbers, then each context with its candidates, then what to type next."""
     console.print(_numbers(report))

@@ -52,9 +52,17 @@ def find(places: Sequence[Path]) -> Found:
                     results.append((path, read_result(path)))
                 except UserError as error:
                     say(f"warning: skipped: {error}")
-    of_sweeps = [folder for folder in folders if is_sweep(folder)]
-    swept = [run for folder in of_sweeps for run in sweep_runs(folder)[1]]
-    others = [folder for folder in folders if folder not in of_sweeps]
+    others = [folder for folder in folders if not is_sweep(folder)]
+    of_sweeps, swept = [], []
+    for folder in (folder for folder in folders if is_sweep(folder)):
+        try:
+            swept += sweep_runs(folder)[1]
+        except UserError as error:  # such as a sweep whose command was refused
+            if len(places) == 1:
+                raise
+            say(f"warning: skipped: {error}")
+        else:
+            of_sweeps.append(folder)
     with_runs = others if any(_has_runs(folder) for folder in others) else []
     runs = find_runs([*with_runs, *swept]) if with_runs or swept else []
     if not runs and not results:

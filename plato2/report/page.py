@@ -14,6 +14,7 @@ from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
 from plato2.config import UserError
+from plato2.evaluate.results import print_table
 from plato2.files import replace_text
 from plato2.talk.table import printable
 
@@ -234,7 +235,7 @@ def show(title: str, sections: Sequence[Section], console: Console) -> None:
             if isinstance(block, Paragraph):
                 console.print(RichText(printable(block.text), style="bold" if block.strong else ""))
             elif isinstance(block, Table):
-                console.print(_rich(block))
+                print_table(_rich(block), console)
             elif isinstance(block, Dialogues):
                 for name, column in zip(block.names, block.columns, strict=True):
                     console.print(RichText(printable(name), style="italic"))

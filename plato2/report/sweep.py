@@ -17,6 +17,7 @@ from plato2.bounded import read_file
 from plato2.config import UserError, dotted, install
 from plato2.evaluate.runs import UNSAID, compare
 from plato2.formats import JSON_BYTES, Open, parse
+from plato2.report.curriculum import place_in_curriculum
 from plato2.report.page import Block, Paragraph, Picture, Section, Table
 from plato2.runs.console import number
 from plato2.runs.folder import FREE, RunFolder
@@ -102,7 +103,7 @@ def sweep_runs(place: Path) -> tuple[str, list[Path]]:
 
 
 def sweeps(place: Path) -> list[SweepOfRuns]:
-    """A sweep, by stage.
+    """A sweep, by stage, in the order of the curriculum.
 
     Raises:
         UserError: it has no runs, or runs of two configurations.
@@ -110,7 +111,8 @@ def sweeps(place: Path) -> list[SweepOfRuns]:
     name, paths = sweep_runs(place)
     lineages = {path: RunFolder(path).lineage() for path in paths}
     found = []
-    for stage in dict.fromkeys(str(lineage.get("stage")) for lineage in lineages.values()):
+    by_stage = {str(lineage.get("stage")): lineage for lineage in lineages.values()}
+    for stage in sorted(by_stage, key=lambda stage: place_in_curriculum(by_stage[stage])):
         own = {path: lineage for path, lineage in lineages.items() if str(lineage.get("stage")) == stage}
         found.append(_of_stage(place, name, stage, own))
     return found

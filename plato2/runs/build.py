@@ -52,7 +52,10 @@ def find(dotted: str, key: str) -> Callable[..., Any]:
     try:
         target: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{key}={dotted}: cannot be imported ({error}); give package.module.Class") from None
+        raise UserError(
+            f"{key}={dotted}: cannot be imported ({error}); give package.module.Class, and the folder of a "
+            "module that is not beside train.py in PYTHONPATH"
+        ) from None
     return target
 
 

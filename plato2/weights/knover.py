@@ -211,7 +211,9 @@ def export_knover(
             for ours, array in _apart(arrays):
                 if ours not in names:
                     raise UserError(
-                        f"{ours}: Knover has no such parameter; only its own heads can be exported"
+                        f"the {part} model has {ours}, which Knover does not: it has only the heads of "
+                        "stage.head=first, stage.recognition_head=tied and stage.bow_head=tied; use "
+                        "plato2 export hf"
                     )
                 array = array.T if is_transposed(ours) else array
                 if dtype:

@@ -203,6 +203,13 @@ def test_an_empty_month(sound: list[bytes], small: Callable[..., Path], tmp_path
     refused(str(plain), "no comment", call=lambda: small("nothing", [plain, packed]))
 
 
+def test_where_parents_are_missing_it_is_said(small: Callable[..., Path]) -> None:
+    """Not only another day is named, which helps nobody where all that is replied to is in other dumps."""
+    replies = [comment(number, f"t1_p{number}", f"this is what {number} says") for number in range(20)]
+    said = ("no sample is left to train on", "20 have no parent in the dumps", "--orphans root")
+    refused(*said, call=lambda: small("out", replies))
+
+
 def test_files_that_are_not_there(small: Callable[..., Path], tmp_path: Path) -> None:
     for path, says in (
         (tmp_path / "RC_none.zst", "no such file"),

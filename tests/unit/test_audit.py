@@ -270,6 +270,7 @@ def test_a_score_that_says_nothing_is_marked(tmp_path: Path) -> None:
 def test_all_ratings_are_equal(tmp_path: Path) -> None:
     done = call(str(own_file(tmp_path, lambda n: [3, 3])), "--no-embedding")
     assert done.stdout.count("(all ratings are equal: not defined)") == 7
+    assert "holds 0" not in done.stdout  # nothing is marked, so no mark is explained
 
 
 def test_options(tmp_path: Path) -> None:

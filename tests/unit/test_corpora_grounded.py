@@ -266,6 +266,8 @@ def test_topical_chat_with_the_wrong_reading_sets(tmp_path):
     chat = write(tmp_path / "chat.json", CHAT)
     with pytest.raises(UserError, match=r"chat\.json:\d+: not of the form"):
         read("topical_chat", chat, reading_sets=str(chat))
+    with pytest.raises(UserError, match=r"^reader\.reading_sets=.*none\.json': no such file"):
+        read("topical_chat", chat, reading_sets=str(tmp_path / "none.json"))
     sets, report = write(tmp_path / "sets.json", {"t_2": SETS["t_1"]}), ReadReport()
     assert read("topical_chat", chat, report=report, reading_sets=str(sets)) == []
     assert "t_1: not in reading_sets=" in report.examples[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import sys
 from collections import Counter
 from itertools import permutations
 from pathlib import Path
@@ -391,12 +392,24 @@ def test_the_verb(models: dict[str, Path], tmp_path: Path) -> None:
         (["--k", "0"], "--k 0: give whole numbers"),
         (["--length", "tokens"], "--length tokens"),
         (["--rank", "backward"], "--rank backward: backward needs a model; give --backward"),
-        (["--data", tmp_path / "no"], "no"),
+        (["--data", tmp_path / "no"], f"--data {tmp_path}/no: no prepared corpus there"),
     ):
         done = CliRunner().invoke(app, ["evaluate", "selection", str(file), *map(str, bad)])
         assert done.exit_code == 2, done.output
         (error,) = done.stderr.removeprefix(f"{TOLD}\n").splitlines()  # what is said of the default model
         assert message in error
+
+
+def test_without_the_extra_nothing_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bm25s", None)
+    file = write(tmp_path / "a.jsonl", *SET)
+    for verb in (
+        ["selection", str(file)],
+        ["systems", "--speaker", "a=plato2:no", "--out", str(tmp_path / "x")],
+    ):
+        done = CliRunner().invoke(app, ["evaluate", *verb])
+        assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+        assert f"plato2 evaluate {verb[0]} needs bm25s: pip install '.[eval]'" in done.stderr
 
 
 def test_rivals_choose_beside_ours(models: dict[str, Path], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from plato2.evaluate.results import (
     Result,
     inputs,
     picture,
+    print_table,
     read_result,
     result_table,
     save_picture,
@@ -200,6 +201,25 @@ def test_a_table() -> None:
     assert "(no words)" in shown
     assert "0.100" in shown
     assert "measured of nobody" not in shown
+
+
+@pytest.mark.parametrize("n_systems", [3, 9])
+def test_a_table_too_wide_for_the_terminal_is_printed_as_several(n_systems: int) -> None:
+    """No number is cut or broken, and every part says which measures it has."""
+    systems = {
+        f"system-{number}": {
+            "p1": Figure(value=number / 10, low=number / 10 - 0.004, high=number / 10 + 0.004)
+        }
+        for number in range(n_systems)
+    }
+    console = Console(width=80, record=True)
+    print_table(result_table(RESULT.model_copy(update={"systems": systems}), "a title", ["p1"]), console)
+    shown = console.export_text()
+    numbers = [f"{number / 10 + off:.3f}" for number in range(n_systems) for off in (0, -0.004, 0.004)]
+    assert all(text in shown for text in [*systems, *numbers])
+    assert shown.count("P@1") == shown.count("measure") == (1 if n_systems == 3 else 3)
+    assert shown.count("a title") == 1
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_a_picture(tmp_path: Path) -> None:

@@ -118,11 +118,15 @@ def test_heads_that_knover_does_not_have_are_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "2_gen")
     stage: Any = known_stages()["2_gen"](make_stage("2_gen").model_config, recognition_head="linear")
     torch.save(checkpoint_of(stage, Tokenizer.load(run / "tokenizer")), run / "checkpoints" / "last.ckpt")
-    with pytest.raises(UserError, match=r"classifier\.weight: Knover has no such parameter"):
+    with pytest.raises(
+        UserError, match=r"generation model has .*classifier\.weight, which Knover does not.*plato2 export hf"
+    ):
         export_to_knover(tmp_path / "models" / "out", run, None)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     dual = make_run(tmp_path / "dual", "2_eval", head="dual")
-    with pytest.raises(UserError, match=r"coherence\.\w+.*: Knover has no such parameter"):
+    with pytest.raises(
+        UserError, match=r"evaluation model has coherence\.\w+.*, which Knover does not.*plato2 export hf"
+    ):
         export_to_knover(tmp_path / "models" / "out", None, dual)
 
 

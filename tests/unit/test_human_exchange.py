@@ -23,7 +23,9 @@ from test_human_ratings import (
     scores_of,
     shown,
 )
+from typer.testing import CliRunner
 
+from plato2.commands import app
 from plato2.config import UserError
 from plato2.evaluate.dialogues import read_dialogues
 from plato2.evaluate.human.exchange import (
@@ -198,6 +200,29 @@ def test_csv_there_and_back(tmp_path: Path) -> None:
     assert from_csv(path) == ratings
     rows = list(csv.DictReader(path.read_text().splitlines(keepends=True)))
     assert {row["systems"] for row in rows} == {"m|n", "m|n|n", "m", "m|n|m|n"}
+
+
+def test_the_command_converts_what_it_says(tmp_path: Path) -> None:
+    """A table needs no pairs; ACUTE-Eval does, and where there are none, no option of others is named."""
+    tasks, ratings = all_kinds()
+    single = [item for item in tasks.items if len(item.shown) == 1]
+    asked = [question for question in tasks.questions if question.per != "pair"]
+    tasks = tasks.model_copy(update={"items": single, "questions": asked})
+    ratings = [rating for rating in ratings if rating.item in {item.id for item in single}]
+    files = [tmp_path / "tasks.json", tmp_path / "r.jsonl", tmp_path / "out.csv", tmp_path / "again.jsonl"]
+    files[0].write_text(tasks.model_dump_json())
+    files[1].write_text("".join(rating.model_dump_json() + "\n" for rating in ratings))
+    there = ["convert", files[0], files[1], "--to", "csv", "--out", files[2]]
+    back = ["import", files[2], "--from", "csv", "--tasks", files[0], "--out", files[3]]
+    for arguments in (there, back):
+        done = CliRunner().invoke(app, ["evaluate", "human", *map(str, arguments)])
+        assert done.exit_code == 0, done.output
+    assert read_ratings([files[3]]) == ratings
+    there[there.index("csv")] = "acute"
+    done = CliRunner().invoke(app, ["evaluate", "human", *map(str, there)])
+    assert done.exit_code == 2
+    assert "no item has two dialogues" in done.stderr
+    assert "--preset" not in done.stderr
 
 
 def answered_in_potato(folder: Path, ratings: list[Rating]) -> None:

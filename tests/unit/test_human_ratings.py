@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from plato2.commands import app
@@ -27,7 +28,7 @@ from plato2.evaluate.human.agreement import (
 )
 from plato2.evaluate.human.formats import Item, Level, Question, Rating, Said, Shown, Tasks
 from plato2.evaluate.human.ratings import check_ratings, read_ratings, told
-from plato2.evaluate.human.report import human_picture, human_result
+from plato2.evaluate.human.report import agreement_table, human_picture, human_result
 from plato2.evaluate.results import read_result
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -207,6 +208,9 @@ def test_one_rater_agrees_with_nobody() -> None:
     tasks, ratings = scores_of({"a": [[2], [1]]})
     found = result_of(tasks, ratings).details["agreement"]["good"]
     assert (found["plain"], found["fleiss_kappa"], found["krippendorff_alpha"]) == (None, None, None)
+    alone = Console(width=100, record=True)
+    alone.print(agreement_table(result_of(*scores_of({"a": [[2], [2]]}))))
+    assert "all ratings are equal" not in alone.export_text()  # which would be praise
 
 
 @needs_data

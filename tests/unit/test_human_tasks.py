@@ -230,6 +230,24 @@ def test_the_command_reads_files_and_says_what_it_made(tmp_path: Path) -> None:
     assert "8 items for 3 raters each" in CliRunner().invoke(app, given).output
 
 
+def test_tasks_of_which_there_are_ratings_are_not_replaced(tmp_path: Path) -> None:
+    """Ratings need the very tasks that were rated; the same command makes the same, so it may be repeated."""
+    chats = write_chats(tmp_path / "chats.jsonl", self_chats(6))
+    out = tmp_path / "tasks.json"
+    given = ["make", str(chats), "--preset", "plato", "--out", str(out)]
+    assert CliRunner().invoke(app, given).exit_code == 0
+    before = out.read_bytes()
+    out.with_suffix(".sqlite").touch()
+    assert CliRunner().invoke(app, given).exit_code == 0
+    done = CliRunner().invoke(app, [*given, "--seed", "7"])
+    assert isinstance(done.exception, UserError)
+    assert "ratings of those are in" in str(done.exception)
+    assert out.read_bytes() == before
+    out.with_suffix(".sqlite").unlink()
+    assert CliRunner().invoke(app, [*given, "--seed", "7"]).exit_code == 0
+    assert out.read_bytes() != before
+
+
 def test_a_file_of_tasks_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file; give a file that plato2 evaluate human make wrote"):
         read_tasks(tmp_path / "none.json")

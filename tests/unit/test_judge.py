@@ -8,6 +8,7 @@ import math
 import random
 import re
 import runpy
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -70,6 +71,8 @@ class Server:
                     data, status = b'{"error": {"message": "slow down"}}', 429
                 if wrong == "500":
                     data, status = b"oh no", 500
+                if wrong == "404":
+                    data, status = b'{"error": {"message": "no such model"}}', 404
                 if wrong == "html":
                     data, kind = b"<html>hello</html>", "text/html"
                 if wrong == "broken":
@@ -291,6 +294,32 @@ def test_an_endpoint_that_stays_so(
     done = run(tmp_path, healed, *two)
     assert json.loads(done.stdout)["systems"]["a"]["win_rate"]["value"] == pytest.approx(0.85)
     assert healed.n_asked == 2 * 24 + 2 * 10 - 20
+
+
+def test_a_model_that_is_not_there_is_one_line(
+    tmp_path: Path, two: list[str], serve: Callable[..., Server]
+) -> None:
+    """Also with several requests under way, all of which are given up."""
+    done = run(tmp_path, serve(fair, ["404"] * 1000), *two)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "status 404: " in done.stderr
+
+
+def test_without_the_extra_nothing_is_asked(
+    tmp_path: Path, two: list[str], serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers may cost money, and figures are made only after the last one."""
+    monkeypatch.setitem(sys.modules, "statsmodels", None)
+    server = serve(fair)
+    done = run(tmp_path, server, *two)
+    assert (done.exit_code, done.stderr.count("\n"), server.n_asked) == (2, 1, 0)
+    assert "needs statsmodels: pip install" in done.stderr
+
+
+def test_one_system_is_none_to_compare(tmp_path: Path, two: list[str], serve: Callable[..., Server]) -> None:
+    done = run(tmp_path, serve(fair), two[0])
+    assert done.exit_code == 2
+    assert "give a file of another one, too" in done.stderr
 
 
 def test_nobody_is_there(tmp_path: Path, two: list[str], serve: Callable[..., Server]) -> None:

@@ -220,6 +220,7 @@ def test_the_verb(data: Path, tmp_path: Path) -> None:
         (["--generation", runs["1_coarse"]], "a stage-1 model, which has no latents"),
         (["--generation", runs["2_gen"], "--split", "test"], "--split test: "),
         (["--generation", runs["2_gen"], "--picture", "x.gif"], "--picture x.gif"),
+        (["--data", tmp_path / "no"], f"--data {tmp_path}/no: no prepared corpus there"),
         (["--generation", runs["2_gen"], "--coarse", runs["2_eval"]], "2_eval"),
     ):
         done = CliRunner().invoke(app, ["evaluate", "latents", "--data", str(data), *map(str, bad)])

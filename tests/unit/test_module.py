@@ -225,7 +225,7 @@ def test_more_ranks_than_units_in_the_corpus(path: str) -> None:
 
 
 def test_a_corpus_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no prepared corpus in .*`plato2 prepare`"):
+    with pytest.raises(UserError, match=r"data\.path=.*none: no prepared corpus there; .*`plato2 prepare`"):
         module(str(tmp_path / "none")).setup("fit")
     (tmp_path / "part").mkdir()
     write_corpus(tmp_path / "part", 10, 0)

@@ -215,6 +215,20 @@ def test_unigram_of_a_uniform_world_is_its_size():
     assert np.exp(unigram_nll(np.full(50, 7), np.arange(50))) == pytest.approx(50)
 
 
+def test_a_corpus_that_is_mostly_lost_is_said(tmp_path):
+    """Such as a file in another encoding, of which a few lines are read."""
+    good = "".join(json.dumps(dialogue(i)) + "\n" for i in range(9)).encode()
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(good + '{"turns": ["caf\u00e9"]}\n'.encode("latin-1") * 20)
+    done = CliRunner().invoke(
+        app, ["prepare", "jsonl", str(path), "--tokenizer", str(KNOVER), "--out", f"{tmp_path}/out"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "warning: most records are lost: 20 of 29 could not be read; the first of them:" in done.stdout
+    assert "a.jsonl:10: not valid UTF-8: save the file as UTF-8" in done.stdout
+    assert "--test-dialogues sets a number" in done.stdout
+
+
 def test_card_tells_the_funnel(tmp_path):
     path = write(
         tmp_path / "a.jsonl", [*(dialogue(i) for i in range(9)), "{broken | <b>line", {"turns": ["one"]}]

@@ -24,7 +24,7 @@ def loss(rate: str, dropout: str, seed: int) -> float:
     return 3 + 1000 * abs(float(rate) - 1e-3) + float(dropout) / 10 + 0.01 * (seed - 11)
 
 
-def add_run(outputs: Path, name: str, rate: str, dropout: str, seed: int, **more: Any) -> None:
+def add_run(outputs: Path, name: str, rate: str, dropout: str, seed: int, **more: Any) -> Path:
     config = {
         "seed": seed,
         "optim": {"lr": float(rate), "clip_norm": 0.1},
@@ -45,6 +45,7 @@ def add_run(outputs: Path, name: str, rate: str, dropout: str, seed: int, **more
     )
     best = loss(rate, dropout, seed)
     write_metrics(run.path, [(2, "val/loss", best + 1), (4, "val/loss", best), (6, "val/loss", best + 0.5)])
+    return run.path
 
 
 @pytest.fixture
@@ -123,9 +124,32 @@ def test_runs_of_two_configurations_are_refused(sweep: Path, tmp_path: Path) -> 
         sweeps(sweep)
 
 
+def test_stages_are_in_the_order_of_the_curriculum(sweep: Path, tmp_path: Path) -> None:
+    """Not in that of their names: 2_gen comes before 2_eval, and what is no part of it last."""
+    for number, (stage, role) in enumerate(
+        [("backward", "backward"), ("2_eval", "evaluation"), ("2_gen", "generation")], 20
+    ):
+        run_folder = RunFolder(add_run(tmp_path, f"s-{number}", "0.001", "0.0", 11, stage=stage))
+        run_folder.write_lineage(use={"role": role, "has_latents": stage == "2_gen"})
+    assert [found.stage for found in sweeps(sweep)] == ["1_coarse", "2_gen", "2_eval", "backward"]
+
+
 def test_a_sweep_whose_runs_are_gone_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "sweeps" / "s"
     folder.mkdir(parents=True)
     (folder / "sweep.json").write_text(json.dumps({"name": "s"}))
     with pytest.raises(UserError, match="no run of the sweep s"):
         sweeps(folder)
+
+
+def test_a_sweep_without_runs_does_not_hide_the_others(sweep: Path) -> None:
+    """Such as one whose command had a typo: `plato2 report outputs/sweeps/*` meets it."""
+    empty = sweep.parent / "r"
+    empty.mkdir()
+    (empty / "sweep.json").write_text(json.dumps({"name": "r"}))
+    alone = CliRunner().invoke(app, ["report", str(empty)])
+    assert (alone.exit_code, alone.stderr.count("\n")) == (2, 1)
+    done = CliRunner().invoke(app, ["report", str(empty), str(sweep)])
+    assert done.exit_code == 0, done.output
+    assert "no run of the sweep r" in done.stderr
+    assert "The sweep s, 1_coarse" in done.stdout

@@ -286,10 +286,20 @@ def test_out_writes_the_same_to_a_file(model: Path, pairs: Path, tmp_path: Path)
     assert {key for scores in json_lines(printed.stdout) for key in scores} == {"coherence", "error"}
 
 
-def test_an_empty_file_is_scored_in_silence(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty.tsv").touch()
-    done = run(tmp_path / "empty.tsv", "--evaluation", model, "--device", "cpu")
-    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "")
+@pytest.mark.parametrize(
+    ("lines", "n_errors", "message"),
+    [(b"", 0, "is empty"), (b"no tab\n\xff\ta\n", 2, "not one of its 2 lines could be scored")],
+)
+def test_where_nothing_is_scored_the_command_fails(
+    model: Path, tmp_path: Path, lines: bytes, n_errors: int, message: str
+) -> None:
+    (tmp_path / "pairs.tsv").write_bytes(lines)
+    done = run(tmp_path / "pairs.tsv", "--evaluation", model, "--device", "cpu")
+    assert done.exit_code == 2
+    assert [scores.keys() for scores in json_lines(done.stdout)] == [{"error"}] * n_errors
+    (error,) = done.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert message in error
 
 
 def test_a_release_without_recognition_head_gives_no_posterior(pairs: Path, tmp_path: Path) -> None:

@@ -302,7 +302,7 @@ def agreement_table(result: Result) -> Table:
         kappa = _shown(found["fleiss_kappa"])
         if found["fleiss_kappa_low"] is not None:
             kappa += f" ({found['fleiss_kappa_low']:.3f} to {found['fleiss_kappa_high']:.3f})"
-        if found["all_equal"]:
+        if found["all_equal"] and found["fleiss_kappa"] is not None:
             kappa += ", all ratings are equal"
         if 0 < found["fleiss_kappa_units"] < found["units"]:
             kappa += f", of {found['fleiss_kappa_units']}"

@@ -105,7 +105,7 @@ def parse(record: Any, name: str, articles: dict[int, Article] | None = None) ->
 def _load_articles(pattern: str) -> dict[int, Article]:
     """The articles by wikiDocumentIdx."""
     articles = {}
-    for file in expand(in_folders([pattern], "*.json")):
+    for file in expand(in_folders([pattern], "*.json"), "reader.wikidata"):
         for _, _, content in read_json(file, lambda *_: False):
             values = content.values() if isinstance(content, dict) and "0" not in content else [content]
             try:

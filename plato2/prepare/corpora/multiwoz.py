@@ -40,7 +40,7 @@ def read(
         only: a file (or glob) with one id per line, such as `testListFile.txt`: read these dialogues.
         leave_out: the same, but leave them out: `data.json` holds validation and test, too.
     """
-    kept, left_out = _ids(only, report), _ids(leave_out, report) or frozenset()
+    kept, left_out = _ids(only, report, "only"), _ids(leave_out, report, "leave_out") or frozenset()
     bookings = sgd.with_results(knowledge)
     names = in_folders(files, "dialogues_*.json")
     for dialogue in read_dialogues(names, report, lambda record, name: parse(record, name, bookings)):
@@ -90,11 +90,11 @@ def _booked(metadata: Any, i: int) -> list[str]:
     return texts
 
 
-def _ids(pattern: str | None, report: ReadReport) -> frozenset[str] | None:
+def _ids(pattern: str | None, report: ReadReport, option: str) -> frozenset[str] | None:
     """The ids of a list file; the lists name them with and without `.json`."""
     if pattern is None:
         return None
-    return frozenset(_plain(text.strip()) for _, _, text in read_lines([pattern], report))
+    return frozenset(_plain(text.strip()) for _, _, text in read_lines([pattern], report, f"reader.{option}"))
 
 
 def _plain(name: str | None) -> str:

@@ -93,7 +93,7 @@ def _load_sets(pattern: str, wiki: str | None) -> dict[str, Sections]:
     wiki_texts = None if wiki is None else _load_wiki(wiki)
     held: dict[str, str] = {}
     sets: dict[str, Sections] = {}
-    for file in expand([pattern]):
+    for file in expand([pattern], "reader.reading_sets"):
         for line, keys, record in read_json(file, lambda depth, _: depth == 0):
             try:
                 article = record.get("article") or {}
@@ -142,7 +142,7 @@ def _texts(section: dict[str, Any], wiki_texts: dict[int, str] | None) -> list[s
 def _load_wiki(path: str) -> dict[int, str]:
     """Texts of wiki sections by number: the file has {"shortened_wiki_lead_section": {TEXT: NUMBER}, ...}."""
     texts: dict[int, str] = {}
-    for file in expand([path]):
+    for file in expand([path], "reader.wiki"):
         for _, keys, number in read_json(file, lambda depth, _: depth < 2):
             if len(keys) != 2 or keys[0] not in WIKI or not isinstance(number, int):
                 raise UserError(

@@ -48,7 +48,7 @@ def _pairs(files: Sequence[str], report: ReadReport) -> Iterator[tuple[str, int,
 
 def _two(files: Sequence[str], replies: str, report: ReadReport) -> Iterator[tuple[str, int, list[str]]]:
     """Lines of the same number of two files; one that has no partner is broken."""
-    if len(expand(files)) != 1 or len(expand([replies])) != 1:
+    if len(expand(files)) != 1 or len(expand([replies], "reader.replies")) != 1:
         raise UserError(f"reader.replies={replies}: give one file of posts and one of replies")
     left, right = read_lines(files, report), read_lines([replies], report)
     post, reply = next(left, None), next(right, None)

@@ -68,7 +68,7 @@ from plato2.prepare.reddit.nodes import Counts, node_schema, parse_lines
 from plato2.prepare.reddit.options import RedditOptions
 from plato2.prepare.reddit.rules import RedditRules, lists_sha256
 from plato2.prepare.reddit.shard_parts import ShardJob, ShardPart, read_part, samples_digest
-from plato2.prepare.reddit.threads import TreeOptions
+from plato2.prepare.reddit.threads import ORPHANS, TreeOptions
 from plato2.prepare.reddit.work import clear_errors, open_work, part_metadata, stage_folder, write_text
 from plato2.prepare.splits import held_out, sample_keys
 from plato2.prepare.statistics import SplitStatistics, unigram_nll
@@ -364,7 +364,8 @@ class _Run:
                 train.append(part.train)
         valid = _choose(folder, "valid", options.valid_samples)
         test = _choose(folder, "test", options.test_samples)
-        _check_splits(options, valid_from, len(valid), statistics["train"].n_samples, len(test))
+        n_nodes = sum((Counter(part.n_nodes) for part in shards), Counter())
+        _check_splits(options, valid_from, len(valid), statistics["train"].n_samples, len(test), n_nodes)
         splits = {"train": SplitIndex(tuple(train))}
         drawn = {"valid": valid, "test": test} if len(test) else {"valid": valid}
         for split, samples in drawn.items():
@@ -562,11 +563,20 @@ def _no_text(options: RedditOptions, dumps: list[Dump]) -> str:
     )
 
 
-def _check_splits(options: RedditOptions, valid_from: int, n_valid: int, n_train: int, n_test: int) -> None:
+def _check_splits(
+    options: RedditOptions,
+    valid_from: int,
+    n_valid: int,
+    n_train: int,
+    n_test: int,
+    n_nodes: Counter[str],
+) -> None:
     day = datetime.fromtimestamp(valid_from, UTC).isoformat(sep=" ")[:16]
     if not n_train:
+        of = f"of {n_nodes.total():,} messages that pass the rules {n_nodes[ORPHANS]:,} have {ORPHANS}"
         raise UserError(
-            f"no sample is left to train on before {day} (UTC): name a later --valid-from, or fewer rules"
+            f"no sample is left to train on before {day} (UTC): {of}; give more dumps, --orphans root, "
+            "a later --valid-from or fewer rules"
         )
     if not n_valid:
         raise UserError(

@@ -21,6 +21,8 @@ from plato2.prepare.clean import overlaps
 from plato2.random import hashed
 
 Orphans = Literal["drop", "root"]
+ORPHANS = "no parent in the dumps, or it was removed"
+"""Why a message without one is left out."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def build_threads(nodes: pa.Table, options: TreeOptions) -> ThreadSamples:
     else:
         too_long = responses[:0]
     reasons = {
-        "no parent in the dumps, or it was removed": is_orphan,
+        ORPHANS: is_orphan,
         "below such a message": below_orphan,
         "in or below a cycle": in_cycle,
         "rule 6": repeats_parent,
