@@ -429,7 +429,7 @@ BEFORE = IN_121 | {"phase": "between", "moves": 240}
         ),
         (
             lines(IN_121, IN_121, world=4),
-            "ranks 2-3 of 4 stopped before the first step was finished and does not answer",
+            "ranks 2-3 of 4 stopped before the first step was finished and do not answer (killed, or their",
         ),
         (
             lines(IN_121, BEFORE),

@@ -115,7 +115,8 @@ def gathered(stage: nn.Module) -> Iterator[None]:
         for part in parts:
             if part is not stage:
                 part.set_reshard_after_forward(True, recurse=False)
-            part.reshard()
+        if parts:  # forgets the passes: the next backward would gather ahead what they went through, rank by rank
+            stage.reset_iter_state()
 
 
 def exchange_once(stage: LightningModule, last: bool, between_passes: nn.Module | None = None) -> None:
