@@ -119,7 +119,7 @@ def gathered(stage: nn.Module) -> Iterator[None]:
         _forget_passes(stage, parts)
 
 
-def _forget_passes(stage: nn.Module, parts: list[Any]) -> None:
+def _forget_passes(stage: Any, parts: list[Any]) -> None:
     """Forgets which parts passes without a backward went through, and gives their whole weights back.
 
     The next backward gathers ahead what was passed before: each rank what it has passed by itself, so that
