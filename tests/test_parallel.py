@@ -230,12 +230,12 @@ def test_a_sharded_run_in_bf16_starts_where_an_unsharded_one_does(
 def test_a_kill_while_shares_are_written_leaves_the_checkpoint_before(
     run_fork: RankedForks, tmp_path: Path
 ) -> None:
-    """All ranks are killed, three times, and the run goes on to the end as if nothing had been."""
+    """All of 4, 4 and 2 ranks are killed, and the run goes on to the end as if nothing had been."""
     common = [*RUN, *STEP, "checkpoint_steps=1", "trainer.max_steps=30", "trainer.val_check_interval=30"]
     run_fork(*common, run_id="whole")
     folder = tmp_path / "outputs" / "tiny-2_gen" / "killed" / "checkpoints"
-    for kill in range(3):
-        pid = run_fork.begin(*common, *FSDP, SHARES, run_id="killed")
+    for kill, ranks in enumerate((4, 4, 2)):
+        pid = run_fork.begin(*common, *FSDP, SHARES, f"strategy.devices={ranks}", run_id="killed")
         before = checkpoint_step(folder / "last.ckpt") if kill else 0
         until = time.monotonic() + 200
         while time.monotonic() < until:  # one is whole, and the next one has begun
@@ -290,24 +290,43 @@ def test_a_full_disk_on_one_rank_ends_all_of_them_and_leaves_the_checkpoint_befo
 def test_replies_and_figures_stand_beside_the_validations_of_sharded_ranks(
     run_fork: RankedForks, tmp_path: Path
 ) -> None:
-    shown = [*RUN, *STEP, "trainer.max_steps=3", "sample_replies=3", "latent_contexts=3"]
+    shown = [*RUN, *STEP, "trainer.max_steps=6", "sample_replies=3", "latent_contexts=3"]
     run_fork(*shown, run_id="one")
     run_fork(*shown, *FSDP, run_id="sharded")
+    assert losses(tmp_path, "sharded") == pytest.approx(losses(tmp_path, "one"), rel=1e-5)
     run_fork(*shown, *FSDP, BF16, run_id="bf16")
     one, sharded, bf16 = (tmp_path / "outputs" / "tiny-2_gen" / name for name in ("one", "sharded", "bf16"))
     replies = [json.loads(line) for line in (one / "replies.jsonl").read_text().splitlines()]
     found = [json.loads(line) for line in (sharded / "replies.jsonl").read_text().splitlines()]
-    assert len(replies) == 3
+    assert len(replies) == 2 * 3
     for reply, same in zip(replies, found, strict=True):
         assert [c["text"] for c in same["candidates"]] == [c["text"] for c in reply["candidates"]]
         assert [c["log_prob"] for c in same["candidates"]] == pytest.approx(
             [c["log_prob"] for c in reply["candidates"]], rel=1e-4
         )
-    assert len((bf16 / "replies.jsonl").read_text().splitlines()) == 3
+    assert len((bf16 / "replies.jsonl").read_text().splitlines()) == 2 * 3
     names = {"val/greedy_different", "val/distinct_2_between_z"}
     values = [{n: v for _, n, v in read_metrics(run / "metrics.csv") if n in names} for run in (one, sharded)]
     assert values[0].keys() == names
     assert values[1] == pytest.approx(values[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [FSDP, HSDP], ids=["fsdp", "hsdp"])
+def test_sharded_ranks_train_on_after_the_first_one_has_measured_alone(
+    run_fork: RankedForks, tmp_path: Path, strategy: list[str]
+) -> None:
+    """Its passes, which the others have not made, must not change what the ranks exchange in later steps."""
+    measured = [*RUN, *STEP, "stage=2_eval", "trainer.max_steps=6", "selection=16"]
+    run_fork(*measured, run_id="one")
+    run_fork(*measured, *strategy, "strategy.devices=4", SHARES, run_id="sharded")
+    runs = [tmp_path / "outputs" / "tiny-2_eval" / name / "metrics.csv" for name in ("one", "sharded")]
+    one, sharded = (
+        {(step, name): value for step, name, value in read_metrics(run) if not name.startswith("perf/")}
+        for run in runs
+    )
+    assert {(3, "val/p1"), (6, "val/p1"), (6, "train/rce")} < one.keys()
+    assert sharded == pytest.approx(one, rel=1e-5)
 
 
 @pytest.mark.slow

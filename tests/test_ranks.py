@@ -85,8 +85,12 @@ class Pair:
         self.forks, self.corpus, self.folder = forks, corpus, folder
         self.run = folder / "outputs" / "tiny-1_coarse" / "r"
 
-    def begin(self, *overrides: str, own: dict[str, Any] | None = None) -> None:
-        """Starts both; `own` are further overrides, and Python to run before, of one rank."""
+    def begin(self, *overrides: str, own: dict[str, Any] | None = None) -> int:
+        """Starts both; `own` are further overrides, and Python to run before, of one rank.
+
+        Returns:
+            The pid of their process group.
+        """
         script = self.folder / "pair.py"
         script.write_text(PAIR)
         with socket.socket() as free:
@@ -95,7 +99,7 @@ class Pair:
         world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "none"}
         world |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "RUN_ID": "r"}
         given = command(self.corpus, self.folder / "outputs", *DDP, *SHORT, *overrides)[2:]
-        self.forks.begin(script, *given, folder=self.folder, OWN=json.dumps(own or {}), **world)
+        return self.forks.begin(script, *given, folder=self.folder, OWN=json.dumps(own or {}), **world)
 
     def end(self) -> tuple[list[int], list[str]]:
         """Waits for both; their exit codes and what they said."""
@@ -256,6 +260,7 @@ def test_a_full_disk_on_one_rank_of_a_sharded_run_is_told_by_both(pair: Pair) ->
     assert codes == [2, 2]
     for text in said:
         assert "last.ckpt: the checkpoint of step 2 could not be written (rank 1: " in error_of(text), text
+        assert "inline_container" not in text  # of PyTorch's own code, which says nothing of a disk
 
 
 @pytest.mark.slow
@@ -377,6 +382,30 @@ def test_ranks_that_are_started_with_other_things_name_them(
     assert not (pair.run / "lineage.json").exists()
 
 
+@pytest.mark.slow
+def test_an_address_at_which_another_program_listens_is_told_by_both(pair: Pair) -> None:
+    """The first rank cannot listen there; what the other one is connected to never answers."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        own = {rank: {"before": f"os.environ['MASTER_PORT'] = '{port}'"} for rank in ("0", "1")}
+        group = pair.begin(*LONG, "startup_timeout_s=3", own=own)
+        logs = [pair.folder / f"rank_{rank}.log" for rank in (0, 1)]
+        try:
+            pair.wait(lambda: all(log.exists() and "error: " in log.read_text() for log in logs))
+        except AssertionError:
+            os.killpg(group, signal.SIGKILL)
+            raise
+        codes, said = pair.end()
+    assert codes == [2, 2]
+    for text in said:
+        told = f"2 processes were to start together at 127.0.0.1:{port} within 3 s (startup_timeout_s), but"
+        assert told in error_of(text), text
+    pair.begin("trainer.max_steps=1")  # nothing of it is in the way
+    assert pair.end()[0] == [0, 0]
+
+
 # ------------------------------------------------------------------------------------------------- in words
 
 
@@ -401,7 +430,7 @@ BEFORE = IN_121 | {"phase": "between", "moves": 240}
         ),
         (
             lines(IN_121, IN_121, world=4),
-            "ranks 2-3 of 4 stopped before the first step was finished and does not answer",
+            "ranks 2-3 of 4 stopped before the first step was finished and do not answer (killed, or their",
         ),
         (
             lines(IN_121, BEFORE),

@@ -266,7 +266,7 @@ class DialogueDataModule(pl.LightningDataModule):
         found = sum(len(corpus.load(w, self.seed, Position(0, i), True).layout) for i, w in windows)
         if found < n_ranks:
             raise UserError(
-                f"{self.path}: the training split fills {found} units of data.unit_tokens={unit}, "
+                f"{self.path}: the training split fills {found} unit(s) of data.unit_tokens={unit}, "
                 f"fewer than the {n_ranks} ranks: use fewer devices, a smaller data.unit_tokens or a larger "
                 "corpus"
             )

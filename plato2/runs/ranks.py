@@ -1,12 +1,13 @@
 """When one of several ranks stops: time-outs, and one line on every other rank that names it.
 
-All ranks meet once, when their process group exists, and compare what they were started with. From then on
-a thread of each one watches that it goes on. When a rank does not for longer than its phase may take, or its
-connection to another one breaks, it calls the roll (a file in the run folder); every rank answers with where
-it is, dumps its flight recorder, reads the others' answers, says who is missing or behind, and ends.
+A thread of each rank watches that it goes on. All meet once, when their process group exists, and compare
+what they were started with. When a rank does not go on for longer than its phase may take, or its connection
+to another one breaks, it calls the roll (a file in the run folder); every rank answers with where it is,
+dumps its flight recorder, reads the others' answers, says who is missing or behind, and ends.
 
 PyTorch's own time-outs are set to half a minute more, for a rank whose thread cannot run. They say less:
-gloo an address, NCCL the rank that waited.
+gloo an address, NCCL the rank that waited. Before the meeting they do not hold: PyTorch waits twice as long
+for an address that does not answer, and for ever for one where another program listens.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def watch_ranks(
         return None
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     at = next(number for number, callback in enumerate(callbacks) if isinstance(callback, Checkpoints))
-    watch = RankWatch(run, startup_s, step_s, facts(), saving=partial(getattr, callbacks[at], "due"))
+    due = partial(getattr, callbacks[at], "due")
+    watch = RankWatch(run, trainer.world_size, startup_s, step_s, facts(), saving=due)
     callbacks.insert(at, watch)  # behind `BetweenSteps`: a step begins when the save before it is done
     limit_start(trainer.strategy, startup_s)
     record_flights(run)
@@ -132,6 +134,7 @@ class RankWatch(Callback):
 
     Args:
         run: the run folder.
+        world: how many ranks there are.
         startup_s: what a start, the first step, a save or a load may take.
         step_s: what a step may take.
         facts: what all ranks must have alike.
@@ -141,6 +144,7 @@ class RankWatch(Callback):
     def __init__(
         self,
         run: Path,
+        world: int,
         startup_s: float,
         step_s: float,
         facts: dict[str, Any],
@@ -148,7 +152,7 @@ class RankWatch(Callback):
     ) -> None:
         self.run, self.startup_s, self.step_s, self.facts, self.saving = run, startup_s, step_s, facts, saving
         self.met, self.stepped, self.saved, self.failed, self.leaving = False, False, False, False, ""
-        self.attempt, self.rank, self.world = "", 0, 1
+        self.attempt, self.rank, self.world = "", 0, world
         self.trace: Trace | None = None
         self.position = Position(0, "start", time.monotonic())
         self.lock, self.stopped = threading.Lock(), threading.Event()
@@ -163,12 +167,11 @@ class RankWatch(Callback):
         """
         self._meet(trainer)
         limit_groups(groups(trainer.strategy), self.startup_s + MARGIN_S)
-        self.trace = Trace(self.run, self.rank, self.world, self.attempt)
         self._go("start", 0)
-        threading.Thread(target=self._watch, name="ranks", daemon=True).start()
+        self.trace = Trace(self.run, self.rank, self.world, self.attempt)
 
     def _meet(self, trainer: pl.Trainer, problem: str = "") -> None:
-        self.met, self.rank, self.world = True, trainer.global_rank, trainer.world_size
+        self.met, self.rank = True, trainer.global_rank
         if self.rank == 0:
             with suppress(OSError):
                 folder_of(self.run).mkdir(parents=True, exist_ok=True)
@@ -252,9 +255,15 @@ class RankWatch(Callback):
 
     # ------------------------------------------------------------------------------------------- the watching
 
+    def begin(self) -> None:
+        """Begins the watching, before there is a connection to another rank."""
+        threading.Thread(target=self._watch, name="ranks", daemon=True).start()
+
     @property
     def limit_s(self) -> float:
         """What the phase at hand may take."""
+        if not self.trace:  # PyTorch's own time-out, where it holds, knows the reason
+            return self.startup_s + GRACE_S
         in_steps = self.position.phase in ("step", "between") and self.stepped and not self.saving()
         return self.step_s if in_steps else self.startup_s
 
@@ -267,11 +276,12 @@ class RankWatch(Callback):
             if seen - before > tick + ASLEEP_S:  # all of the job was stopped for a while, as Slurm can
                 awake = seen
             late = seen - max(self.position.since, awake) > self.limit_s
-            if not late and not self._called():
+            if not late and not (self.trace and self._called()):
                 continue
             with self.lock:
                 if not self.leaving and not self.failed and not self.stopped.is_set():
-                    self._leave(self._told("late" if late else "alive"))
+                    told = self._told("late" if late else "alive") if self.trace else self._not_met()
+                    self._leave(told)
             break
         if self.leaving:  # the main thread says it, but GPUs that wait for each other can hold it up
             if not self.stopped.wait(LEAVING_S):
@@ -288,13 +298,18 @@ class RankWatch(Callback):
             for number in STOP_SIGNALS:  # of torchrun or srun, which end the others when one is gone
                 signal.signal(number, signal.SIG_IGN)
         if not self.trace:
-            return (
-                f"another rank stopped before all {self.world} had met, or did not come within "
-                f"{self.startup_s:g} s (startup_timeout_s); its own message says why"
-            )
+            return self._not_met()
         with self.lock:
             self.leaving = self.leaving or self._told("lost", (str(error).splitlines() or [""])[0][:200])
             return self.leaving
+
+    def _not_met(self) -> str:
+        if not distributed.is_initialized():
+            return not_together(self.world, self.startup_s)
+        return (
+            f"another rank stopped before all {self.world} had met, or did not come within "
+            f"{self.startup_s:g} s (startup_timeout_s); its own message says why"
+        )
 
     def stop(self) -> None:
         """Ends the watching."""
@@ -370,6 +385,7 @@ def watched(watch: RankWatch | None) -> Iterator[None]:
     """
     try:
         if watch:
+            watch.begin()
             meet_afresh(watch.startup_s)
         yield
     except Exception as error:
@@ -379,6 +395,17 @@ def watched(watch: RankWatch | None) -> Iterator[None]:
     finally:
         if watch:
             watch.stop()
+
+
+def not_together(world: int, seconds: float, reason: str = "") -> str:
+    """Why a run does not start: not all of its processes came to the address of the first one."""
+    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    why = f" ({reason})" if reason else ""
+    return (
+        f"strategy: {world} processes were to start together at {address} within {seconds:g} s "
+        f"(startup_timeout_s), but some did not{why}; the first one (rank 0) says why it failed or does not "
+        "run"
+    )
 
 
 def meet_afresh(seconds: float) -> None:

@@ -217,10 +217,10 @@ def verdict(states: Sequence[RankState], world: int) -> str:
         others = [state for state in states if state.rank not in silent]
         steps = [found[rank].last.step for rank in silent if rank in found]
         after = f"after step {min(steps):,}" if any(steps) else "before the first step was finished"
-        return (
-            f"{named(silent, world, states)} stopped {after} and does not answer (killed, or its machine is "
-            f"gone); {_waiting(others)}"
-        )
+        gone = "does not answer (killed, or its machine is gone)"
+        if len(silent) > 1:
+            gone = "do not answer (killed, or their machines are gone)"
+        return f"{named(silent, world, states)} stopped {after} and {gone}; {_waiting(others)}"
     behind = _behind(states)
     if not behind:
         return f"all {world} ranks answer, none is behind, and no collective ends; {_waiting(states, 'they')}"

@@ -264,7 +264,7 @@ def fit(
 
     from plato2.runs.checkpoint import Checkpoints
     from plato2.runs.folder import requeue
-    from plato2.runs.ranks import watched
+    from plato2.runs.ranks import not_together, watched
     from plato2.stages.base import NonFiniteLoss
 
     checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
@@ -291,12 +291,8 @@ def fit(
     except torch.distributed.DistError as error:
         if checkpoints.has_started:
             raise
-        raise UserError(
-            f"strategy: {trainer.world_size} processes were to start together at "
-            f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} within "
-            f"{keys.startup_timeout_s:g} s (startup_timeout_s), but some did not "
-            f"({str(error).splitlines()[0]}); the first one (rank 0) says why it failed or does not run"
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise UserError(not_together(trainer.world_size, keys.startup_timeout_s, reason)) from error
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if checkpoint is None or checkpoints.has_started or isinstance(error, torch.OutOfMemoryError):
             raise

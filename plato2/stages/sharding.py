@@ -5,6 +5,7 @@ Only FSDP2 (`ModelParallelStrategy` + `fully_shard`): `FSDPStrategy` refuses CPU
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
@@ -115,7 +116,25 @@ def gathered(stage: nn.Module) -> Iterator[None]:
         for part in parts:
             if part is not stage:
                 part.set_reshard_after_forward(True, recurse=False)
-            part.reshard()
+        _forget_passes(stage, parts)
+
+
+def _forget_passes(stage: Any, parts: list[Any]) -> None:
+    """Forgets which parts passes without a backward went through, and gives their whole weights back.
+
+    The next backward gathers ahead what was passed before: each rank what it has passed by itself, so that
+    ranks would wait for each other for ever.
+    """
+    if parts and hasattr(stage, "reset_iter_state"):
+        stage.reset_iter_state()
+        return
+    for part in parts:  # PyTorch 2.11 and 2.12 have no public name for it
+        state = part._get_fsdp_state()
+        state._comm_ctx.post_forward_order.clear()
+        groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+        for group in filter(None, groups):
+            group._post_forward_indices.clear()
+        part.reshard()
 
 
 def exchange_once(stage: LightningModule, last: bool, between_passes: nn.Module | None = None) -> None:

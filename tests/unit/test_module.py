@@ -220,7 +220,9 @@ def test_steps_must_be_shared_equally(path: str) -> None:
 def test_more_ranks_than_units_in_the_corpus(path: str) -> None:
     n_units = len({step["position"][2] for step in islice(module(path).train_dataloader(), 30)})
     assert n_units < 64
-    with pytest.raises(UserError, match=r"fills \d+ units of data\.unit_tokens=256, fewer than the 64 ranks"):
+    with pytest.raises(
+        UserError, match=r"fills \d+ unit\(s\) of data\.unit_tokens=256, fewer than the 64 ranks"
+    ):
         with_ranks(module(path, batch_tokens=64 * 256), 64).setup("fit")
 
 
