@@ -183,7 +183,7 @@ def stored_architecture(config: ModelConfig) -> dict[str, Any]:
     """
     if not config.architecture:
         raise UserError(
-            f"model.path={config.path}: not read yet; plato2.model.pretrained.from_folder reads it"
+            f"model.path={config.path}: not read yet; plato2.model.decoder_folder.from_folder reads it"
         )
     try:
         stored = json.loads(config.architecture)
