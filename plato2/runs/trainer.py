@@ -80,7 +80,7 @@ def strategy_arguments(keys: TrainConfig, job: Job) -> dict[str, Any]:
     if job.in_sweep and strategy.get("devices") != 1 and not started:
         raise UserError(
             f"strategy.devices={strategy.get('devices')} in a sweep: every process would start it again; "
-            "start it with torchrun or srun, use a Hydra launcher (hydra/launcher=...), or devices=1"
+            "start it with torchrun or srun, use hydra/launcher=slurm, or devices=1"
         )
     if strategy.get("precision") == "auto":
         strategy["precision"] = precision_of(keys)
