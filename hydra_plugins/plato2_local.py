@@ -3,8 +3,8 @@
 hydra-submitit-launcher runs a job, and brings its result back. Of one that ends without a result, because it
 was killed for example, it raises all of the log, and forgets the others. Its jobs import plato2 only if they
 are started beside it, see no GPU unless they are given some, and are killed a second after a Ctrl-C by the
-processes that watch over them. So jobs get this command's PYTHONPATH and GPUs, are in groups of their own, out
-of a Ctrl-C's reach, and are sent signals from here.
+processes that watch over them. So jobs get this command's PYTHONPATH and GPUs, are in groups of their own,
+out of a Ctrl-C's reach, and are sent signals from here.
 
 Hydra looks for launchers in packages called hydra_plugins, and imports them at each start: nothing heavy at
 the top.
