@@ -263,7 +263,8 @@ def _read_config(folder: Path, given: str) -> dict[str, Any]:
             )
         raise UserError(f"{given}: has no config.json; {CURE}")
     if not folder.is_dir():
-        raise UserError(f"{given}: no such folder; {CURE} (a name on a hub is not downloaded)")
+        here = "" if folder.is_absolute() else f" in {Path.cwd()}"
+        raise UserError(f"{given}: no such folder{here}; {CURE} (a name on a hub is not downloaded)")
     try:
         found = json.loads(read_file(folder / "config.json", CONFIG_BYTES, CURE))
     except (ValueError, RecursionError, OSError) as error:

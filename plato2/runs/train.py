@@ -35,9 +35,9 @@ if TYPE_CHECKING:  # heavy imports wait until something is trained: --help and t
     from plato2.stages import Stage
 
 
-OF_PRETRAINED = ("path", "context_mask", "architecture")
+OF_PRETRAINED = ("path", "context_mask", "architecture", "base_sha256")
 """Keys of the model that only one made of a pretrained decoder has."""
-OF_ADAPTER = ("adapter", "adapter_rank", "adapter_alpha", "base_dtype", "base_sha256", "base")
+OF_ADAPTER = ("adapter", "adapter_rank", "adapter_alpha", "base_dtype", "base")
 """Keys of the model that only one with an adapter has."""
 
 
