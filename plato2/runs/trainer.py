@@ -131,9 +131,12 @@ def build_callbacks(
         callbacks.append(SweepMetric(keys.sweep_metric))
     if keys.sample_replies and stage.use.role == "generation":
         replies = ValidationReplies(data, keys.sample_replies)
-        callbacks.append(SampleReplies(run.path / "replies.jsonl", replies))
+        what = f"replying (sample_replies={keys.sample_replies})"
+        callbacks.append(SampleReplies(run.path / "replies.jsonl", replies, what))
     if (keys.selection or keys.human_rank) and stage.use.serves("evaluation"):
-        callbacks.append(Figures(ValidationFigures(data, keys.selection, keys.human_rank, parent)))
+        what = f"ranking (selection={keys.selection}, human_rank={keys.human_rank})"
+        callbacks.append(Figures(ValidationFigures(data, keys.selection, keys.human_rank, parent), what))
     if keys.latent_contexts and getattr(stage, "recognition", None) is not None:
-        callbacks.append(Figures(ValidationVariety(data, keys.latent_contexts)))
+        what = f"replying with each latent (latent_contexts={keys.latent_contexts})"
+        callbacks.append(Figures(ValidationVariety(data, keys.latent_contexts), what))
     return callbacks
