@@ -135,7 +135,8 @@ def ranks_of(keys: TrainConfig) -> Ranks:
     from plato2.runs.simulate import Ranks
 
     strategy, machines = keys.strategy, keys.strategy.get("num_nodes", 1)
-    n, half = n_ranks(strategy["devices"], machines), "16" in precision_of(keys)
+    n = n_ranks(strategy["devices"], machines, strategy.get("accelerator", "auto"))
+    half = "16" in precision_of(keys)
     if not is_sharded(keys):
         return Ranks(replicate=n, half=half)
     copies = check_replicas(strategy["strategy"].get("replicas", 1), machines, n)

@@ -173,7 +173,11 @@ def make_ready(
     told, unprepared = "", corpus.will_be_made
     if is_new:  # what is missing is said now, not after an hour of preparing
         start, told = find_start(keys, stage, None if unprepared else data.tokenizer_sha256, job)
-    check_launch(keys.strategy["devices"], keys.strategy.get("num_nodes", 1))
+    check_launch(
+        keys.strategy["devices"],
+        keys.strategy.get("num_nodes", 1),
+        keys.strategy.get("accelerator", "auto"),
+    )
     corpus.make_or_wait()
     data.check_model(keys.model.vocab_size, keys.model.max_position)
     data.check_tokenizer()
