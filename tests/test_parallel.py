@@ -489,7 +489,7 @@ def test_beside_eight_gpus_cpus_are_one_process(
 ) -> None:
     """In the plan, and in a run whose step eight ranks could not share."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    given = ["strategy=ddp", "strategy.accelerator=cpu", "data.unit_tokens=512", "optim.batch_tokens=512"]
+    given = ["strategy=cpu", "strategy.devices=auto", "data.unit_tokens=512", "optim.batch_tokens=512"]
     done = train_here(*given, "plan=json")
     assert json.loads(done.stdout)["ranks"] == 1
     train_here(*given, "trainer.max_steps=1", "run_id=r")
