@@ -152,8 +152,9 @@ def in_groups_of_their_own() -> Iterator[None]:
     local: Any = submitit.local.local
     begun: list[subprocess.Popen[bytes]] = []
 
-    def begin(*arguments: Any, env: dict[str, str], **options: Any) -> subprocess.Popen[bytes]:
-        begun.append(subprocess.Popen(*arguments, env=like_this_process(env), process_group=0, **options))
+    def begin(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        options["env"] = like_this_process(options["env"])
+        begun.append(subprocess.Popen(*arguments, process_group=0, **options))
         return begun[-1]
 
     local.subprocess = SimpleNamespace(Popen=begin)
