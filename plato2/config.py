@@ -274,7 +274,7 @@ class ModelConfig:
     """What the frozen matrices are kept in while an adapter is trained: `bfloat16` takes half the memory, and
     goes with strategy.precision=bf16-mixed."""
     base_sha256: str = ""
-    """Filled in for an adapter: the hash of the weights that it was trained on."""
+    """Filled in from `path`: the hash of the weights there, or of those that an adapter was trained on."""
     base: str = ""
     """Filled in for an adapter whose base are not the weights in `path`, but those of a run that trained all
     of them and that it started from: its checkpoint."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -248,6 +250,31 @@ def test_a_long_validation_shows_in_a_log_file_how_far_it_is(
     told = [line for line in done.stderr.splitlines() if "validating" in line]
     lines = [f"tiny 1_coarse step 2: validating {number}/5 batches" for number in range(1, 6)]
     assert told == (lines if is_long else [])
+
+
+@pytest.mark.parametrize(
+    ("stage", "given", "told"),
+    [
+        ("2_gen", ["sample_replies=1", "latent_contexts=2"], ["sample_replies=1", "latent_contexts=2"]),
+        ("2_eval", ["selection=20", "human_rank=0"], ["selection=20, human_rank=0"]),
+    ],
+)
+def test_what_takes_long_beside_a_validation_says_so_in_a_log_file(
+    train_here: Train, monkeypatch: pytest.MonkeyPatch, stage: str, given: list[str], told: list[str]
+) -> None:
+    """And what is over in half a minute is quiet; afterwards nothing goes on speaking."""
+    steps = ["init_from=scratch", "trainer.max_steps=1", "trainer.val_check_interval=1", *given]
+    for silent_s, is_long in ((1e-6, True), (30.0, False)):
+        monkeypatch.setattr(callbacks, "SILENT_S", silent_s)
+        done = train_here(f"stage={stage}", *steps)
+        lines = [line for line in done.stderr.splitlines() if "s so far" in line]
+        assert bool(lines) == is_long
+        for what in told:
+            said = [
+                line for line in lines if re.search(rf"^tiny {stage} step 1: \w.*\({what}\), \d+ s", line)
+            ]
+            assert bool(said) == is_long, lines
+    assert not [thread for thread in threading.enumerate() if thread.name == "busy"]
 
 
 # -------------------------------------------------------------------------------- where time and memory go

@@ -168,6 +168,7 @@ NOBODY = (
     "experiments",
     "tests",
     "benchmarks",
+    "hydra_plugins.plato2_local",
     "hydra_plugins.plato2_slurm",
     "hydra_plugins.plato2_sweep",
 )

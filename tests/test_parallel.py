@@ -24,6 +24,7 @@ from small import ROOT, Train, assert_one_line, command, environment
 from plato2.config import UserError
 from plato2.runs import distributed
 from plato2.runs.folder import RunFolder
+from plato2.runs.parallel import check_launch, n_ranks
 from plato2.runs.saved import checkpoint_step, read_checkpoint, read_metrics
 from plato2.weights.folder import read_saved
 
@@ -489,6 +490,33 @@ def test_processes_that_the_strategy_does_not_have(
 
 
 SRUN = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_NNODES": "2"}
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "devices", "ranks"),
+    [("cpu", "auto", 1), ("mps", "auto", 1), ("auto", "auto", 8), ("gpu", "auto", 8), ("cpu", "2", 2)],
+)
+def test_auto_counts_the_devices_of_the_accelerator(
+    monkeypatch: pytest.MonkeyPatch, accelerator: str, devices: str, ranks: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert n_ranks(devices, 2, accelerator) == 2 * ranks
+
+
+def test_beside_eight_gpus_cpus_are_one_process(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the plan, and in a run whose step eight ranks could not share."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    given = ["strategy=cpu", "strategy.devices=auto", "data.unit_tokens=512", "optim.batch_tokens=512"]
+    done = train_here(*given, "plan=json")
+    assert json.loads(done.stdout)["ranks"] == 1
+    train_here(*given, "trainer.max_steps=1", "run_id=r")
+    assert RunFolder(tmp_path / "outputs" / "tiny-1_coarse" / "r").finished
+    monkeypatch.setenv("SLURM_NTASKS", "1")  # a script that has called it without srun
+    check_launch("auto", 1, "cpu")
+    with pytest.raises(UserError, match=r"in a Slurm job srun starts the 8 processes"):
+        check_launch("auto", 1, "auto")
 
 
 @pytest.mark.parametrize(

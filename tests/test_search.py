@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import re
 import shlex
@@ -20,12 +21,14 @@ import pytest
 import yaml
 from forks import Forks
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobStatus
 from small import ROOT, Train, assert_one_line, command, environment
 from test_ranks import Pair, error_of
 from test_slurm import last_step
 from test_sweeps import sweeps
 from wandb_server import WandbServer
 
+from hydra_plugins.plato2_local import A_YEAR, result
 from plato2.runs.folder import RunFolder
 from plato2.runs.saved import checkpoint_step
 from plato2.runs.study import open_study
@@ -371,12 +374,7 @@ def test_ctrl_c_lets_all_jobs_of_submitit_save_and_is_one_line(corpus: Path, tmp
     words = command(corpus, tmp_path / "outputs", *given)
     both = [tmp_path / "outputs" / "tiny-1_coarse" / f"j-{number}" for number in (0, 1)]
     process = subprocess.Popen(
-        words,
-        cwd=tmp_path,
-        env=environment(PYTHONPATH=str(ROOT)),
-        stderr=subprocess.PIPE,
-        text=True,
-        process_group=0,
+        words, cwd=tmp_path, env=elsewhere(), stderr=subprocess.PIPE, text=True, process_group=0
     )
     until = time.monotonic() + 300
     while not all(last_step(run) >= 2 for run in both):
@@ -387,11 +385,94 @@ def test_ctrl_c_lets_all_jobs_of_submitit_save_and_is_one_line(corpus: Path, tmp
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=200)
     assert process.returncode == 128 + signal.SIGINT, said
-    assert said.strip() == "stopped: the same command goes on with the sweep"
+    began, last = said.splitlines()
+    assert began.startswith("2 jobs side by side on this machine; their logs: ")
+    assert last == "stopped: the same command goes on with the sweep"
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     for log in (tmp_path / "outputs").glob("sweeps/*/.submitit/*/*.err"):
         (step,) = re.findall(r"^stopped: step (\d+) is saved", log.read_text(), re.M)
         assert int(step) in [checkpoint_step(RunFolder(run).last) for run in both]
+
+
+@pytest.mark.slow
+def test_a_job_of_submitit_that_is_killed_is_one_line_and_the_others_go_on(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """Started outside the clone: a job is killed, one is a mistake; the same command tries both again."""
+    pytest.importorskip("submitit", reason="needs the extra slurm")
+    outputs = tmp_path / "outputs"
+    given = ["-m", "hydra/launcher=submitit_local", "optim.batch_tokens=1024,1000,2048", "run_id=k"]
+    words = command(corpus, outputs, *given, "trainer.max_steps=200", "trainer.val_check_interval=200")
+    gpus = elsewhere(CUDA_VISIBLE_DEVICES="7")
+    process = subprocess.Popen(words, cwd=tmp_path, env=gpus, stderr=subprocess.PIPE, text=True)
+    victim = outputs / "tiny-1_coarse" / "k-0"
+    until = time.monotonic() + 300
+    while last_step(victim) < 2:
+        assert time.monotonic() < until
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    pid = json.loads((victim / "lock").read_text())["pid"]
+    assert b"CUDA_VISIBLE_DEVICES=7" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    os.kill(pid, signal.SIGKILL)
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 2, said
+    killed = "its process was killed (perhaps memory ran out); its log: "
+    assert_one_line(said, f"2 of 3 jobs failed: job 0 (optim.batch_tokens=1024): {killed}")
+    assert_one_line(said, "(1 more for other reasons, see above); the others went on", "tries these again")
+    told = [line for line in said.splitlines() if line.startswith("failed: ")]
+    assert told[0].startswith(f"failed: job 0: {killed}{outputs}/sweeps/")
+    assert Path(told[0].rpartition(": ")[2]).is_file()
+    assert told[1].startswith("failed: job 1: optim.batch_tokens=1000 is not a multiple")
+    assert {name: run.finished for name, run in runs(outputs).items()} == {"k-0": False, "k-2": True}
+
+    done = subprocess.run(words, cwd=tmp_path, env=elsewhere(), capture_output=True, text=True, timeout=300)
+    assert_one_line(done.stderr, "1 of 3 jobs failed: job 1 (optim.batch_tokens=1000)")
+    assert runs(outputs)["k-0"].finished
+
+
+def elsewhere(**variables: str) -> dict[str, str]:
+    """The environment of somebody whose Python does not know where plato2 is."""
+    return {name: value for name, value in environment(**variables).items() if name != "PYTHONPATH"}
+
+
+@pytest.mark.parametrize(
+    ("log", "outcome", "told"),
+    [
+        ("tiny step 2/4 loss 5.1\n", None, "was killed (perhaps memory ran out); its log: "),
+        (
+            None,
+            None,
+            "was killed (perhaps memory ran out, or hydra.launcher.timeout_min=9 minutes were over)",
+        ),
+        ("stopped: step 2 is saved\n\n", None, "ended without a result: step 2 is saved; its log: "),
+        ("Traceback\nOSError: no room\n", "error", "ended without a result: OSError: no room; its log: "),
+    ],
+)
+def test_what_is_said_of_a_job_without_a_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], log: str | None, outcome: str | None, told: str
+) -> None:
+    local = pytest.importorskip("submitit.local.local", reason="needs the extra slurm")
+    job = local.LocalJob(tmp_path, "4711", process=subprocess.Popen(["true"]))
+    if log is not None:
+        job.paths.stderr.write_text(log)
+    if outcome:
+        job.paths.result_pickle.write_bytes(pickle.dumps((outcome, log)))
+    found = result(job, 3, 9 if log is None else A_YEAR)
+    assert found.status == JobStatus.FAILED
+    assert str(found._return_value).startswith(f"its process {told}")
+    assert str(found._return_value).endswith(str(job.paths.stderr))
+    assert capsys.readouterr().err == f"failed: job 3: {found._return_value}\n"
+
+
+def test_submitits_jobs_need_its_extra_and_have_few_keys(
+    train_here: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["-m", "hydra/launcher=submitit_local", "seed=1,2"]
+    assert_one_line(
+        train_here(*given, "hydra.launcher.nodes=2", expect=2).stderr, "hydra.launcher.nodes: no such key"
+    )
+    monkeypatch.setitem(sys.modules, "hydra_plugins.hydra_submitit_launcher.submitit_launcher", None)
+    assert_one_line(train_here(*given, expect=2).stderr, "hydra/launcher=submitit_local: needs", "[slurm]")
 
 
 @pytest.mark.slow

@@ -290,12 +290,16 @@ def test_submitits_signal_saves_and_submitit_leaves_the_rest(
         "trainer.max_steps=100000",
     ]
     long += ["run_id=s", "checkpoint_steps=100000", "trainer.val_check_interval=100000"]
-    submitted = subprocess.Popen(command(corpus, outputs, *long), cwd=ROOT, env=environment())
+    submitted = subprocess.Popen(
+        command(corpus, outputs, *long), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
+    )
     run = outputs / "tiny-1_coarse" / "s-0"
     wait_for(lambda: last_step(run) >= 2)
     os.kill(json.loads((run / "lock").read_text())["pid"], signal.SIGUSR2)
-    assert submitted.wait(timeout=100) == 1  # no result: with Slurm, the job would be in the queue
+    _, said = submitted.communicate(timeout=100)
+    assert submitted.returncode == 2  # no result: with Slurm, the job would be in the queue
     step = saved_step(run)
+    assert_one_line(said, "1 of 1 jobs failed", f"ended without a result: step {step} is saved", "its log: ")
     (log,) = outputs.glob("sweeps/*/.submitit/*/*.err")
     assert f"stopped: step {step} is saved" in log.read_text()
     assert "Caught signal" not in log.read_text()  # submitit's own handler

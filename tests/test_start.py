@@ -210,7 +210,7 @@ def test_a_record_without_a_configuration_is_no_other_geometry(tmp_path: Path) -
 
 
 def test_an_adapter_goes_on_where_its_decoder_has_been_moved(tmp_path: Path) -> None:
-    """Its weights tell a base, not the folder; without an adapter there is no hash, and the folder does."""
+    """Its weights tell a decoder, not its folder; of a run from before their hash the folder does."""
     run = RunFolder(tmp_path / "pretrained-1_coarse" / "a")
     run.checkpoints.mkdir(parents=True)
     run.last.touch()
@@ -224,9 +224,10 @@ def test_an_adapter_goes_on_where_its_decoder_has_been_moved(tmp_path: Path) -> 
     ):
         with pytest.raises(UserError, match=said):
             newest_parent(tmp_path, "1_coarse", "pretrained", {**now, **changed}, None, None, "first")
-    whole = {"adapter": "none", "adapter_rank": 4, "base_sha256": ""}
-    run.write_lineage(config={"model": {**whole, "path": "/old/llama"}})
+    then = {"path": "/old/llama", "adapter": "none", "adapter_rank": 4}
+    now = {**then, "path": "/new/llama", "base_sha256": "12ab"}
+    run.write_lineage(config={"model": {**then, "base_sha256": "12ab"}})
+    assert newest_parent(tmp_path, "1_coarse", "pretrained", now, None, None, "first") == run
+    run.write_lineage(config={"model": then})
     with pytest.raises(UserError, match=r"has model\.path=/old/llama, not /new/llama"):
-        newest_parent(
-            tmp_path, "1_coarse", "pretrained", {**whole, "path": "/new/llama"}, None, None, "first"
-        )
+        newest_parent(tmp_path, "1_coarse", "pretrained", now, None, None, "first")

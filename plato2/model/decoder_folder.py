@@ -183,7 +183,7 @@ def stored_architecture(config: ModelConfig) -> dict[str, Any]:
     """
     if not config.architecture:
         raise UserError(
-            f"model.path={config.path}: not read yet; plato2.model.pretrained.from_folder reads it"
+            f"model.path={config.path}: not read yet; plato2.model.decoder_folder.from_folder reads it"
         )
     try:
         stored = json.loads(config.architecture)
@@ -263,7 +263,8 @@ def _read_config(folder: Path, given: str) -> dict[str, Any]:
             )
         raise UserError(f"{given}: has no config.json; {CURE}")
     if not folder.is_dir():
-        raise UserError(f"{given}: no such folder; {CURE} (a name on a hub is not downloaded)")
+        here = "" if folder.is_absolute() else f" in {Path.cwd()}"
+        raise UserError(f"{given}: no such folder{here}; {CURE} (a name on a hub is not downloaded)")
     try:
         found = json.loads(read_file(folder / "config.json", CONFIG_BYTES, CURE))
     except (ValueError, RecursionError, OSError) as error:

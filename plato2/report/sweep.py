@@ -20,7 +20,7 @@ from plato2.formats import JSON_BYTES, Open, parse
 from plato2.report.curriculum import place_in_curriculum
 from plato2.report.page import Block, Paragraph, Picture, Section, Table
 from plato2.runs.console import number
-from plato2.runs.folder import FREE, RunFolder
+from plato2.runs.folder import DECODER, FREE, RunFolder
 from plato2.runs.saved import best_direction, last_metrics
 
 if TYPE_CHECKING:
@@ -185,7 +185,10 @@ def _refuse_two_configurations(
 
 def _plain(lineage: Mapping[str, Any]) -> dict[str, Any]:
     config = lineage.get("config") or {}
-    return dotted({key: value for key, value in config.items() if key not in UNSAID})
+    found = dotted({key: value for key, value in config.items() if key not in UNSAID})
+    if found.get("model.base_sha256"):  # the weights of a decoder, wherever its folder was
+        found.pop(DECODER, None)
+    return found
 
 
 def _point(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ from plato2.stages import Stage
 from plato2.stages.sharding import gathered
 
 SILENT_S = 30.0
-"""How long a validation may say nothing in a log file."""
+"""How long a validation, or what is measured beside it, may say nothing in a log file."""
 
 
 class AtStart(Callback):
@@ -61,7 +63,7 @@ class RunProgress(ProgressBar):
     """One bar for a whole run: steps, loss, perplexity, tokens a second, time left.
 
     Where the output is not a terminal (a log file), a line at every tenth of the run instead, and of a
-    validation that takes long.
+    validation, or of what is measured beside it, that takes long.
     """
 
     def __init__(self, title: str, console: Console | None = None) -> None:
@@ -130,6 +132,32 @@ class RunProgress(ProgressBar):
                 self.spoke = now
                 told = f"{self.title} step {trainer.global_step}: validating {done}/{n_batches} batches"
                 self.console.print(told, highlight=False)
+
+    @contextmanager
+    def busy(self, trainer: pl.Trainer, what: str) -> Iterator[None]:
+        """While the block runs, says what it does: in the bar, and in a log file once that has taken half
+        a minute, and whenever it has taken twice as long."""
+        if self.progress is not None:
+            self.progress.update(self.task, metrics=f"{what} ...")
+        if self.progress is not None or not trainer.is_global_zero:
+            yield
+            return
+        done, began = threading.Event(), time.perf_counter()
+
+        def tell() -> None:
+            wait_s = SILENT_S
+            while not done.wait(wait_s):
+                wait_s = taken = time.perf_counter() - began
+                told = f"{self.title} step {trainer.global_step}: {what}, {taken:.0f} s so far"
+                self.console.print(told, highlight=False, soft_wrap=True)
+
+        teller = threading.Thread(target=tell, name="busy", daemon=True)
+        teller.start()
+        try:
+            yield
+        finally:
+            done.set()
+            teller.join()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prints the validation's numbers above the bar."""
@@ -236,6 +264,12 @@ def peak_memory_gib(device: torch.device) -> float:
     return most / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, KiB on Linux
 
 
+def busy(trainer: pl.Trainer, what: str) -> AbstractContextManager[None]:
+    """`RunProgress.busy`, where the run shows progress."""
+    shown = trainer.progress_bar_callback
+    return shown.busy(trainer, what) if isinstance(shown, RunProgress) else nullcontext()
+
+
 class SampleReplies(Callback):
     """Lets the model answer a few validation contexts at each validation.
 
@@ -244,10 +278,13 @@ class SampleReplies(Callback):
     Args:
         path: the file to append to.
         answer: gives one dict for each context, with `context`, `reference` and `candidates`.
+        what: what that is, for the person at the terminal, where it takes long.
     """
 
-    def __init__(self, path: Path, answer: Callable[[pl.LightningModule], list[dict[str, Any]]]) -> None:
-        self.path, self.answer = path, answer
+    def __init__(
+        self, path: Path, answer: Callable[[pl.LightningModule], list[dict[str, Any]]], what: str
+    ) -> None:
+        self.path, self.answer, self.what = path, answer, what
 
     @rank_zero_only
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -264,7 +301,7 @@ class SampleReplies(Callback):
         """Decodes and records on the first process; the others help to gather its weights."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        with gathered(pl_module):
+        with gathered(pl_module), busy(trainer, self.what):
             if trainer.is_global_zero:
                 self._record(trainer, self.answer(pl_module))
 
@@ -304,16 +341,17 @@ class Figures(Callback):
 
     Args:
         measure: gives the figures of the stage, which is in evaluation mode.
+        what: what that is, for the person at the terminal, where it takes long.
     """
 
-    def __init__(self, measure: Callable[[pl.LightningModule], dict[str, float]]) -> None:
-        self.measure = measure
+    def __init__(self, measure: Callable[[pl.LightningModule], dict[str, float]], what: str) -> None:
+        self.measure, self.what = measure, what
         self.found: dict[str, float] = {}
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measures and logs."""
         if not trainer.sanity_checking:
-            with gathered(pl_module):
+            with gathered(pl_module), busy(trainer, self.what):
                 alone = isinstance(trainer.strategy, ModelParallelStrategy)
                 found = self.measure(pl_module) if trainer.is_global_zero or not alone else {}
                 self.found = trainer.strategy.broadcast(found) if alone else found

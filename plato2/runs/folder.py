@@ -64,6 +64,8 @@ NOT_PART_OF_A_RUN = (
 """Top-level keys that may differ between a run and its continuation."""
 FREE = ("data.path", "data.prepare", "data.n_workers", "data.cache_dir", "model.checkpoint_activations")
 """Other keys that change no number; the data itself is compared by its hash when its position is restored."""
+DECODER = "model.path"
+"""Changes no number where the weights there are compared by their hash."""
 
 
 class _Parent(Open):
@@ -220,14 +222,20 @@ def runs(output_dir: Path, names: str) -> list[RunFolder]:
 
 
 def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The resolved configuration without run-keeping keys, dotted."""
+    """The resolved configuration without run-keeping keys, dotted; a decoder is told by its hash alone."""
+    free = tuple(key for key in FREE if key != "data.path") + (DECODER,) * _has_hash(config)
     return {
         key: leaf
         for section, value in config.items()
         if section not in (*NOT_PART_OF_A_RUN, "logger")
         for key, leaf in dotted({section: value}).items()
-        if key == "data.path" or not key.startswith(FREE)
+        if not key.startswith(free)
     }
+
+
+def _has_hash(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration has the hash of the decoder's weights: its folder may then be anywhere."""
+    return bool((config.get("model") or {}).get("base_sha256"))
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
@@ -441,10 +449,12 @@ def _configuration(run: RunFolder) -> Mapping[str, Any]:
 def _conflict(run: RunFolder, config: Mapping[str, Any]) -> str:
     """What keeps a configuration from resuming a run; nothing if it can."""
     before = _configuration(run)
+    # of a run that is older than the hash, the decoder is told by its folder
+    free = (*FREE, DECODER if _has_hash(before) and _has_hash(config) else "model.base_sha256")
     for section in ("seed", "model", "stage", "data", "optim"):
         then, here = dotted({section: before.get(section)}), dotted({section: config.get(section)})
         for key in sorted(then.keys() | here.keys()):
-            if then.get(key) != here.get(key) and not key.startswith(FREE):
+            if then.get(key) != here.get(key) and not key.startswith(free):
                 if key == "model.base_sha256" and then.get(key):
                     return (
                         f"model.path={here.get('model.path')}: the weights there (sha256 {here[key]:.12}) "

@@ -37,14 +37,18 @@ def cpu_flags() -> set[str]:
     return set()
 
 
-def n_ranks(devices: int | str | list[int], num_nodes: int) -> int:
-    """Processes of a strategy: devices (a number, a list, or `auto` = all GPUs of a machine) x machines."""
+def n_ranks(devices: int | str | list[int], num_nodes: int, accelerator: str) -> int:
+    """Processes of a strategy: devices (a number, a list, or `auto`) x machines.
+
+    `auto` means all GPUs of a machine where the accelerator may be one, else one process, as in Lightning.
+    """
     if isinstance(devices, str) and "," in devices:
         devices = [int(number) for number in devices.split(",") if number.strip()]
     if isinstance(devices, list):
         return len(devices) * num_nodes
     if isinstance(devices, str) and not devices.isdigit():
-        return max(1, torch.cuda.device_count()) * num_nodes
+        on_gpus = accelerator in ("auto", "gpu", "cuda")
+        return (torch.cuda.device_count() or 1 if on_gpus else 1) * num_nodes
     return int(devices) * num_nodes
 
 
@@ -70,13 +74,13 @@ def check_devices(accelerator: str, devices: int | str | list[int]) -> None:
         )
 
 
-def check_processes(devices: int | str | list[int], num_nodes: int) -> None:
+def check_processes(devices: int | str | list[int], num_nodes: int, accelerator: str) -> None:
     """Compares a strategy with the processes that torchrun or srun has started.
 
     Raises:
         UserError: names the devices and machines that these processes would be.
     """
-    variables, ranks = os.environ, n_ranks(devices, num_nodes)
+    variables, ranks = os.environ, n_ranks(devices, num_nodes, accelerator)
     wanted = f"strategy.devices={devices} on {num_nodes} machine(s)"
     if "LOCAL_WORLD_SIZE" in variables:  # only torchrun sets it
         starter, started, here = "torchrun", int(variables["WORLD_SIZE"]), int(variables["LOCAL_WORLD_SIZE"])
@@ -100,13 +104,13 @@ def check_processes(devices: int | str | list[int], num_nodes: int) -> None:
     )
 
 
-def check_launch(devices: int | str | list[int], num_nodes: int) -> None:
+def check_launch(devices: int | str | list[int], num_nodes: int, accelerator: str) -> None:
     """Refuses what would wait for processes that nobody starts.
 
     Raises:
         UserError: says how to start them.
     """
-    ranks = n_ranks(devices, num_nodes)
+    ranks = n_ranks(devices, num_nodes, accelerator)
     if ranks == 1 or "LOCAL_WORLD_SIZE" in os.environ or _started_by_srun():
         return
     if "SLURM_NTASKS" in os.environ and not _interactive_job():

@@ -61,10 +61,10 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
     num_nodes = keys.strategy.get("num_nodes", 1)
     check_devices(accelerator, devices)
     if not keys.plan:
-        check_processes(devices, num_nodes)
+        check_processes(devices, num_nodes, accelerator)
         if is_sharded(keys):
             replicas = keys.strategy["strategy"].get("replicas", 1)
-            check_replicas(replicas, num_nodes, n_ranks(devices, num_nodes))
+            check_replicas(replicas, num_nodes, n_ranks(devices, num_nodes, accelerator))
     batch_node = keys.stage.pop("batch")
     stage = build_stage(keys, "meta")  # first: what it refuses, such as a head, is not the batch's to name
     head = {"head": keys.stage["head"]} if "head" in keys.stage else {}
@@ -89,7 +89,7 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
     data = build(keys.data, "data", batch=batch, seed=keys.seed, batch_tokens=keys.optim.batch_tokens)
     # The plan of a stage takes no heed of the others', and ranks that are there compare what they have first.
     if not keys.plan and not several_processes():
-        ranks = n_ranks(1 if (accelerator, devices) == ("cpu", "auto") else devices, num_nodes)
+        ranks = n_ranks(devices, num_nodes, accelerator)
         told = f"strategy.devices={devices}" + f" on {num_nodes} machines" * (num_nodes > 1)
         data.check_ranks(ranks, told)
     return stage, CorpusOfRun(data.path, prepare), data

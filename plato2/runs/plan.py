@@ -156,8 +156,12 @@ GPUS = {
     "H100-80G": Gpu(80 * GIB, 989.4e12),
     "H200-141G": Gpu(140 * GIB, 989.4e12),
 }
+NO_BF16 = ("V100-32G",)
+"""Those that do not compute in bf16, and take no frozen weights in it."""
 USABLE = 0.9
 """Share of a GPU's memory that tensors can have: CUDA, NCCL and gaps between tensors take the rest."""
+TIGHT = 0.9
+"""Share of that from which on a unit barely fits: samples differ, and so do the peaks of steps."""
 
 # ------------------------------------------------------------------------------------------------ the network
 
@@ -364,6 +368,11 @@ def largest_units(
     return found
 
 
+def is_tight(total: float) -> bool:
+    """Whether so many bytes do not fit, or barely fit, one of the GPUs."""
+    return any(total > TIGHT * USABLE * gpu.memory for gpu in GPUS.values())
+
+
 @dataclass(frozen=True)
 class Plan:
     """The needs of a run and of its curriculum."""
@@ -380,6 +389,9 @@ class Plan:
     terms: Terms
     other_total: float | None = None
     """Bytes at the peak with activation checkpointing the other way; None where it is not known."""
+    half_base: dict[bool, float] | None = None
+    """With activation checkpointing, and as the run has it -> bytes at the peak with the frozen base in
+    bfloat16; None where it is, there is none, or all GPUs have room."""
     length: RunLength | None = None
     """Where the corpus is prepared."""
 
@@ -407,6 +419,11 @@ class Plan:
             "flop": work.flop,
             "memory_bytes": {**asdict(self.memory), "total": self.memory.total},
             "total_memory_bytes": self._totals(),
+            "total_memory_bytes_base_in_bfloat16": self.half_base
+            and {
+                "with_checkpointing": self.half_base[True],
+                "without_checkpointing": self.half_base.get(False),
+            },
             "memory_on": self.form,
             "checkpoint_activations": self.checkpointing,
             "largest_unit_tokens": self.largest_unit,
@@ -453,6 +470,13 @@ class Plan:
         if self.largest_unit is None:
             return None
         return self.memory.total <= USABLE * GPUS[gpu].memory
+
+    def _is_tight(self, gpu: str) -> bool:
+        return self.memory.total > TIGHT * USABLE * GPUS[gpu].memory
+
+    def _fits_with_half_base(self, gpu: str, checkpointing: bool) -> bool:
+        """Whether a unit does once the frozen base is in bfloat16."""
+        return self.half_base is not None and self.half_base[checkpointing] <= USABLE * GPUS[gpu].memory
 
     def rows(self) -> list[tuple[str, str]]:
         """The plan as (name, text), for a table."""
@@ -538,8 +562,13 @@ class Plan:
         too_small: dict[str, list[str]] = {}
         for gpu in (gpu for gpu in GPUS if not self.fits(gpu)):
             best = self.largest_unit[gpu]["with_checkpointing"]
-            if not self.checkpointing and best >= work.unit_tokens:
+            half = "" if gpu in NO_BF16 else "model.base_dtype=bfloat16"
+            if half and self._fits_with_half_base(gpu, self.checkpointing):
+                cure = f"; {half} makes room"
+            elif not self.checkpointing and best >= work.unit_tokens:
                 cure = "; model.checkpoint_activations=true makes room"
+            elif half and self._fits_with_half_base(gpu, True):
+                cure = f"; {half} and model.checkpoint_activations=true make room"
             elif best > 0:
                 also = "" if self.checkpointing else " and model.checkpoint_activations=true"
                 cure = f"; give data.unit_tokens={best} or less{also}"
@@ -550,6 +579,12 @@ class Plan:
             too_small.setdefault(cure, []).append(gpu)
         for cure, gpus in too_small.items():
             said.append(f"{listed(gpus)}: a unit of {work.unit_tokens:,} tokens does not fit{cure}")
+        barely = [gpu for gpu in GPUS if gpu not in NO_BF16 and self.fits(gpu) and self._is_tight(gpu)]
+        if self.half_base and barely:
+            less = (self.memory.total - self.half_base[self.checkpointing]) / GIB
+            said.append(
+                f"{listed(barely)}: a unit barely fits; model.base_dtype=bfloat16 takes {less:.1f} GiB less"
+            )
         room = [gpu for gpu in GPUS if self.largest_unit[gpu]["without_checkpointing"] >= work.unit_tokens]
         if self.checkpointing and room:
             said.append(

@@ -6,7 +6,7 @@ import gc
 import json
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from plato2.config import TrainConfig
 from plato2.runs.build import build
@@ -61,7 +61,7 @@ def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others
 def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others: list[TrainConfig]) -> Plan:
     """The plan of a run and its curriculum; see `print_plan`."""
     from plato2.model.decoder_folder import with_layers
-    from plato2.runs.plan import Plan, Terms, largest_units, memory_of_a_rank, work
+    from plato2.runs.plan import Plan, Terms, is_tight, largest_units, memory_of_a_rank, work
 
     form: Form = "gpu" if on_gpus(keys) else "cpu"
     ranks = ranks_of(keys)
@@ -71,8 +71,8 @@ def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others:
         tokens, steps = data.batching.unit_tokens, keys.trainer["max_steps"]
         return work(stage, planned_unit(keys, data, tokens), tokens, data.batch_tokens, steps, ranks)
 
-    def build(n_layer: int, checkpointing: bool) -> Stage:
-        model = replace(with_layers(keys.model, n_layer), checkpoint_activations=checkpointing)
+    def build(n_layer: int, checkpointing: bool, **changed: Any) -> Stage:
+        model = replace(with_layers(keys.model, n_layer), checkpoint_activations=checkpointing, **changed)
         return build_stage(replace(keys, model=model), "meta")
 
     own, model = work_of(keys, stage, data), keys.model
@@ -87,7 +87,7 @@ def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others:
     memory = memory_of_a_rank(
         build, model.n_layer, model.checkpoint_activations, unit, ranks, form, own.units, averaged
     )
-    limits = other_total = None
+    limits = other_total = half_base = None
     if form == "gpu":
         other_way = not model.checkpoint_activations
         other_total = memory_of_a_rank(
@@ -96,6 +96,13 @@ def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others:
         make = partial(planned_unit, keys, data)
         step = data.batching.row_length
         limits = largest_units(build, model.n_layer, make, step, ranks, own.units, averaged)
+        could_be_half = model.has_adapter and model.base_dtype == "float32"
+        if could_be_half and precision_of(keys) == "bf16-mixed" and is_tight(memory.total):
+            half = partial(build, base_dtype="bfloat16")
+            half_base = {
+                way: memory_of_a_rank(half, model.n_layer, way, unit, ranks, form, own.units, averaged).total
+                for way in {True, model.checkpoint_activations}
+            }
     return Plan(
         name=keys.name,
         work=own,
@@ -106,6 +113,7 @@ def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others:
         largest_unit=limits,
         terms=Terms(keys.plan_mfu, keys.plan_gb_per_s, keys.plan_gpu_hour_price),
         other_total=other_total,
+        half_base=half_base,
         length=run_length(keys, data, 0) if data.exists else None,
     )
 
@@ -135,7 +143,8 @@ def ranks_of(keys: TrainConfig) -> Ranks:
     from plato2.runs.simulate import Ranks
 
     strategy, machines = keys.strategy, keys.strategy.get("num_nodes", 1)
-    n, half = n_ranks(strategy["devices"], machines), "16" in precision_of(keys)
+    n = n_ranks(strategy["devices"], machines, strategy.get("accelerator", "auto"))
+    half = "16" in precision_of(keys)
     if not is_sharded(keys):
         return Ranks(replicate=n, half=half)
     copies = check_replicas(strategy["strategy"].get("replicas", 1), machines, n)

@@ -1,32 +1,23 @@
-"""Jobs of a sweep in processes of joblib's or submitit's: a signal lets all save, and then ends the sweep.
+"""Jobs of a sweep in processes of joblib's: a signal lets all save, and then ends the sweep.
 
 joblib kills all workers when one of them ends, and when its own process does: those that were still saving
 would lose their steps. So no worker ends by a signal. A job that is stopped returns, its worker refuses
 others, and the process that started them waits for all.
-
-submitit's jobs on this machine (`hydra/launcher=submitit_local`) have a process each that watches over them,
-and kills them a second after a Ctrl-C. So these are out of its reach, in groups of their own; the process
-that started them passes signals on, and waits.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import SimpleNamespace
 from typing import Any
 
 from plato2.config import UserError
 from plato2.runs.console import STOP_SIGNALS, Stopped
 
 GOES_ON = "the same command goes on with the sweep"
-ASKED_AGAIN_S = 2.0
-"""Between two signals to a job of submitit's: while it begins it passes over one."""
 
 noted: list[int] | None = None
 """In a worker: the signals that it got. None in all other processes."""
@@ -72,18 +63,13 @@ def workers_stop_first(launcher: Any) -> Iterator[None]:
     """While a launcher's workers run, a signal ends them, saved, and then this process; a second one at once.
 
     Args:
-        launcher: of Hydra; nothing is done for others than joblib's and submitit's on this machine.
+        launcher: of Hydra; nothing is done for others than joblib's.
 
     Raises:
         Stopped: there was one.
     """
     options = getattr(launcher, "joblib", None)
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if in_main_thread and getattr(launcher, "_EXECUTOR", None) == "local":
-        with _submitits_jobs_stop_first():
-            yield
-        return
-    if options is None or not in_main_thread:
+    if options is None or threading.current_thread() is not threading.main_thread():
         yield
         return
     options["initializer"] = note_signals
@@ -109,43 +95,6 @@ def workers_stop_first(launcher: Any) -> Iterator[None]:
             signal.signal(number, handler)
     if heard:
         raise Stopped(heard[0], GOES_ON)
-
-
-@contextmanager
-def _submitits_jobs_stop_first() -> Iterator[None]:
-    """`workers_stop_first` of submitit's jobs; signals raise `Stopped` already where it waits for them."""
-    import submitit.local.local
-
-    local: Any = submitit.local.local
-    begun: list[subprocess.Popen[bytes]] = []
-
-    def begin(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
-        begun.append(subprocess.Popen(*arguments, process_group=0, **options))
-        return begun[-1]
-
-    local.subprocess = SimpleNamespace(Popen=begin)
-    try:
-        yield
-    except Stopped as stop:
-        _end(begun)
-        raise Stopped(stop.number, GOES_ON) from None
-    finally:
-        local.subprocess = subprocess
-
-
-def _end(groups: list[subprocess.Popen[bytes]]) -> None:
-    """Lets the processes of some groups save, and waits for them; a signal meanwhile ends them at once."""
-    try:
-        while going := [leader for leader in groups if leader.poll() is None]:
-            for leader in going:
-                os.killpg(leader.pid, signal.SIGTERM)
-            asked = time.monotonic()
-            while time.monotonic() < asked + ASKED_AGAIN_S and any(leader.poll() is None for leader in going):
-                time.sleep(0.05)
-    finally:
-        for leader in groups:
-            with suppress(ProcessLookupError):
-                os.killpg(leader.pid, signal.SIGKILL)
 
 
 def _workers() -> list[int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.common_utils import get_untyped_storages
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker, _FSDPRefType
-from torch.distributed._tools.mem_tracker import MemTracker
+from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
 from torch.utils.weak import WeakIdKeyDictionary
 
 from plato2.batch import Unit
@@ -88,7 +88,8 @@ class Memory:
     logits: float
     """Whatever has a column for each word."""
     weight_copies: float
-    """The bf16 copies of weights that autocast keeps (its cache)."""
+    """The bf16 copies of weights that autocast makes, a copy for each product; without checkpointing they are
+    kept until that product's backward pass."""
     average: float
     """Their moving average, float32, the rank's share (`callbacks=ema`)."""
 
@@ -193,32 +194,16 @@ def memory_of_a_step(
         tracker = (_FSDPTracker if ranks.fsdp else _Tracker)(stage, optimizer, fake)
         with tracker:
             step(tracker.after_unit)
-    copies = _cast_by_autocast(stage) if autocast else 0
     buckets = 0
     if not ranks.fsdp and ranks.n > 1:  # DDP's buckets hold all gradients once more
         buckets = 4 * sum(parameter.numel() for parameter in stage.parameters() if parameter.requires_grad)
     found = tracker.memory()
     for part, memory in found.items():
-        memory = replace(memory, weight_copies=copies, activations=memory.activations - copies)
         if not ranks.fsdp:
             memory = replace(memory, exchange_buffers=buckets)
         # A copy of all weights, frozen ones too; it is updated when activations and gradients are gone.
         found[part] = replace(memory, average=memory.weights) if averaged else memory
     return found
-
-
-def _cast_by_autocast(stage: Stage) -> int:
-    """Bytes of the bf16 copies of weights at the end of the forward passes.
-
-    Autocast keeps those of weights that learn. Each product with a frozen one casts it again, and without
-    checkpointing each keeps its copy for the backward pass.
-    """
-    linear = (module for module in stage.modules() if isinstance(module, nn.Linear))
-    weights = [weight for module in linear for weight in module.parameters(recurse=False)]
-    again = 0 if stage.model_config.checkpoint_activations else stage.passes
-    cast = (weight for weight in weights if weight.dtype == torch.float32)
-    numbers = sum(weight.numel() * (1 if weight.requires_grad else again) for weight in cast)
-    return 2 * (numbers + (0 if stage.model_config.is_pretrained else stage.backbone.word.weight.numel()))
 
 
 @dataclass
@@ -233,7 +218,9 @@ class _Step:
 
     def __call__(self, after_unit: Callable[[], None]) -> None:
         stage = self.stage
-        with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
+        # as Lightning does it: without its cache, each product casts its weight anew
+        cast = torch.autocast("cpu", torch.bfloat16, enabled=self.autocast, cache_enabled=False)
+        with cast:
             for number in range(self.n_units):
                 exchange_once(stage, number == self.n_units - 1, stage.between_passes)
                 totals = stage.totals(self.unit)
@@ -360,8 +347,39 @@ class _Logits:
         self.at_peak = sum(info.mem_consumed for info, _ in infos.values() if info.size in self.sizes)
 
 
+class _Copies:
+    """Counts, at each new peak, the copies that autocast has made of weights."""
+
+    def __init__(self) -> None:
+        self.made: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.at_peak = 0
+
+    def note(self, func: Any, args: Any, result: Any, infos: Any) -> None:
+        """Looks whether an operation was the cast of a weight."""
+        if func is torch.ops.aten._to_copy.default:
+            info, _ = infos.get(args[0].untyped_storage(), (None, None))
+            if info is not None and info.reftype == _MemRefType.PARAM and result.dtype != args[0].dtype:
+                self.made[result.untyped_storage()] = True
+
+    def count(self, infos: Any) -> None:
+        """Adds them up."""
+        self.at_peak = sum(info.mem_consumed for storage, (info, _) in infos.items() if storage in self.made)
+
+
 def _ignored(gradient: Tensor) -> None:
     pass
+
+
+def _as_autograd_adds(func: Any, args: tuple[Any, ...]) -> Any:
+    """The operation that it would be without a tracker: autograd adds the gradients of a tensor that is used
+    twice, such as the word table, in place, but below a dispatch mode it makes a third one.
+    """
+    in_backward = torch._C._current_graph_task_id() != -1 and not torch.is_grad_enabled()
+    if func is not torch.ops.aten.add.Tensor or not in_backward:
+        return func
+    one, other = args
+    alike = isinstance(other, Tensor) and (one.shape, one.dtype) == (other.shape, other.dtype)
+    return torch.ops.aten.add_.Tensor if alike else func
 
 
 @contextmanager
@@ -379,7 +397,7 @@ class _Tracker(MemTracker):
 
     def __init__(self, stage: Stage, optimizer: torch.optim.Optimizer, unit: Unit) -> None:
         super().__init__()
-        self.logits = _Logits(stage, unit)
+        self.logits, self.copies = _Logits(stage, unit), _Copies()
         of_none = torch.zeros(1, requires_grad=True)
         for weight in stage.parameters():
             if not weight.requires_grad:  # PyTorch's would wait for its gradient
@@ -392,6 +410,11 @@ class _Tracker(MemTracker):
         places = ["first", *["between"] * (len(blocks) - 3), "next", "last"][-len(blocks) :]
         for place, block in zip(places, blocks, strict=True):
             block.register_forward_hook(partial(self._at_its_backward, place))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_dispatch__(_as_autograd_adds(func, args), types, args, kwargs)
+        self.copies.note(func, args, result, self._WINFO)
+        return result
 
     def _at_its_backward(self, place: str, block: nn.Module, given: Any, output: Any) -> None:
         """A part of the step begins when the gradient of a block's output is there."""
@@ -407,8 +430,10 @@ class _Tracker(MemTracker):
     def _begin(self, part: str) -> None:
         if self._peak_mem:
             found = _parts(self, weights=["Parameter"], gradients=["Gradient"], optimizer=["Optstate"])
+            copies = self.copies.at_peak
+            found = replace(found, weight_copies=copies, activations=found.activations - copies)
             self.parts[self.part] = max(found, self.parts.get(self.part, found), key=lambda one: one.total)
-        self.part, self.logits.at_peak = part, 0
+        self.part, self.logits.at_peak, self.copies.at_peak = part, 0, 0
         self._peak_mem.clear()
         self._peak_mem_snap.clear()
 
@@ -424,6 +449,7 @@ class _Tracker(MemTracker):
             super()._update_peak_stats(peak_state)
         if self._peak_mem != before:
             self.logits.count(self._WINFO)
+            self.copies.count(self._WINFO)
 
     def memory(self) -> dict[str, Memory]:
         """The peak of each part."""
@@ -450,6 +476,9 @@ class _FSDPTracker(FSDPMemTracker):
         if self._peak_mem != before:
             self.logits.count(self._WINFO)
             self.summed = sum(map(self._summed, self.sharded))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return super().__torch_dispatch__(_as_autograd_adds(func, args), types, args, kwargs)
 
     def _summed(self, module: Any) -> int:
         """Bytes of a block's whole gradients that PyTorch's tracker takes for temporary tensors."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # choosing needs no torch
 GEOMETRY = ("n_layer", "n_head", "hidden_size", "vocab_size", "max_position", "n_type", "n_role", "path")
 """Keys of the model that a stage shares with its parent; experiments change them under one name."""
 OF_ADAPTER = ("adapter", "adapter_rank", "adapter_alpha", "base_sha256")
-"""Those that it shares with a parent that has an adapter."""
+"""Those that it shares with a parent that has an adapter; the last with any parent made of a decoder."""
 WAIT_S, POLL_S = 3600.0, 2.0
 """How long a job waits for a parent that writes nothing, and how often it looks, in seconds."""
 
@@ -139,7 +139,7 @@ def _other_geometry(run: RunFolder, stage: str, model_name: str, model: Mapping[
         name = run.path.parent.name.removesuffix(f"-{stage}")
         return "" if name == model_name else f"model={name}"  # shapes are compared when they are loaded
     differing = [key for key in (*GEOMETRY, *OF_ADAPTER) if theirs.get(key, model.get(key)) != model.get(key)]
-    if "path" in differing and model.get("base_sha256") and "base_sha256" not in differing:
+    if "path" in differing and theirs.get("base_sha256", "") == model.get("base_sha256") != "":
         differing.remove("path")  # the same weights, in a folder that has been moved
     return ", ".join(f"model.{key}={theirs[key]}, not {model.get(key)}" for key in differing)
 

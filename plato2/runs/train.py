@@ -35,9 +35,9 @@ if TYPE_CHECKING:  # heavy imports wait until something is trained: --help and t
     from plato2.stages import Stage
 
 
-OF_PRETRAINED = ("path", "context_mask", "architecture")
+OF_PRETRAINED = ("path", "context_mask", "architecture", "base_sha256")
 """Keys of the model that only one made of a pretrained decoder has."""
-OF_ADAPTER = ("adapter", "adapter_rank", "adapter_alpha", "base_dtype", "base_sha256", "base")
+OF_ADAPTER = ("adapter", "adapter_rank", "adapter_alpha", "base_dtype", "base")
 """Keys of the model that only one with an adapter has."""
 
 
@@ -173,7 +173,11 @@ def make_ready(
     told, unprepared = "", corpus.will_be_made
     if is_new:  # what is missing is said now, not after an hour of preparing
         start, told = find_start(keys, stage, None if unprepared else data.tokenizer_sha256, job)
-    check_launch(keys.strategy["devices"], keys.strategy.get("num_nodes", 1))
+    check_launch(
+        keys.strategy["devices"],
+        keys.strategy.get("num_nodes", 1),
+        keys.strategy.get("accelerator", "auto"),
+    )
     corpus.make_or_wait()
     data.check_model(keys.model.vocab_size, keys.model.max_position)
     data.check_tokenizer()

@@ -80,7 +80,7 @@ def strategy_arguments(keys: TrainConfig, job: Job) -> dict[str, Any]:
     if job.in_sweep and strategy.get("devices") != 1 and not started:
         raise UserError(
             f"strategy.devices={strategy.get('devices')} in a sweep: every process would start it again; "
-            "start it with torchrun or srun, use a Hydra launcher (hydra/launcher=...), or devices=1"
+            "start it with torchrun or srun, use hydra/launcher=slurm, or devices=1"
         )
     if strategy.get("precision") == "auto":
         strategy["precision"] = precision_of(keys)
@@ -131,9 +131,12 @@ def build_callbacks(
         callbacks.append(SweepMetric(keys.sweep_metric))
     if keys.sample_replies and stage.use.role == "generation":
         replies = ValidationReplies(data, keys.sample_replies)
-        callbacks.append(SampleReplies(run.path / "replies.jsonl", replies))
+        what = f"replying (sample_replies={keys.sample_replies})"
+        callbacks.append(SampleReplies(run.path / "replies.jsonl", replies, what))
     if (keys.selection or keys.human_rank) and stage.use.serves("evaluation"):
-        callbacks.append(Figures(ValidationFigures(data, keys.selection, keys.human_rank, parent)))
+        what = f"ranking (selection={keys.selection}, human_rank={keys.human_rank})"
+        callbacks.append(Figures(ValidationFigures(data, keys.selection, keys.human_rank, parent), what))
     if keys.latent_contexts and getattr(stage, "recognition", None) is not None:
-        callbacks.append(Figures(ValidationVariety(data, keys.latent_contexts)))
+        what = f"replying with each latent (latent_contexts={keys.latent_contexts})"
+        callbacks.append(Figures(ValidationVariety(data, keys.latent_contexts), what))
     return callbacks

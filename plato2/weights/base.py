@@ -26,12 +26,14 @@ CURE = "get the folder again from its source"
 
 
 def with_base(config: ModelConfig) -> ModelConfig:
-    """The configuration, with the hash of its base where it has an adapter.
+    """The configuration, with the hash of the weights in the decoder's folder: an adapter's base.
+
+    Where all weights are trained, it tells the decoder that they began as, wherever its folder is.
 
     Raises:
-        UserError: there is no such base.
+        UserError: there are no such weights.
     """
-    return replace(config, base_sha256=base_sha256(Path(config.path))) if config.has_adapter else config
+    return replace(config, base_sha256=base_sha256(Path(config.path))) if config.is_pretrained else config
 
 
 def check_base(config: ModelConfig, trained: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from decoders import write_decoder
 from forks import Forks
-from small import ROOT, Done, assert_one_line, train_in_process, write_dialogues
+from small import ROOT, Done, assert_one_line, stopped_at, train_in_process, write_dialogues
 from test_resume import Start, assert_same
 from typer.testing import CliRunner
 
@@ -120,6 +120,55 @@ def test_three_stages_from_a_folder_to_a_reply(forks: Forks, places: list[str], 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_a_run_goes_on_where_its_decoder_has_been_moved(
+    places: list[str], tmp_path: Path, adapter: str
+) -> None:
+    """Begun with a relative path, resumed from another folder, and the next stage with yet another path."""
+    path, data = places
+    decoder = Path(path.removeprefix("model.path="))
+    if adapter == "lora":
+        pytest.importorskip("peft", reason="needs the extra lora")
+    there, here = tmp_path / "a" / "there", tmp_path / "b" / "here"
+    for folder in (there, here):
+        folder.mkdir(parents=True)
+    shutil.copytree(decoder, there / "decoder")
+
+    def train(cwd: Path, *overrides: str, expect: int = 0) -> Done:
+        given = [*STEPS, data, f"output_dir={tmp_path}/runs", f"model.adapter={adapter}", "sample_replies=0"]
+        last = {item.split("=", 1)[0]: item for item in [*given, *overrides]}
+        done: Done = train_in_process(list(last.values()), cwd, ROOT / "train.py")
+        assert done.returncode == expect, done.stderr
+        return done
+
+    with stopped_at(2):
+        train(there, "model.path=decoder")
+    (run,) = tmp_path.glob("runs/pretrained-1_coarse/*")
+    with stopped_at(4):
+        assert f"resuming {run} from step" in train(here, "model.path=../../a/there/decoder").stderr
+    done = train(here, "model.path=decoder", expect=2)
+    assert_one_line(done.stderr, f"model.path=decoder: no such folder in {here}; give the folder of a")
+    (there / "decoder").rename(here / "moved")
+    assert f"resuming {run} from step" in train(here, "model.path=moved").stderr
+    train(tmp_path, path, f"output_dir={tmp_path}/whole", "run_id=whole")
+    found, known = (
+        torch.load(one / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for one in (run, tmp_path / "whole" / "pretrained-1_coarse" / "whole")
+    )
+    assert all(torch.equal(found[name], known[name]) for name in known if name != "validation")
+    assert f"init_from=auto: {run}" in train(tmp_path, path, "stage=2_gen", "trainer.max_steps=1").stderr
+    other = write_decoder(tmp_path / "other", initializer_range=0.1)
+    weights = bytearray((other / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (other / "model.safetensors").write_bytes(weights)
+    for given in (f"resume={run}", f"run_id={run.name}"):
+        done = train(here, f"model.path={other}", given, "trainer.max_steps=9", expect=2)
+        assert_one_line(done.stderr, f"model.path={other}: the weights there (sha256", "put those back")
+    done = train(here, f"model.path={other}", "stage=2_gen", "trainer.max_steps=1", expect=2)
+    assert_one_line(done.stderr, "init_from=auto: no finished 1_coarse run", "model.base_sha256=")
+
+
+@pytest.mark.slow
 def test_what_does_not_belong_together_is_said_before_anything_is_trained(
     corpus: Path, places: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,7 +181,7 @@ def test_what_does_not_belong_together_is_said_before_anything_is_trained(
         return done.stderr
 
     path, data = places
-    assert_one_line(refused(data), "model.path=FOLDER: no such folder; give the folder of a causal decoder")
+    assert_one_line(refused(data), f"model.path=FOLDER: no such folder in {tmp_path}; give the folder of a")
     assert_one_line(refused(data, "model.path=nowhere"), "model.path=nowhere: no such folder")
     assert_one_line(refused(*places, "model.adapter_rank=0"), "model.adapter_rank=0: must be at least 1")
     assert_one_line(refused(*places, "model.max_position=200"), "has 128 positions; use at most 128")

@@ -28,7 +28,7 @@ from plato2.model.cpu import ROWS_STEP
 from plato2.model.decoder_folder import from_folder
 from plato2.model.networks import EvaluationNetwork, GenerationNetwork
 from plato2.model.pretrained import build_backbone, is_of_base
-from plato2.runs.folder import RunFolder, go_on
+from plato2.runs.folder import RunFolder, fingerprint, go_on
 from plato2.runs.plan import decoder_products, step_flops
 from plato2.runs.start import warm_start, with_base_of
 from plato2.stages import CoarseGeneration, CoherenceEstimation, FineGeneration, Stage
@@ -368,6 +368,18 @@ def test_a_run_does_not_resume_on_another_base(tmp_path: Path) -> None:
     run.write_lineage(status="running", config=config)
     with pytest.raises(UserError, match=r"model.path=d: the weights there \(sha256 b{12}\) are not th"):
         go_on(run, {"model": config["model"] | {"base_sha256": "b" * 64}})
+    moved = {"model": config["model"] | {"path": "/new/d"}}
+    assert go_on(run, moved) == (
+        None,
+        f"run {run.path} has no checkpoint yet: starting it from the beginning",
+    )
+    assert fingerprint(moved) == fingerprint(config)
+    whole = {"path": "d", "adapter": "none"}  # a run from before the hash: its folder tells the decoder
+    run.write_lineage(config={"model": whole})
+    here = {"model": {**whole, "base_sha256": "a" * 64}}
+    assert go_on(run, here)
+    with pytest.raises(UserError, match=r"model.path=/new/d: .* was started with model.path=d; give the old"):
+        go_on(run, {"model": here["model"] | {"path": "/new/d"}})
 
 
 # ------------------------------------------------------------------------------------- the base in bfloat16

@@ -124,6 +124,28 @@ def test_what_does_not_fit_is_told_what_would() -> None:
     assert not [one for one in unknown.advice() if "fit" in one]
 
 
+def test_a_frozen_base_in_bfloat16_is_told_before_what_costs_time() -> None:
+    """Checkpointing costs a third more time; a smaller unit more steps; a V100 has no bf16."""
+    room, none = ({"with_checkpointing": n, "without_checkpointing": n // 16} for n in (65_536, 512))
+    limits = dict.fromkeys(GPUS, room)
+    tight = Memory(30 * GIB, *(0.0,) * 8)
+    given: dict[str, Any] = {"memory": tight, "largest_unit": limits, "checkpointing": False}
+    told = "L4-24G: a unit of 1,024 tokens does not fit; model.base_dtype=bfloat16"
+    assert f"{told} makes room" in planned(**given, half_base={True: 16 * GIB, False: 20 * GIB}).advice()
+    assert "L4-24G and V100-32G: a unit of 1,024 tokens does not fit; model.checkpoint_activations=true" in (
+        "".join(planned(**given, half_base={True: 16 * GIB, False: 21 * GIB}).advice())
+    )
+    given["largest_unit"] = dict.fromkeys(GPUS, none)
+    advice = planned(**given, half_base={True: 16 * GIB, False: 21 * GIB}).advice()
+    assert f"{told} and model.checkpoint_activations=true make room" in advice
+    assert any(one.startswith("V100-32G:") and one.endswith("activations=true") for one in advice)
+    advice = planned(**given, half_base={True: 21 * GIB, False: 22 * GIB}).advice()
+    assert not [one for one in advice if "bfloat16" in one]
+    given["memory"] = Memory(19 * GIB, *(0.0,) * 8)
+    advice = planned(**given, half_base={True: 8 * GIB, False: 10 * GIB}).advice()
+    assert "L4-24G: a unit barely fits; model.base_dtype=bfloat16 takes 9.0 GiB less" in advice
+
+
 def test_the_papers_stage_1_is_a_sextillion_flop() -> None:
     """1.67e21 FLOP for the 1.6B curriculum, 61 % of them in stage 1, by an independent count."""
     config = ModelConfig(n_layer=32, n_head=32, hidden_size=2048)

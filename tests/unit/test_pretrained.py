@@ -425,8 +425,9 @@ def test_values_that_do_not_belong_together_are_refused(
     ):
         with pytest.raises(UserError, match=r"model\.architecture: not what plato2 reads"):
             build_backbone(ModelConfig(path="x", architecture=architecture))
-    with pytest.raises(UserError, match=r"not read yet"):
+    with pytest.raises(UserError, match=r"not read yet; (\S+) reads it") as found:
         build_backbone(ModelConfig(path="x"))
+    assert f"; {from_folder.__module__}.{from_folder.__name__} reads it" in str(found.value)
     with pytest.raises(ValueError, match="pos_ids"):
         build_backbone(read(folder("llama"))).encode(torch.zeros(1, 1, 32), torch.zeros(1, 1, 1, 1))
 

@@ -157,6 +157,33 @@ def test_models_with_other_bases_do_not_share(runs: Callable[..., Runs], tmp_pat
         )
 
 
+def test_adapters_talk_whatever_their_base_was_kept_in_while_they_were_trained(
+    runs: Callable[..., Runs], tmp_path: Path
+) -> None:
+    """`model.base_dtype` is of training: the base is one, in the precision that talking is asked for."""
+    generation, evaluation = runs("llama")
+    model = torch.load(RunFolder(generation).best, weights_only=True)["hyper_parameters"]["model"]
+    half = [
+        write_run(tmp_path / name, Path(model["path"]), name, adapter="lora", base_dtype="bfloat16")
+        for name in ("2_gen", "2_eval")
+    ]
+    stored = torch.load(RunFolder(half[0]).best, weights_only=True)["hyper_parameters"]["model"]
+    assert (model["base_dtype"], stored["base_dtype"]) == ("float32", "bfloat16")
+    known = said(PlatoBot.load(generation, evaluation, "cpu"))
+    for pair in ((half[0], evaluation), (generation, half[1])):
+        bot = PlatoBot.load(*pair, "cpu")
+        assert said(bot) == known
+        assert bot.evaluation is not None
+        assert bot.evaluation.backbone.decoder is bot.generation.backbone.decoder
+        assert {weight.dtype for weight in bot.generation.parameters()} == {torch.float32}
+    given = ["--generation", half[0], "--evaluation", evaluation, "--max-tokens", 8, "--top-k", 5]
+    candidates = json.loads(plato2("reply", *given, "--json", *TURNS))["candidates"]
+    assert sorted(found["text"] for found in candidates) == sorted(text for text, *_ in known)
+    assert plato2("chat", *given, "--precision", "bfloat16", stdin="bon kan\n").strip()
+    plato2("export", "adapter", *given[:4], "--out", tmp_path / "out")
+    assert said(PlatoBot.load(tmp_path / "out", device="cpu")) == known
+
+
 # -------------------------------------------------------------------------------------------------- int8
 
 

@@ -90,8 +90,10 @@ def measured(case: Case, corpus: Path, out: Path) -> list[int]:
         Case(strategy="ddp", checkpoint=True, n_units=2),
         Case("2_gen", "fsdp", checkpoint=True, n_layer=6, hidden_size=512, unit_tokens=512, n_units=2),
         Case(strategy="fsdp", n_units=2),
+        Case(hidden_size=512, unit_tokens=128),
+        Case("2_eval", checkpoint=True, unit_tokens=128),
     ],
-    ids=lambda case: f"{case.stage}-{case.strategy}",
+    ids=lambda case: f"{case.stage}-{case.strategy}-{case.unit_tokens}",
 )
 def test_the_peak_is_what_the_profiler_finds_in_a_real_run(case: Case, corpus: Path, tmp_path: Path) -> None:
     """Within 10 %; a rank's units are not exactly as full as the one that was simulated.
