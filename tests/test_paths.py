@@ -92,7 +92,7 @@ def test_prepare_and_the_tokenizer_on_the_command_line(home: Path) -> None:
         "serve ~/nowhere",
         "self-chat --starts=~/nowhere --generation=x --out=x.jsonl",
         "score ~/nowhere --generation=x",
-        "report --data=x --coarse=~/nowhere",
+        "report --data=~/nowhere --coarse=x",
         "export hf --generation=~/nowhere --out=x",
         "import knover ~/nowhere --out=x",
         "runs ~/nowhere",
