@@ -691,8 +691,8 @@ def test_names_are_text(train_here: Train, tmp_path: Path) -> None:
     train_here("-m", "run_id=1e3", "hydra.sweep.dir=3e3", "seed=1,2", *given)
     assert (tmp_path / "outputs" / "tiny-1_coarse" / "1e3-1").is_dir()
     assert (tmp_path / "3e3" / "sweep.json").exists()
-    for key, where in {"init_from": "init_from=6e3", "resume": "resume=6e3", "data.path": "data.path=6e3"}.items():
-        assert_one_line(train_here(f"{key}=6e3", "stage=2_gen", expect=2).stderr, where)
+    for key in ("init_from", "resume", "data.path"):
+        assert_one_line(train_here(f"{key}=6e3", "stage=2_gen", expect=2).stderr, f"{key}=6e3")
 
 
 def test_paths_of_a_corpus_are_text(train_here: Train, tmp_path: Path) -> None:
