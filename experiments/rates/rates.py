@@ -27,7 +27,7 @@ from matplotlib import pyplot as plt
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-RATES = ("2e-4", "5e-4", "1.25e-3")
+RATES = ("2e-4", "5e-4", "1.25e-3", "3e-3")
 NOTHING = "1e-9"
 """A rate that changes nothing: the decoder as it is."""
 STEPS = {"1_coarse": 60, "2_gen": 36, "2_eval_dual": 60}

@@ -267,8 +267,11 @@ def convert(
         for path in to_potato(known, out):
             typer.echo(f"potato start {path}")
         return
-    of_pairs = to_acute_table if given else lambda tasks, _: to_acute(tasks)
-    write_text(out, (to_csv if to == "csv" else of_pairs)(known, given))
+    if to == "csv":
+        table = to_csv(known, given)
+    else:
+        table = to_acute_table(known, given) if given else to_acute(known)
+    write_text(out, table)
     typer.echo(f"written: {out}")
 
 

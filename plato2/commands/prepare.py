@@ -100,7 +100,7 @@ def _print_summary(folder: Path, as_json: bool) -> None:
         return
     console = Console(highlight=False)
     for line in summary(folder):
-        console.print(line.replace("test_dialogues", "--test-dialogues"), markup=False, soft_wrap=True)
+        console.print(line, markup=False, soft_wrap=True)
 
 
 Rules = TypeVar("Rules", bound=CleanRules)

@@ -107,7 +107,10 @@ def summary(folder: Path) -> list[str]:
         f"perplexity {index.unigram['ppl']:.1f}"
     ]
     if "test" not in samples and index.prepare.get("test_fraction"):
-        lines.append("no dialogue is held out for test: the corpus is small; test_dialogues sets a number")
+        lines.append(
+            "no dialogue is held out for test: the corpus is small; --test-dialogues sets a number (in a run "
+            "data.prepare.test_dialogues)"
+        )
     for split, n in facts.get("repeated", {}).items():  # corpora prepared before have none
         if n:
             lines.append(

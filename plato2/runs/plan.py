@@ -368,9 +368,9 @@ def largest_units(
     return found
 
 
-def is_tight(total: float) -> bool:
-    """Whether so many bytes do not fit, or barely fit, one of the GPUs."""
-    return any(total > TIGHT * USABLE * gpu.memory for gpu in GPUS.values())
+def is_tight(total: float, gpu: str) -> bool:
+    """Whether so many bytes do not fit a GPU, or barely."""
+    return total > TIGHT * USABLE * GPUS[gpu].memory
 
 
 @dataclass(frozen=True)
@@ -470,9 +470,6 @@ class Plan:
         if self.largest_unit is None:
             return None
         return self.memory.total <= USABLE * GPUS[gpu].memory
-
-    def _is_tight(self, gpu: str) -> bool:
-        return self.memory.total > TIGHT * USABLE * GPUS[gpu].memory
 
     def _fits_with_half_base(self, gpu: str, checkpointing: bool) -> bool:
         """Whether a unit does once the frozen base is in bfloat16."""
@@ -579,7 +576,9 @@ class Plan:
             too_small.setdefault(cure, []).append(gpu)
         for cure, gpus in too_small.items():
             said.append(f"{listed(gpus)}: a unit of {work.unit_tokens:,} tokens does not fit{cure}")
-        barely = [gpu for gpu in GPUS if gpu not in NO_BF16 and self.fits(gpu) and self._is_tight(gpu)]
+        barely = [
+            gpu for gpu in GPUS if gpu not in NO_BF16 and self.fits(gpu) and is_tight(self.memory.total, gpu)
+        ]
         if self.half_base and barely:
             less = (self.memory.total - self.half_base[self.checkpointing]) / GIB
             said.append(

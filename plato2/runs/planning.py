@@ -61,7 +61,7 @@ def print_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others
 def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others: list[TrainConfig]) -> Plan:
     """The plan of a run and its curriculum; see `print_plan`."""
     from plato2.model.decoder_folder import with_layers
-    from plato2.runs.plan import Plan, Terms, is_tight, largest_units, memory_of_a_rank, work
+    from plato2.runs.plan import GPUS, Plan, Terms, is_tight, largest_units, memory_of_a_rank, work
 
     form: Form = "gpu" if on_gpus(keys) else "cpu"
     ranks = ranks_of(keys)
@@ -96,8 +96,9 @@ def make_plan(keys: TrainConfig, stage: Stage, data: DialogueDataModule, others:
         make = partial(planned_unit, keys, data)
         step = data.batching.row_length
         limits = largest_units(build, model.n_layer, make, step, ranks, own.units, averaged)
+        tight = any(is_tight(memory.total, gpu) for gpu in GPUS)
         could_be_half = model.has_adapter and model.base_dtype == "float32"
-        if could_be_half and precision_of(keys) == "bf16-mixed" and is_tight(memory.total):
+        if could_be_half and precision_of(keys) == "bf16-mixed" and tight:
             half = partial(build, base_dtype="bfloat16")
             half_base = {
                 way: memory_of_a_rank(half, model.n_layer, way, unit, ranks, form, own.units, averaged).total
