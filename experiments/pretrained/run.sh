@@ -12,21 +12,22 @@ if [ ! -e "$data/index.json" ]; then
 fi
 
 # train STAGE STEPS RATE [KEY=VALUE ...]: steps of 2,048 tokens, as many as the budget has. On one thread of the machine
-# they were planned on a step took 7.6 CPU s in stage 1, 15.4 in 2.1 and 7.7 in 2.2: 19,000 of the 21,600 CPU s in all.
+# they were planned on a step took about 5.5 CPU s in stages 1 and 2.2 and 11 in 2.1: 16,500 of the 21,600 CPU s in all.
+# Rates and the causal context are those of experiments/rates.
 train() {
     if [ -e "$out/$1/done" ]; then return; fi
     python train.py model=pretrained model.path="$base" model.max_position=192 \
-        model.adapter=lora model.adapter_rank=8 model.adapter_alpha=16 \
-        data=shards data.path="$data" data.unit_tokens=1024 data.valid_units=48 \
+        model.adapter=lora model.adapter_rank=8 model.adapter_alpha=16 model.context_mask=causal \
+        data=shards data.path="$data" data.unit_tokens=1024 data.row_length=256 data.valid_units=48 \
         stage="$1" trainer.max_steps="$2" optim.lr="$3" trainer.val_check_interval="$(($2 / 2))" \
         optim.batch_tokens=2048 optim.warmup_steps=40 optim.schedule=linear seed=0 strategy=cpu checkpoint_steps=25 \
         selection=300 human_rank=0 sample_replies=0 latent_contexts=0 report=false \
         output_dir="$(dirname "$out")" name="$(basename "$out")" run_id="$1" "${@:4}"
     touch "$out/$1/done"
 }
-train 1_coarse "${STEPS_COARSE:-900}" 5e-4
-train 2_gen "${STEPS_FINE:-400}" 5e-4 init_from="$out/1_coarse"
-train 2_eval_dual "${STEPS_RANKER:-800}" 5e-4 init_from="$out/1_coarse"
+train 1_coarse "${STEPS_COARSE:-1000}" 1.25e-3
+train 2_gen "${STEPS_FINE:-500}" 5e-4 init_from="$out/1_coarse"
+train 2_eval_dual "${STEPS_RANKER:-1000}" 5e-4 init_from="$out/1_coarse"
 
 multiref=${MULTIREF:-../shared/data/dailydialog/multireftest.jsonl.gz}
 given=(--base "$base" --data "$data" --work "$out/work")

@@ -65,7 +65,7 @@ class Prior:
             "cross-entropy without the context": cross_entropy(p_z, self.marginal.log()).item(),
             "cross-entropy": cross_entropy(p_z, found).item(),
             "entropy of the posterior": cross_entropy(p_z, p_z.clamp(min=1e-30).log()).item(),
-            "latents in effect": float(np.exp(-(found.exp() * found).sum(dim=-1)).mean()),
+            "latents in effect": (-(found.exp() * found).sum(dim=-1)).exp().mean().item(),
         }
 
     def _log_probs(self, x: Tensor) -> Tensor:

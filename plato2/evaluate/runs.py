@@ -223,7 +223,7 @@ def curves(runs: Sequence[Run]) -> Figure:
     check_logged(runs)
     logged = {run.path: _rows(Path(run.path)) for run in runs}
     shown = [run for run in runs if run.best is not None]
-    stages = list(dict.fromkeys(run.stage for run in shown))
+    stages = sorted({run.stage for run in shown})
     figure = Figure(figsize=(8, 4 * len(stages)), dpi=120, layout="tight")
     panels = figure.subplots(len(stages), squeeze=False)
     for stage, panel in zip(stages, panels[:, 0], strict=True):

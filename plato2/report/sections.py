@@ -126,7 +126,7 @@ def _runs(runs: Sequence[Run]) -> Section:
     if spread := _over_seeds(runs):
         blocks.append(spread)
     if any(run.best is not None for run in runs):
-        alt = "validation curves of " + ", ".join(dict.fromkeys(run.stage for run in runs))
+        alt = "validation curves of " + ", ".join(sorted({run.stage for run in runs}))
         blocks.append(Picture(curves(runs), alt))
     return Section("Runs", blocks)
 
