@@ -297,7 +297,7 @@ class Backbone(nn.Module):
         """
         dtype = self.attention_dtype
         if cpu.serves(segment_ids):
-            return cpu.sample_blocks(segment_ids, type_ids, self.config.n_head, dtype)
+            return cpu.sample_blocks(segment_ids, type_ids, self.seen, self.config.n_head, dtype)
         return self.dense_mask(segment_ids, type_ids, dtype)
 
     def own_precision(self) -> torch.autocast:
@@ -315,8 +315,11 @@ class Backbone(nn.Module):
 
     def dense_mask(self, segment_ids: Tensor, type_ids: Tensor | None, dtype: torch.dtype) -> Tensor:
         """The same as (B, 1, T, T), additive in that dtype, which a cache needs on any device."""
-        seen = masks.same_sample(segment_ids) if type_ids is None else masks.prefix_lm(segment_ids, type_ids)
-        return masks.additive(seen, dtype)
+        return masks.additive(self.seen(segment_ids, type_ids), dtype)
+
+    def seen(self, segment_ids: Tensor, type_ids: Tensor | None) -> Tensor:
+        """Who may see whom, as in `mask`: (B, T, T) bool."""
+        return masks.same_sample(segment_ids) if type_ids is None else masks.prefix_lm(segment_ids, type_ids)
 
     def cache(self, batch: int, max_length: int, dtype: torch.dtype) -> KeyValueCache:
         """Room for the keys and values of so many rows of so many slots."""

@@ -16,7 +16,7 @@ What they gain is measured in docs/benchmarks.md.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -82,13 +82,18 @@ class SampleBlocks:
 
 
 def sample_blocks(
-    segment_ids: Tensor, type_ids: Tensor | None, n_head: int, dtype: torch.dtype
+    segment_ids: Tensor,
+    type_ids: Tensor | None,
+    seen: Callable[[Tensor, Tensor | None], Tensor],
+    n_head: int,
+    dtype: torch.dtype,
 ) -> SampleBlocks:
     """The plan of one unit.
 
     Args:
         segment_ids: (B, T), 0 = padding; the slots of a sample are next to each other.
-        type_ids: (B, T) for the prefix-LM mask; None = all of a sample sees all of it.
+        type_ids: (B, T), 1 = response; None = nothing is told apart.
+        seen: makes of both, for samples a row each, who may see whom: (B, T), (B, T) -> (B, T, T) bool.
         n_head: heads of the model.
         dtype: that attention computes in.
     """
@@ -104,10 +109,7 @@ def sample_blocks(
         n, place = int(members.sum()), torch.arange(padded)
         real = place < length[members, None]  # (n, L)
         slot = torch.where(real, first[members, None] + place, first[members, None])
-        if type_ids is None:
-            mask = masks.same_sample(real.long())
-        else:
-            mask = masks.prefix_lm(real.long(), type_ids.flatten()[slot])
+        mask = seen(real.long(), None if type_ids is None else type_ids.flatten()[slot])
         groups.append(Group(n, padded, masks.additive(mask, dtype)[:, 0]))
         target = base + torch.arange(n * n_head * padded).view(n, n_head, padded)
         take.append((slot[:, None, :] * n_head + head[:, None]).flatten())  # (n, heads, L)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from plato2.bounded import read_file
 from plato2.config import ModelConfig, UserError, install
+from plato2.model import decoder_attention
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "gpt2", "gpt_neox")
 """Of decoders, by the model_type of config.json."""
@@ -206,7 +207,7 @@ def build_decoder(config: ModelConfig, stored: dict[str, Any]) -> tuple[Any, Any
         UserError: it cannot be read.
     """
     transformers = import_transformers(config)
-    of = f"model.path={config.path}"
+    of, attention = f"model.path={config.path}", decoder_attention.register(transformers)
     try:
         geometry = transformers.AutoConfig.for_model(stored["model_type"], **_without(stored, "model_type"))
         for key in DROPOUTS:
@@ -216,13 +217,13 @@ def build_decoder(config: ModelConfig, stored: dict[str, Any]) -> tuple[Any, Any
         if own != (config.n_layer, config.n_head, config.hidden_size):
             raise ValueError(f"model.architecture has the geometry {own}")
         if torch.get_default_device().type == "meta" or not config.path:  # an exported one, filled later
-            model = transformers.AutoModelForCausalLM.from_config(geometry, attn_implementation="sdpa")
+            model = transformers.AutoModelForCausalLM.from_config(geometry, attn_implementation=attention)
             return model, geometry
         model, told = transformers.AutoModelForCausalLM.from_pretrained(
             config.path,
             config=geometry,
             dtype=torch.float32,
-            attn_implementation="sdpa",
+            attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,

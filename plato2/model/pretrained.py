@@ -167,19 +167,15 @@ class PretrainedBackbone(Backbone):
         begin = torch.full((1,), self.read_as[1], device=x.device)
         return put_front(x, sample_index, self._read(begin) + vectors)
 
-    def mask(self, segment_ids: Tensor, type_ids: Tensor | None = None) -> Mask:
-        """See `Backbone.mask`; always dense, as transformers takes it."""
-        return self.dense_mask(segment_ids, type_ids, self.attention_dtype)
-
-    def dense_mask(self, segment_ids: Tensor, type_ids: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """See `Backbone.dense_mask`; with `context_mask=causal` a slot sees what comes before it.
+    def seen(self, segment_ids: Tensor, type_ids: Tensor | None) -> Tensor:
+        """See `Backbone.seen`; with `context_mask=causal` a slot sees what comes before it.
 
         Where no response is told from its context (`type_ids` is None), something about the whole sample is
         read from its first slot: that one sees all of it.
         """
         if self.config.context_mask == "causal":
-            return masks.additive(masks.causal(segment_ids, first_sees_all=type_ids is None), dtype)
-        return super().dense_mask(segment_ids, type_ids, dtype)
+            return masks.causal(segment_ids, first_sees_all=type_ids is None)
+        return super().seen(segment_ids, type_ids)
 
     def cache(self, batch: int, max_length: int, dtype: torch.dtype) -> KeyValueCache:
         """See `Backbone.cache`."""
@@ -202,9 +198,11 @@ class PretrainedBackbone(Backbone):
         if pos_ids is None:
             raise ValueError("a pretrained decoder needs positions: encode(..., pos_ids=unit['pos_ids'])")
         self._put_to_work()
+        by_sample = isinstance(mask, cpu.SampleBlocks)
         h: Tensor = self.decoder(
             inputs_embeds=x,
-            attention_mask=mask,
+            attention_mask=None if by_sample else mask,
+            sample_blocks=mask if by_sample else None,
             position_ids=pos_ids,
             cache=None if cache is None else _Layers(cache),
             use_cache=cache is not None,

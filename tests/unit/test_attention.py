@@ -31,17 +31,22 @@ def rows(lengths: list[list[int]], width: int, context_share: float = 0.7) -> tu
     return segment_ids, type_ids
 
 
+def seen(segment_ids: Tensor, type_ids: Tensor | None) -> Tensor:
+    """Who may see whom."""
+    return masks.same_sample(segment_ids) if type_ids is None else masks.prefix_lm(segment_ids, type_ids)
+
+
 def dense(qkv: Tensor, segment_ids: Tensor, type_ids: Tensor | None) -> Tensor:
     """The same attention with a dense mask."""
-    seen = masks.same_sample(segment_ids) if type_ids is None else masks.prefix_lm(segment_ids, type_ids)
+    bias = masks.additive(seen(segment_ids, type_ids), qkv.dtype)
     parts = qkv.unflatten(-1, (3, N_HEAD, HEAD_SIZE)).permute(2, 0, 3, 1, 4)
     query, key, value = parts.unbind(0)
-    context = F.scaled_dot_product_attention(query, key, value, attn_mask=masks.additive(seen, qkv.dtype))
+    context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     return context.transpose(1, 2).flatten(2)
 
 
 def grouped(qkv: Tensor, segment_ids: Tensor, type_ids: Tensor | None, dropout: float = 0.0) -> Tensor:
-    return block_attention(qkv, sample_blocks(segment_ids, type_ids, N_HEAD, qkv.dtype), dropout)
+    return block_attention(qkv, sample_blocks(segment_ids, type_ids, seen, N_HEAD, qkv.dtype), dropout)
 
 
 def random_qkv(segment_ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

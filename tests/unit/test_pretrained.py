@@ -222,6 +222,24 @@ def test_who_sees_whom(folder: Callable[[str], Path], family: str) -> None:
         assert torch.equal(moved & real, expected & real), (context_mask, at)
 
 
+@pytest.mark.parametrize("family", MOSTLY_SLOW)
+def test_attention_by_sample_is_that_of_the_dense_mask(folder: Callable[[str], Path], family: str) -> None:
+    """Outputs and gradients, which a CPU computes by sample and a GPU does not."""
+    for context_mask, told_apart in (("prefix", True), ("causal", True), ("causal", False)):
+        backbone = build_backbone(read(folder(family), context_mask=context_mask))
+        unit, _ = pack(PAIRS, drop_last=False)
+        segments, types = unit["segment_ids"], unit["type_ids"] if told_apart else None
+        blocks, dense = backbone.mask(segments, types), backbone.dense_mask(segments, types, torch.float32)
+        assert not isinstance(blocks, Tensor)
+        found = []
+        for mask in (blocks, dense):
+            x = backbone.embed_unit(unit).detach().requires_grad_()
+            h = backbone.encode(x, mask, pos_ids=unit["pos_ids"])[segments > 0]
+            weights = backbone.blocks.parameters()
+            found.append([h, *torch.autograd.grad(h.square().mean(), [x, *weights])])
+        torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+
+
 def test_what_is_read_from_the_first_slot_is_read_from_all_of_a_sample(
     folder: Callable[[str], Path],
 ) -> None:
