@@ -60,6 +60,8 @@ class SampleBlocks:
     """
 
     n_head: int
+    dtype: torch.dtype
+    """That attention computes in."""
     groups: list[Group]
     take: Tensor
     """(S * heads,) from the rows to the groups; padding of a group repeats its sample's first slot."""
@@ -121,6 +123,7 @@ def sample_blocks(
     put_qkv = torch.where(put[:, None] < 0, 3 * base, put[:, None] + kind * base)
     return SampleBlocks(
         n_head=n_head,
+        dtype=dtype,
         groups=groups,
         take=rows,
         take_qkv=((slot_of * 3 + kind) * n_head + head_of).flatten(),

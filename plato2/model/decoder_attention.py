@@ -1,4 +1,4 @@
-"""The attention of a pretrained decoder: by sample where `cpu` serves, else PyTorch's as transformers calls it."""
+"""The attention of a pretrained decoder: by sample where `cpu` serves, else PyTorch's."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def attention(
         query = query * (scaling / usual)
     shared = n_head // key.shape[1]
     key, value = (each.repeat_interleave(shared, dim=1) if shared > 1 else each for each in (key, value))
-    dtype = sample_blocks.groups[0].bias.dtype
-    qkv = torch.stack([each.transpose(1, 2).to(dtype) for each in (query, key, value)], dim=2)
+    parts = [each.transpose(1, 2).to(sample_blocks.dtype) for each in (query, key, value)]
+    qkv = torch.stack(parts, dim=2)  # (B, T, 3, heads, d)
     context = cpu.block_attention(qkv.flatten(2), sample_blocks, dropout)
     return context.unflatten(-1, (n_head, head_size)), None
