@@ -1,7 +1,8 @@
-"""`python -m benchmarks.pretrained FOLDER`: where the latent stands, and what the weights are kept in.
+"""`python -m benchmarks.pretrained FOLDER`: where the latent stands, what weights are kept in, who sees whom.
 
 Finding K = 20 candidates with the latent in front of the context and after it, at three lengths of the
-context, and in each precision; how much memory the weights take then, and how far scores change. FOLDER is a
+context, and in each precision; how much memory the weights take then, and how far scores change. Training on
+packed rows with attention by sample and with a dense mask. FOLDER is a
 causal decoder of Hugging Face's, with random latents, or a generation model of ours, such as small. All sides
 of a comparison take turns in one process; a ratio is the median over rounds of CPU seconds.
 """
@@ -26,16 +27,23 @@ from torch import nn
 from benchmarks.report import Command, Say, machine, median_ratio, progress, report, show, table
 from plato2.commands import main
 from plato2.config import DecodeConfig, ModelConfig
+from plato2.data.collate import GenerationBatch
+from plato2.data.order import Batching
 from plato2.data.tokenizer import BOS_ID, EOS_ID
+from plato2.model import losses
 from plato2.model.backbone import INIT_STD
 from plato2.model.int8 import quantise
 from plato2.model.networks import GenerationNetwork
+from plato2.runs.parallel import best_precision
+from plato2.runs.simulate import SampleLengths, typical_unit
 from plato2.talk.decode import decode
 from plato2.talk.score import Record, score
 
 CONTEXTS = (32, 64, 128)
 """Tokens of the context."""
 NEW_TOKENS = 16
+UNIT_TOKENS, ROWS, SAMPLE = 1024, (256, 1024), SampleLengths(context=45, response=16)
+"""What is trained on: slots of a unit, and of its rows; the mean sample is that of chitchat."""
 SCORED = 8
 """Contexts whose candidates are scored in each precision."""
 
@@ -133,6 +141,12 @@ def bench_pretrained(
         for precision in ("bfloat16", "int8"):
             ratio = median_ratio(found["float32, response"], found[f"{precision}, response"])
             ratios[f"{precision}: times as fast as float32, response, {length} tokens"] = ratio
+    for row_length in ROWS:
+        say(f"training on rows of {row_length} tokens")
+        found = cpu_in_turns(training_sides(networks["float32"], row_length), rounds)
+        of = f"training, rows of {row_length}"
+        seconds |= {f"{of}, {side}": round(statistics.median(s), 3) for side, s in found.items()}
+        ratios[f"{of}: dense mask over by sample"] = median_ratio(found["dense mask"], found["by sample"])
     say("scores")
     return {
         **report(ratios, {}),
@@ -143,6 +157,25 @@ def bench_pretrained(
         "settings": {"folder": str(folder), "new_tokens": new_tokens, "rounds": rounds},
         "wall_s": round(time.monotonic() - begin, 1),
     }
+
+
+def training_sides(network: GenerationNetwork, row_length: int) -> dict[str, Callable[[], object]]:
+    """Stage 1's pass over a unit and back, all weights trained, in the precision of training on this CPU."""
+    backbone, batching = network.backbone, Batching(unit_tokens=UNIT_TOKENS, row_length=row_length)
+    unit = typical_unit(GenerationBatch(), batching, SAMPLE, network.model_config.vocab_size)
+    bf16 = best_precision("cpu") == "bf16-mixed"
+
+    def train(is_dense: bool) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            seen = unit["segment_ids"], unit["type_ids"]
+            mask = backbone.dense_mask(*seen, backbone.attention_dtype) if is_dense else backbone.mask(*seen)
+            x = backbone.embed_unit(unit)
+            h = backbone.encode(x, mask, read=unit["target_index"], pos_ids=unit["pos_ids"])
+            nll = losses.nll(backbone.lm_logits(h), unit["target_ids"])
+        nll.mean().backward()
+        network.zero_grad()
+
+    return {"by sample": partial(train, False), "dense mask": partial(train, True)}
 
 
 def scores(networks: dict[str, GenerationNetwork], fixed: DecodeConfig, longest: int) -> dict[str, Any]:
@@ -176,7 +209,7 @@ def scores(networks: dict[str, GenerationNetwork], fixed: DecodeConfig, longest:
     return told
 
 
-HELP = """The latent in front of the context and after it; float32, bfloat16 and int8.
+HELP = """The latent in front of the context and after it; float32, bfloat16 and int8; attention by sample.
 
 FOLDER is that of a causal decoder, as save_pretrained writes it, or a generation model of ours. It takes
 some minutes, and needs torchao.
@@ -201,7 +234,9 @@ def run(
     """`python -m benchmarks.pretrained`."""
     with progress() as say:
         found = bench_pretrained(folder, rounds, new_tokens, context, say)
-    times = table("CPU seconds for 20 candidates of one context (medians)", ("side",), ("s",))
+    times = table(
+        "CPU seconds for 20 candidates of one context, and for training on 1,024 slots", ("side",), ("s",)
+    )
     for side, value in found["seconds"].items():
         times.add_row(side, f"{value:g}")
     told = table(

@@ -9,11 +9,12 @@ from types import ModuleType
 
 import pytest
 import torch
+from decoders import write_decoder
 from small import ROOT
 from synthetic import write_corpus
 from typer.testing import CliRunner
 
-from benchmarks import generate, prepare, serve, train
+from benchmarks import generate, prepare, pretrained, serve, train
 from benchmarks.processes import measure
 from benchmarks.sides import Side, alternate, padded_batch, padded_unit, ratio, real_tokens, records
 from plato2.config import ModelConfig, UserError
@@ -154,6 +155,20 @@ def test_serve_asks_a_real_server_and_counts_every_answer() -> None:
             assert 0 < part["median_s"] <= part["p99_s"]
     assert found["ratios"]["failed_requests"] == 0
     assert found["met"]["failed_requests"]
+
+
+@pytest.mark.slow
+def test_pretrained_measures_where_the_latent_stands_and_how_rows_are_read(tmp_path: Path) -> None:
+    pytest.importorskip("torchao", reason="needs the extra int8")
+    folder = str(write_decoder(tmp_path / "decoder", max_position_embeddings=256))
+    options = ["--context", "32", "--new-tokens", "2", "--rounds", "1", "--json"]
+    result = CliRunner().invoke(pretrained.app, [folder, *options])
+    assert result.exit_code == 0, result.output
+    ratios = json.loads(result.stdout)["ratios"]
+    assert {name for name in ratios if name.startswith("training")} == {
+        f"training, rows of {slots}: dense mask over by sample" for slots in pretrained.ROWS
+    }
+    assert all(value > 0 for value in ratios.values())
 
 
 @pytest.mark.slow
