@@ -26,5 +26,8 @@ def keep_config(run: Path, file: Path, runs: Path | None = None) -> None:
         start = "auto"
     config |= {"output_dir": "outputs", "init_from": start}
     config["data"]["path"] = f"data/{Path(config['data']['path']).name}"
+    for key in ("path", "base"):  # of a pretrained decoder
+        if place := config["model"].get(key):
+            config["model"][key] = f"models/{Path(place).name}"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")

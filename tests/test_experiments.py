@@ -42,6 +42,16 @@ def stray_numbers(text: str) -> list[str]:
     return [n for n in said if not any(f"{x:.{len(n.partition('.')[2])}f}" == n for x in known)]
 
 
+def test_results_say_nothing_of_the_machine_that_they_were_made_on() -> None:
+    """No value is an absolute path."""
+    kept = [path for kind in ("json", "yaml") for path in EXPERIMENTS.rglob(f"*.{kind}")]
+    assert len(kept) > 50
+    found = {
+        path: re.findall(r"[\"' ](/[\w.-]+/[\w./-]*)", path.read_text(encoding="utf-8")) for path in kept
+    }
+    assert {names(path): paths for path, paths in found.items() if paths} == {}
+
+
 def test_the_check_itself_finds_a_number_of_its_own() -> None:
     place = "<!-- results: x y -->\n\n| 0.7142 | 0.5 |\n\n<!-- end -->\n"
     assert stray_numbers(f"{place} of stage 2.1: 0.714, 0.71, 0.5") == []

@@ -62,8 +62,8 @@ def plan(coarse: Path | None) -> dict[str, list[str]]:
         runs |= {f"{name}-{rate}": beginning("1_coarse", rate, STEPS["1_coarse"], of) for rate in RATES}
     if coarse is not None:
         for stage in ("2_gen", "2_eval_dual"):
-            of = f"init_from={coarse}"
-            runs |= {f"{stage}-{rate}": beginning(stage, rate, STEPS[stage], of) for rate in RATES}
+            of = (f"init_from={coarse}", "model.context_mask=causal")
+            runs |= {f"{stage}-{rate}": beginning(stage, rate, STEPS[stage], *of) for rate in RATES}
     return runs
 
 

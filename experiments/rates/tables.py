@@ -22,16 +22,16 @@ def stage(results: Results, name: str, figures: list[str]) -> str:
     """A row for each rate and each kind of context; the figures after each third of the steps."""
     runs = [run for run in results["runs"].values() if run["stage"] == name]
     if not runs:
-        return "Not run yet."
+        return "Not run: it starts from a stage 1 (`COARSE`)."
     runs.sort(key=lambda run: (run["context_mask"] != "prefix", run["rate"]))
+    steps = [point["step"] for point in runs[-1]["curve"]]
     rows = []
     for run in runs:
         unchanged = run["rate"] < 1e-8
-        points = run["curve"][-1:] if unchanged else run["curve"]
-        cells = [" ".join(f"{point[figure]:.3f}" for point in points) for figure in figures]
+        curve = [{}] * (len(steps) - 1) + run["curve"][-1:] if unchanged else run["curve"]
+        cells = [f"{p[figure]:.3f}" if p else "" for figure in figures for p in curve]
         rows.append([run["context_mask"], "as it is" if unchanged else f"{run['rate']:g}", *cells])
-    steps = ", ".join(str(point["step"]) for point in runs[-1]["curve"])
-    head = ["context", "rate", *(f"{FIGURES[figure]} after {steps} steps" for figure in figures)]
+    head = ["context", "rate", *(f"{FIGURES[figure]}, step {step}" for figure in figures for step in steps)]
     return markdown(head, rows, left=2)
 
 

@@ -188,6 +188,8 @@ def main() -> None:
         run["config"]["data"]["path"] = "data/chitchat_64"
     for verb in ("selection_random", "selection_matched", "latents", "replies", "dialogues"):
         results[verb]["inputs"] = []
+        if "data" in results[verb]["settings"]:
+            results[verb]["settings"]["data"] = "data/chitchat_64"
     (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 

@@ -22,6 +22,9 @@ def test_every_training_fits_the_configuration(tmp_path: Path) -> None:
         refuse_unknown(config)
         assert config.trainer.val_check_interval * 3 == config.trainer.max_steps
         assert config.model.adapter == "lora"
+        assert config.model.context_mask == (
+            "causal" if name.startswith("2_") or "causal" in name else "prefix"
+        )
         rates.setdefault(name.split("-")[0], []).append(name)
     tried = {name: len(found) for name, found in rates.items()}
     masks = {"as_it_is_prefix": 1, "as_it_is_causal": 1, "1_coarse": 4, "1_coarse_causal": 4}
@@ -50,11 +53,11 @@ def test_a_run_is_a_row(tmp_path: Path) -> None:
     assert found["d"]["cpu_s"] == 7.5
     assert found["d"]["curve"][-1] == {"step": 60, "nll": 4.1235}
     head, _, *rows = tables.coarse({"runs": found}).splitlines()
-    assert "after 20, 40, 60 steps" in head
+    assert head == "| context | rate | nll, step 20 | nll, step 40 | nll, step 60 |"
     assert rows == [
-        "| prefix | as it is | 5.300 |",
-        "| prefix | 0.0002 | 4.700 4.400 4.123 |",
-        "| prefix | 0.0005 | 4.600 4.300 4.000 |",
-        "| causal | 0.0005 | 4.500 4.250 4.000 |",
+        "| prefix | as it is |  |  | 5.300 |",
+        "| prefix | 0.0002 | 4.700 | 4.400 | 4.123 |",
+        "| prefix | 0.0005 | 4.600 | 4.300 | 4.000 |",
+        "| causal | 0.0005 | 4.500 | 4.250 | 4.000 |",
     ]
-    assert tables.fine({"runs": found}) == "Not run yet."
+    assert tables.fine({"runs": found}).startswith("Not run: it starts from a stage 1")
