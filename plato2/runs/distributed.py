@@ -125,6 +125,12 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise _unreadable(folder, error) from error
     if not isinstance(found, dict):
         raise UserError(f"{folder}: not a readable checkpoint; choose another one")
+    for tensor in _Reader(folder).read_metadata().storage_data.values():
+        share = folder / tensor.relative_path
+        if not share.is_file() or share.stat().st_size < tensor.offset + tensor.length:
+            raise UserError(
+                f"{folder}: a sharded checkpoint whose {share.name} is lost or cut; choose another one"
+            )
     return found
 
 

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from plato2.config import UserError
 from plato2.runs import distributed
+from plato2.runs.folder import RunFolder
 from plato2.runs.saved import checkpoint_step, read_checkpoint
 from plato2.runs.start import named_start
 
@@ -77,12 +78,26 @@ def test_a_half_written_one(folder: Path, lost: str) -> None:
 def test_a_share_is_lost_or_cut(folder: Path) -> None:
     share = folder / "__0_0.distcp"
     content = share.read_bytes()
-    share.write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"larger than its files|not a readable checkpoint"):
-        distributed.read_whole(folder)
-    share.unlink()
-    with pytest.raises(UserError, match=r"larger than its files|not a readable checkpoint"):
-        distributed.read_whole(folder)
+    for changed in (content[: len(content) // 2], content[:-1], None):
+        share.unlink() if changed is None else share.write_bytes(changed)
+        with pytest.raises(UserError, match=r"whose __0_0.distcp is lost or cut; choose another one"):
+            distributed.read_whole(folder)
+
+
+def test_training_goes_on_from_the_one_before_where_a_share_is_cut_and_its_hash_is_gone(
+    folder: Path, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.checkpoints.mkdir(parents=True)
+    shutil.copytree(folder, run.checkpoints / "best.ckpt")
+    folder.rename(run.last)
+    assert run.newest_whole() == (run.last, "")
+    share = run.last / "__0_0.distcp"
+    share.write_bytes(share.read_bytes()[:-1])
+    found, said = run.newest_whole()
+    assert found == run.checkpoints / "best.ckpt"
+    assert "__0_0.distcp is lost or cut" in said
+    assert "resuming from step 3 with best.ckpt" in said
 
 
 class _Bomb:
