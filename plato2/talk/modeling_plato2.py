@@ -23,6 +23,7 @@ from plato2.data.tokenizer import MOST_UNREAD, Tokenizer
 from plato2.data.units import pack  # noqa: F401
 from plato2.model.backbone import initialize_parameter
 from plato2.model.cpu import whole_steps  # noqa: F401
+from plato2.model.decoder_attention import attention  # noqa: F401
 from plato2.model.decoder_folder import weight_files  # noqa: F401
 from plato2.model.heads import Latents  # noqa: F401
 from plato2.model.int8 import quantise  # noqa: F401

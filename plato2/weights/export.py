@@ -38,6 +38,7 @@ REMOTE_CODE = (
     "plato2.data.units",
     "plato2.model.backbone",
     "plato2.model.cpu",
+    "plato2.model.decoder_attention",
     "plato2.model.decoder_folder",
     "plato2.model.heads",
     "plato2.model.int8",
