@@ -217,6 +217,19 @@ def locked(lock: Path, target: Path | str, cure: str = "wait for it, or stop it"
         held.release()
 
 
+def was_killed(lock: Path) -> bool:
+    """Whether the process that held a lock died on this machine without letting go of it."""
+    try:
+        about = json.loads(lock.read_text(encoding="utf-8"))
+        if about["host"] == socket.gethostname():
+            os.kill(about["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError):  # gone, or nobody has signed, or it is somebody else's
+        return False
+    return False
+
+
 def _sign(file: int) -> None:
     """Writes into the lock who holds it, for the message to the others."""
     about = {

@@ -6,6 +6,8 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from threading import Timer
 
@@ -13,6 +15,7 @@ import pytest
 from small import ROOT, Train, assert_one_line, stopped_at, train_in_process, write_dialogues
 
 from plato2.config import UserError
+from plato2.files import locked, was_killed
 from plato2.runs.folder import RunFolder
 from plato2.runs.start import GEOMETRY, OwnSweep, newest_parent, parent_stage
 from plato2.stages import known_stages
@@ -177,9 +180,19 @@ def test_jobs_side_by_side_wait_for_the_parent_of_their_sweep(
     found = newest_parent(tmp_path, "1_coarse", "tiny", model, None, "s", "first", sweep)
     timer.join()
     assert found.path.name == "s-0"
+    with locked(found.path / "lock", found.path):
+        assert not was_killed(found.path / "lock")
 
-    monkeypatch.setattr("plato2.runs.start.WAIT_S", 0.0)
     record("s-0", "s", "seed=1", status="running")
+    dies = "import os, sys; from pathlib import Path; from plato2.files import locked\n"
+    dies += "with locked(Path(sys.argv[1]), ''): os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", dies, found.path / "lock"], cwd=ROOT)
+    assert was_killed(found.path / "lock")
+    with pytest.raises(UserError, match="no finished 1_coarse run of model=tiny of the curriculum s"):
+        newest_parent(tmp_path, "1_coarse", "tiny", model, None, "s", "first", sweep)
+
+    (found.path / "lock").unlink()
+    monkeypatch.setattr("plato2.runs.start.WAIT_S", 0.0)
     with pytest.raises(UserError, match="no finished 1_coarse run of model=tiny of the curriculum s"):
         newest_parent(tmp_path, "1_coarse", "tiny", model, None, "s", "first", sweep)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plato2.config import ModelConfig, UserError
-from plato2.files import check_sha256
+from plato2.files import check_sha256, was_killed
 from plato2.runs.console import say
 from plato2.runs.folder import RunFolder, runs
 from plato2.runs.saved import best_value
@@ -116,11 +116,13 @@ def _same(own: list[RunFolder], sweep: OwnSweep) -> list[RunFolder]:
 
 
 def _awaited(output_dir: Path, stage: str, family: str | None, sweep: OwnSweep) -> list[RunFolder]:
-    """The parent, when it is finished; as it is where it has written nothing for an hour."""
+    """The parent, when it is finished; as it is where it was killed, or has written nothing for an hour."""
     began, said = time.time(), False
     while True:
         own = _same(_found(output_dir, stage, family)[1], sweep)
         if own and own[0].finished:
+            return own
+        if own and was_killed(own[0].path / "lock"):
             return own
         written = [path.stat().st_mtime for run in own[:1] for path in run.path.glob("*")]
         if time.time() - max([began, *written]) > WAIT_S:
