@@ -135,14 +135,14 @@ def test_a_sharded_checkpoint_is_whole_at_any_moment(forks: Forks, tmp_path: Pat
     script = tmp_path / "save.py"
     script.write_text(
         "import sys, torch\n"
+        "import torch.distributed.checkpoint as dcp\n"
         "from pathlib import Path\n"
         "from plato2.runs.checkpoint import put_in_place\n"
         "from plato2.files import file_sha256\n"
         "folder, step = Path('run/checkpoints'), int(sys.argv[1])\n"
         "new = folder / 'new.ckpt'\n"
-        "new.mkdir(parents=True, exist_ok=True)\n"
+        "dcp.save({'a': torch.full((3,), step)}, checkpoint_id=new, no_dist=True)\n"
         "torch.save({'global_step': step}, new / 'meta.pt')\n"
-        "(new / '.metadata').touch()\n"
         "put_in_place(new, folder / 'last.ckpt', file_sha256(new))\n"
     )
     run = RunFolder(tmp_path / "run")
