@@ -25,6 +25,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.common_utils import get_untyped_storages
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker, _FSDPRefType
 from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
+from torch.distributed.tensor._sharding_prop import ShardingPropagator
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
 from plato2.batch import Unit
@@ -277,6 +279,8 @@ def _kernels(unit: Unit, form: Form, mode: FakeTensorMode) -> Iterator[None]:
             setattr(module, name, form)
 
         instead(losses, "hits", _hits)
+        shapes = "_propagate_tensor_meta_non_cached"
+        instead(ShardingPropagator, shapes, _untracked(getattr(ShardingPropagator, shapes)))
         if form == "gpu":
             instead(cpu, "serves", lambda x: False)
             instead(F, "dropout", _gpu_dropout)
@@ -298,6 +302,16 @@ def _kernels(unit: Unit, form: Form, mode: FakeTensorMode) -> Iterator[None]:
         stack.callback(logging.getLogger("torch.distributed").setLevel, level)
         logging.getLogger("torch.distributed").setLevel(logging.ERROR)
         yield
+
+
+def _untracked(shapes: Callable[..., Any]) -> Callable[..., Any]:
+    """How DTensor finds the shape of a result, out of a tracker's sight: it makes whole tensors of no memory."""
+
+    def found(*given: Any) -> Any:
+        with _disable_current_modes():
+            return shapes(*given)
+
+    return found
 
 
 def _hits(logits: Tensor, target_ids: Tensor) -> Tensor:
