@@ -305,7 +305,7 @@ def _kernels(unit: Unit, form: Form, mode: FakeTensorMode) -> Iterator[None]:
 
 
 def _untracked(shapes: Callable[..., Any]) -> Callable[..., Any]:
-    """How DTensor finds the shape of a result, out of a tracker's sight: it makes whole tensors of no memory."""
+    """How DTensor finds a result's shape, out of a tracker's sight: by whole tensors that take no memory."""
 
     def found(*given: Any) -> Any:
         with _disable_current_modes():
