@@ -225,8 +225,8 @@ def was_killed(lock: Path) -> bool:
             os.kill(about["pid"], 0)
     except ProcessLookupError:
         return True
-    except (OSError, ValueError, KeyError, TypeError):  # gone, or nobody has signed, or it is somebody else's
-        return False
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        pass  # gone, or nobody has signed, or it is somebody else's
     return False
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -195,6 +196,28 @@ def test_jobs_side_by_side_wait_for_the_parent_of_their_sweep(
     monkeypatch.setattr("plato2.runs.start.WAIT_S", 0.0)
     with pytest.raises(UserError, match="no finished 1_coarse run of model=tiny of the curriculum s"):
         newest_parent(tmp_path, "1_coarse", "tiny", model, None, "s", "first", sweep)
+
+
+@pytest.mark.parametrize(
+    "signed",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"pid": "x"}',
+        '{"pid": null}',
+        '{"pid": 1e400}',
+        '{"pid": 99999999999999999999}',
+        "pid",
+    ],
+)
+def test_nobody_was_killed_where_a_lock_does_not_say_who_held_it(tmp_path: Path, signed: str) -> None:
+    lock = tmp_path / "lock"
+    assert not was_killed(lock)
+    lock.write_text(signed.replace("{", f'{{"host": "{socket.gethostname()}", ').replace(", }", "}"))
+    assert not was_killed(lock)
+    lock.write_text(json.dumps({"host": "another", "pid": 2**22 + 1}))
+    assert not was_killed(lock)
 
 
 def test_which_stages_need_a_parent() -> None:

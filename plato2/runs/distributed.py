@@ -125,13 +125,30 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise _unreadable(folder, error) from error
     if not isinstance(found, dict):
         raise UserError(f"{folder}: not a readable checkpoint; choose another one")
-    for tensor in _Reader(folder).read_metadata().storage_data.values():
-        share = folder / tensor.relative_path
-        if not share.is_file() or share.stat().st_size < tensor.offset + tensor.length:
+    for share, size in _shares(folder).items():
+        if not share.is_file() or share.stat().st_size < size:
             raise UserError(
                 f"{folder}: a sharded checkpoint whose {share.name} is lost or cut; choose another one"
             )
     return found
+
+
+def _shares(folder: Path) -> dict[Path, int]:
+    """The files that tensors are in, and how many bytes each needs to have at least.
+
+    Raises:
+        UserError: `.metadata` says something else.
+    """
+    needed: dict[Path, int] = {}
+    try:
+        for tensor in _Reader(folder).read_metadata().storage_data.values():
+            share = folder / tensor.relative_path
+            if share.parent != folder:
+                raise ValueError(f"{tensor.relative_path!r} is not a file of it")
+            needed[share] = max(needed.get(share, 0), tensor.offset + tensor.length)
+    except (AttributeError, TypeError, ValueError) as error:  # whatever else it describes
+        raise _unreadable(folder, error) from error
+    return needed
 
 
 def read_weights(weights: Mapping[str, Tensor], folder: Path) -> None:

@@ -84,6 +84,27 @@ def test_a_share_is_lost_or_cut(folder: Path) -> None:
             distributed.read_whole(folder)
 
 
+@pytest.mark.parametrize("told", [None, 5, {"a": 5}, "../other", "/other"])
+def test_where_shares_are_is_told_otherwise(folder: Path, told: Any) -> None:
+    found = pickle.loads((folder / ".metadata").read_bytes())
+    if isinstance(told, str):
+        for tensor in found.storage_data.values():
+            tensor.relative_path = told
+    else:
+        found.storage_data = told
+    (folder / ".metadata").write_bytes(pickle.dumps(found))
+    with pytest.raises(UserError, match=r"not a readable checkpoint \(.*choose another one"):
+        checkpoint_step(folder)
+
+
+def test_tensors_that_are_larger_than_the_files_are_not_made(folder: Path) -> None:
+    found = pickle.loads((folder / ".metadata").read_bytes())
+    found.state_dict_metadata["state_dict.b"].size = torch.Size([10**12])
+    (folder / ".metadata").write_bytes(pickle.dumps(found))
+    with pytest.raises(UserError, match="larger than its files"):
+        distributed.read_whole(folder)
+
+
 def test_training_goes_on_from_the_one_before_where_a_share_is_cut_and_its_hash_is_gone(
     folder: Path, tmp_path: Path
 ) -> None:
