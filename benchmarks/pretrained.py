@@ -1,8 +1,8 @@
 """`python -m benchmarks.pretrained FOLDER`: where the latent stands, what weights are kept in, who sees whom.
 
 Finding K = 20 candidates with the latent in front of the context and after it, at three lengths of the
-context, and in each precision; how much memory the weights take then, and how far scores change. Training on
-packed rows with attention by sample and with a dense mask. FOLDER is a
+context, and in each precision; how much memory the weights take then, and how far scores change. With
+`--data`, training on packed rows of that corpus, with attention by sample and with a dense mask. FOLDER is a
 causal decoder of Hugging Face's, with random latents, or a generation model of ours, such as small. All sides
 of a comparison take turns in one process; a ratio is the median over rounds of CPU seconds.
 """
@@ -28,28 +28,27 @@ from benchmarks.report import Command, Say, machine, median_ratio, progress, rep
 from plato2.commands import main
 from plato2.config import DecodeConfig, ModelConfig
 from plato2.data.collate import GenerationBatch
-from plato2.data.order import Batching
+from plato2.data.module import DialogueDataModule
 from plato2.data.tokenizer import BOS_ID, EOS_ID
 from plato2.model import losses
 from plato2.model.backbone import INIT_STD
 from plato2.model.int8 import quantise
 from plato2.model.networks import GenerationNetwork
 from plato2.runs.parallel import best_precision
-from plato2.runs.simulate import SampleLengths, typical_unit
 from plato2.talk.decode import decode
 from plato2.talk.score import Record, score
 
 CONTEXTS = (32, 64, 128)
 """Tokens of the context."""
 NEW_TOKENS = 16
-UNIT_TOKENS, ROWS, SAMPLE = 1024, (256, 1024), SampleLengths(context=45, response=16)
-"""What is trained on: slots of a unit, and of its rows; the mean sample is that of chitchat."""
+UNIT_TOKENS, ROWS = 1024, (256, 1024)
+"""What is trained on: slots of a unit, and of its rows."""
 SCORED = 8
 """Contexts whose candidates are scored in each precision."""
 
 
-def network_of(folder: Path) -> GenerationNetwork:
-    """The decoder in a folder, with latents, or a model of ours.
+def network_of(folder: Path, **changed: Any) -> GenerationNetwork:
+    """The decoder in a folder, with latents and fields of its `ModelConfig` changed, or a model of ours.
 
     Raises:
         UserError: neither.
@@ -60,7 +59,7 @@ def network_of(folder: Path) -> GenerationNetwork:
 
     if not (folder / "tokenizer.json").is_file():
         return load_generation(folder)
-    config = ModelConfig(path=str(folder), max_position=256, dropout=0.0, context_mask="causal")
+    config = ModelConfig(path=str(folder), max_position=256, dropout=0.0, context_mask="causal", **changed)
     network = GenerationNetwork(from_folder(config, DecoderTokenizer.from_model), has_latents=True)
     assert network.recognition is not None
     nn.init.normal_(network.recognition.latent_embedding, std=INIT_STD)
@@ -109,6 +108,7 @@ def bench_pretrained(
     rounds: int,
     new_tokens: int,
     lengths: Sequence[int] = CONTEXTS,
+    data: str | None = None,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """All ratios, the seconds and sizes behind them, and the machine.
@@ -141,12 +141,13 @@ def bench_pretrained(
         for precision in ("bfloat16", "int8"):
             ratio = median_ratio(found["float32, response"], found[f"{precision}, response"])
             ratios[f"{precision}: times as fast as float32, response, {length} tokens"] = ratio
-    for row_length in ROWS:
-        say(f"training on rows of {row_length} tokens")
-        found = cpu_in_turns(training_sides(networks["float32"], row_length), rounds)
-        of = f"training, rows of {row_length}"
-        seconds |= {f"{of}, {side}": round(statistics.median(s), 3) for side, s in found.items()}
-        ratios[f"{of}: dense mask over by sample"] = median_ratio(found["dense mask"], found["by sample"])
+    if data is not None:
+        for row_length in ROWS:
+            say(f"training on rows of {row_length} tokens")
+            found = cpu_in_turns(training_sides(folder, data, row_length), rounds)
+            of = f"training, rows of {row_length}"
+            seconds |= {f"{of}, {side}": round(statistics.median(s), 3) for side, s in found.items()}
+            ratios[f"{of}: dense mask over by sample"] = median_ratio(found["dense mask"], found["by sample"])
     say("scores")
     return {
         **report(ratios, {}),
@@ -154,16 +155,23 @@ def bench_pretrained(
         "megabytes": {name: round(weight_bytes(network) / 1e6, 1) for name, network in networks.items()},
         "scores": scores(networks, fixed, longest),
         "machine": machine(),
-        "settings": {"folder": str(folder), "new_tokens": new_tokens, "rounds": rounds},
+        "settings": {"folder": str(folder), "data": data, "new_tokens": new_tokens, "rounds": rounds},
         "wall_s": round(time.monotonic() - begin, 1),
     }
 
 
-def training_sides(network: GenerationNetwork, row_length: int) -> dict[str, Callable[[], object]]:
-    """Stage 1's pass over a unit and back, all weights trained, in the precision of training on this CPU."""
-    backbone, batching = network.backbone, Batching(unit_tokens=UNIT_TOKENS, row_length=row_length)
-    unit = typical_unit(GenerationBatch(), batching, SAMPLE, network.model_config.vocab_size)
-    bf16 = best_precision("cpu") == "bf16-mixed"
+def training_sides(folder: Path, data: str, row_length: int) -> dict[str, Callable[[], object]]:
+    """Stage 1's pass over the first unit of a corpus and back, in the precision of training on this CPU.
+
+    A decoder is trained low-rank, as on CPUs it mostly is, a model of ours whole.
+    """
+    network = network_of(folder, adapter="lora", adapter_rank=8, adapter_alpha=16)
+    backbone, bf16 = network.backbone, best_precision("cpu") == "bf16-mixed"
+    module = DialogueDataModule(
+        data, GenerationBatch(), UNIT_TOKENS, unit_tokens=UNIT_TOKENS, row_length=row_length
+    )
+    module.setup()
+    unit = next(iter(module.train_dataloader()))["units"][0]
 
     def train(is_dense: bool) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -218,6 +226,8 @@ some minutes, and needs torchao.
 
 python -m benchmarks.pretrained models/SmolLM2-135M
 
+python -m benchmarks.pretrained models/SmolLM2-135M --data data/mine
+
 python -m benchmarks.pretrained small --json
 """
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -229,11 +239,15 @@ def run(
     rounds: Annotated[int, typer.Option(help="Turns of each side.")] = 5,
     context: Annotated[list[int], typer.Option(help="Tokens of the context; may be repeated.")] = [*CONTEXTS],  # noqa: B006
     new_tokens: Annotated[int, typer.Option(help="Tokens of each candidate.")] = NEW_TOKENS,
+    data: Annotated[
+        str | None,
+        typer.Option(help="A corpus prepared with its tokenizer, to train on; without it no training."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """`python -m benchmarks.pretrained`."""
     with progress() as say:
-        found = bench_pretrained(folder, rounds, new_tokens, context, say)
+        found = bench_pretrained(folder, rounds, new_tokens, context, data, say)
     times = table(
         "CPU seconds for 20 candidates of one context, and for training on 1,024 slots", ("side",), ("s",)
     )

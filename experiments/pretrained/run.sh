@@ -11,9 +11,9 @@ if [ ! -e "$data/index.json" ]; then
     python -m plato2 prepare chitchat --out "$data" --tokenizer "hf:$base" --max-context 96 --max-response 64
 fi
 
-# train STAGE STEPS RATE [KEY=VALUE ...]: steps of 2,048 tokens, as many as the budget has. On one thread of the machine
-# they were planned on a step took about 5.5 CPU s in stages 1 and 2.2 and 11 in 2.1: 16,500 of the 21,600 CPU s in all.
-# Rates and the causal context are those of experiments/rates.
+# train STAGE STEPS RATE [KEY=VALUE ...]: steps of 2,048 tokens, as many as the budget has. A step of stage 1 took 4.7 CPU s
+# on one thread of the machine that this was planned on; those of 2.1 are counted as two, since it reads each sample twice.
+# Stage 1's rate is that of experiments/rates, the others are guesses.
 train() {
     if [ -e "$out/$1/done" ]; then return; fi
     python train.py model=pretrained model.path="$base" model.max_position=192 \

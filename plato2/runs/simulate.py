@@ -305,7 +305,10 @@ def _kernels(unit: Unit, form: Form, mode: FakeTensorMode) -> Iterator[None]:
 
 
 def _untracked(shapes: Callable[..., Any]) -> Callable[..., Any]:
-    """How DTensor finds a result's shape, out of a tracker's sight: by whole tensors that take no memory."""
+    """How DTensor finds a result's shape, out of a tracker's sight: by whole tensors that take no memory.
+
+    Of PyTorch 2.11, which looks for it in every step, the trackers would count them.
+    """
 
     def found(*given: Any) -> Any:
         with _disable_current_modes():

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 from decoders import write_decoder
-from small import ROOT
+from small import ROOT, write_dialogues
 from synthetic import write_corpus
 from typer.testing import CliRunner
 
@@ -20,6 +20,8 @@ from benchmarks.sides import Side, alternate, padded_batch, padded_unit, ratio, 
 from plato2.config import ModelConfig, UserError
 from plato2.data.collate import GenerationBatch
 from plato2.data.module import DialogueDataModule
+from plato2.prepare.dialogues import prepare as dialogue_prepare
+from plato2.prepare.options import PrepareOptions
 from plato2.stages import CoarseGeneration
 from plato2.talk.decode import decode
 
@@ -161,7 +163,11 @@ def test_serve_asks_a_real_server_and_counts_every_answer() -> None:
 def test_pretrained_measures_where_the_latent_stands_and_how_rows_are_read(tmp_path: Path) -> None:
     pytest.importorskip("torchao", reason="needs the extra int8")
     folder = str(write_decoder(tmp_path / "decoder", max_position_embeddings=256))
-    options = ["--context", "32", "--new-tokens", "2", "--rounds", "1", "--json"]
+    dialogues, data = write_dialogues(tmp_path / "dialogues.jsonl"), str(tmp_path / "data")
+    dialogue_prepare(
+        PrepareOptions(corpus="jsonl", files=[str(dialogues)], out=data, tokenizer=f"hf:{folder}")
+    )
+    options = ["--data", data, "--context", "32", "--new-tokens", "2", "--rounds", "1", "--json"]
     result = CliRunner().invoke(pretrained.app, [folder, *options])
     assert result.exit_code == 0, result.output
     ratios = json.loads(result.stdout)["ratios"]
