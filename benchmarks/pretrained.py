@@ -26,7 +26,7 @@ from torch import nn
 
 from benchmarks.report import Command, Say, machine, median_ratio, progress, report, show, table
 from plato2.commands import main
-from plato2.config import DecodeConfig, ModelConfig
+from plato2.config import DecodeConfig, ModelConfig, UserError, expand_path
 from plato2.data.collate import GenerationBatch
 from plato2.data.module import DialogueDataModule
 from plato2.data.tokenizer import BOS_ID, EOS_ID
@@ -117,14 +117,21 @@ def bench_pretrained(
         UserError: there is no model in the folder, or torchao is not installed.
     """
     begin = time.monotonic()
+    ratios: dict[str, float | None] = {}
+    seconds: dict[str, float] = {}
+    if data is not None:
+        for row_length in ROWS:
+            say(f"training on rows of {row_length} tokens")
+            found = cpu_in_turns(training_sides(folder, data, row_length), rounds)
+            of = f"training, rows of {row_length}"
+            seconds |= {f"{of}, {side}": round(statistics.median(s), 3) for side, s in found.items()}
+            ratios[f"{of}: dense mask over by sample"] = median_ratio(found["dense mask"], found["by sample"])
     networks = {"float32": network_of(folder)}
     networks["bfloat16"] = copy.deepcopy(networks["float32"]).to(torch.bfloat16)
     networks["int8"] = copy.deepcopy(networks["bfloat16"])
     quantise(networks["int8"].backbone)
     fixed = DecodeConfig(max_tokens=new_tokens, min_tokens=new_tokens)
     longest = networks["float32"].model_config.max_position // 2
-    ratios: dict[str, float | None] = {}
-    seconds: dict[str, float] = {}
     for length in sorted({min(length, longest) for length in lengths}):
         say(f"a context of {length} tokens")
         contexts = [context_of(networks["float32"], length)]
@@ -141,13 +148,6 @@ def bench_pretrained(
         for precision in ("bfloat16", "int8"):
             ratio = median_ratio(found["float32, response"], found[f"{precision}, response"])
             ratios[f"{precision}: times as fast as float32, response, {length} tokens"] = ratio
-    if data is not None:
-        for row_length in ROWS:
-            say(f"training on rows of {row_length} tokens")
-            found = cpu_in_turns(training_sides(folder, data, row_length), rounds)
-            of = f"training, rows of {row_length}"
-            seconds |= {f"{of}, {side}": round(statistics.median(s), 3) for side, s in found.items()}
-            ratios[f"{of}: dense mask over by sample"] = median_ratio(found["dense mask"], found["by sample"])
     say("scores")
     return {
         **report(ratios, {}),
@@ -164,13 +164,22 @@ def training_sides(folder: Path, data: str, row_length: int) -> dict[str, Callab
     """Stage 1's pass over the first unit of a corpus and back, in the precision of training on this CPU.
 
     A decoder is trained low-rank, as on CPUs it mostly is, a model of ours whole.
+
+    Raises:
+        UserError: there is no such corpus, or its tokenizer is another one.
     """
     network = network_of(folder, adapter="lora", adapter_rank=8, adapter_alpha=16)
     backbone, bf16 = network.backbone, best_precision("cpu") == "bf16-mixed"
     module = DialogueDataModule(
-        data, GenerationBatch(), UNIT_TOKENS, unit_tokens=UNIT_TOKENS, row_length=row_length
+        expand_path(data, "--data"),
+        GenerationBatch(),
+        UNIT_TOKENS,
+        unit_tokens=UNIT_TOKENS,
+        row_length=row_length,
     )
     module.setup()
+    if module.vocab_size != network.model_config.vocab_size:
+        raise UserError(f"--data {data}: was prepared with another tokenizer than that of {folder}")
     unit = next(iter(module.train_dataloader()))["units"][0]
 
     def train(is_dense: bool) -> None:

@@ -160,15 +160,19 @@ def test_serve_asks_a_real_server_and_counts_every_answer() -> None:
 
 
 @pytest.mark.slow
-def test_pretrained_measures_where_the_latent_stands_and_how_rows_are_read(tmp_path: Path) -> None:
+def test_pretrained_measures_where_the_latent_stands_and_how_rows_are_read(
+    corpus: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("torchao", reason="needs the extra int8")
     folder = str(write_decoder(tmp_path / "decoder", max_position_embeddings=256))
     dialogues, data = write_dialogues(tmp_path / "dialogues.jsonl"), str(tmp_path / "data")
     dialogue_prepare(
         PrepareOptions(corpus="jsonl", files=[str(dialogues)], out=data, tokenizer=f"hf:{folder}")
     )
-    options = ["--data", data, "--context", "32", "--new-tokens", "2", "--rounds", "1", "--json"]
-    result = CliRunner().invoke(pretrained.app, [folder, *options])
+    options = ["--context", "32", "--new-tokens", "2", "--rounds", "1", "--json"]
+    with pytest.raises(UserError, match="was prepared with another tokenizer"):
+        pretrained.training_sides(Path(folder), str(corpus), 256)
+    result = CliRunner().invoke(pretrained.app, [folder, "--data", data, *options])
     assert result.exit_code == 0, result.output
     ratios = json.loads(result.stdout)["ratios"]
     assert {name for name in ratios if name.startswith("training")} == {
