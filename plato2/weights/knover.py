@@ -504,7 +504,15 @@ def _unpack(path: Path, folder: Path, say: Callable[[str], None]) -> None:
                 pass  # a compressed file has its checksum at the end
             say(f"unpacking {path}")
             archive.extractall(folder, members, filter="data")
-    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError) as error:
+    except (
+        tarfile.TarError,
+        EOFError,
+        OSError,
+        OverflowError,
+        zlib.error,
+        lzma.LZMAError,
+        ValueError,
+    ) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise UserError(f"{path}: cannot be unpacked in {folder.parent} ({error.strerror})") from None
         raise UserError(f"{path}: not a complete tar ({error}); {_CURE}") from None

@@ -512,6 +512,20 @@ def a_file_in_a_file(folder: Path) -> Path:
     return folder / "24L.tar"
 
 
+def a_number_beyond_the_machines(kind: bytes, data: bytes, date: int) -> Damage:
+    """Of a member's date, or of the length of a record about the member after it."""
+
+    def damage(folder: Path) -> Path:
+        with tarfile.open(folder / "24L.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+            info = tarfile.TarInfo("24L/Plato/word_embedding")
+            info.type, info.size, info.mtime = kind, len(data), date
+            archive.addfile(info, io.BytesIO(data))
+            archive.addfile(tarfile.TarInfo("24L/Plato/pos_embedding"))
+        return folder / "24L.tar"
+
+    return damage
+
+
 BAD: dict[str, tuple[Damage, str]] = {
     "cut in its header": (
         edited("word_embedding", lambda b: b[:19]),
@@ -583,6 +597,14 @@ BAD: dict[str, tuple[Damage, str]] = {
     "a tar.gz cut at its end": (cut("w:gz", -9), "24L.tar.gz: not a complete tar"),
     "a tar.bz2 cut in the middle": (cut("w:bz2", 0.5), "24L.tar.bz2: (not a complete tar|neither)"),
     "a tar.xz cut in the middle": (cut("w:xz", 0.5), "24L.tar.xz: (not a complete tar|neither)"),
+    "a record without end": (
+        a_number_beyond_the_machines(tarfile.XHDTYPE, b"9" * 30 + b" mtime=1\n", 0),
+        "24L.tar: not a complete tar",
+    ),
+    "a date without end": (
+        a_number_beyond_the_machines(tarfile.REGTYPE, b"", 2**80),
+        "24L.tar: not a complete tar",
+    ),
 }
 
 
