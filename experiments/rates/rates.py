@@ -1,6 +1,7 @@
 """Learning rates for low-rank training: trains the first steps of each stage, records and draws the curves.
 
     python -m experiments.rates.rates --base FOLDER --data DIR [--coarse RUN]
+    python -m experiments.rates.rates ... --keep    # trains only what results.json lacks
 
 The same command continues after a kill. Stages 2.1 and 2.2 start from --coarse, a stage 1 of
 experiments/pretrained; without it they are left out.
@@ -19,8 +20,7 @@ import matplotlib
 import yaml
 
 from experiments.configs import keep_config
-from plato2.runs.folder import provenance
-from plato2.runs.saved import read_metrics
+from plato2.runs.saved import checkpoint_step, read_metrics
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
@@ -39,6 +39,7 @@ COMMON = [
 ]
 SHOWN = ("nll", "nll_uniform", "z_mutual_information", "rce", "pair_acc", "p1")
 """What is kept of a validation; docs/train.md explains each figure."""
+MADE_WITH = ("git", "packages", "python", "machine", "cpu", "created")
 DRAWN = {"1_coarse": "nll", "2_gen": "nll_uniform", "2_eval": "pair_acc"}
 
 
@@ -77,17 +78,19 @@ def recorded(run: Path) -> dict[str, Any]:
     """What a run was, and its figures by step."""
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     lineage = json.loads((run / "lineage.json").read_text(encoding="utf-8"))
-    rows = read_metrics(run / "metrics.csv")
+    parent, rows = lineage.get("parent"), read_metrics(run / "metrics.csv")
     curve: dict[int, dict[str, float]] = {}
     for step, name, value in rows:
         if name.startswith("val/") and (figure := name.removeprefix("val/")) in SHOWN:
             curve.setdefault(step, {})[figure] = round(value, 4)
     return {
         "stage": lineage["stage"],
+        "starts_from_step": checkpoint_step(Path(parent["checkpoint"])) if parent else None,
         "rate": config["optim"]["lr"],
         "context_mask": config["model"]["context_mask"],
         "cpu_s": round(max(value for _, name, value in rows if name == "perf/cpu_s"), 1),
         "curve": [{"step": step, **found} for step, found in sorted(curve.items())],
+        "made_with": {key: lineage[key] for key in MADE_WITH},
     }
 
 
@@ -117,21 +120,26 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="the prepared corpus")
     parser.add_argument("--coarse", type=Path, help="a finished stage 1, for stages 2.1 and 2.2")
     parser.add_argument("--out", type=Path, default=Path("outputs/rates"), help="where runs are kept")
+    parser.add_argument("--keep", action="store_true", help="do not train again what results.json has")
     given = parser.parse_args()
+    results = HERE / "results.json"
+    kept = json.loads(results.read_text(encoding="utf-8"))["runs"] if given.keep else {}
     out = given.out.absolute()
     places = [f"model.path={given.base}", f"data.path={given.data}"]
     places += [f"output_dir={out.parent}", f"name={out.name}"]
     runs = {}
     for name, options in plan(given.coarse).items():
         run = out / name
+        if name in kept:
+            runs[name] = kept[name]
+            continue
         if not finished(run):
             command = [sys.executable, "train.py", *options, *places, f"run_id={name}"]
             print("+", *command[1:], flush=True)
             subprocess.run(command, cwd=ROOT, check=True)
         runs[name] = recorded(run)
         keep_config(run, HERE / "config" / f"{name}.yaml")
-    results = {"runs": runs, "made_with": provenance()}
-    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    results.write_text(json.dumps({"runs": runs}, indent=1) + "\n", encoding="utf-8")
     draw(runs, HERE / "curves.png")
 
 

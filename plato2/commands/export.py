@@ -63,9 +63,11 @@ ADAPTER_HELP = """Write adapters of a pretrained decoder alone, some megabytes i
 
 It is also a model folder of plato2: every verb takes it, with the decoder's folder linked as OUT/base.
 
-[bold]Example[/]
+[bold]Examples[/]
 
 plato2 export adapter --generation outputs/pretrained-2_gen/RUN --out mine
+
+plato2 export adapter --generation outputs/pretrained-2_gen/RUN --out mine --dtype bfloat16
 """
 
 
@@ -96,11 +98,14 @@ def hf(out: Out, generation: Generation = None, evaluation: Evaluation = None, d
 
 
 @app.command(help=ADAPTER_HELP)
-def adapter(out: Out, generation: Generation = None, evaluation: Evaluation = None) -> None:
+def adapter(
+    out: Out, generation: Generation = None, evaluation: Evaluation = None, dtype: Dtype = None
+) -> None:
     """Run the verb."""
     from plato2.weights.export import export_adapters
 
-    base = export_adapters(out, generation, evaluation)
+    check_dtype(dtype)
+    base = export_adapters(out, generation, evaluation, dtype)
     console = Console(highlight=False, markup=False)
     gone = "" if base.exists() else " but is not there; put it back, or link to it"
     console.print(f"wrote {out}: adapters of {base}, which is linked as {out / 'base'}{gone}", soft_wrap=True)

@@ -110,13 +110,15 @@ def export_to_huggingface(
     return list(parts)
 
 
-def export_adapters(out: Path, generation: Path | None, evaluation: Path | None) -> Path:
+def export_adapters(
+    out: Path, generation: Path | None, evaluation: Path | None, dtype: str | None = None
+) -> Path:
     """Writes adapters of a pretrained decoder alone, without it; returns the decoder's folder.
 
     Raises:
         UserError: no model, one that is no adapter, or adapters of two decoders.
     """
-    read, tokenizer, parts = _parts(generation, evaluation, None)
+    read, tokenizer, parts = _parts(generation, evaluation, dtype)
     configs = {name: saved.model_config for name, saved in read.items()}
     for name, config in configs.items():
         if not config.has_adapter:

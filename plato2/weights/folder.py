@@ -131,7 +131,7 @@ def _checkpoint(file: Path, checkpoint: dict[str, Any]) -> Saved:
 def _part(folder: Path, config: dict[str, Any], part: Role) -> Saved:
     entry = config[part]
     if entry["arguments"]["model"].get("base_sha256"):
-        entry["arguments"]["model"]["path"] = str(_base_of(folder, entry["arguments"]["model"]["path"]))
+        entry["arguments"]["model"]["path"] = str(_base_of(folder, entry["arguments"]["model"]))
     return Saved(
         folder,
         entry["stage"],
@@ -145,13 +145,12 @@ def _part(folder: Path, config: dict[str, Any], part: Role) -> Saved:
     )
 
 
-def _base_of(folder: Path, named: str) -> Path:
+def _base_of(folder: Path, model: dict[str, Any]) -> Path:
     """The base of a model folder's adapter: linked there; that of `smollm2` is made unless it is there."""
-    if named != SMOLLM2:
-        return folder / BASE
-    from plato2.weights.smollm2_base import ready_base
+    from plato2.weights.smollm2_base import WEIGHTS_SHA256, ready_base
 
-    return ready_base()
+    linked, is_known = folder / BASE, model["base_sha256"] == WEIGHTS_SHA256
+    return ready_base() if model["path"] == SMOLLM2 or (is_known and not linked.exists()) else linked
 
 
 def _fits(stage: str, use: dict[str, Any], accept: Collection[str] | None, role: Role | None) -> bool:

@@ -10,7 +10,7 @@ from decoders import write_decoder
 from runs import write_metrics
 
 from experiments.rates import tables
-from experiments.rates.rates import plan, recorded
+from experiments.rates.rates import MADE_WITH, plan, recorded
 from plato2.commands.train import composed, refuse_unknown
 
 
@@ -36,7 +36,9 @@ def write_run(run: Path, rate: float, mask: str, losses: dict[int, float]) -> Pa
     run.mkdir(parents=True)
     config = {"optim": {"lr": rate}, "model": {"context_mask": mask}}
     (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    (run / "lineage.json").write_text(json.dumps({"stage": "1_coarse"}), encoding="utf-8")
+    (run / "lineage.json").write_text(
+        json.dumps({"stage": "1_coarse"} | dict.fromkeys(MADE_WITH, "x")), encoding="utf-8"
+    )
     rows = [row for step, loss in losses.items() for row in ((step, "val/nll", loss), (step, "val/acc", 0.2))]
     write_metrics(run, [*rows, (max(losses), "perf/cpu_s", 7.51)])
     return run

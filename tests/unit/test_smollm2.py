@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from decoders import write_decoder
+from safetensors.torch import load_file
 from small import ROOT
 
 from plato2.config import DecodeConfig, ModelConfig, UserError
@@ -30,6 +31,7 @@ from plato2.stages import CoherenceEstimation, FineGeneration, Stage
 from plato2.talk.bot import PlatoBot
 from plato2.weights import model_folder, smollm2_base
 from plato2.weights.base import with_base
+from plato2.weights.export import export_adapters
 from plato2.weights.model_folder import Lazy, Part, model_path, write_model_folder
 from plato2.weights.smollm2_base import base_folder, find_gguf, ready_base
 
@@ -268,6 +270,18 @@ def test_two_adapters_of_the_package_on_one_base(
         for name, weight in mine.items():
             assert torch.equal(weight, theirs[name.replace(".adapter_1.", ".default.")]), name
     assert bot.generation.backbone.decoder is bot.evaluation.backbone.decoder  # type: ignore[union-attr]
+
+    own = tmp_path / "own"
+    export_adapters(own, shipped, None, "bfloat16")
+    assert {weight.dtype for file in own.rglob("*.safetensors") for weight in load_file(file).values()} == {
+        torch.bfloat16
+    }
+    shutil.rmtree(base)  # as on another machine: the link leads nowhere, and the hash tells which base it is
+    network = PlatoBot.load(own, decode=DecodeConfig(max_tokens=6)).generation
+    assert base.is_dir()
+    for name, weight in network.state_dict().items():
+        if ".lora_" in name:
+            assert torch.equal(weight, bot.generation.state_dict()[name].bfloat16().float()), name
 
 
 def part(stage: Stage) -> Part:
