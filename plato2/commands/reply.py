@@ -162,12 +162,15 @@ def reply_to_contexts(
     }
     began = perf_counter()
     n_kept = play_missing(dialogues, [speaker], out, batch, seed, bool(given["candidates"]), about)
-    print_summary(out, len(dialogues), [d.stuck for d in dialogues[n_kept:]], began, as_json)
+    stuck = [dialogue.stuck for dialogue in dialogues[n_kept:]]
+    print_summary(out, len(dialogues), stuck, began, as_json)
+    if all(stuck) and not n_kept:
+        raise UserError(f"--speaker {speaker.name}: found nothing to say to any of {len(stuck)} contexts")
 
 
 def print_summary(out: Path, n: int, stuck: Sequence[bool], began: float, as_json: bool) -> None:
     """How many contexts were answered, and where the replies are."""
-    if any(stuck):
+    if any(stuck) and not all(stuck):
         typer.echo(f"warning: nothing was found to say to {sum(stuck)} of {len(stuck)} contexts", err=True)
     if as_json:
         seconds = round(perf_counter() - began, 3)

@@ -165,6 +165,12 @@ def test_a_log_is_played_again_as_far_as_it_goes(tmp_path: Path) -> None:
     assert done.stderr == "warning: nothing was found to say to 1 of 3 contexts\n"
     assert json.loads(done.stdout)["replies"] == 2
     assert [dialogue["turns"][-1]["text"] for dialogue in read(out)] == ["Hey.", "Yes.", "Who ?"]
+    contexts.write_text(json.dumps({"turns": ["Who ?"]}), encoding="utf-8")
+    done = plato2(
+        "reply", "--contexts", contexts, "--speaker", f"log:{log}", "--out", tmp_path / "none", "--json"
+    )
+    assert (done.returncode, json.loads(done.stdout)["replies"]) == (2, 0)
+    assert done.stderr == f"error: --speaker log:{log}: found nothing to say to any of 1 contexts\n"
 
 
 def test_without_starts_ours_are_used(models: dict[str, Any], tmp_path: Path) -> None:
