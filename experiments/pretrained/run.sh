@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # From nothing to results.json: three trainings of together three hours on two cores, then the measuring. The same
-# command continues after a kill. Options go to pretrained.py: --tiny-fine RUN --tiny-ranker RUN add tiny from scratch,
-# --ship writes plato2/weights/smollm2, too.
+# command continues after a kill. COARSE may name a stage 1 that is there already. Options go to pretrained.py:
+# --tiny-fine RUN --tiny-ranker RUN add tiny from scratch, --ship writes plato2/weights/smollm2, too.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 export PYTHONPATH=.:experiments/rivals OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 base=${BASE:-$(python -c 'from plato2.weights.smollm2_base import ready_base; print(ready_base())')}
-data=${DATA:-data/chitchat_smollm2} out=${OUT:-outputs/pretrained}
+data=${DATA:-data/chitchat_smollm2} out=${OUT:-outputs/pretrained} coarse=${COARSE:-}
 if [ ! -e "$data/index.json" ]; then
     python -m plato2 prepare chitchat --out "$data" --tokenizer "hf:$base" --max-context 96 --max-response 64
 fi
 
-# train STAGE STEPS RATE [KEY=VALUE ...]: steps of 2,048 tokens, as many as the budget has. A step of stage 1 took 4.7 CPU s
-# on one thread of the machine that this was planned on; those of 2.1 are counted as two, since it reads each sample twice.
-# Stage 1's rate is that of experiments/rates, the others are guesses.
+# train STAGE STEPS RATE [KEY=VALUE ...]: steps of 2,048 tokens, as many as the budget has. A step of stages 1 and 2.2
+# takes 5 to 10 CPU s on one thread of an AMD EPYC; one of 2.1 twice as long, since it reads each sample twice. Stage 1's
+# rate is that of experiments/rates, the others are guesses.
 train() {
     if [ -e "$out/$1/done" ]; then return; fi
     python train.py model=pretrained model.path="$base" model.max_position=192 \
@@ -25,13 +25,16 @@ train() {
         output_dir="$(dirname "$out")" name="$(basename "$out")" run_id="$1" "${@:4}"
     touch "$out/$1/done"
 }
-train 1_coarse "${STEPS_COARSE:-1000}" 1.25e-3
-train 2_gen "${STEPS_FINE:-500}" 5e-4 init_from="$out/1_coarse"
-train 2_eval_dual "${STEPS_RANKER:-1000}" 5e-4 init_from="$out/1_coarse"
+if [ -z "$coarse" ]; then
+    coarse=$out/1_coarse
+    train 1_coarse "${STEPS_COARSE:-500}" 1.25e-3
+fi
+train 2_gen "${STEPS_FINE:-400}" 5e-4 init_from="$coarse"
+train 2_eval_dual "${STEPS_RANKER:-900}" 5e-4 init_from="$coarse"
 
 multiref=${MULTIREF:-../shared/data/dailydialog/multireftest.jsonl.gz}
 given=(--base "$base" --data "$data" --work "$out/work")
-given+=(--coarse "$out/1_coarse" --fine "$out/2_gen" --ranker "$out/2_eval_dual")
+given+=(--coarse "$coarse" --fine "$out/2_gen" --ranker "$out/2_eval_dual")
 if [ -e "$multiref" ]; then given+=(--multiref "$multiref"); fi
 OMP_NUM_THREADS=1 python -m experiments.pretrained.pretrained "${given[@]}" "$@"
 python experiments/tables.py

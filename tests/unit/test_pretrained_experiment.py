@@ -174,6 +174,8 @@ def test_from_a_folder_to_results_killed_in_between(tree: Path) -> None:
     assert "Not run yet." not in text
     assert "| stage 2.1, 20 latents, ranker |" in text
     can_be_shipped(found, tree / "outputs/pretrained", tree.parent)
+    (first / "done").unlink()
+    given["COARSE"] = str(first)  # a stage 1 that is there, from wherever
     again = subprocess.run(script, env=given, check=True, capture_output=True, text=True)  # all is kept
     assert "step 1/4" not in again.stdout
     same = json.loads(file.read_text(encoding="utf-8"))
