@@ -27,7 +27,12 @@ from matplotlib import pyplot as plt
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-RATES = ("2e-4", "5e-4", "1.25e-3", "3e-3")
+RATES = {
+    "1_coarse": ("2e-4", "5e-4", "1.25e-3", "3e-3"),
+    "2_gen": ("2e-4", "5e-4", "1.25e-3"),
+    "2_eval_dual": ("5e-4", "1.25e-3", "3e-3"),
+}
+"""Stages 2.1 and 2.2: two of them first, then the third where these point."""
 NOTHING = "1e-9"
 """A rate that changes nothing: the decoder as it is."""
 STEPS = {"1_coarse": 60, "2_gen": 36, "2_eval_dual": 60}
@@ -60,11 +65,12 @@ def plan(coarse: Path | None) -> dict[str, list[str]]:
         of = f"model.context_mask={mask}"
         runs[f"as_it_is_{mask}-{NOTHING}"] = beginning("1_coarse", NOTHING, 3, of)
         name = "1_coarse" if mask == "prefix" else "1_coarse_causal"
-        runs |= {f"{name}-{rate}": beginning("1_coarse", rate, STEPS["1_coarse"], of) for rate in RATES}
+        rates = RATES["1_coarse"]
+        runs |= {f"{name}-{rate}": beginning("1_coarse", rate, STEPS["1_coarse"], of) for rate in rates}
     if coarse is not None:
         for stage in ("2_gen", "2_eval_dual"):
             of = (f"init_from={coarse}", "model.context_mask=causal")
-            runs |= {f"{stage}-{rate}": beginning(stage, rate, STEPS[stage], *of) for rate in RATES}
+            runs |= {f"{stage}-{rate}": beginning(stage, rate, STEPS[stage], *of) for rate in RATES[stage]}
     return runs
 
 
