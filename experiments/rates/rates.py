@@ -42,7 +42,7 @@ COMMON = [
     *("optim.batch_tokens=2048", "optim.schedule=linear", "seed=0", "strategy=cpu", "checkpoint_steps=10"),
     *("selection=300", "human_rank=0", "sample_replies=0", "latent_contexts=0", "report=false"),
 ]
-SHOWN = ("nll", "nll_uniform", "z_mutual_information", "rce", "pair_acc", "p1")
+SHOWN = ("nll", "nll_uniform", "bow", "z_mutual_information", "z_effective", "rce", "pair_acc", "p1")
 """What is kept of a validation; docs/train.md explains each figure."""
 MADE_WITH = ("git", "packages", "python", "machine", "cpu", "created")
 DRAWN = {"1_coarse": "nll", "2_gen": "nll_uniform", "2_eval": "pair_acc"}
