@@ -12,8 +12,8 @@ if [ ! -e "$data/index.json" ]; then
 fi
 
 # train STAGE STEPS RATE [KEY=VALUE ...]: steps of 2,048 tokens, as many as the budget has. A step of stages 1 and 2.2
-# takes 5 to 10 CPU s on one thread of an AMD EPYC; one of 2.1 twice as long, since it reads each sample twice. Stage 1's
-# rate is that of experiments/rates, the others are guesses.
+# takes 5 to 10 CPU s on one thread of an AMD EPYC; one of 2.1 twice as long, since it reads each sample twice. The rates
+# are those of experiments/rates.
 train() {
     if [ -e "$out/$1/done" ]; then return; fi
     python train.py model=pretrained model.path="$base" model.max_position=192 \
@@ -30,7 +30,7 @@ if [ -z "$coarse" ]; then
     train 1_coarse "${STEPS_COARSE:-500}" 1.25e-3
 fi
 train 2_gen "${STEPS_FINE:-400}" 5e-4 init_from="$coarse"
-train 2_eval_dual "${STEPS_RANKER:-900}" 5e-4 init_from="$coarse"
+train 2_eval_dual "${STEPS_RANKER:-900}" 1.25e-3 init_from="$coarse"
 
 multiref=${MULTIREF:-../shared/data/dailydialog/multireftest.jsonl.gz}
 given=(--base "$base" --data "$data" --work "$out/work")

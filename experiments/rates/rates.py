@@ -30,9 +30,8 @@ ROOT = HERE.parents[1]
 RATES = {
     "1_coarse": ("2e-4", "5e-4", "1.25e-3", "3e-3"),
     "2_gen": ("2e-4", "5e-4", "1.25e-3"),
-    "2_eval_dual": ("5e-4", "1.25e-3", "3e-3"),
+    "2_eval_dual": ("5e-4", "1.25e-3"),
 }
-"""Stages 2.1 and 2.2: two of them first, then the third where these point."""
 NOTHING = "1e-9"
 """A rate that changes nothing: the decoder as it is."""
 STEPS = {"1_coarse": 60, "2_gen": 36, "2_eval_dual": 60}
@@ -42,7 +41,10 @@ COMMON = [
     *("optim.batch_tokens=2048", "optim.schedule=linear", "seed=0", "strategy=cpu", "checkpoint_steps=10"),
     *("selection=300", "human_rank=0", "sample_replies=0", "latent_contexts=0", "report=false"),
 ]
-SHOWN = ("nll", "nll_uniform", "bow", "z_mutual_information", "z_effective", "rce", "pair_acc", "p1")
+SHOWN = (
+    *("nll", "nll_uniform", "bow", "z_mutual_information", "z_effective", "rce"),
+    *("pair_acc", "p1", "overlap_pair_acc", "overlap_p1"),
+)
 """What is kept of a validation; docs/train.md explains each figure."""
 MADE_WITH = ("git", "packages", "python", "machine", "cpu", "created")
 DRAWN = {"1_coarse": "nll", "2_gen": "nll_uniform", "2_eval": "pair_acc"}

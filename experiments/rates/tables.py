@@ -17,6 +17,8 @@ FIGURES = {
     "rce": "rce",
     "pair_acc": "pair accuracy",
     "p1": "P@1 of 10",
+    "overlap_pair_acc": "shared words, pair accuracy",
+    "overlap_p1": "shared words, P@1",
 }
 
 
@@ -51,4 +53,4 @@ def fine(results: Results) -> str:
 
 def ranker(results: Results) -> str:
     """Stage 2.2 with the dual head."""
-    return stage(results, "2_eval", ["pair_acc", "p1"])
+    return stage(results, "2_eval", ["pair_acc", "p1"], ["overlap_pair_acc", "overlap_p1"])
