@@ -251,6 +251,9 @@ class ModelConfig:
     latent_at: str = "front"
     """Where z is put: `front` = in a slot of its own before the context, which sees it, as in the paper;
     `response` = added to the response's [CLS], so that all latents share one pass over the context."""
+    latent_scale: float | None = 1.0
+    """What the vectors of latents are multiplied by: they are drawn as short as our own word embeddings.
+    Null: so that they begin as long as those of the pretrained decoder, measured."""
     dropout: float = 0.1
     """On embeddings, attention weights and both residual branches (docs/spec.md, Backbone)."""
     checkpoint_activations: bool = False
@@ -293,6 +296,14 @@ class ModelConfig:
         _require(
             self.latent_at in get_args(LatentAt),
             f"model.latent_at={self.latent_at}: use one of {', '.join(get_args(LatentAt))}",
+        )
+        scale = self.latent_scale
+        _require(
+            scale is None or 0 < scale < inf, f"model.latent_scale={scale}: must be a number above 0, or null"
+        )
+        _require(
+            self.is_pretrained or scale is not None,
+            "model.latent_scale=null: is for a pretrained decoder; leave it out",
         )
         _require(
             self.is_pretrained or self.context_mask == "prefix",

@@ -54,6 +54,7 @@ class StageArguments(Open):
     validation_noise: Literal["fixed", "none"] | None = None
     recognition_head: Literal["tied", "linear"] | None = None
     bow_head: Literal["tied", "linear"] | None = None
+    recognition_bias: Literal["learned", "balanced"] | None = None
 
 
 def parse(schema: type[Schema], data: bytes, name: str, cure: str) -> Schema:

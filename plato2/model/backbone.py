@@ -74,6 +74,21 @@ def put_front(x: Tensor, sample_index: Tensor, vectors: Tensor) -> Tensor:
     return x.flatten(0, 1).index_copy(0, sample_index, vectors.to(x.dtype)).view_as(x)
 
 
+def last_slots(segment_ids: Tensor, sample_index: Tensor) -> Tensor:
+    """Where records end.
+
+    Args:
+        segment_ids: (B, T), 0 = padding; the slots of a record are next to each other.
+        sample_index: (N,) flat index b * T + t of each record's first slot.
+
+    Returns:
+        (N,) flat index of its last slot.
+    """
+    after = F.pad(segment_ids[:, 1:], (0, 1))  # 0 behind a row's end
+    ends = ((segment_ids != after) & (segment_ids > 0)).flatten().nonzero()[:, 0]
+    return ends[torch.searchsorted(ends, sample_index)]
+
+
 def response_slots(type_ids: Tensor, sample_index: Tensor) -> Tensor:
     """Where the responses of packed rows begin.
 
@@ -363,7 +378,7 @@ class Backbone(nn.Module):
         return self.final_norm(x[:n_read])
 
     def encode_masked(self, unit: Unit, x: Tensor, front: Tensor) -> Tensor:
-        """The output of [MASK] in the front slot of each record, all of which it sees (equation 3).
+        """What the recognition pass makes of each record, with [MASK] in its front slot (equation 3).
 
         Args:
             unit: the batch.
@@ -371,10 +386,23 @@ class Backbone(nn.Module):
             front: (N,) flat index of each front slot.
 
         Returns:
-            (N, H).
+            (N, H) outputs of the `summary_slots`.
         """
         x = self.put_front(x, front, self.mask_vector.expand(len(front), -1))
-        return self.encode(x, self.mask(unit["segment_ids"]), read=front, pos_ids=unit["pos_ids"])
+        read = self.summary_slots(unit["segment_ids"], front)
+        return self.encode(x, self.mask(unit["segment_ids"]), read=read, pos_ids=unit["pos_ids"])
+
+    def summary_slots(self, segment_ids: Tensor, first: Tensor) -> Tensor:
+        """The slot of each record that something about all of it is read from: its first.
+
+        Args:
+            segment_ids: (B, T), 0 = padding.
+            first: (N,) flat index of each record's first slot.
+
+        Returns:
+            (N,) flat indices.
+        """
+        return first
 
     @property
     def mask_vector(self) -> Tensor:

@@ -1,5 +1,6 @@
 """What stages add to the backbone: latent and recognition, bag of words, coherence."""
 
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import torch
@@ -10,20 +11,27 @@ from plato2.config import Head, ModelConfig
 from plato2.model import cpu
 from plato2.model.backbone import Backbone, TokenTransform, mean_slots
 
+FOLLOWS = 0.1
+"""How much of the way to the mean logits of a step their running mean goes."""
 SCALE = 20.0
 """Of a cosine before the softmax of a dual head, at the start: a temperature of 0.05."""
 
 
 class Latents(nn.Module):
-    """The K latent vectors z."""
+    """The K latent vectors z, the table Z (H, K) times `latent_scale`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.scale = config.latent_scale or 1.0
         self.latent_embedding = nn.Parameter(torch.empty(config.hidden_size, config.n_latent))
 
     def latent(self, weights: Tensor) -> Tensor:
         """The vectors for the front slots, y Z^T: weights (N, K), soft or one-hot -> (N, H)."""
-        return weights.to(self.latent_embedding.dtype) @ self.latent_embedding.t()
+        return self._scaled(weights.to(self.latent_embedding.dtype) @ self.latent_embedding.t())
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        """What was computed with the table, any shape, times `latent_scale`."""
+        return x if self.scale == 1.0 else self.scale * x
 
 
 class Recognition(Latents):
@@ -32,22 +40,61 @@ class Recognition(Latents):
     `head="tied"` is Knover: logits = tanh(h W + b) Z + b_z, where the classifier Z is the latent table itself
     (docs/spec.md, Stage 2.1). `head="linear"` is the paper's text: logits = W1 h + b1, with a latent table of
     its own.
+
+    `bias="learned"` is both's. Where h is much alike for all samples, as a pretrained decoder's is, what is
+    the same in all logits is learned faster than what differs, and one latent takes all samples
+    (experiments/rates). `bias="balanced"` takes it out: in training each latent's logits have the mean 0 over
+    the samples of a unit, so nothing that is the same for all has a gradient; `centre` follows that mean, for
+    when there is one sample.
     """
 
-    def __init__(self, config: ModelConfig, head: Literal["tied", "linear"] = "tied") -> None:
+    centre: Tensor
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        head: Literal["tied", "linear"] = "tied",
+        bias: Literal["learned", "balanced"] = "learned",
+    ) -> None:
         super().__init__(config)
         self.transform = nn.Linear(config.hidden_size, config.hidden_size) if head == "tied" else None
         self.classifier = (
             nn.Linear(config.hidden_size, config.n_latent, bias=False) if head == "linear" else None
         )
         self.bias = nn.Parameter(torch.empty(config.n_latent))
+        self.is_balanced = bias == "balanced"
+        if self.is_balanced:
+            self.register_buffer("centre", torch.zeros(config.n_latent, device="cpu"))  # values, also on meta
+        self.seen: list[Tensor] = []
+        """(K + 1,) of each unit since `follow`: sums of logits, and the number of samples."""
 
     def forward(self, h: Tensor) -> Tensor:
         """Posterior logits: (N, H) -> (N, K)."""
         if self.transform is not None:
-            return F.linear(torch.tanh(self.transform(h)), self.latent_embedding.t(), self.bias)
-        assert self.classifier is not None
-        return self.classifier(h) + self.bias
+            known = self._scaled(torch.tanh(self.transform(h)))
+            logits = F.linear(known, self.latent_embedding.t(), self.bias)
+        else:
+            assert self.classifier is not None
+            logits = self.classifier(h) + self.bias
+        if not self.is_balanced:
+            return logits
+        logits = logits.float()
+        if not self.training:
+            return logits - self.centre.to(logits.device)
+        total = logits.sum(0)  # (K,)
+        self.seen.append(torch.cat([total.detach(), total.new_tensor([len(h)])]))
+        return logits - total / max(len(h), 1)
+
+    def follow(self, over_ranks: Callable[[Tensor], Tensor]) -> None:
+        """Moves `centre` to the mean logits of a step by a tenth of the way.
+
+        Args:
+            over_ranks: sums a tensor over all ranks.
+        """
+        *sums, n = over_ranks(torch.stack(self.seen).sum(0))
+        self.seen.clear()
+        if n > 0:
+            self.centre.lerp_((torch.stack(sums) / n).to(self.centre), FOLLOWS)
 
 
 class BagOfWords(nn.Module):

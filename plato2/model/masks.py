@@ -5,7 +5,6 @@ A row holds several samples; `segment_ids` says which slot belongs to which samp
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -43,21 +42,17 @@ def prefix_lm(segment_ids: Tensor, type_ids: Tensor) -> Tensor:
     return same_sample(segment_ids) & visible
 
 
-def causal(segment_ids: Tensor, first_sees_all: bool = False) -> Tensor:
+def causal(segment_ids: Tensor) -> Tensor:
     """Every slot sees its sample up to itself, as decoders are pretrained.
 
     Args:
         segment_ids: (B, T), 0 = padding.
-        first_sees_all: but for the first slot of a sample, from which something about all of it is read.
 
     Returns:
         (B, T, T) bool.
     """
     length = segment_ids.shape[1]
     visible = torch.ones(length, length, dtype=torch.bool, device=segment_ids.device).tril()
-    if first_sees_all:
-        first = F.pad(segment_ids[:, 1:] != segment_ids[:, :-1], (1, 0), value=True)  # (B, T)
-        visible = visible | first[:, :, None]
     return same_sample(segment_ids) & visible
 
 

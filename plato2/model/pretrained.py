@@ -19,9 +19,11 @@ Nothing in the folder is executed: code that comes with a model is never loaded,
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from torch import Tensor, nn
 
 from plato2.config import ModelConfig, UserError, install
 from plato2.model import cpu, masks
-from plato2.model.backbone import Backbone, KeyValueCache, Mask, put_front, read_slots
+from plato2.model.backbone import Backbone, KeyValueCache, Mask, last_slots, put_front, read_slots
 from plato2.model.decoder_folder import (
     CURE,
     SPECIAL,
@@ -168,14 +170,19 @@ class PretrainedBackbone(Backbone):
         return put_front(x, sample_index, self._read(begin) + vectors)
 
     def seen(self, segment_ids: Tensor, type_ids: Tensor | None) -> Tensor:
-        """See `Backbone.seen`; with `context_mask=causal` a slot sees what comes before it.
-
-        Where no response is told from its context (`type_ids` is None), something about the whole sample is
-        read from its first slot: that one sees all of it.
-        """
+        """See `Backbone.seen`; with `context_mask=causal` a slot sees what comes before it."""
         if self.config.context_mask == "causal":
-            return masks.causal(segment_ids, first_sees_all=type_ids is None)
+            return masks.causal(segment_ids)
         return super().seen(segment_ids, type_ids)
+
+    def summary_slots(self, segment_ids: Tensor, first: Tensor) -> Tensor:
+        """See `Backbone.summary_slots`: here it is the last.
+
+        A decoder's first slot says next to nothing of what it sees: other slots look at it when they have
+        nothing to look at (Xiao et al., 2024, arXiv:2309.17453), so its output is nearly the same for all
+        records, and a response changes that of the last slot 60 times as much (docs/pretrained.md).
+        """
+        return last_slots(segment_ids, first)
 
     def cache(self, batch: int, max_length: int, dtype: torch.dtype) -> KeyValueCache:
         """See `Backbone.cache`."""
@@ -362,6 +369,21 @@ class PretrainedBackbone(Backbone):
                     renewed = dict(type(module)(module.config).named_buffers())
             for name, value in renewed.items():
                 setattr(module, name, value.to(device))
+
+
+def word_length(config: ModelConfig) -> float:
+    """How long a decoder's word embeddings are: the root of their mean square, of one coordinate.
+
+    Raises:
+        UserError: there are no such weights in `config.path`.
+    """
+    with torch.device("meta"):
+        backbone = PretrainedBackbone(replace(config, adapter="none", base_dtype="float32"))
+    table = backbone.decoder.get_input_embeddings()
+    name = next(name for name, weight in backbone.named_parameters() if weight is table.weight)
+    words = backbone.base_weights()[name]
+    scale = float(getattr(table, "scalar_embed_scale", 1.0))  # Gemma's, which embeds with it
+    return scale * float(torch.linalg.vector_norm(words, dtype=torch.float32)) / math.sqrt(words.numel())
 
 
 def is_of_base(name: str) -> bool:

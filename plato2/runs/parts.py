@@ -37,12 +37,18 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
 
     if keys.model.is_pretrained:
         from plato2.data.decoder_tokenizer import DecoderTokenizer
+        from plato2.model.backbone import INIT_STD
         from plato2.model.decoder_folder import from_folder
+        from plato2.model.pretrained import word_length
         from plato2.weights.base import with_base
 
         found = from_folder(keys.model, DecoderTokenizer.from_model, to_train=not keys.plan)
         found = replace(found, path=str(Path(found.path).absolute()))  # a run is read from any folder
-        keys.model = found if keys.plan else with_base(found)
+        if not keys.plan:
+            found = with_base(found)
+            if found.latent_scale is None:
+                found = replace(found, latent_scale=round(word_length(found) / INIT_STD, 2))
+        keys.model = found
         if keys.model.base_dtype == "bfloat16" and (precision := precision_of(keys)) != "bf16-mixed":
             raise UserError(
                 f"model.base_dtype=bfloat16: is for strategy.precision=bf16-mixed, not {precision}; give "

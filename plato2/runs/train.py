@@ -78,7 +78,10 @@ def train(keys: TrainConfig, resolved: dict[str, Any], job: Job) -> Trained | No
     absent = absent if keys.model.has_adapter else (*absent, *OF_ADAPTER)
     absent = (*absent, "base_dtype") if keys.model.base_dtype == "float32" else absent
     absent = (*absent, "latent_at") if keys.model.latent_at == "front" else absent
+    absent = (*absent, "latent_scale") if keys.model.latent_scale == 1.0 else absent
     resolved["model"] = {k: v for k, v in resolved["model"].items() if k not in absent}
+    if resolved["stage"].get("recognition_bias") == "learned":
+        del resolved["stage"]["recognition_bias"]
     if keys.plan:
         print_plan(keys, stage, data, job.other_stages())
         return None

@@ -60,10 +60,10 @@ class CoherenceEstimation(Stage):
 
     def read_together(self, unit: Unit) -> dict[str, Tensor]:
         """`head=first`: rce and accuracy (N,), mlm (M,)."""
-        first, masked = unit["sample_index"], unit["target_index"]
-        h = self.encode(unit, read=torch.cat([first, masked]))
-        h_first, h_masked = h.split([len(first), len(masked)])  # (N, H), (M, H)
-        coherence = self.coherence(h_first)  # (N, 2)
+        summary, masked = self.summary_slots(unit), unit["target_index"]
+        h = self.encode(unit, read=torch.cat([summary, masked]))
+        h_summary, h_masked = h.split([len(summary), len(masked)])  # (N, H), (M, H)
+        coherence = self.coherence(h_summary)  # (N, 2)
         terms = {
             "rce": F.cross_entropy(
                 coherence.float(), unit["coherence_labels"], reduction="none"
@@ -103,7 +103,11 @@ class CoherenceEstimation(Stage):
 
     def coherence_logits(self, unit: Unit) -> Tensor:
         """`head=first`: logits of p(l|c,r) on the unmasked tokens, (N, 2), class 1 = coherent."""
-        return self.coherence(self.encode(unmasked(unit), read=unit["sample_index"]))
+        return self.coherence(self.encode(unmasked(unit), read=self.summary_slots(unit)))
+
+    def summary_slots(self, unit: Unit) -> Tensor:
+        """The slots that `head=first` reads, (N,): the first ones, of a pretrained decoder the last."""
+        return self.backbone.summary_slots(unit["segment_ids"], unit["sample_index"])
 
     def scores(self, unit: Unit, h: Tensor) -> Tensor:
         """`head=dual`: s(c_i, r_j) of all contexts and responses of a unit: (B, T, H) -> (N, N)."""

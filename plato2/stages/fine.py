@@ -34,10 +34,16 @@ class FineGeneration(Stage):
             Knover draws new noise each time, so that its validation losses are stochastic.
         recognition_head: `tied` = Knover's, the classifier is the latent table; `linear` = the paper's text.
         bow_head: `tied` = Knover's, through the word table; `linear` = the paper's text.
+        recognition_bias: `learned` = both's; `balanced` = all latents are as likely as each other on the mean
+            over a unit's samples, for pretrained decoders (see `Recognition`).
     """
 
     name = "2_gen"
-    use = Use("generation", True, ("recognition.transform.", "recognition.bias", "bag_of_words."))
+    use = Use(
+        "generation",
+        True,
+        ("recognition.transform.", "recognition.bias", "recognition.centre", "bag_of_words."),
+    )
     loss_terms: ClassVar[dict[str, str]] = {"nll": "targets", "bow": "targets"}
     metric_terms: ClassVar[dict[str, str]] = {"z_entropy": "samples"}
     validation_terms: ClassVar[tuple[str, ...]] = ("nll_uniform",)
@@ -54,22 +60,34 @@ class FineGeneration(Stage):
         validation_noise: Literal["fixed", "none"] = "fixed",
         recognition_head: Literal["tied", "linear"] = "tied",
         bow_head: Literal["tied", "linear"] = "tied",
+        recognition_bias: Literal["learned", "balanced"] = "learned",
     ) -> None:
         super().__init__(model, optim, seed)
         if tau <= 0:
             raise UserError(f"stage.tau={tau}: must be positive")
         self.tau, self.validation_noise = tau, validation_noise
-        self.recognition = Recognition(self.model_config, recognition_head)
+        self.recognition = Recognition(self.model_config, recognition_head, recognition_bias)
         self.bag_of_words = BagOfWords(self.model_config, bow_head)
         self.latent_usage = LatentUsage(self.model_config.n_latent)
+        arguments = {"recognition_bias": recognition_bias} if recognition_bias != "learned" else {}
         self.finish_init(
-            tau=tau, validation_noise=validation_noise, recognition_head=recognition_head, bow_head=bow_head
+            tau=tau,
+            validation_noise=validation_noise,
+            recognition_head=recognition_head,
+            bow_head=bow_head,
+            **arguments,
         )
 
     @property
     def between_passes(self) -> Recognition:
         """z is all that the generation pass has from the recognition pass."""
         return self.recognition
+
+    def training_step(self, step: dict[str, Any], step_number: int) -> None:
+        """As of any stage; balanced latents stay so."""
+        super().training_step(step, step_number)
+        if self.recognition.is_balanced:
+            self.recognition.follow(self._over_ranks)
 
     def losses(self, unit: Unit) -> dict[str, Tensor]:
         """nll and bow of each target (M,), posterior entropy of each sample (N,).

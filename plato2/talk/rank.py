@@ -253,7 +253,8 @@ def coherence_of_records(evaluation: Evaluator, pairs: Pairs) -> list[float]:
             h = backbone.encode_masked(unit, x, first)  # (N, H)
         else:
             mask = backbone.mask(unit["segment_ids"])
-            h = backbone.encode(x, mask, read=first, pos_ids=unit["pos_ids"])  # (N, H)
+            read = backbone.summary_slots(unit["segment_ids"], first)
+            h = backbone.encode(x, mask, read=read, pos_ids=unit["pos_ids"])  # (N, H)
         found = head(h).float().softmax(dim=-1)[:, 1]  # (N,)
     probabilities = torch.empty_like(found).index_copy(0, order, found).tolist()
     return probabilities

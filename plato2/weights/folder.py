@@ -251,7 +251,8 @@ def load_generation(
         )
         if with_recognition and saved.use.has_latents:
             head = saved.arguments.get("recognition_head", "tied")
-            network.recognition = Recognition(saved.model_config, head)
+            bias = saved.arguments.get("recognition_bias", "learned")
+            network.recognition = Recognition(saved.model_config, head, bias)
     _fill(network, saved, only_shared=True)
     return network.eval()
 

@@ -240,18 +240,18 @@ def test_attention_by_sample_is_that_of_the_dense_mask(folder: Callable[[str], P
         torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
 
 
-def test_what_is_read_from_the_first_slot_is_read_from_all_of_a_sample(
+def test_what_is_read_of_a_whole_sample_is_read_from_its_last_slot_which_sees_all_of_it(
     folder: Callable[[str], Path],
 ) -> None:
     for context_mask in ("prefix", "causal"):
         stage = CoherenceEstimation(read(folder("qwen3"), context_mask=context_mask)).eval()
         unit, _ = pack(PAIRS, drop_last=False)
         x = stage.backbone.embed_unit(unit).detach().requires_grad_()
+        last = stage.summary_slots(unit)
+        lengths = [len(context) + len(response) for context, response in PAIRS]
+        assert sorted((last - unit["sample_index"] + 1).tolist()) == sorted(lengths)
         h = stage.backbone.encode(
-            x,
-            stage.backbone.mask(unit["segment_ids"]),
-            read=unit["sample_index"][:1],
-            pos_ids=unit["pos_ids"],
+            x, stage.backbone.mask(unit["segment_ids"]), read=last[:1], pos_ids=unit["pos_ids"]
         )
         (grad,) = torch.autograd.grad(h.square().sum(), x)
         own = unit["segment_ids"] == unit["segment_ids"].flatten()[unit["sample_index"][0]]
