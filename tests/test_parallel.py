@@ -182,6 +182,22 @@ def test_every_strategy_trains_as_one_process_does(run_fork: RankedForks, tmp_pa
 
 
 @pytest.mark.slow
+def test_ranks_balance_latents_as_one_process_does(run_fork: RankedForks, tmp_path: Path) -> None:
+    """What is taken out is a unit's mean, wherever it is computed; the running mean is of all ranks."""
+    balanced = [*RUN, *STEP, "stage.recognition_bias=balanced", "trainer.max_steps=6"]
+    run_fork(*balanced, run_id="one")
+    outputs = tmp_path / "outputs" / "tiny-2_gen"
+    centre = saved_weights(outputs / "one")["recognition.centre"]
+    assert float(centre.abs().max()) > 1e-4
+    for strategy in (DDP, FSDP):
+        name = strategy[0].split("=")[1]
+        run_fork(*balanced, *strategy, run_id=name)
+        assert losses(tmp_path, name) == pytest.approx(losses(tmp_path, "one"), rel=1e-5), name
+        found = saved_weights(outputs / name)["recognition.centre"]
+        torch.testing.assert_close(found, centre, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
 def test_sharded_checkpoints_are_read_by_any_number_of_ranks(run_fork: RankedForks, tmp_path: Path) -> None:
     """4 ranks in 2 copies, then 2, 1 and 2 again, the last one from and to one file; saved at each step."""
     common = [*RUN, *STEP, "checkpoint_steps=1"]

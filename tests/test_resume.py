@@ -87,6 +87,12 @@ CASES = {
     "backward": ["stage=backward", "init_from=scratch"],
     "plato": ["stage=plato"],
     "workers": ["stage=1_coarse", "data.n_workers=2"],
+    "balanced": [
+        "stage=2_gen",
+        "init_from=scratch",
+        "stage.recognition_bias=balanced",
+        "data.unit_tokens=256",
+    ],
     "accumulation": ["stage=2_gen", "init_from=scratch", "data.unit_tokens=256"],
     # about 7 steps an epoch: 12 steps cross its end
     "epochs": ["stage=1_coarse", "optim.batch_tokens=2048", "data.window_samples=128"],

@@ -34,6 +34,8 @@ RATES = {
 }
 NOTHING = "1e-9"
 """A rate that changes nothing: the decoder as it is."""
+AS_OURS = ("stage.recognition_bias=learned", "model.latent_at=front", "model.latent_scale=1")
+"""Latents as in our own models, not as the recipe now has them."""
 STEPS = {"1_coarse": 60, "2_gen": 36, "2_eval_dual": 60}
 COMMON = [
     *("model=pretrained_lora", "model.max_position=192", "model.adapter_rank=8", "model.adapter_alpha=16"),
@@ -71,7 +73,7 @@ def plan(coarse: Path | None) -> dict[str, list[str]]:
         runs |= {f"{name}-{rate}": beginning("1_coarse", rate, STEPS["1_coarse"], of) for rate in rates}
     if coarse is not None:
         for stage in ("2_gen", "2_eval_dual"):
-            of = (f"init_from={coarse}", "model.context_mask=causal")
+            of = (f"init_from={coarse}", "model.context_mask=causal", *(AS_OURS if stage == "2_gen" else ()))
             runs |= {f"{stage}-{rate}": beginning(stage, rate, STEPS[stage], *of) for rate in RATES[stage]}
     return runs
 
