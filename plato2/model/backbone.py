@@ -85,8 +85,8 @@ def last_slots(segment_ids: Tensor, sample_index: Tensor) -> Tensor:
         (N,) flat index of its last slot.
     """
     after = F.pad(segment_ids[:, 1:], (0, 1))  # 0 behind a row's end
-    ends = ((segment_ids != after) & (segment_ids > 0)).flatten().nonzero()[:, 0]
-    return ends[torch.searchsorted(ends, sample_index)]
+    ends = (segment_ids != after) & (segment_ids > 0)
+    return _next(ends)[sample_index]
 
 
 def response_slots(type_ids: Tensor, sample_index: Tensor) -> Tensor:
@@ -101,8 +101,17 @@ def response_slots(type_ids: Tensor, sample_index: Tensor) -> Tensor:
     """
     response = type_ids == 1
     begins = response & ~F.pad(response[:, :-1], (1, 0))
-    slots = begins.flatten().nonzero()[:, 0]
-    return slots[torch.searchsorted(slots, sample_index)]
+    return _next(begins)[sample_index]
+
+
+def _next(marked: Tensor) -> Tensor:
+    """The flat index of the first marked slot from each slot on: (B, T) bool -> (B T,), B T behind the last.
+
+    No shape depends on values, so nothing waits for a GPU, and a plan can count it.
+    """
+    flat = marked.flatten()
+    index = torch.where(flat, torch.arange(len(flat), device=flat.device), len(flat))
+    return index.flip(0).cummin(0).values.flip(0)
 
 
 def read_slots(x: Tensor, index: Tensor) -> Tensor:

@@ -419,12 +419,13 @@ def test_with_a_base_in_bfloat16_bf16_mixed_computes_the_same(
         assert found.keys() == known.keys()
         for name, value in known.items():
             if family == "gemma3_text":
-                assert (found[name] - value).norm() <= 0.1 * value.norm(), name
+                assert (found[name] - value).norm() <= 0.05 * value.norm(), name
             else:
                 assert torch.equal(found[name], value), name
         for stage in (kept, whole):
             for weight in stage.parameters():
-                weight.data -= 0.1 * (weight.grad if weight.grad is not None else 0)
+                # gently: after a leap every posterior is sure of one latent, and rounding is all that is left
+                weight.data -= 1e-3 * (weight.grad if weight.grad is not None else 0)
                 weight.grad = None
         own = dict(whole.named_parameters())  # the second step, too, is compared by itself
         for name, weight in kept.named_parameters():
