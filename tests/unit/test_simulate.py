@@ -226,6 +226,17 @@ def test_one_exchange_for_both_passes_costs_at_most_what_autograd_holds(
     assert waiting.gradients > 4 * blocks
 
 
+def test_a_latent_after_the_context_can_be_planned() -> None:
+    """Where it stands is found without knowing what is in a unit; it costs what one in front does."""
+    front, response = (
+        peak_memory(
+            stage_of("2_gen", replace(MODEL, n_layer=2, latent_at=place)), unit_of("2_gen"), Ranks(), "gpu"
+        )
+        for place in ("front", "response")
+    )
+    assert response.total == pytest.approx(front.total, rel=0.02)
+
+
 def test_a_plan_leaves_the_process_as_it_was() -> None:
     """Also where the simulation fails."""
     before = (cpu.serves, cpu.sample_blocks, torch.nn.functional.dropout, simulate.losses.hits)
