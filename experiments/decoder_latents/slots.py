@@ -19,7 +19,7 @@ from plato2.model import masks
 from plato2.model.backbone import Backbone, last_slots
 from plato2.model.pretrained import word_length
 
-SIDE = 16
+SIDE = 10
 """As many contexts and as many responses, each with each."""
 AT_ONCE = 16
 LENGTHS = (0.3, 1.0, 3.0)

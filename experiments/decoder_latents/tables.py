@@ -58,4 +58,4 @@ def trained(results: Results) -> str:
     for name, run in results.get("runs", {}).items():
         last = run["curve"][-1]
         rows.append([VARIANTS[name], *(f"{last[figure]:.3f}" for figure in FIGURES)])
-    return markdown(["variant", *FIGURES.values()], rows) if rows else "Not run yet."
+    return markdown(["variant", *FIGURES.values()], rows) if rows else "The trainings are still to be run."

@@ -180,7 +180,8 @@ class PretrainedBackbone(Backbone):
 
         A decoder's first slot says next to nothing of what it sees: other slots look at it when they have
         nothing to look at (Xiao et al., 2024, arXiv:2309.17453), so its output is nearly the same for all
-        records, and a response changes that of the last slot 60 times as much (docs/pretrained.md).
+        records, and a response makes a hundred times as much of the last slot's variance
+        (experiments/decoder_latents).
         """
         return last_slots(segment_ids, first)
 

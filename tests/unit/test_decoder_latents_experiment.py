@@ -83,4 +83,4 @@ def test_tables() -> None:
     )
     assert "| SmolLM2 as it is | front | 0.2500 | 0.5000 | 1.0000 |" in tables.heeded(results)
     assert tables.trained(results).splitlines()[-1].count("1.500") == 5
-    assert tables.trained({}) == "Not run yet."
+    assert tables.trained({}) == "The trainings are still to be run."
