@@ -42,7 +42,7 @@ class Recognition(Latents):
     its own.
 
     `bias="learned"` is both's. Where h is much alike for all samples, as a pretrained decoder's is, what is
-    the same in all logits is learned faster than what differs, and one latent takes all samples
+    the same in all logits is learned faster than what differs, and few latents take all samples
     (experiments/rates). `bias="balanced"` takes it out: in training each latent's logits have the mean 0 over
     the samples of a unit, so nothing that is the same for all has a gradient; `centre` follows that mean, for
     when there is one sample.
