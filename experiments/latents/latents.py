@@ -148,7 +148,9 @@ def validation(step: int, row: Mapping[str, float], n_latent: int | None) -> dic
         {
             "mutual_information": Figure(value=information, high=information),
             "greedy_different": Figure(value=different, high=different),
-            "most_wins": Figure(value=None),  # nothing is chosen in a validation
+            # A validation chooses nothing, and gives no response another's z.
+            "heeded": Figure(value=None),
+            "most_wins": Figure(value=None),
         },
         n_latent,
     )

@@ -46,7 +46,16 @@ ROWS = {
     "tiny": "tiny from scratch, 20 latents, its ranker",
 }
 OF_CHATS = ("length", "distinct_2", "repeated_3")
-OF_LATENTS = ("mutual_information", "latents_in_effect", "greedy_different", "distinct_2_difference")
+OF_LATENTS = (
+    "mutual_information",
+    "heeded",
+    "latents_in_effect",
+    "greedy_different",
+    "distinct_2_between_z",
+    "distinct_2_within_z",
+    "distinct_2_stage_1",
+    "distinct_2_difference",
+)
 
 
 def rows_of(given: argparse.Namespace, base: Path) -> dict[str, str]:

@@ -25,9 +25,13 @@ LABELS = {
 CHATS = {"length": "words", "distinct_2": "distinct-2", "repeated_3": "trigrams said before"}
 LATENTS = {
     "mutual_information": "mutual information of z with context and response, nats",
+    "heeded": "nats of a response that its own z saves, beside the z of other responses",
     "latents_in_effect": "latents in effect, of 20",
     "greedy_different": "greedy: how many of 20 candidates differ",
-    "distinct_2_difference": "sampled: distinct-2 of 20 latents less that of 20 samples of one",
+    "distinct_2_between_z": "sampled: distinct-2 of one sample of each z",
+    "distinct_2_within_z": "sampled: distinct-2 of 20 samples of one z",
+    "distinct_2_stage_1": "sampled: distinct-2 of 20 samples of stage 1",
+    "distinct_2_difference": "sampled: the difference of the first two",
 }
 VALIDATED = {
     "val/ppl": "perplexity",

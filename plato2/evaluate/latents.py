@@ -1,9 +1,10 @@
 """What the latents say: how often each wins, how its candidates differ, its words, and an alarm at collapse.
 
 Stage 2.1 can end with latents that change nothing, and neither its loss nor the number of latents in use
-shows it. So all that can show it stands side by side: what z knows of a response (posterior), what changes
-when z does (greedy candidates; variety between latents against that within one, and against stage 1), and
-which z is said in the end.
+shows it. So all that can show it stands side by side: what z knows of a response (posterior), whether
+writing heeds it (a response with its own z and with those of others), what changes when z does (greedy
+candidates; variety between latents against that within one, and against stage 1), and which z is said in
+the end.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ DEALS, BY_CHANCE = 100, 0.05
 """Candidates are dealt to latents at random so often; in this share of that a word may still be typical."""
 LEAST_INFORMATION = 0.05
 """Below this share of ln K, what z knows of a response is nothing."""
+LEAST_HEEDED = 0.01
+"""Nats of a response that its own z must save; where it saves less, writing does not heed what z knows."""
 LEAST_DIFFERENT = 0.1
 """Below this share of the K - 1 possible others, greedy candidates of the K latents are all one."""
 MOST_WINS = 0.5
@@ -47,6 +50,7 @@ MEASURES = {
         label="mutual information of z with context and response, nats", better="high"
     ),
     "posterior_entropy": Measure(label="entropy of the posterior of z, nats"),
+    "heeded": Measure(label="nats of a response that its own z saves, beside the z of others", better="high"),
     "latents_in_effect": Measure(label="latents in effect used, by the posterior", digits=1),
     "winners_in_effect": Measure(label="latents in effect said", digits=1),
     "most_wins": Measure(label="share of contexts that the most frequent winner wins", better="low"),
@@ -71,6 +75,8 @@ class Heard:
     """See `variety_by_context`."""
     posterior: list[float] | None
     """p(z|c,r) of what a human said; None without a recognition head."""
+    nll_by_latent: list[float] | None
+    """-log p(r|c,z) of what a human said, in nats, with each z; None without a recognition head."""
 
 
 def hear(
@@ -94,23 +100,24 @@ def hear(
         contexts = [example.context_ids for example in part]
         replies = bot.reply_to_ids(contexts)
         variety = variety_by_context(bot.generation, contexts, coarse, bot.decode_config, first=start)
-        posteriors = [None] * len(part) if recognition is None else _posteriors(recognition, part)
-        for number, (reply, posterior) in enumerate(zip(replies, posteriors, strict=True)):
+        human: list[dict[str, Any]] = [{}] * len(part) if recognition is None else _scores(recognition, part)
+        for number, (reply, said) in enumerate(zip(replies, human, strict=True)):
             by_z = {candidate.latent or 0: candidate.text for candidate in reply.candidates}
             yield Heard(
                 reply.candidates[0].latent or 0,
                 [by_z[z] for z in sorted(by_z)],
                 {name: float(values[number]) for name, values in variety.items()},
-                posterior,
+                said.get("posterior"),
+                said.get("nll_by_latent"),
             )
 
 
-def _posteriors(recognition: Generator, examples: Sequence[Example]) -> list[list[float] | None]:
+def _scores(recognition: Generator, examples: Sequence[Example]) -> list[dict[str, Any]]:
     limit = recognition.model_config.max_position // 2
     records = [
         Record(example.context_ids, encode_response(example.reference_ids, limit)) for example in examples
     ]
-    return [found["posterior"] for found in score(recognition, records)]
+    return score(recognition, records)
 
 
 def audit(system: str, heard: Sequence[Heard], seed: int = 0) -> Result:
@@ -142,8 +149,10 @@ def audit(system: str, heard: Sequence[Heard], seed: int = 0) -> Result:
         figures["posterior_entropy"] = mean_of(entropies)
         figures["latents_in_effect"] = entropy_of_mean(posterior, in_effect=True)
         figures["mutual_information"] = entropy_of_mean(posterior, entropies)
+        nll = np.array([one.nll_by_latent for one in heard if one.nll_by_latent is not None])  # (n, K)
+        figures["heeded"] = mean_of(saved_by_own_latent(posterior, nll))
     else:
-        for name in ("mutual_information", "posterior_entropy", "latents_in_effect"):
+        for name in ("mutual_information", "heeded", "posterior_entropy", "latents_in_effect"):
             figures[name] = Figure(value=None, note="no recognition head")
     measures = {name: one for name, one in MEASURES.items() if name in figures}
     result = Result(kind="latents", measures=measures, systems={system: figures})
@@ -152,6 +161,20 @@ def audit(system: str, heard: Sequence[Heard], seed: int = 0) -> Result:
     )
     result.details = {"latents": lines, "alarms": alarms(figures, k)}
     return result
+
+
+def saved_by_own_latent(posterior: np.ndarray, nll: np.ndarray) -> np.ndarray:
+    """How many nats its own z saves each response, beside the z of all others in turn; by chance none.
+
+    Args:
+        posterior: p(z|c_n,r_n), (n, K).
+        nll: -log p(r_n|c_n,z), (n, K).
+
+    Returns:
+        (n,); 0 of a single response.
+    """
+    others = (posterior.sum(axis=0) - posterior) / max(1, len(posterior) - 1)  # (n, K), what others mean
+    return ((others - posterior) * nll).sum(axis=1) if len(posterior) > 1 else np.zeros(1)
 
 
 def entropy(p: np.ndarray) -> float:
@@ -190,8 +213,8 @@ def alarms(figures: Mapping[str, Figure], k: int) -> list[str]:
         k: latents.
     """
     found = []
-    different, information, wins = (
-        figures[name] for name in ("greedy_different", "mutual_information", "most_wins")
+    different, information, heeded, wins = (
+        figures[name] for name in ("greedy_different", "mutual_information", "heeded", "most_wins")
     )
     if different.high is not None and different.high < 1 + LEAST_DIFFERENT * (k - 1):
         found.append(f"z changes nothing that is said: {different.value:.1f} of {k} greedy candidates differ")
@@ -200,6 +223,8 @@ def alarms(figures: Mapping[str, Figure], k: int) -> list[str]:
             f"z knows nothing of a response: {information.value:.3f} nats of mutual information, of at most "
             f"{math.log(k):.2f}"
         )
+    if heeded.high is not None and heeded.high < LEAST_HEEDED:
+        found.append(f"writing does not heed z: its own saves a response {heeded.value:.3f} nats")
     if wins.low is not None and wins.low > MOST_WINS:
         found.append(f"one z stands for all: the same one wins {wins.value:.0%} of the contexts")
     return found

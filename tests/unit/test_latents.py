@@ -20,7 +20,16 @@ from plato2.commands import app
 from plato2.config import DecodeConfig
 from plato2.data.examples import read_examples
 from plato2.data.tokenizer import Tokenizer
-from plato2.evaluate.latents import Heard, alarms, audit, entropy_of_mean, hear, latent_lines, log_odds
+from plato2.evaluate.latents import (
+    Heard,
+    alarms,
+    audit,
+    entropy_of_mean,
+    hear,
+    latent_lines,
+    log_odds,
+    saved_by_own_latent,
+)
 from plato2.evaluate.results import Figure, read_result
 from plato2.stages import known_stages
 from plato2.talk.bot import PlatoBot
@@ -67,6 +76,16 @@ def test_figures_are_those_of_a_loop(data: Path) -> None:
     half = 1.96 * math.sqrt(11 / 12 * sum((x - sum(left) / 12) ** 2 for x in left))
     assert figures["mutual_information"].high == pytest.approx(expected + half)
     assert figures["posterior_entropy"].value == pytest.approx(sum(entropies) / 12)
+    nll = [found["nll_by_latent"] for found in score(stage, records)]
+
+    def expected_nll(of: int, z_of: int) -> float:
+        return sum(p * nll[of][z] for z, p in enumerate(posterior[z_of]))
+
+    saved = [
+        sum(expected_nll(n, other) - expected_nll(n, n) for other in range(12) if other != n) / 11
+        for n in range(12)
+    ]
+    assert figures["heeded"].value == pytest.approx(sum(saved) / 12)
     bot = PlatoBot(stage, TOKENIZER, decode=DecodeConfig(max_tokens=8))
     winners = [
         max(bot.reply_to_ids([example.context_ids])[0].candidates, key=lambda c: c.score).latent
@@ -137,6 +156,17 @@ def test_intervals_of_entropies_cover_the_truth() -> None:
     assert (one.value, one.low, one.n) == (0.0, None, 1)
 
 
+def test_heeded_is_what_a_latent_says_of_its_own_response() -> None:
+    """Two kinds of response, of which each has its z: told right it costs 1 nat less than told wrong."""
+    posterior = np.eye(2)[[0, 1] * 50]
+    nll = 5.0 + (1.0 - posterior)
+    assert saved_by_own_latent(posterior, nll).mean() == pytest.approx(50 / 99)  # of 99 others 50 are wrong
+    assert saved_by_own_latent(posterior[::-1], nll).mean() == pytest.approx(-50 / 99)  # told wrong
+    assert saved_by_own_latent(np.full((100, 2), 0.5), nll) == pytest.approx(0.0)  # z knows nothing
+    assert saved_by_own_latent(posterior, np.full((100, 2), 5.0)) == pytest.approx(0.0)  # nobody heeds it
+    assert saved_by_own_latent(posterior[:1], nll[:1]).tolist() == [0.0]
+
+
 # ------------------------------------------------------------------------------------------------- collapse
 
 
@@ -170,10 +200,11 @@ def test_collapsed_latents_give_an_alarm(data: Path) -> None:
 def test_where_the_alarms_begin() -> None:
     """docs/latents.md has the models of these figures."""
 
-    def raised(different: float, information: float) -> int:
+    def raised(different: float, information: float, heeded: float = 0.4) -> int:
         figures = {
             "greedy_different": Figure(value=different, low=different - 0.3, high=different + 0.3),
             "mutual_information": Figure(value=information, low=0.0, high=information + 0.02),
+            "heeded": Figure(value=heeded, low=heeded - 0.005, high=heeded + 0.005),
             "most_wins": Figure(value=0.2, low=0.1, high=0.3),
         }
         return len(alarms(figures, 20))
@@ -181,6 +212,7 @@ def test_where_the_alarms_begin() -> None:
     assert (raised(15.8, 1.9), raised(17.2, 0.45)) == (0, 0)  # in use; z at 0.3 of their distances
     assert (raised(15.0, 0.06), raised(6.4, 0.005)) == (1, 1)  # at 0.1 and 0.03
     assert (raised(1.8, 0.4), raised(1.0, 0.0)) == (1, 2)  # of the quickstart; all alike
+    assert (raised(15.8, 1.9, heeded=0.006), raised(15.8, 1.9, heeded=0.004)) == (0, 1)
 
 
 def test_one_latent_that_always_wins_gives_an_alarm() -> None:
@@ -188,6 +220,7 @@ def test_one_latent_that_always_wins_gives_an_alarm() -> None:
     well = {
         "greedy_different": Figure(value=4.0, low=3.5, high=4.5),
         "mutual_information": Figure(value=None),
+        "heeded": Figure(value=None),
     }
     assert alarms({**well, "most_wins": Figure(**sure)}, K) == [
         "one z stands for all: the same one wins 90% of the contexts"
