@@ -1,7 +1,6 @@
 """What the curriculum makes of SmolLM2-135M: selection, replies, latents, self-chats, and what it all costs.
 
     python -m experiments.pretrained.pretrained --data DIR --coarse RUN --fine RUN --ranker RUN
-    python -m experiments.pretrained.pretrained ... --tiny-fine RUN --tiny-ranker RUN
 
 Everything found is kept in --work, so the same command continues after a kill. One seed. experiments/rivals,
 which measures the replies, has to be on PYTHONPATH, as run.sh has it.
@@ -23,7 +22,7 @@ from systems import said_file, write_contexts
 from experiments.configs import keep_config
 from experiments.pretrained.select_replies import selection
 from experiments.rivals.rivals import tokens_per_sample
-from plato2.config import SMOLLM2, UserError
+from plato2.config import SMALL, SMOLLM2, UserError
 from plato2.evaluate.automatic import evaluate
 from plato2.evaluate.options import AutomaticOptions
 from plato2.files import replace_text, write_sha256
@@ -43,7 +42,7 @@ ROWS = {
     "tuned": "fine-tuned (stage 1), one sample",
     "tuned_20": "fine-tuned, 20 samples, ranker",
     "plato2": "stage 2.1, 20 latents, ranker",
-    "tiny": "tiny from scratch, 20 latents, its ranker",
+    "small": "small from scratch, 20 latents, its ranker",
 }
 OF_CHATS = ("length", "distinct_2", "repeated_3")
 OF_LATENTS = (
@@ -59,16 +58,15 @@ OF_LATENTS = (
 
 
 def rows_of(given: argparse.Namespace, base: Path) -> dict[str, str]:
-    """What each row is as a speaker (docs/speakers.md); that of tiny only where its runs were given."""
+    """What each row is as a speaker (docs/speakers.md)."""
     ranked = f"plato2:{given.fine},evaluation={given.ranker}"
     rows = {
         "as_it_is": f"hf:{base}",
         "tuned": f"plato2:{given.coarse}",
         "tuned_20": f"plato2:{given.coarse},evaluation={given.ranker},n_samples={SAMPLES}",
         "plato2": ranked,
+        "small": f"plato2:{SMALL}",
     }
-    if given.tiny_fine:
-        rows["tiny"] = f"plato2:{given.tiny_fine},evaluation={given.tiny_ranker}"
     return {name: f"{of},max_tokens={MAX_TOKENS}" for name, of in rows.items()}
 
 
@@ -171,7 +169,7 @@ def make(given: argparse.Namespace, base: Path) -> dict[str, Any]:
     runs = {"coarse": given.coarse, "fine": given.fine, "ranker": given.ranker}
     for name, path in runs.items():
         keep_config(path, given.results / "config" / f"{name}.yaml", given.coarse.parent)
-    rankers = {"ranker": given.ranker} | ({"tiny's ranker": given.tiny_ranker} if given.tiny_ranker else {})
+    rankers = {"ranker": given.ranker, "small's ranker": Path(SMALL)}
     said = measure(list(rows), given.work, asked)
     options = ("seed", "contexts", "starts", "utterances", "choices", "latent_contexts")
     return {
@@ -202,8 +200,6 @@ def arguments() -> argparse.Namespace:
     add("--coarse", type=Path, required=True, help="run of stage 1")
     add("--fine", type=Path, required=True, help="run of stage 2.1")
     add("--ranker", type=Path, required=True, help="run of stage 2.2")
-    add("--tiny-fine", type=Path, help="run of stage 2.1 from random weights, such as the evening's")
-    add("--tiny-ranker", type=Path, help="its run of stage 2.2")
     add("--base", type=Path, help="folder of the decoder; default: that of smollm2")
     add("--multiref", type=Path, help="DailyDialog's multireftest.jsonl.gz; without it the test split alone")
     add("--work", type=Path, default=Path("outputs/pretrained/work"), help="where what is found is kept")
@@ -215,10 +211,7 @@ def arguments() -> argparse.Namespace:
     add("--choices", type=int, default=200, help="contexts of each selection set")
     add("--latent-contexts", type=int, default=50, help="contexts whose latents are heard")
     add("--ship", action="store_true", help="write plato2/weights/smollm2, too")
-    given = parser.parse_args()
-    if bool(given.tiny_fine) != bool(given.tiny_ranker):
-        raise UserError("--tiny-fine and --tiny-ranker go together: give both")
-    return given
+    return parser.parse_args()
 
 
 def main() -> None:

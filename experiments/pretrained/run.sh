@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to results.json: three trainings of together three hours on two cores, then the measuring. The same
 # command continues after a kill. COARSE may name a stage 1 that is there already. Options go to pretrained.py:
-# --tiny-fine RUN --tiny-ranker RUN add tiny from scratch, --ship writes plato2/weights/smollm2, too.
+# --ship writes plato2/weights/smollm2, too.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 export PYTHONPATH=.:experiments/rivals OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}

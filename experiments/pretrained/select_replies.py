@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -47,27 +48,43 @@ SETS = ("random", "matched")
 DIGITS = 4
 
 
-def difference(summed: Scorer) -> Scorer:
-    """log p(r|c) - log p(r|neutral) of a scorer by summed log-probabilities."""
+def two_ways(name: str, summed: Scorer) -> dict[str, Scorer]:
+    """`NAME, log p` and `NAME, difference`: log p(r|c), and that less log p(r|neutral).
 
-    def scores(context: Texts, candidates: Texts) -> list[float]:
-        found = np.subtract(summed(context, candidates), summed(NEUTRAL, candidates))
-        return [float(score) for score in found]
+    Both read the same, and all contexts of a group have the same candidates, so what was read is kept.
 
-    return scores
+    Args:
+        name: of the language model.
+        summed: its summed log-probabilities.
+    """
+    worth: dict[str, float] = {}
+
+    @lru_cache(maxsize=1)
+    def after(context: tuple[str, ...], candidates: tuple[str, ...]) -> Sequence[float]:
+        return summed(context, candidates)
+
+    def log_p(context: Texts, candidates: Texts) -> Sequence[float]:
+        return after(tuple(context), tuple(candidates))
+
+    def difference(context: Texts, candidates: Texts) -> list[float]:
+        if new := [text for text in dict.fromkeys(candidates) if text not in worth]:
+            worth.update(zip(new, summed(NEUTRAL, new), strict=True))
+        scores = log_p(context, candidates)
+        return [float(score - worth[text]) for score, text in zip(scores, candidates, strict=True)]
+
+    return {f"{name}, log p": log_p, f"{name}, difference": difference}
 
 
 def decoder_scorers(folder: Path) -> dict[str, Scorer]:
     """The two ways in which the decoder as it is chooses, by its chat template."""
     found = speaker_scorers(read_speaker(f"smollm2=hf:{folder}", "--base", "cpu"), "summed")
     (summed,) = found.values()
-    return {"smollm2, log p": summed, "smollm2, difference": difference(summed)}
+    return two_ways("smollm2", summed)
 
 
 def coarse_scorers(run: Path) -> dict[str, Scorer]:
     """The same of a run of stage 1."""
-    summed = LogProb(forward(load_generation(run), saved_tokenizer(run))).summed
-    return {"stage 1, log p": summed, "stage 1, difference": difference(summed)}
+    return two_ways("stage 1", LogProb(forward(load_generation(run), saved_tokenizer(run))).summed)
 
 
 def ranks_summed(one: Sequence[float], other: Sequence[float]) -> list[float]:

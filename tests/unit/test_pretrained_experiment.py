@@ -55,14 +55,25 @@ def test_a_pair_is_right_where_the_right_one_is_above(chosen: ModuleType) -> Non
 
 
 def test_what_is_always_probable_is_taken_out_by_the_difference(chosen: ModuleType) -> None:
-    """log p = what the context adds + what the reply is worth anywhere."""
+    """log p = what the context adds + what the reply is worth anywhere; each is read once."""
+    read = []
 
     def summed(context: Any, candidates: Any) -> list[float]:
+        read.extend((*context, text) for text in candidates)
         return [float(text in context) - len(text) for text in candidates]
 
-    candidates = ["x", "a longer one"]
-    assert summed(["a longer one"], candidates) == [-1.0, -11.0]
-    assert chosen.difference(summed)(["a longer one"], candidates) == [0.0, 1.0]
+    ways = chosen.two_ways("model", summed)
+    assert list(ways) == ["model, log p", "model, difference"]
+    candidates = ("x", "a longer one", "x")
+    for context, log_p, difference in (
+        ("a longer one", [-1.0, -11.0, -1.0], [0.0, 1.0, 0.0]),
+        ("x", [0.0, -12.0, 0.0], [1.0, 0.0, 1.0]),
+    ):
+        assert ways["model, log p"]([context], candidates) == log_p
+        assert ways["model, difference"]([context], candidates) == difference
+    (neutral,) = chosen.NEUTRAL
+    assert [pair for pair in read if pair[0] == neutral] == [(neutral, "x"), (neutral, "a longer one")]
+    assert len(read) == 2 + 2 * 3
 
 
 def test_two_scores_of_different_scales_count_alike(chosen: ModuleType) -> None:
@@ -155,16 +166,16 @@ def test_from_a_folder_to_results_killed_in_between(tree: Path) -> None:
     assert (first / "checkpoints/last.ckpt").stat().st_mtime_ns == before  # not trained again
     file = tree / "experiments/pretrained/results.json"
     found = json.loads(file.read_text(encoding="utf-8"))
-    assert list(found["rows"]) == ["as_it_is", "tuned", "tuned_20", "plato2"]
+    assert list(found["rows"]) == ["as_it_is", "tuned", "tuned_20", "plato2", "small"]
     for row, figures in found["rows"].items():
         assert {"chrf", "similarity", "matched_2"} <= figures["chitchat"].keys(), row
-        assert (figures["dailydialog"]["coverage"][0] is not None) == (row in ("tuned_20", "plato2"))
+        assert (figures["dailydialog"]["coverage"][0] is not None) == (row in ("tuned_20", "plato2", "small"))
         assert found["costs"][row]["memory_gib"] > 0.1
         assert "repeated_3" in found["chats"][row]
     of = found["selection"]["sets"]
     assert list(of) == ["random", "matched", "another"]
     models = {"smollm2, log p", "smollm2, difference", "stage 1, log p", "stage 1, difference", "ranker"}
-    models |= {"ranker and stage 1, difference"}
+    models |= {"ranker and stage 1, difference", "small's ranker"}
     assert models | {"random", "shared words", "BM25", "short"} == set(of["another"])
     assert of["another"]["ranker"]["p1"][0] < 0.5
     assert [run["steps"] for run in found["runs"].values()] == [4, 4, 4]
