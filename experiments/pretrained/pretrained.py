@@ -1,7 +1,6 @@
 """What the curriculum makes of SmolLM2-135M: selection, replies, latents, self-chats, and what it all costs.
 
-    python -m experiments.pretrained.pretrained --data DIR --coarse RUN --fine RUN \\
-        --first-ranker RUN --ranker RUN
+    python -m experiments.pretrained.pretrained --data DIR --coarse RUN --fine RUN --ranker RUN
 
 Everything found is kept in --work, so the same command continues after a kill. One seed. experiments/rivals,
 which measures the replies, has to be on PYTHONPATH, as run.sh has it.
@@ -167,8 +166,7 @@ def make(given: argparse.Namespace, base: Path) -> dict[str, Any]:
             words = ["--work", given.work, "--starts", given.starts, "--utterances", given.utterances]
             words += ["--seed", given.seed, "--timed", TIMED, *asked.contexts.values()]
             run("experiments.pretrained.say", f"{name}={speaker}", *words)
-    runs = {"coarse": given.coarse, "fine": given.fine}
-    runs |= {"first_ranker": given.first_ranker, "ranker": given.ranker}
+    runs = {"coarse": given.coarse, "fine": given.fine, "ranker": given.ranker}
     for name, path in runs.items():
         keep_config(path, given.results / "config" / f"{name}.yaml", given.coarse.parent)
     rankers = {"ranker": given.ranker, "small's ranker": Path(SMALL)}
@@ -201,8 +199,7 @@ def arguments() -> argparse.Namespace:
     add("--data", type=Path, required=True, help="the prepared corpus, with a test split")
     add("--coarse", type=Path, required=True, help="run of stage 1")
     add("--fine", type=Path, required=True, help="run of stage 2.1")
-    add("--first-ranker", type=Path, required=True, help="run of stage 2.2")
-    add("--ranker", type=Path, required=True, help="the run that went on from it, and ranks")
+    add("--ranker", type=Path, required=True, help="run of stage 2.2")
     add("--base", type=Path, help="folder of the decoder; default: that of smollm2")
     add("--multiref", type=Path, help="DailyDialog's multireftest.jsonl.gz; without it the test split alone")
     add("--work", type=Path, default=Path("outputs/pretrained/work"), help="where what is found is kept")

@@ -11,34 +11,30 @@ if [ ! -e "$data/index.json" ]; then
     python -m plato2 prepare chitchat --out "$data" --tokenizer "hf:$base" --max-context 96 --max-response 64
 fi
 
-# train NAME STAGE STEPS TOKENS RATE [KEY=VALUE ...]: steps of so many tokens, as many as the budget has. 2,048 tokens
-# take stages 1 and 2.2 5 to 10 CPU s on one thread of an AMD EPYC, and 2.1 twice as long, since it reads each sample
-# twice. The rates are those of experiments/rates.
+# train STAGE STEPS TOKENS RATE [KEY=VALUE ...]: steps of so many tokens, as many as the budget has. 2,048 tokens take
+# stages 1 and 2.2 5 to 10 CPU s on one thread of an AMD EPYC, and 2.1 twice as long, since it reads each sample twice.
+# The rates are those of experiments/rates.
 train() {
     if [ -e "$out/$1/done" ]; then return; fi
     python train.py model=pretrained model.path="$base" model.max_position=192 \
         model.adapter=lora model.adapter_rank=8 model.adapter_alpha=16 model.context_mask=causal \
         data=shards data.path="$data" data.unit_tokens=1024 data.row_length=256 data.valid_units=48 \
-        stage="$2" trainer.max_steps="$3" optim.lr="$5" trainer.val_check_interval="$(($3 / 2))" \
-        optim.batch_tokens="$4" optim.warmup_steps=40 optim.schedule=linear seed=0 strategy=cpu checkpoint_steps=25 \
+        stage="$1" trainer.max_steps="$2" optim.lr="$4" trainer.val_check_interval="$(($2 / 2))" \
+        optim.batch_tokens="$3" optim.warmup_steps=40 optim.schedule=linear seed=0 strategy=cpu checkpoint_steps=25 \
         selection=300 human_rank=0 sample_replies=0 latent_contexts=0 report=false \
-        output_dir="$(dirname "$out")" name="$(basename "$out")" run_id="$1" "${@:6}"
+        output_dir="$(dirname "$out")" name="$(basename "$out")" run_id="$1" "${@:5}"
     touch "$out/$1/done"
 }
 if [ -z "$coarse" ]; then
     coarse=$out/1_coarse
-    train 1_coarse 1_coarse "${STEPS_COARSE:-500}" 2048 1.25e-3
+    train 1_coarse "${STEPS_COARSE:-500}" 2048 1.25e-3
 fi
-train 2_gen 2_gen "${STEPS_FINE:-800}" 1024 5e-4 init_from="$coarse"
-train 2_eval_dual 2_eval_dual "${STEPS_RANKER:-900}" 2048 1.25e-3 init_from="$coarse"
-# What is left of the budget: again, on other samples, among twice as many responses, more slowly.
-train 2_eval_dual_more 2_eval_dual "${STEPS_MORE:-330}" 2048 6e-4 init_from="$out/2_eval_dual" \
-    seed=1 data.unit_tokens=2048 data.valid_units=24 optim.warmup_steps=20
+train 2_gen "${STEPS_FINE:-800}" 1024 5e-4 init_from="$coarse"
+train 2_eval_dual "${STEPS_RANKER:-900}" 2048 1.25e-3 init_from="$coarse"
 
 multiref=${MULTIREF:-../shared/data/dailydialog/multireftest.jsonl.gz}
 given=(--base "$base" --data "$data" --work "$out/work")
-given+=(--coarse "$coarse" --fine "$out/2_gen")
-given+=(--first-ranker "$out/2_eval_dual" --ranker "$out/2_eval_dual_more")
+given+=(--coarse "$coarse" --fine "$out/2_gen" --ranker "$out/2_eval_dual")
 if [ -e "$multiref" ]; then given+=(--multiref "$multiref"); fi
 OMP_NUM_THREADS=1 python -m experiments.pretrained.pretrained "${given[@]}" "$@"
 python experiments/tables.py

@@ -148,8 +148,7 @@ def test_from_a_folder_to_results_killed_in_between(tree: Path) -> None:
     multiref.write_text("\n".join(map(json.dumps, several)) + "\n", encoding="utf-8")
     given = environment(
         BASE=str(decoder), DATA=str(data), OUT="outputs/pretrained", MULTIREF=str(multiref),
-        STEPS_COARSE="4", STEPS_FINE="4", STEPS_RANKER="4", STEPS_MORE="4",
-        PLATO2_CACHE=str(tree.parent / "cache"),
+        STEPS_COARSE="4", STEPS_FINE="4", STEPS_RANKER="4", PLATO2_CACHE=str(tree.parent / "cache"),
         PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     )  # fmt: skip
     script = ["bash", str(tree / "experiments/pretrained/run.sh"), "--contexts", "3", "--starts", "2"]
@@ -179,7 +178,7 @@ def test_from_a_folder_to_results_killed_in_between(tree: Path) -> None:
     models |= {"ranker and stage 1, difference", "small's ranker"}
     assert models | {"random", "shared words", "BM25", "short"} == set(of["another"])
     assert of["another"]["ranker"]["p1"][0] < 0.5
-    assert [run["steps"] for run in found["runs"].values()] == [4, 4, 4, 4]
+    assert [run["steps"] for run in found["runs"].values()] == [4, 4, 4]
     assert found["runs"]["ranker"]["head"] == "dual"
     assert all(run["cpu_s"] > 0 for run in found["runs"].values())
     text = (tree / "experiments/pretrained/README.md").read_text(encoding="utf-8")
@@ -207,7 +206,7 @@ def can_be_shipped(results: dict[str, Any], runs: Path, folder: Path) -> None:
     from plato2.config import UserError
     from plato2.weights.export import export_folder
 
-    fine, ranker = runs / "2_gen", runs / "2_eval_dual_more"
+    fine, ranker = runs / "2_gen", runs / "2_eval_dual"
     with pytest.raises(UserError, match="is not the one that smollm2 is made of"):
         ship(Namespace(fine=fine, ranker=ranker), results)
     export_folder(folder / "shipped", fine, ranker, "", "bfloat16")
