@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import islice
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ def queries_of(data: Path, work: Path, n: int) -> list[Query]:
     """
     if not all((work / f"{name}.jsonl").exists() for name in SETS):
         write_sets(data, Tokenizer.load(data / "tokenizer"), work)
-    found = {name: list(islice(read_queries(work / f"{name}.jsonl", "jsonl"), n)) for name in SETS}
+    found = {name: some_groups(list(read_queries(work / f"{name}.jsonl", "jsonl")), n) for name in SETS}
     asked = found[SETS[0]]
     others = [asked[(place + CANDIDATES) % len(asked)] for place in range(len(asked))]  # of another group
     spoilt = [
@@ -111,6 +111,13 @@ def queries_of(data: Path, work: Path, n: int) -> list[Query]:
         for query, other in zip(asked, others, strict=True)
     ]
     return [*found["random"], *found["matched"], *spoilt]
+
+
+def some_groups(queries: Sequence[Query], n: int) -> list[Query]:
+    """n questions in whole groups, from all over the file: groups of one length stand in order of length."""
+    n_groups = len(queries) // CANDIDATES
+    places = np.linspace(0, n_groups - 1, min(n // CANDIDATES, n_groups)).round().astype(int)
+    return [queries[CANDIDATES * place + member] for place in places for member in range(CANDIDATES)]
 
 
 def pair_accuracy(scores: Sequence[float], labels: Sequence[bool]) -> float:
@@ -163,16 +170,17 @@ def selection(
             return {name: Coherence(load_evaluation(run), saved_tokenizer(run))}
 
         models[name] = (coherence, weights_hash(load_evaluation(run)))
-    asked = {"sets": [file_sha256(work / f"{name}.jsonl") for name in SETS], "n": n, "neutral": NEUTRAL}
+    read = repr([(query.context, query.candidates) for query in queries])
+    asked = {"queries": sha256(read.encode("utf-8", "surrogatepass")).hexdigest(), "neutral": NEUTRAL}
     texts = [text for query in queries for text in query.candidates]
     simple = baselines([q.context for q in queries], texts, corpus_texts(data), seed=0)
     scored: list[Scores] = [
         {name: list(scorer(query.context, query.candidates)) for name, scorer in simple.items()}
         for query in queries
     ]
-    for name, (scorers, sha256) in models.items():
+    for name, (scorers, model) in models.items():
         file = work / f"scores-{name.replace(' ', '-')}.jsonl"
-        with kept(file, {"model": sha256, **asked}, Scores) as (done, append):
+        with kept(file, {"model": model, **asked}, Scores) as (done, append):
             make = scorers() if len(done) < len(queries) else {}
             for found, new in zip(scored, score_queries(queries, make, done, append), strict=True):
                 found |= new

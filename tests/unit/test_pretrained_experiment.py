@@ -94,7 +94,9 @@ def test_the_control_asks_after_a_context_of_another_group(
     queries = chosen.queries_of(tmp_path, tmp_path, 30)
     assert len(queries) == 90
     spoilt = [query for query in queries if chosen.CONTROL in query.sets]
-    assert [query.context for query in spoilt] == [(f"c{(n + 10) % 30}",) for n in range(30)]
+    asked = [n for group in (0, 2, 3) for n in range(10 * group, 10 * group + 10)]  # of four, not the first
+    assert [query.context for query in queries[:30]] == [(f"c{n}",) for n in asked]
+    assert [query.context for query in spoilt] == [(f"c{asked[(n + 10) % 30]}",) for n in range(30)]
     knows = [
         {"right": [float(text[1:] == query.context[0][1:]) for text in query.candidates]} for query in queries
     ]
