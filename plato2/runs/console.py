@@ -88,9 +88,18 @@ def is_first_process() -> bool:
 
 
 def say(sentence: str) -> None:
-    """A line for the person at the terminal, from the first process only."""
+    """A line for the person at the terminal, from the first process only.
+
+    It is written at once: lines of jobs side by side would run into each other where `print` writes the end
+    of a line apart.
+    """
     if is_first_process():
-        print(sentence, file=sys.stderr, flush=True)
+        _write(sentence)
+
+
+def _write(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 def leave_report(sentence: str) -> bool:
@@ -111,7 +120,7 @@ def fail(sentence: str, on_all_ranks: bool = False) -> NoReturn:
     """
     by_torchrun = leave_report(sentence)
     if is_first_process() or not by_torchrun or on_all_ranks:
-        print(f"error: {sentence}", file=sys.stderr, flush=True)
+        _write(f"error: {sentence}")
     raise SystemExit(2)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import socket
 import subprocess
 import sys
 import warnings
@@ -195,3 +196,15 @@ def test_nothing_of_a_help_is_taken_for_markup(verb: str) -> None:
         texts = [part.help, *(getattr(given, "help", None) for given in part.params)]
         spans = [span for text in texts if text for span in Text.from_markup(text).spans]
         assert {str(span.style) for span in spans} <= {"bold"}
+
+
+def test_a_line_is_one_write_so_that_others_cannot_come_between() -> None:
+    """Jobs side by side have one stderr; a seqpacket socket keeps each write apart."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    code = "from plato2.runs.console import fail, say\nsay('a line')\nfail('no')"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=there)
+    there.close()
+    with here:
+        writes = list(iter(lambda: here.recv(1000), b""))
+    assert process.wait() == 2
+    assert writes == [b"a line\n", b"error: no\n"]
