@@ -42,6 +42,13 @@ class Unit(TypedDict):
     """(N,) in stage 2.2: 1 = the context's own response, 0 = another."""
     response_texts: NotRequired[Tensor]
     """(N,) with a dual head: numbers that are equal where responses are."""
+    branch_ids: NotRequired[Tensor]
+    """(B, T) where several responses follow one context: 0 = context, 1, 2, ... = the responses, which do not
+    see each other. Each of them is a record, the first one with the context."""
+    own_targets: NotRequired[Tensor]
+    """(K,) with a PMI head: which of the M targets are of the context's own response."""
+    alone_targets: NotRequired[Tensor]
+    """(K,) with a PMI head: which of them are of the same response after no context."""
     step_targets: NotRequired[Tensor]
     """() targets of the whole optimizer step, over all units and ranks."""
     step_samples: NotRequired[Tensor]

@@ -24,7 +24,7 @@ SMALL = "small"
 SMOLLM2 = "smollm2"
 """Adapters of a pretrained decoder that come with plato2, and what they call their base."""
 Role = Literal["generation", "evaluation", "backward"]
-Head = Literal["first", "dual", "mask"]
+Head = Literal["first", "dual", "pmi", "mask"]
 """Of p(l|c,r): see model/heads.py, `coherence_head`."""
 Schedule = Literal["inverse_sqrt", "linear"]
 ContextMask = Literal["prefix", "causal"]

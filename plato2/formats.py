@@ -49,7 +49,7 @@ class StageArguments(Open):
     model: ModelConfig
     optim: OptimConfig | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    head: Literal["first", "dual"] | None = None
+    head: Literal["first", "dual", "pmi"] | None = None
     tau: Annotated[float, Field(gt=0)] | None = None
     validation_noise: Literal["fixed", "none"] | None = None
     recognition_head: Literal["tied", "linear"] | None = None

@@ -1,9 +1,9 @@
 """Batch makers: what the items of a window are, and one unit of them as the tensors a stage reads.
 
 A stage's configuration names its batch maker: `GenerationBatch` for stages 1 and 2.1, `CoherenceBatch` for
-stage 2.2, `JointBatch` for a stage that learns to write and to rank at once, `BackwardBatch` for the extra
-stage p(c|r), whose records begin with the response (docs/spec.md, Inputs). What a unit holds:
-plato2/batch.py; how it is laid out: units.py.
+stage 2.2, `InformationBatch` for its PMI head, `JointBatch` for a stage that learns to write and to rank at
+once, `BackwardBatch` for the extra stage p(c|r), whose records begin with the response (docs/spec.md,
+Inputs). What a unit holds: plato2/batch.py; how it is laid out: units.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from plato2.config import UserError
 from plato2.data.packing import UnitLayout, ranges
 from plato2.data.shards import Samples, ShardIndex
 from plato2.data.tokenizer import BOS_ID, EOS_ID
-from plato2.data.units import Masked, Positions, Records, Tokens, build_unit
+from plato2.data.units import Masked, Positions, Records, Tokens, build_unit, spread_branches
 from plato2.random import Draw, draw, draw_key, permutation
 
 
@@ -50,6 +50,8 @@ class Items:
     """1 where the response is the context's own."""
     slots: np.ndarray
     """Slots each item takes in a row."""
+    others: np.ndarray | None = None
+    """Rows of further responses, random ones, of a batch whose items have two."""
 
     def __len__(self) -> int:
         """Number of items."""
@@ -255,6 +257,77 @@ class CoherenceBatch:
     def _threshold(self, share: float) -> int:
         """The share of the chosen tokens, on a scale of 32 random bits."""
         return round(share * self.mask_prob * 2**32)
+
+
+@dataclass(frozen=True)
+class InformationBatch:
+    """p(r|c) and p(r) of each context's own response and of a random one, of which PMI is made.
+
+    An item is two contexts, the sample's and [CLS] alone, each followed by both responses, which do not see
+    each other: four records c + r, r', [CLS] + r, r', all without their last ids. The targets are the
+    responses after [CLS]; negatives are those of `CoherenceBatch`.
+
+    Raises:
+        UserError: it is given a head that it is not for.
+    """
+
+    roles: bool = False
+    reject_identical: bool = True
+    head: Literal["pmi"] = "pmi"
+
+    def __post_init__(self) -> None:
+        """Refuse another head."""
+        if self.head != "pmi":
+            raise UserError(f"stage.batch.head={self.head}: this batch is for pmi alone; use stage=2_eval")
+
+    def longest(self, index: ShardIndex) -> int:
+        """Slots of the longest item the corpus may hold."""
+        return index.max_context + 1 + 4 * (index.max_response - 1)
+
+    def items(self, window: Window) -> Items:
+        """One item for each sample.
+
+        Raises:
+            UserError: all responses of the window are equal, so there is no negative.
+        """
+        rows = np.arange(len(window.samples))
+        others = _negatives(window, self.reject_identical)
+        both = window.response_len + window.response_len[others]
+        slots = window.samples.context_len + 1 + 2 * (both - 2)
+        return Items(rows, rows, np.ones_like(rows), slots, others)
+
+    def count_targets(self, window: Window, items: Items, chosen: np.ndarray) -> int:
+        """Words of the chosen items' own responses, [SEP]s included, of which nll is the mean."""
+        return int((window.response_len[items.responses[chosen]] - 1).sum())
+
+    def unit(self, window: Window, items: Items, layout: UnitLayout) -> Unit:
+        """The tensors of one unit."""
+        records = self._records(window, items, layout.items)
+        n_records = len(records.length)
+        length = records.length.sum(axis=1) - 1
+        in_pairs = UnitLayout(  # of contexts with both responses, two an item
+            np.arange(n_records // 2),
+            np.repeat(layout.rows, 2),
+            np.stack([layout.columns, layout.columns + length[0::4] + length[1::4]], axis=1).ravel(),
+            layout.n_rows,
+            layout.row_length,
+        )
+        spread, context_of = spread_branches(in_pairs, np.full(n_records // 2, 2), length)
+        unit = build_unit(records, spread, roles=self.roles, context_of=context_of)
+        kind = unit["target_sample"] % 4
+        unit["own_targets"], unit["alone_targets"] = ((kind == k).nonzero()[:, 0] for k in (0, 2))
+        return _named(unit, window, items, layout.items)
+
+    def _records(self, window: Window, items: Items, chosen: np.ndarray) -> Records:
+        """Four of each of the chosen items: c + r, r', [CLS] + r, r'."""
+        assert items.others is not None
+        others = Items(items.contexts, items.others, items.labels, items.slots)
+        own, other = _records(window, items, chosen), _records(window, others, chosen)
+        first = np.stack([own.first, other.first, own.first, other.first], axis=1)  # (n, 4, 2)
+        length = np.stack([own.length, other.length, own.length, other.length], axis=1)
+        length[:, 2, 0] = 1
+        length[:, [1, 3], 0] = 0
+        return Records(own.token_ids, first.reshape(-1, 2), length.reshape(-1, 2))
 
 
 # ------------------------------------------------------------------------------------------- shared parts

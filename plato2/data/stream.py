@@ -238,7 +238,8 @@ class ValidStream(IterableDataset[Step]):
 
     def _collate(self, planned: PlannedWindow, layout: UnitLayout) -> Step:
         unit = self.corpus.batch.unit(planned.window, planned.items, layout)
-        _add_totals(unit, len(unit["target_ids"]), len(layout.items))
+        n_targets = self.corpus.batch.count_targets(planned.window, planned.items, layout.items)
+        _add_totals(unit, n_targets, len(layout.items))
         return {"units": [unit]}
 
     def _empty_layout(self) -> UnitLayout:

@@ -110,6 +110,7 @@ def build_unit(
     max_response: int = 0,
     roles: bool = False,
     masked: Masked | None = None,
+    context_of: np.ndarray | None = None,
 ) -> Unit:
     """The tensors of a unit, without those that only training needs.
 
@@ -122,17 +123,23 @@ def build_unit(
         max_response: ids of the longest response, for relative positions.
         roles: with `role_ids`.
         masked: of `records.tokens()`, to predict these words in place of the second part.
+        context_of: (n,) the record that each one shares its context with: itself, or one shortly before it
+            and then its own first part is empty. The unit has `branch_ids`.
     """
     tokens, front = records.tokens(drop_last), int(latent_slot is not None)
     sample_index = layout.rows * layout.row_length + layout.columns
     slot = (sample_index + front)[tokens.record] + tokens.place
-    in_row = np.arange(len(layout.rows)) - np.searchsorted(layout.rows, layout.rows)
+    own = np.arange(len(layout.rows))
+    in_row = own - np.searchsorted(layout.rows, layout.rows)
+    head = own if context_of is None else context_of
+    shared = np.where(head == own, 0, records.length[head, 0])  # (n,) slots before its own
     values = {
         "token_ids": tokens.ids if masked is None else masked.ids,
         "type_ids": tokens.is_second,
-        "pos_ids": tokens.positions(positions, max_response),
-        "segment_ids": (in_row + 1)[tokens.record],
+        "pos_ids": tokens.positions(positions, max_response) + shared[tokens.record],
+        "segment_ids": (in_row + 1)[head][tokens.record],
         **({"role_ids": tokens.roles()} if roles else {}),
+        **({} if context_of is None else {"branch_ids": tokens.is_second * (own - head + 1)[tokens.record]}),
     }
     rows = np.zeros((len(values), layout.n_rows * layout.row_length), dtype=np.int64)
     for row, value in zip(rows, values.values(), strict=True):
@@ -174,6 +181,56 @@ def pack(
     ordered = Records(records.token_ids, records.first[order], records.length[order])
     unit = build_unit(ordered, layout, drop_last=drop_last, latent_slot=latent_slot, roles=roles)
     return unit, torch.from_numpy(order)
+
+
+def pack_branches(
+    branches: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]], *, roles: bool = False
+) -> tuple[Unit, torch.Tensor]:
+    """Contexts, each with several responses that follow it, in as few rows as best fit finds.
+
+    Args:
+        branches: n contexts, and the responses to each, at least one.
+        roles: see `build_unit`.
+
+    Returns:
+        The unit, and the number (N,) of the response that each of its records is.
+    """
+    n_responses = np.array([len(responses) for _, responses in branches])
+    pairs: list[tuple[Sequence[int], Sequence[int]]] = [
+        ((), response) if number else (context, response)
+        for context, responses in branches
+        for number, response in enumerate(responses)
+    ]
+    records = Records.of(pairs)
+    length = records.length.sum(axis=1) - 1  # of each record
+    first = n_responses.cumsum() - n_responses
+    layout = in_rows(np.add.reduceat(length, first))
+    order = ranges(first[layout.items], n_responses[layout.items])
+    ordered = Records(records.token_ids, records.first[order], records.length[order])
+    spread, context_of = spread_branches(layout, n_responses[layout.items], length[order])
+    unit = build_unit(ordered, spread, roles=roles, context_of=context_of)
+    return unit, torch.from_numpy(order)
+
+
+def spread_branches(
+    layout: UnitLayout, n_branches: np.ndarray, length: np.ndarray
+) -> tuple[UnitLayout, np.ndarray]:
+    """Where the responses to a context stand, one after the other in the place of the whole.
+
+    Args:
+        layout: of n contexts with their responses.
+        n_branches: (n,) responses of each.
+        length: (N,) slots of each response, of the first one the context's included.
+
+    Returns:
+        The layout of the N records, and `context_of` of `build_unit`.
+    """
+    head = n_branches.cumsum() - n_branches  # (n,) the first record of each
+    context_of = np.repeat(head, n_branches)
+    before = length.cumsum() - length
+    columns = np.repeat(layout.columns, n_branches) + before - before[context_of]
+    rows = np.repeat(layout.rows, n_branches)
+    return UnitLayout(np.arange(len(length)), rows, columns, layout.n_rows, layout.row_length), context_of
 
 
 def in_rows(lengths: np.ndarray, row_length: int = ROW_LENGTH) -> UnitLayout:

@@ -199,6 +199,29 @@ class DualCoherence(nn.Module):
         return torch.sigmoid(scale * score + bias)
 
 
+class InformationCoherence(nn.Module):
+    """p(l|c,r) of a model that writes: how much more probable r is after c than after nothing.
+
+        p(l=1|c,r) = sigmoid(e^g i(c,r) + b),  i(c,r) = log p(r|c) - log p(r)
+
+    i is the pointwise mutual information of context and response. Where r is as often the context's own
+    response, drawn from p(r|c), as a random one, drawn from p(r), Bayes' rule says p(l=1|c,r) =
+    sigmoid(i(c,r)). So g and b start at 0, and learn what the model's probabilities lack. p(r) is what the
+    model says of r after [CLS] alone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.empty(1))
+        """g."""
+        self.bias = nn.Parameter(torch.empty(1))
+
+    def forward(self, after_context: Tensor, alone: Tensor) -> Tensor:
+        """log p(r|c) and log p(r) in nats, (...) -> logits (..., 2), of which that of l = 0 is 0."""
+        score = self.log_scale.exp() * (after_context - alone) + self.bias
+        return F.pad(score[..., None], (1, 0))
+
+
 class MaskCoherence(nn.Module):
     """p(l=1|c,r) = sigmoid(W3 h + b3) from the slot of [MASK], which also recognises z (PLATO, equation 7).
 
@@ -214,11 +237,13 @@ class MaskCoherence(nn.Module):
         return F.pad(self.classifier(h), (1, 0))
 
 
-AnyCoherence: TypeAlias = Coherence | DualCoherence | MaskCoherence
+AnyCoherence: TypeAlias = Coherence | DualCoherence | InformationCoherence | MaskCoherence
 
 
 def coherence_head(config: ModelConfig, head: Head) -> AnyCoherence:
-    """The head of p(l|c,r): `first` = Knover's, on the first slot; `dual`; `mask` = PLATO's."""
+    """The head of p(l|c,r): `first` = Knover's, on the first slot; `dual`; `pmi`; `mask` = PLATO's."""
+    if head == "pmi":
+        return InformationCoherence()
     if head == "mask":
         return MaskCoherence(config)
     return Coherence(config) if head == "first" else DualCoherence(config)

@@ -1,7 +1,8 @@
 """Who may see whom: block-diagonal masks of packed rows.
 
 A row holds several samples; `segment_ids` says which slot belongs to which sample (0 = padding) and
-`type_ids` which slots are context (0) and response (1). Masks are boolean, True = may look.
+`type_ids` which slots are context (0) and response (1). Where several responses follow one context they are
+numbered, 1, 2, ..., and do not see each other. Masks are boolean, True = may look.
 """
 
 import torch
@@ -30,30 +31,37 @@ def prefix_lm(segment_ids: Tensor, type_ids: Tensor) -> Tensor:
 
     Args:
         segment_ids: (B, T), 0 = padding.
-        type_ids: (B, T), 1 = response.
+        type_ids: (B, T), 0 = context, 1, 2, ... = a response.
 
     Returns:
         (B, T, T) bool, [b, q, k] = slot q may look at slot k.
     """
-    length = segment_ids.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segment_ids.device).tril()
-    response = type_ids == 1
-    visible = ~response[:, None, :] | (response[:, :, None] & causal)
+    of_context = type_ids == 0
+    same_part = type_ids[:, :, None] == type_ids[:, None, :]
+    visible = of_context[:, None, :] | (same_part & _up_to_itself(segment_ids))
     return same_sample(segment_ids) & visible
 
 
-def causal(segment_ids: Tensor) -> Tensor:
-    """Every slot sees its sample up to itself, as decoders are pretrained.
+def causal(segment_ids: Tensor, type_ids: Tensor | None = None) -> Tensor:
+    """Every slot sees its sample up to itself, as decoders are pretrained; other responses it does not.
 
     Args:
         segment_ids: (B, T), 0 = padding.
+        type_ids: see `prefix_lm`; None = one response.
 
     Returns:
         (B, T, T) bool.
     """
-    length = segment_ids.shape[1]
-    visible = torch.ones(length, length, dtype=torch.bool, device=segment_ids.device).tril()
+    visible = _up_to_itself(segment_ids)
+    if type_ids is not None:
+        same_part = type_ids[:, :, None] == type_ids[:, None, :]
+        visible = visible & (same_part | (type_ids == 0)[:, None, :])
     return same_sample(segment_ids) & visible
+
+
+def _up_to_itself(segment_ids: Tensor) -> Tensor:
+    length = segment_ids.shape[1]
+    return torch.ones(length, length, dtype=torch.bool, device=segment_ids.device).tril()
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

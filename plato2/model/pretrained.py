@@ -172,7 +172,7 @@ class PretrainedBackbone(Backbone):
     def seen(self, segment_ids: Tensor, type_ids: Tensor | None) -> Tensor:
         """See `Backbone.seen`; with `context_mask=causal` a slot sees what comes before it."""
         if self.config.context_mask == "causal":
-            return masks.causal(segment_ids)
+            return masks.causal(segment_ids, type_ids)
         return super().seen(segment_ids, type_ids)
 
     def summary_slots(self, segment_ids: Tensor, first: Tensor) -> Tensor:

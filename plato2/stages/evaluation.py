@@ -3,7 +3,9 @@
 With `head=first`, the paper's and Knover's, the model reads context and response together and the first slot
 says whether they belong together. With `head=dual`, which is neither's, it reads them apart and compares two
 vectors: it learns from fewer samples, since all responses of a unit are negatives of each context, and ranks
-faster, since a context is read once for all its candidates.
+faster, since a context is read once for all its candidates. With `head=pmi`, neither's either, it goes on
+writing, and asks how much more probable the context makes the response: what stage 1 has learned ranks from
+the first step on, which pays where stage 1 writes well, as a pretrained decoder does.
 """
 
 from typing import Any, ClassVar
@@ -16,9 +18,16 @@ from plato2.batch import Unit, record_numbers
 from plato2.config import Head, ModelConfig, OptimConfig, Use, UserError
 from plato2.model import losses
 from plato2.model.backbone import read_slots
-from plato2.model.heads import AnyCoherence, DualCoherence, coherence_head
+from plato2.model.heads import AnyCoherence, DualCoherence, InformationCoherence, coherence_head
 from plato2.stages.base import Stage
 from plato2.stages.metrics import Calibration
+
+TERMS: dict[str, tuple[str, ...]] = {
+    "first": ("rce", "mlm"),
+    "dual": ("contrast", "mlm"),
+    "pmi": ("rce", "nll", "nll_alone"),
+}
+"""The loss of each head."""
 
 
 class CoherenceEstimation(Stage):
@@ -26,12 +35,20 @@ class CoherenceEstimation(Stage):
 
     Args:
         head: `first`: L_RCE from the first slot (equation 7). `dual`: a contrastive loss in its place, on
-            true responses alone; p(l=1|c,r) is fitted to its score at each validation.
+            true responses alone; p(l=1|c,r) is fitted to its score at each validation. `pmi`: L_RCE from
+            log p(r|c) - log p(r), and in place of L_MLM what keeps both probabilities true: L_NLL of the own
+            responses after their contexts (equation 1) and after none.
     """
 
     name = "2_eval"
     use = Use("evaluation", training_only=("backbone.lm_",))
-    loss_terms: ClassVar[dict[str, str]] = {"rce": "samples", "contrast": "samples", "mlm": "targets"}
+    loss_terms: ClassVar[dict[str, str]] = {
+        "rce": "samples",
+        "contrast": "samples",
+        "mlm": "targets",
+        "nll": "targets",
+        "nll_alone": "targets",
+    }
     metric_terms: ClassVar[dict[str, str]] = {"coherence_acc": "samples"}
     warm_starts_from = ("1_coarse", "2_eval")
     monitor = ("val/coherence_acc", "max")
@@ -45,17 +62,20 @@ class CoherenceEstimation(Stage):
         head: Head = "first",
     ) -> None:
         super().__init__(model, optim, seed)
-        if head not in ("first", "dual"):
-            raise UserError(f"stage.head={head}: choose first or dual")
+        if head not in TERMS:
+            raise UserError(f"stage.head={head}: choose first, dual or pmi")
         self.head = head
-        other = "contrast" if head == "first" else "rce"
-        self.loss_terms = {k: v for k, v in self.loss_terms.items() if k != other}  # type: ignore[misc]
+        self.loss_terms = {term: self.loss_terms[term] for term in TERMS[head]}  # type: ignore[misc]
+        if head == "pmi":  # it ranks by what it writes
+            self.use = Use("evaluation")  # type: ignore[misc]
         self.coherence = coherence_head(self.model_config, head)
         self.fitted = Calibration()
         self.finish_init(head=head)
 
     def losses(self, unit: Unit) -> dict[str, Tensor]:
-        """rce and accuracy, or contrast, of each sample (N,), mlm of each masked token (M,)."""
+        """rce and accuracy, or contrast, of each sample (N,), mlm or nll of each target (M,)."""
+        if self.head == "pmi":
+            return self.read_as_written(unit)
         return self.read_together(unit) if self.head == "first" else self.read_apart(unit)
 
     def read_together(self, unit: Unit) -> dict[str, Tensor]:
@@ -89,6 +109,26 @@ class CoherenceEstimation(Stage):
         return {
             "contrast": losses.contrast(scores, unit["response_texts"]),
             "mlm": self.masked_words(unit, read_slots(h, unit["target_index"])),
+        }
+
+    def read_as_written(self, unit: Unit) -> dict[str, Tensor]:
+        """`head=pmi`: rce and accuracy (N,), means over both responses; nll, nll_alone (K,) of own words."""
+        assert isinstance(self.coherence, InformationCoherence)
+        mask = self.backbone.mask(unit["segment_ids"], unit["branch_ids"])
+        x = self.backbone.embed_unit(unit)  # (B, T, H)
+        h = self.backbone.encode(x, mask, read=unit["target_index"], pos_ids=unit["pos_ids"])  # (M, H)
+        nll = losses.nll(self.backbone.lm_logits(h), unit["target_ids"])  # (M,)
+        sums = nll.new_zeros(len(unit["sample_index"])).index_add(0, unit["target_sample"], nll)  # (4 N,)
+        after_context, alone = (-sums).view(-1, 2, 2).unbind(dim=1)  # (N, 2) each: own response, random one
+        coherence = self.coherence(after_context, alone)  # (N, 2, 2)
+        labels = torch.tensor([1, 0], device=coherence.device).expand(coherence.shape[:2])
+        rce = F.cross_entropy(coherence.flatten(0, 1), labels.flatten(), reduction="none")  # equation 7
+        correct = coherence.detach().argmax(dim=-1) == labels
+        return {
+            "rce": rce.view_as(labels).mean(dim=1),
+            "nll": nll.index_select(0, unit["own_targets"]),  # equation 1
+            "nll_alone": nll.index_select(0, unit["alone_targets"]),
+            "coherence_acc": correct.float().mean(dim=1),
         }
 
     def encode(self, unit: Unit, read: Tensor | None = None, parts: Tensor | None = None) -> Tensor:

@@ -17,15 +17,19 @@ from plato2.batch import Unit, on_device, record_numbers
 from plato2.config import Criterion, RankConfig, UserError
 from plato2.data.samples import encode_response
 from plato2.data.tokenizer import BOS_ID, EOS_ID, Tokenizer
-from plato2.data.units import Pairs, pack
+from plato2.data.units import Pairs, pack, pack_branches
 from plato2.model import losses
 from plato2.model.backbone import Backbone
-from plato2.model.heads import DualCoherence, MaskCoherence
+from plato2.model.heads import DualCoherence, InformationCoherence, MaskCoherence
 from plato2.model.networks import Evaluator, Generator
 from plato2.talk.decode import ROWS_AT_ONCE, Hypothesis
 
 PENALTY = 1000.0
 """Taken off the score: more than any two scores differ by."""
+BRANCHES = 32
+"""Responses that stand after one context in a row; more follow the context once again."""
+BRANCHES_AT_ONCE = 4
+"""Contexts with their responses in a batch; bounds its memory."""
 N_GRAM = 3
 """This many words in a row must not come twice."""
 
@@ -246,6 +250,8 @@ def coherence_of_records(evaluation: Evaluator, pairs: Pairs) -> list[float]:
         if isinstance(head, DualCoherence):
             probabilities: list[float] = _read_apart(backbone, head, pairs).tolist()
             return probabilities
+        if isinstance(head, InformationCoherence):
+            return _read_as_written(backbone, head, pairs)
         is_masked = isinstance(head, MaskCoherence)
         unit, order = _pack(backbone, pairs, drop_last=is_masked, latent_slot=is_masked)  # as trained
         x, first = backbone.embed_unit(unit), unit["sample_index"]
@@ -277,6 +283,47 @@ def _read_apart(backbone: Backbone, head: DualCoherence, pairs: Pairs) -> Tensor
     i = torch.tensor([context_of[tuple(context)] for context, _ in pairs], device=c.device)
     j = torch.tensor([response_of[tuple(response)] for _, response in pairs], device=c.device)
     return head.probability(head.score((c[i] * r[j]).sum(dim=-1)))
+
+
+def _read_as_written(backbone: Backbone, head: InformationCoherence, pairs: Pairs) -> list[float]:
+    """p(l=1|c,r) of every pair by a PMI head, in double precision: PMI may be large, and p next to 1."""
+    responses = dict.fromkeys(tuple(response) for _, response in pairs)
+    place = {response: number for number, response in enumerate(responses, len(pairs))}
+    found = log_probs(backbone, [*pairs, *(((BOS_ID,), response) for response in responses)])
+    after_context, alone = found[: len(pairs)], found[[place[tuple(response)] for _, response in pairs]]
+    probabilities: list[float] = head(after_context, alone).softmax(dim=-1)[:, 1].tolist()
+    return probabilities
+
+
+@torch.no_grad()
+def log_probs(backbone: Backbone, pairs: Pairs) -> Tensor:
+    """log p(r|c) of every (context, response), records' ids: (n,) float64, in nats, summed over r's tokens.
+
+    A context is read once for up to `BRANCHES` of its responses, which stand after it in one row and do not
+    see each other.
+    """
+    of_context: dict[tuple[int, ...], list[int]] = {}
+    for number, (context, _) in enumerate(pairs):
+        of_context.setdefault(tuple(context), []).append(number)
+    branches = [
+        (context, numbers[first : first + BRANCHES])
+        for context, numbers in of_context.items()
+        for first in range(0, len(numbers), BRANCHES)
+    ]
+    found = torch.zeros(len(pairs), dtype=torch.float64, device=backbone.device)
+    for first in range(0, len(branches), BRANCHES_AT_ONCE):
+        several = branches[first : first + BRANCHES_AT_ONCE]
+        texts = [(context, [pairs[number][1] for number in numbers]) for context, numbers in several]
+        unit, order = pack_branches(texts, roles=backbone.role is not None)
+        unit = on_device(unit, backbone.device)
+        mask = backbone.mask(unit["segment_ids"], unit["branch_ids"])
+        x = backbone.embed_unit(unit)
+        h = backbone.encode(x, mask, read=unit["target_index"], pos_ids=unit["pos_ids"])  # (M, H)
+        nll = losses.nll(backbone.lm_logits(h), unit["target_ids"]).double()  # (M,)
+        summed = nll.new_zeros(len(order)).index_add(0, unit["target_sample"], nll)
+        numbers = torch.tensor([number for _, numbers in several for number in numbers])[order]
+        found[numbers.to(found.device)] = -summed
+    return found
 
 
 @torch.no_grad()
