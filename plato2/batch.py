@@ -61,6 +61,11 @@ def record_numbers(unit: Unit) -> Tensor:
     return starts.cumsum(0).view_as(unit["segment_ids"]) * (unit["segment_ids"] > 0)
 
 
+def n_targets(unit: Unit) -> int:
+    """Targets that a mean over targets is of: all, or with a PMI head those of the contexts' own responses."""
+    return len(unit.get("own_targets", unit["target_ids"]))
+
+
 def on_device(unit: Unit, device: torch.device) -> Unit:
     """The unit with its tensors on a device."""
     return {name: tensor.to(device) for name, tensor in unit.items()}  # type: ignore[return-value, attr-defined]

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from plato2.batch import Unit
+from plato2.batch import Unit, n_targets
 from plato2.config import UserError
 from plato2.data.collate import BackwardBatch, CoherenceBatch, GenerationBatch, Items, JointBatch, Window
 from plato2.data.order import Batching, Position, epoch_windows, lay_out, rank_units
@@ -170,17 +170,17 @@ class TrainStream(IterableDataset[Step]):
 
     def _collate(self, step: list[tuple[PlannedWindow, int, Position]]) -> Step:
         own = rank_units(len(step), self.rank, self.world_size)
-        units, n_targets, n_samples = [], 0, 0
+        units, total, n_samples = [], 0, 0
         for i, (planned, number, _) in enumerate(step):
             layout = planned.layout.unit(number)
             n_samples += len(layout.items)
             if i in own:
                 units.append(self.corpus.batch.unit(planned.window, planned.items, layout))
-                n_targets += len(units[-1]["target_ids"])
+                total += n_targets(units[-1])
             else:
-                n_targets += self.corpus.batch.count_targets(planned.window, planned.items, layout.items)
+                total += self.corpus.batch.count_targets(planned.window, planned.items, layout.items)
         for unit in units:
-            _add_totals(unit, n_targets, n_samples)
+            _add_totals(unit, total, n_samples)
         return {"units": units, "position": torch.tensor(step[-1][2])}
 
 
@@ -238,8 +238,7 @@ class ValidStream(IterableDataset[Step]):
 
     def _collate(self, planned: PlannedWindow, layout: UnitLayout) -> Step:
         unit = self.corpus.batch.unit(planned.window, planned.items, layout)
-        n_targets = self.corpus.batch.count_targets(planned.window, planned.items, layout.items)
-        _add_totals(unit, n_targets, len(layout.items))
+        _add_totals(unit, n_targets(unit), len(layout.items))
         return {"units": [unit]}
 
     def _empty_layout(self) -> UnitLayout:
@@ -248,9 +247,9 @@ class ValidStream(IterableDataset[Step]):
         return UnitLayout(nothing, nothing, nothing, *shape)
 
 
-def _add_totals(unit: Unit, n_targets: int, n_samples: int) -> None:
-    unit["step_targets"] = torch.tensor(n_targets)
-    unit["step_samples"] = torch.tensor(n_samples)
+def _add_totals(unit: Unit, targets: int, samples: int) -> None:
+    unit["step_targets"] = torch.tensor(targets)
+    unit["step_samples"] = torch.tensor(samples)
 
 
 # ------------------------------------------------------------------------------------------------- loader

@@ -29,7 +29,7 @@ from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
-from plato2.batch import Unit
+from plato2.batch import Unit, n_targets
 from plato2.config import UserError
 from plato2.data.collate import Window
 from plato2.data.order import Batching, lay_out
@@ -143,7 +143,7 @@ def typical_unit(
     window = Window(samples, 0, 0, 0, vocab_size - 1, max_response)
     items = batch.items(window)
     unit = batch.unit(window, items, lay_out(items.slots, batching, 0, shuffle=False).unit(0))
-    counts = {"step_targets": len(unit["target_ids"]), "step_samples": len(unit["sample_ids"])}
+    counts = {"step_targets": n_targets(unit), "step_samples": len(unit["sample_ids"])}
     return cast(Unit, {**unit, **{name: torch.tensor(count) for name, count in counts.items()}})
 
 

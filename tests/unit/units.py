@@ -117,7 +117,7 @@ class Packed:
 
     def _unit(self, layout: UnitLayout) -> Unit:
         unit = self.batch.unit(self.window, self.items, layout)
-        totals = {"step_targets": len(unit["target_ids"]), "step_samples": len(layout.items)}
+        totals = {"step_targets": len(unit.get("own_targets", unit["target_ids"])), "step_samples": len(layout.items)}
         return unit | {name: torch.tensor(total) for name, total in totals.items()}
 
 
