@@ -62,7 +62,7 @@ def record_numbers(unit: Unit) -> Tensor:
 
 
 def n_targets(unit: Unit) -> int:
-    """Targets that a mean over targets is of: all, or with a PMI head those of the contexts' own responses."""
+    """Targets that a mean over targets is of: all, or with a PMI head those of own responses."""
     return len(unit.get("own_targets", unit["target_ids"]))
 
 

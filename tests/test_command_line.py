@@ -113,9 +113,12 @@ def leaves(node: dict[str, Any]) -> set[str]:
         ("model=tinny", "model=tinny: no such option; did you mean tiny?"),
         ("stage.batch.rolez=true", "did you mean stage.batch.roles?"),
         ("strategy.num_nodes=2", "no such key; only strategy=ddp_64 or fsdp_64 or hsdp_64 has it"),
-        ("stage.head=third", "stage.head: no such key; only stage=2_eval or 2_eval_dual has it"),
+        (
+            "stage.head=third",
+            "only stage=2_eval or 2_eval_dual or 2_eval_pmi has it",
+        ),
         ("data.prepare.lower_case=true", "data.prepare.lower_case: no such key; write +data.prepare."),
-        ("stage=3", "error: stage=3: no such option; there are 1_coarse, 2_eval, 2_eval_dual, 2_gen"),
+        ("stage=3", "error: stage=3: no such option; there are 1_coarse, 2_eval, 2_eval_dual, 2_eval_pmi, "),
         ("tags=abc", "tags: takes a list; write tags=["),
         ("optim.betas=0.9", "optim.betas: takes a list; write optim.betas=["),
         (

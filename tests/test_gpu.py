@@ -20,13 +20,13 @@ from small import Train
 from units import BATCHES, MODEL, make_stage, pack
 
 from plato2.config import DecodeConfig
-from plato2.data.collate import CoherenceBatch
+from plato2.data.collate import CoherenceBatch, InformationBatch
 from plato2.runs.saved import read_metrics
 from plato2.talk.bot import PlatoBot
 
 DEVICE = os.environ.get("PLATO2_TEST_DEVICE", "cuda")
 STRATEGY = "strategy=gpu" if DEVICE == "cuda" else "strategy=cpu"
-NAMES = (*BATCHES, "2_eval_dual")
+NAMES = (*BATCHES, "2_eval_dual", "2_eval_pmi")
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="no GPU here"),
@@ -35,12 +35,11 @@ pytestmark = [
 
 def stage_and_unit(name: str, **model: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     """A stage with large random weights on the CPU, and a unit for it."""
-    dual = name == "2_eval_dual"
-    batch = CoherenceBatch(mask_prob=0.3, head="dual") if dual else BATCHES[name]
-    stage = make_stage(
-        name.removesuffix("_dual"), replace(MODEL, **model), **({"head": "dual"} if dual else {})
-    )
-    return stage, pack(batch).unit
+    heads = {"2_eval_dual": CoherenceBatch(mask_prob=0.3, head="dual"), "2_eval_pmi": InformationBatch()}
+    if name not in heads:
+        return make_stage(name, replace(MODEL, **model)), pack(BATCHES[name]).unit
+    batch = heads[name]
+    return make_stage("2_eval", replace(MODEL, **model), head=batch.head), pack(batch).unit
 
 
 def losses_and_gradients(stage: Any, unit: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -91,7 +90,7 @@ def test_recomputed_activations_draw_the_same_dropout(name: str) -> None:
 
 
 def test_a_run_takes_the_steps_of_one_on_the_cpu(train_here: Train, tmp_path: Path) -> None:
-    for stage in ("1_coarse", "2_gen", "2_eval", "2_eval_dual"):
+    for stage in ("1_coarse", "2_gen", "2_eval", "2_eval_dual", "2_eval_pmi"):
         same = (f"stage={stage}", "init_from=scratch", "model.dropout=0.0")
         train_here(*same, STRATEGY, "run_id=there")
         train_here(*same, "strategy=cpu", "run_id=here")
@@ -111,7 +110,7 @@ def test_a_run_in_two_parts_takes_the_same_steps(train_here: Train, tmp_path: Pa
 
 def test_the_curriculum_in_the_precision_of_the_device(train_here: Train, tmp_path: Path) -> None:
     shown = ("sample_replies=1", "selection=10", "human_rank=2", "latent_contexts=2", "run_id=r")
-    for stage in ("1_coarse", "2_gen", "2_eval", "2_eval_dual"):
+    for stage in ("1_coarse", "2_gen", "2_eval", "2_eval_dual", "2_eval_pmi"):
         train_here(STRATEGY, "strategy.precision=auto", f"stage={stage}", *shown)
         rows = read_metrics(tmp_path / "outputs" / f"tiny-{stage}" / "r" / "metrics.csv")
         values = {metric: value for _, metric, value in rows}

@@ -424,7 +424,7 @@ def test_ranks_average_their_shares_as_one_process_does_the_whole(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["2_eval_dual"])  # it has a parameter of one number, and a buffer
+@pytest.mark.parametrize("stage", ["2_eval_dual", "2_eval_pmi"])  # parameters of one number, and a buffer
 def test_ranks_fill_their_shards_with_the_weights_of_an_unsharded_run(
     run_fork: RankedForks, tmp_path: Path, stage: str
 ) -> None:

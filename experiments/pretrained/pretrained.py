@@ -166,10 +166,11 @@ def make(given: argparse.Namespace, base: Path) -> dict[str, Any]:
             words = ["--work", given.work, "--starts", given.starts, "--utterances", given.utterances]
             words += ["--seed", given.seed, "--timed", TIMED, *asked.contexts.values()]
             run("experiments.pretrained.say", f"{name}={speaker}", *words)
-    runs = {"coarse": given.coarse, "fine": given.fine, "ranker": given.ranker}
+    others = {name: Path(run) for name, _, run in (of.partition("=") for of in given.other)}
+    runs = {"coarse": given.coarse, "fine": given.fine, "ranker": given.ranker, **others}
     for name, path in runs.items():
         keep_config(path, given.results / "config" / f"{name}.yaml", given.coarse.parent)
-    rankers = {"ranker": given.ranker, "small's ranker": Path(SMALL)}
+    rankers = {"ranker": given.ranker, **others, "small's ranker": Path(SMALL)}
     said = measure(list(rows), given.work, asked)
     options = ("seed", "contexts", "starts", "utterances", "choices", "latent_contexts")
     return {
@@ -200,6 +201,7 @@ def arguments() -> argparse.Namespace:
     add("--coarse", type=Path, required=True, help="run of stage 1")
     add("--fine", type=Path, required=True, help="run of stage 2.1")
     add("--ranker", type=Path, required=True, help="run of stage 2.2")
+    add("--other", action="append", default=[], metavar="NAME=RUN", help="another ranker to choose by")
     add("--base", type=Path, help="folder of the decoder; default: that of smollm2")
     add("--multiref", type=Path, help="DailyDialog's multireftest.jsonl.gz; without it the test split alone")
     add("--work", type=Path, default=Path("outputs/pretrained/work"), help="where what is found is kept")

@@ -18,7 +18,7 @@ train() {
     if [ -e "$out/$1/done" ]; then return; fi
     python train.py model=pretrained model.path="$base" model.max_position=192 \
         model.adapter=lora model.adapter_rank=8 model.adapter_alpha=16 model.context_mask=causal \
-        data=shards data.path="$data" data.unit_tokens=1024 data.row_length=256 data.valid_units=48 \
+        data=shards data.path="$data" data.unit_tokens=1024 data.row_length="${rows:-256}" data.valid_units=48 \
         stage="$1" trainer.max_steps="$2" optim.lr="$4" trainer.val_check_interval="$(($2 / 2))" \
         optim.batch_tokens="$3" optim.warmup_steps=40 optim.schedule=linear seed=0 strategy=cpu checkpoint_steps=25 \
         selection=300 human_rank=0 sample_replies=0 latent_contexts=0 report=false \
@@ -30,11 +30,16 @@ if [ -z "$coarse" ]; then
     train 1_coarse "${STEPS_COARSE:-500}" 2048 1.25e-3
 fi
 train 2_gen "${STEPS_FINE:-800}" 1024 5e-4 init_from="$coarse"
-train 2_eval_dual "${STEPS_RANKER:-900}" 2048 1.25e-3 init_from="$coarse"
+rows=512 train 2_eval_pmi "${STEPS_RANKER:-400}" 2048 5e-4 init_from="$coarse" # a context with four responses
+given=()
+if [ -n "${STEPS_DUAL:-}" ]; then # another ranker to compare with, on top of the budget: the README's took 900 steps
+    train 2_eval_dual "$STEPS_DUAL" 2048 1.25e-3 init_from="$coarse"
+    given+=(--other "dual=$out/2_eval_dual")
+fi
 
 multiref=${MULTIREF:-../shared/data/dailydialog/multireftest.jsonl.gz}
-given=(--base "$base" --data "$data" --work "$out/work")
-given+=(--coarse "$coarse" --fine "$out/2_gen" --ranker "$out/2_eval_dual")
+given+=(--base "$base" --data "$data" --work "$out/work")
+given+=(--coarse "$coarse" --fine "$out/2_gen" --ranker "$out/2_eval_pmi")
 if [ -e "$multiref" ]; then given+=(--multiref "$multiref"); fi
 OMP_NUM_THREADS=1 python -m experiments.pretrained.pretrained "${given[@]}" "$@"
 python experiments/tables.py

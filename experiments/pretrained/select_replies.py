@@ -43,7 +43,6 @@ NEUTRAL = ("hi .",)
 """The context that asks for nothing."""
 CONTROL = "another"
 """Set: the first set's questions after contexts of other groups."""
-BOTH = "ranker and stage 1, difference"
 SETS = ("random", "matched")
 DIGITS = 4
 
@@ -85,12 +84,6 @@ def decoder_scorers(folder: Path) -> dict[str, Scorer]:
 def coarse_scorers(run: Path) -> dict[str, Scorer]:
     """The same of a run of stage 1."""
     return two_ways("stage 1", LogProb(forward(load_generation(run), saved_tokenizer(run))).summed)
-
-
-def ranks_summed(one: Sequence[float], other: Sequence[float]) -> list[float]:
-    """Two scores that count alike whatever their scales: the sum of each candidate's places, 0 the lowest."""
-    places = [np.argsort(np.argsort(scores, kind="stable"), kind="stable") for scores in (one, other)]
-    return [float(place) for place in np.sum(places, axis=0)]
 
 
 def queries_of(data: Path, work: Path, n: int) -> list[Query]:
@@ -184,6 +177,4 @@ def selection(
             make = scorers() if len(done) < len(queries) else {}
             for found, new in zip(scored, score_queries(queries, make, done, append), strict=True):
                 found |= new
-    for scores in scored:
-        scores[BOTH] = ranks_summed(scores["ranker"], scores["stage 1, difference"])
     return measured(queries, scored)

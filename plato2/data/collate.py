@@ -202,7 +202,7 @@ class CoherenceBatch:
         if not 0.0 <= self.mask_prob <= 1.0:
             raise UserError(f"stage.batch.mask_prob={self.mask_prob}: must be between 0 and 1")
         if self.head not in ("first", "dual"):
-            raise UserError(f"stage.batch.head={self.head}: choose first or dual")
+            raise UserError(f"stage.batch.head={self.head}: choose first or dual; pmi is stage=2_eval_pmi")
 
     def longest(self, index: ShardIndex) -> int:
         """Slots of the longest item the corpus may hold."""

@@ -13,6 +13,8 @@ from plato2.model.backbone import Backbone, TokenTransform, mean_slots
 
 FOLLOWS = 0.1
 """How much of the way to the mean logits of a step their running mean goes."""
+FASTER = 100.0
+"""Than weights learn the two numbers of a PMI head, which have farther to go."""
 SCALE = 20.0
 """Of a cosine before the softmax of a dual head, at the start: a temperature of 0.05."""
 
@@ -202,7 +204,7 @@ class DualCoherence(nn.Module):
 class InformationCoherence(nn.Module):
     """p(l|c,r) of a model that writes: how much more probable r is after c than after nothing.
 
-        p(l=1|c,r) = sigmoid(e^g i(c,r) + b),  i(c,r) = log p(r|c) - log p(r)
+        p(l=1|c,r) = sigmoid(e^(100 g) i(c,r) + 100 b),  i(c,r) = log p(r|c) - log p(r)
 
     i is the pointwise mutual information of context and response. Where r is as often the context's own
     response, drawn from p(r|c), as a random one, drawn from p(r), Bayes' rule says p(l=1|c,r) =
@@ -218,7 +220,7 @@ class InformationCoherence(nn.Module):
 
     def forward(self, after_context: Tensor, alone: Tensor) -> Tensor:
         """log p(r|c) and log p(r) in nats, (...) -> logits (..., 2), of which that of l = 0 is 0."""
-        score = self.log_scale.exp() * (after_context - alone) + self.bias
+        score = (FASTER * self.log_scale).exp() * (after_context - alone) + FASTER * self.bias
         return F.pad(score[..., None], (1, 0))
 
 

@@ -226,7 +226,7 @@ def test_the_head_is_kept_in_checkpoint_and_network(tmp_path: Path) -> None:
 
 
 def test_an_unknown_head_is_refused() -> None:
-    with pytest.raises(UserError, match=r"stage.head=second: choose first or dual"):
+    with pytest.raises(UserError, match=r"stage.head=second: choose first, dual or pmi"):
         make_stage("2_eval", head="second")
     with pytest.raises(UserError, match=r"stage.batch.head=second: choose first or dual"):
         CoherenceBatch(head="second")  # type: ignore[arg-type]

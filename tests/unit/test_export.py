@@ -205,6 +205,7 @@ with torch.no_grad():
     found["coarse"] = load("coarse")(**rows).logits
 found["judge"] = load("judge").coherence(TURNS, RESPONSES)
 found["dual"] = load("dual").coherence(TURNS, RESPONSES)
+found["pmi"] = load("pmi").coherence(TURNS, RESPONSES)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     model.reply("\u4f60\u597d", max_tokens=2)
@@ -252,9 +253,8 @@ def remote(release: Path, imported: Path, tmp_path_factory: pytest.TempPathFacto
     export_to_huggingface(tmp_path / "half", imported, None, "bfloat16")
     export_to_huggingface(tmp_path / "coarse", make_run(tmp_path / "runs" / "1_coarse", "1_coarse"), None)
     export_to_huggingface(tmp_path / "judge", None, import_knover(release / "NSP", tmp_path / "in").out)
-    export_to_huggingface(
-        tmp_path / "dual", None, make_run(tmp_path / "runs" / "dual", "2_eval", head="dual")
-    )
+    for head in ("dual", "pmi"):
+        export_to_huggingface(tmp_path / head, None, make_run(tmp_path / "runs" / head, "2_eval", head=head))
     shutil.copytree(release, tmp_path / "knover")
     for file in (tmp_path / "knover").glob("*/*"):
         if file.name.startswith(("recognition_", "bow_")) or file.match("NSP/mask_lm_*"):
@@ -343,14 +343,15 @@ def test_transformers_stops_and_refuses_as_the_bot_does(remote: dict[str, Any], 
     assert "the model cannot read 100% of this message" in remote["warnings"]
 
 
-def test_transformers_ranks_with_a_dual_head_too(remote: dict[str, Any]) -> None:
-    run = remote["base"] / "runs" / "dual"
+@pytest.mark.parametrize("head", ["dual", "pmi"])
+def test_transformers_ranks_with_our_heads_too(remote: dict[str, Any], head: str) -> None:
+    run = remote["base"] / "runs" / head
     tokenizer, network = Tokenizer.load(run / "tokenizer"), load_evaluation(run)
     context = encode_context(tokenizer.encode_batch(TURNS))
     assert context is not None
     expected = coherence(network, [(context, words) for words in tokenizer.encode_batch(RESPONSES)])
-    assert remote["dual"] == pytest.approx(expected, abs=1e-6)
-    assert coherence(load_evaluation(remote["base"] / "dual"), [([1, 7, 2], [9])]) == coherence(
+    assert remote[head] == pytest.approx(expected, abs=1e-6)
+    assert coherence(load_evaluation(remote["base"] / head), [([1, 7, 2], [9])]) == coherence(
         network, [([1, 7, 2], [9])]
     )
 

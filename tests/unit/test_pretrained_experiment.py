@@ -76,11 +76,6 @@ def test_what_is_always_probable_is_taken_out_by_the_difference(chosen: ModuleTy
     assert len(read) == 2 + 2 * 3
 
 
-def test_two_scores_of_different_scales_count_alike(chosen: ModuleType) -> None:
-    assert chosen.ranks_summed([0.1, 0.9, 0.5], [-100.0, -300.0, -200.0]) == [2.0, 2.0, 2.0]
-    assert chosen.ranks_summed([0.1, 0.9, 0.5], [1.0, 3.0, 2.0]) == [0.0, 4.0, 2.0]
-
-
 def test_the_control_asks_after_a_context_of_another_group(
     chosen: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,7 +145,8 @@ def test_from_a_folder_to_results_killed_in_between(tree: Path) -> None:
     multiref.write_text("\n".join(map(json.dumps, several)) + "\n", encoding="utf-8")
     given = environment(
         BASE=str(decoder), DATA=str(data), OUT="outputs/pretrained", MULTIREF=str(multiref),
-        STEPS_COARSE="4", STEPS_FINE="4", STEPS_RANKER="4", PLATO2_CACHE=str(tree.parent / "cache"),
+        STEPS_COARSE="4", STEPS_FINE="4", STEPS_RANKER="4", STEPS_DUAL="4",
+        PLATO2_CACHE=str(tree.parent / "cache"),
         PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     )  # fmt: skip
     script = ["bash", str(tree / "experiments/pretrained/run.sh"), "--contexts", "3", "--starts", "2"]
@@ -177,11 +173,11 @@ def test_from_a_folder_to_results_killed_in_between(tree: Path) -> None:
     of = found["selection"]["sets"]
     assert list(of) == ["random", "matched", "another"]
     models = {"smollm2, log p", "smollm2, difference", "stage 1, log p", "stage 1, difference", "ranker"}
-    models |= {"ranker and stage 1, difference", "small's ranker"}
+    models |= {"dual", "small's ranker"}
     assert models | {"random", "shared words", "BM25", "short"} == set(of["another"])
     assert of["another"]["ranker"]["p1"][0] < 0.5
-    assert [run["steps"] for run in found["runs"].values()] == [4, 4, 4]
-    assert found["runs"]["ranker"]["head"] == "dual"
+    assert [run["steps"] for run in found["runs"].values()] == [4, 4, 4, 4]
+    assert [found["runs"][name]["head"] for name in ("ranker", "dual")] == ["pmi", "dual"]
     assert all(run["cpu_s"] > 0 for run in found["runs"].values())
     text = (tree / "experiments/pretrained/README.md").read_text(encoding="utf-8")
     assert "Not run yet." not in text
@@ -208,7 +204,7 @@ def can_be_shipped(results: dict[str, Any], runs: Path, folder: Path) -> None:
     from plato2.config import UserError
     from plato2.weights.export import export_folder
 
-    fine, ranker = runs / "2_gen", runs / "2_eval_dual"
+    fine, ranker = runs / "2_gen", runs / "2_eval_pmi"
     with pytest.raises(UserError, match="is not the one that smollm2 is made of"):
         ship(Namespace(fine=fine, ranker=ranker), results)
     export_folder(folder / "shipped", fine, ranker, "", "bfloat16")

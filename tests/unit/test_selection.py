@@ -127,7 +127,7 @@ def test_real_heads_give_figures(corpus: Path) -> None:
     from units import make_stage as make_small
 
     selection = read_selection(corpus, 20)
-    for head in ("first", "dual"):
+    for head in ("first", "dual", "pmi"):
         stage = make_small("2_eval", head=head).eval()
         found = selection_figures(stage, selection)
         assert found.keys() == overlap_figures(selection).keys()

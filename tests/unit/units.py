@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plato2.batch import n_targets
 from plato2.config import ModelConfig, OptimConfig
 from plato2.data.collate import BackwardBatch, CoherenceBatch, GenerationBatch, Items, JointBatch, Window
 from plato2.data.order import Batching, lay_out
@@ -117,7 +118,7 @@ class Packed:
 
     def _unit(self, layout: UnitLayout) -> Unit:
         unit = self.batch.unit(self.window, self.items, layout)
-        totals = {"step_targets": len(unit.get("own_targets", unit["target_ids"])), "step_samples": len(layout.items)}
+        totals = {"step_targets": n_targets(unit), "step_samples": len(layout.items)}
         return unit | {name: torch.tensor(total) for name, total in totals.items()}
 
 
