@@ -430,6 +430,7 @@ def test_ranks_fill_their_shards_with_the_weights_of_an_unsharded_run(
 ) -> None:
     """After a step that changes nothing, as far as float32 can tell; of 4 ranks, which do not divide all."""
     still = ["optim.lr=1e-30", "optim.batch_tokens=2048", "trainer.max_steps=1", f"stage={stage}"]
+    still += ["data.row_length=256"]  # room for four responses
     run_fork(*RUN, *still, run_id="one")
     run_fork(*RUN, *still, *HSDP, "strategy.devices=4", "strategy.strategy.replicas=1", run_id="four")
     one, four = (saved_weights(tmp_path / "outputs" / f"tiny-{stage}" / run) for run in ("one", "four"))

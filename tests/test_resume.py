@@ -83,7 +83,7 @@ CASES = {
     "fine": ["stage=2_gen", "init_from=scratch"],
     "evaluation": ["stage=2_eval", "init_from=scratch"],
     "dual": ["stage=2_eval_dual", "init_from=scratch"],
-    "pmi": ["stage=2_eval_pmi", "init_from=scratch"],
+    "pmi": ["stage=2_eval_pmi", "init_from=scratch", "data.row_length=256"],
     "linear": ["stage=1_coarse", "optim.schedule=linear"],
     "backward": ["stage=backward", "init_from=scratch"],
     "plato": ["stage=plato"],

@@ -42,7 +42,10 @@ PANELS: Mapping[str, tuple[Panel, ...]] = {
         Panel("2_gen: loss", ("train/nll", "val/nll", "train/bow", "val/bow"), "nats", ("2_gen",)),
         Panel(
             "2_eval: loss",
-            ("train/rce", "val/rce", "train/mlm", "val/mlm", "train/contrast", "val/contrast"),
+            (
+                *("train/rce", "val/rce", "train/mlm", "val/mlm", "train/contrast", "val/contrast"),
+                *("train/nll", "val/nll", "train/nll_alone", "val/nll_alone"),
+            ),
             "nats",
             ("2_eval",),
         ),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from plato2.config import TrainConfig, UserError
-from plato2.runs.build import build, check_arguments, check_counts
+from plato2.runs.build import build, check_arguments, check_counts, find
 
 if TYPE_CHECKING:  # heavy imports wait until something is trained: --help and tab completion stay fast
     from plato2.data.module import DialogueDataModule
@@ -74,6 +75,8 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
     batch_node = keys.stage.pop("batch")
     stage = build_stage(keys, "meta")  # first: what it refuses, such as a head, is not the batch's to name
     head = {"head": keys.stage["head"]} if "head" in keys.stage else {}
+    if head:
+        check_head(head["head"], batch_node)
     batch = build(head | batch_node, "stage.batch")
     if not hasattr(batch, "roles"):
         if keys.model.n_role:
@@ -99,6 +102,21 @@ def build_parts(keys: TrainConfig) -> tuple[Stage, CorpusOfRun, DialogueDataModu
         told = f"strategy.devices={devices}" + f" on {num_nodes} machines" * (num_nodes > 1)
         data.check_ranks(ranks, told)
     return stage, CorpusOfRun(data.path, prepare), data
+
+
+def check_head(head: str, batch_node: Mapping[str, Any]) -> None:
+    """Compares the head of stage 2.2 with those that the batch is for.
+
+    Raises:
+        UserError: names the stage that has the right batch.
+    """
+    target = find(batch_node["_target_"], "stage.batch._target_")
+    heads = get_args(get_type_hints(target).get("head"))
+    if heads and head not in heads:
+        right = "2_eval" if head == "first" else f"2_eval_{head}"
+        raise UserError(
+            f"stage.head={head}: {target.__name__} is for {' or '.join(heads)}; use stage={right}"
+        )
 
 
 def build_stage(keys: TrainConfig, device: str) -> Stage:

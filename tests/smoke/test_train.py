@@ -72,8 +72,22 @@ def test_what_an_evaluation_model_is_worth_is_logged_and_kept(
     other = "dual" if head == "first" else "first"
     with pytest.raises(UserError, match=rf"stage.batch.head={other}, stage.head={head}: the batch is"):
         trains("stage=2_eval", f"stage.head={head}", f"+stage.batch.head={other}")
-    with pytest.raises(UserError, match=r"^stage\.head=second: must be first or dual"):
+    with pytest.raises(UserError, match=r"^stage\.head=second: must be first or dual or pmi"):
         trains("stage=2_eval", "stage.head=second")
+    with pytest.raises(UserError, match=r"^stage\.head=pmi: CoherenceBatch is for .*; use stage=2_eval_pmi"):
+        trains("stage=2_eval", "stage.head=pmi")
+    with pytest.raises(UserError, match=rf"^stage\.head={head}: .* for pmi; use stage=2_eval"):
+        trains("stage=2_eval_pmi", f"stage.head={head}")
+
+
+def test_a_model_that_ranks_by_pmi_is_trained_from_what_it_writes(trains: Trains, tmp_path: Path) -> None:
+    trains("stage=1_coarse", "run_id=r")
+    trains("stage=2_eval_pmi", "data.row_length=256", "run_id=j", "selection=20", "human_rank=4")
+    run = RunFolder(tmp_path / "outputs" / "tiny-2_eval_pmi" / "j")
+    for name in ("pair_acc", "p1", "human_first", "coherence_acc", "rce", "nll", "nll_alone", "ppl"):
+        assert len(losses(run.path, f"val/{name}")) == 2
+    state = torch.load(run.last, weights_only=True)["state_dict"]
+    assert all(float(state[f"coherence.{name}"]) != 0 for name in ("log_scale", "bias"))
 
 
 def test_what_talking_shows_of_the_latents_is_logged_and_changes_nothing(
