@@ -30,7 +30,7 @@ if [ -z "$coarse" ]; then
     train 1_coarse "${STEPS_COARSE:-500}" 2048 1.25e-3
 fi
 train 2_gen "${STEPS_FINE:-800}" 1024 5e-4 init_from="$coarse"
-rows=512 train 2_eval_pmi "${STEPS_RANKER:-400}" 2048 5e-4 init_from="$coarse" # a context with four responses
+rows=512 train 2_eval_pmi "${STEPS_RANKER:-300}" 2048 5e-4 init_from="$coarse" # a context with four responses
 given=()
 if [ -n "${STEPS_DUAL:-}" ]; then # another ranker to compare with, on top of the budget: the README's took 900 steps
     train 2_eval_dual "$STEPS_DUAL" 2048 1.25e-3 init_from="$coarse"
