@@ -118,8 +118,11 @@ class CoherenceEstimation(Stage):
         x = self.backbone.embed_unit(unit)  # (B, T, H)
         h = self.backbone.encode(x, mask, read=unit["target_index"], pos_ids=unit["pos_ids"])  # (M, H)
         nll = losses.nll(self.backbone.lm_logits(h), unit["target_ids"])  # (M,)
-        sums = nll.new_zeros(len(unit["sample_index"])).index_add(0, unit["target_sample"], nll)  # (4 N,)
-        after_context, alone = (-sums).view(-1, 2, 2).unbind(dim=1)  # (N, 2) each: own response, random one
+        n_records = len(unit["sample_index"])  # 4 N
+        sums = nll.new_zeros(n_records).index_add(0, unit["target_sample"], nll)
+        after_context, alone = (
+            (-sums).view(n_records // 4, 2, 2).unbind(dim=1)
+        )  # (N, 2) each: own response, random one
         coherence = self.coherence(after_context, alone)  # (N, 2, 2)
         labels = torch.tensor([1, 0], device=coherence.device).expand(coherence.shape[:2])
         rce = F.cross_entropy(coherence.flatten(0, 1), labels.flatten(), reduction="none")  # equation 7

@@ -19,6 +19,7 @@ from units import MODEL, STAGES, Packed, make_stage, make_window, pack
 
 from plato2.config import UserError
 from plato2.data.collate import CoherenceBatch, InformationBatch
+from plato2.data.packing import UnitLayout
 from plato2.data.units import pack as pack_pairs
 from plato2.data.units import pack_branches
 from plato2.model import masks
@@ -126,6 +127,18 @@ def test_an_item_takes_the_slots_it_says_and_no_more_than_the_longest() -> None:
     assert (packed.unit["segment_ids"] > 0).sum(1).tolist() == filled.tolist()
     index = type("Index", (), {"max_context": 28, "max_response": 11})  # of make_window's dialogues
     assert packed.items.slots.max() <= InformationBatch().longest(index)  # type: ignore[arg-type]
+
+
+def test_a_unit_without_samples_has_no_terms_and_a_gradient_of_0() -> None:
+    """What a rank gets that has none left."""
+    nothing = np.zeros(0, dtype=np.int64)
+    packed = packed_items()
+    empty = UnitLayout(nothing, nothing, nothing, 1, 64)
+    stage = pmi()
+    terms = stage.losses(packed.batch.unit(packed.window, packed.items, empty))
+    assert {name: len(value) for name, value in terms.items()} == dict.fromkeys(terms, 0)
+    torch.stack([value.sum() for value in terms.values()]).sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in stage.coherence.parameters())
 
 
 def test_no_response_sees_another() -> None:
