@@ -120,9 +120,8 @@ class CoherenceEstimation(Stage):
         nll = losses.nll(self.backbone.lm_logits(h), unit["target_ids"])  # (M,)
         n_records = len(unit["sample_index"])  # 4 N
         sums = nll.new_zeros(n_records).index_add(0, unit["target_sample"], nll)
-        after_context, alone = (
-            (-sums).view(n_records // 4, 2, 2).unbind(dim=1)
-        )  # (N, 2) each: own response, random one
+        log_p = -sums.view(n_records // 4, 2, 2)  # (N, after the context | alone, own response | random one)
+        after_context, alone = log_p.unbind(dim=1)  # (N, 2) each
         coherence = self.coherence(after_context, alone)  # (N, 2, 2)
         labels = torch.tensor([1, 0], device=coherence.device).expand(coherence.shape[:2])
         rce = F.cross_entropy(coherence.flatten(0, 1), labels.flatten(), reduction="none")  # equation 7
