@@ -26,6 +26,7 @@ from plato2.talk.bot import PlatoBot
 
 DEVICE = os.environ.get("PLATO2_TEST_DEVICE", "cuda")
 STRATEGY = "strategy=gpu" if DEVICE == "cuda" else "strategy=cpu"
+ROWS = "data.row_length=256"  # room for a context with four responses
 NAMES = (*BATCHES, "2_eval_dual", "2_eval_pmi")
 pytestmark = [
     pytest.mark.gpu,
@@ -91,7 +92,7 @@ def test_recomputed_activations_draw_the_same_dropout(name: str) -> None:
 
 def test_a_run_takes_the_steps_of_one_on_the_cpu(train_here: Train, tmp_path: Path) -> None:
     for stage in ("1_coarse", "2_gen", "2_eval", "2_eval_dual", "2_eval_pmi"):
-        same = (f"stage={stage}", "init_from=scratch", "model.dropout=0.0")
+        same = (f"stage={stage}", "init_from=scratch", "model.dropout=0.0", ROWS)
         train_here(*same, STRATEGY, "run_id=there")
         train_here(*same, "strategy=cpu", "run_id=here")
         there, here = (losses_of(tmp_path / "outputs" / f"tiny-{stage}" / name) for name in ("there", "here"))
@@ -109,7 +110,7 @@ def test_a_run_in_two_parts_takes_the_same_steps(train_here: Train, tmp_path: Pa
 
 
 def test_the_curriculum_in_the_precision_of_the_device(train_here: Train, tmp_path: Path) -> None:
-    shown = ("sample_replies=1", "selection=10", "human_rank=2", "latent_contexts=2", "run_id=r")
+    shown = ("sample_replies=1", "selection=10", "human_rank=2", "latent_contexts=2", "run_id=r", ROWS)
     for stage in ("1_coarse", "2_gen", "2_eval", "2_eval_dual", "2_eval_pmi"):
         train_here(STRATEGY, "strategy.precision=auto", f"stage={stage}", *shown)
         rows = read_metrics(tmp_path / "outputs" / f"tiny-{stage}" / "r" / "metrics.csv")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from runs import make_run, write_metrics
 from small import ROOT, assert_one_line, environment
 from typer.testing import CliRunner
@@ -321,6 +322,7 @@ def test_bad_input(place: Path, arguments: list[str], message: str, monkeypatch:
 
 @pytest.mark.slow
 def test_weights_and_biases_offline(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb.teardown()  # another test of this process may have used it, and it reads its variables once
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(place))
     monkeypatch.setenv("WANDB_SILENT", "true")
