@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from plato2.config import SMOLLM2, ModelConfig, Role, Use, UserError
+from plato2.config import SMALL, SMOLLM2, ModelConfig, Role, Use, UserError
 from plato2.data.tokenizer import Tokenizer
 from plato2.formats import StageArguments, check
 from plato2.model.backbone import initialize_parameter
@@ -412,11 +412,13 @@ def checkpoint_file(path: str | Path) -> Path:
 
 
 def _near(path: Path) -> str:
-    """`; did you mean ...?` with names like the first missing part of `path`."""
+    """`; did you mean ...?`: names like the first missing part of `path`, and of models that come along."""
     missing = path
     while not missing.parent.is_dir():
         missing = missing.parent
-    names = [entry.name for entry in missing.parent.iterdir()]
+    names = {entry.name for entry in missing.parent.iterdir()}
+    if path == Path(path.name):
+        names |= {SMALL, SMOLLM2}
     close = get_close_matches(missing.name, names, n=3, cutoff=0.5)
     if not close:
         return f"; {missing.parent} has nothing of that name"

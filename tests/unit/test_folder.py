@@ -82,6 +82,8 @@ def test_paths_that_do_not_exist_suggest_near_ones(tmp_path: Path) -> None:
         load_stage(tmp_path / "zzz")
     with pytest.raises(UserError, match="no such run"):
         load_stage(run / "lineage.json" / "deeper")
+    with pytest.raises(UserError, match=r"^smolm2: no such .*; did you mean smollm2"):
+        load_stage("smolm2")
     with pytest.raises(UserError, match=f"no checkpoint in it; did you mean {run}"):
         load_stage(run.parent)
     with pytest.raises(UserError, match="no checkpoint in it; give the folder of a run"):
