@@ -20,7 +20,7 @@ train() {
         model.adapter=lora model.adapter_rank=8 model.adapter_alpha=16 model.context_mask=causal \
         data=shards data.path="$data" data.unit_tokens=1024 data.row_length="${rows:-256}" data.valid_units=48 \
         stage="$1" trainer.max_steps="$2" optim.lr="$4" trainer.val_check_interval="$(($2 / 2))" \
-        optim.batch_tokens="$3" optim.warmup_steps=40 optim.schedule=linear seed=0 strategy=cpu checkpoint_steps=25 \
+        optim.batch_tokens="$3" optim.warmup_steps="${warmup:-40}" optim.schedule=linear seed=0 strategy=cpu checkpoint_steps=25 \
         selection=300 human_rank=0 sample_replies=0 latent_contexts=0 report=false \
         output_dir="$(dirname "$out")" name="$(basename "$out")" run_id="$1" "${@:5}"
     touch "$out/$1/done"
@@ -30,7 +30,8 @@ if [ -z "$coarse" ]; then
     train 1_coarse "${STEPS_COARSE:-500}" 2048 1.25e-3
 fi
 train 2_gen "${STEPS_FINE:-800}" 1024 5e-4 init_from="$coarse"
-rows=512 train 2_eval_pmi "${STEPS_RANKER:-300}" 2048 5e-4 init_from="$coarse" # a context with four responses
+# rows: room for a context with four responses
+rows=512 warmup=20 train 2_eval_pmi "${STEPS_RANKER:-300}" 2048 5e-4 init_from="$coarse"
 given=()
 if [ -n "${STEPS_DUAL:-}" ]; then # another ranker to compare with, on top of the budget: the README's took 900 steps
     train 2_eval_dual "$STEPS_DUAL" 2048 1.25e-3 init_from="$coarse"

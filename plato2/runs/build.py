@@ -66,10 +66,10 @@ def check_arguments(target: Callable[..., Any], given: Mapping[str, Any], key: s
         UserError: names the key, the value and what could stand there.
     """
     check_keys(given, list(_parameters(target)), f"{key}.", target.__name__)
-    hints = _hints(target)
+    types = hints(target)
     for name, value in given.items():
-        if name in hints and not _fits(value, hints[name]):
-            raise UserError(f"{key}.{name}={value}: must be {' or '.join(_words(hints[name]))}")
+        if name in types and not _fits(value, types[name]):
+            raise UserError(f"{key}.{name}={value}: must be {' or '.join(_words(types[name]))}")
 
 
 def check_keys(given: Iterable[str], known: Sequence[str], prefix: str, owner: str) -> None:
@@ -102,7 +102,8 @@ def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {name: parameter for name, parameter in found if parameter.kind not in variadic}
 
 
-def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+def hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """The types of the arguments of what will be called; none where they are known to type checkers only."""
     try:
         return get_type_hints(target.__init__ if inspect.isclass(target) else target)
     except (NameError, TypeError):  # names that exist for type checkers only: nothing to compare with

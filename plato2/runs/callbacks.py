@@ -223,7 +223,7 @@ class Throughput(Callback):
         for unit in batch["units"]:
             tokens, samples, targets = (
                 int((unit["segment_ids"] > 0).sum()),
-                len(unit["sample_index"]),
+                len(unit["sample_ids"]),
                 len(unit["target_index"]),
             )
             self.tokens += tokens

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args
 
 from plato2.config import TrainConfig, UserError
-from plato2.runs.build import build, check_arguments, check_counts, find
+from plato2.runs.build import build, check_arguments, check_counts, find, hints
 
 if TYPE_CHECKING:  # heavy imports wait until something is trained: --help and tab completion stay fast
     from plato2.data.module import DialogueDataModule
@@ -111,7 +111,7 @@ def check_head(head: str, batch_node: Mapping[str, Any]) -> None:
         UserError: names the stage that has the right batch.
     """
     target = find(batch_node["_target_"], "stage.batch._target_")
-    heads = get_args(get_type_hints(target).get("head"))
+    heads = get_args(hints(target).get("head"))
     if heads and head not in heads:
         right = "2_eval" if head == "first" else f"2_eval_{head}"
         raise UserError(

@@ -257,7 +257,7 @@ def work(stage: Stage, unit: Unit, unit_tokens: int, step_tokens: int, steps: in
     """
     per_step = step_tokens / unit_tokens
     tokens = float((unit["segment_ids"] > 0).sum()) * per_step
-    samples = (len(unit["sample_index"]) + len(unit.get("random_index", ()))) * per_step
+    samples = (len(unit["sample_ids"]) + len(unit.get("random_index", ()))) * per_step
     targets = len(unit["target_index"]) * per_step
     decoder = decoder_products(stage.backbone)
     return Work(
